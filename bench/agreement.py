@@ -18,7 +18,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
-from piecework_model.engine.scheduler import known_chunks
+from piecework_model.engine.scheduler import PrefillChunk, known_chunks
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import sampler
 
@@ -59,7 +59,7 @@ class ComparedCanvas:
     before."""
 
     entropy_bound: float
-    chunks: tuple[tuple[int, ...], ...]
+    chunks: tuple[PrefillChunk, ...]
     steps: tuple[ComparedStep, ...]
 
 
@@ -119,7 +119,7 @@ class Observer:
             self._prefill(cache, chunks)
             steps = tuple(self._steps(cache, request, index))
             canvases.append(ComparedCanvas(request.entropy_bound, chunks, steps))
-            chunks = (tuple(steps[-1].decided.argmax.tolist()),)
+            chunks = (PrefillChunk(tuple(steps[-1].decided.argmax.tolist())),)
         return canvases
 
     @torch.inference_mode()
@@ -132,7 +132,7 @@ class Observer:
                 decided, _ = self._decide(cache, step.seen, canvas.entropy_bound)
                 tally.add(decided, step.decided)
 
-    def _prefill(self, cache: DynamicCache, chunks: Sequence[tuple[int, ...]]) -> None:
+    def _prefill(self, cache: DynamicCache, chunks: Sequence[PrefillChunk]) -> None:
         for chunk in chunks:
             self._denoiser.prefill(cache, chunk)
 

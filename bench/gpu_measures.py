@@ -24,7 +24,7 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import SequenceFailure, SequenceStep
 from piecework_model.engine.reference import ReferenceExecutor
-from piecework_model.engine.scheduler import SequenceWork
+from piecework_model.engine.scheduler import PrefillChunk, SequenceWork
 from piecework_model.layers import matmul as products
 from piecework_model.layers import moe_backends
 from piecework_model.layers.backbone import Backbone, Segment
@@ -429,7 +429,7 @@ def first_logits(
     canvas = torch.arange(limits.canvas_size, device=device.torch) * 37 % limits.vocab_size
     denoiser = Denoiser(model)
     theirs_cache: DynamicCache = denoiser.new_cache()
-    denoiser.prefill(theirs_cache, job.prompt_ids)
+    denoiser.prefill(theirs_cache, PrefillChunk(job.prompt_ids))
     theirs = denoiser.raw_logits(theirs_cache, canvas, None)
     layout = cache_layout(model.config.text_config, limits.canvas_size, limits.chunk_tokens)
     cache = SequenceCache(layout, limits.sequence_tokens(job), device.torch, denoiser.dtype)

@@ -134,7 +134,7 @@ def build(
         model = DiffusionGemmaForBlockDiffusion(config(dimensions))
     model.set_experts_implementation("eager")
     parameters = sum(
-        p.numel() for name, p in model.named_parameters() if not precision.is_unused(name)
+        p.numel() for name, p in model.named_parameters() if not precision.is_vision(name)
     )
     tensors = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
     recipe = best_recipe(quantization, device, tensors, offloaded=resident_share is not None)

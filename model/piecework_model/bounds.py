@@ -8,7 +8,8 @@ from typing import Final
 
 from piecework_model import limits, templates
 from piecework_model.errors import ContextOverflowError, InvalidRequestError
-from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
+from piecework_model.requests import HOLE, GenerationRequest, PromptImage, ReadSlot
+from piecework_protocol.limits import MAX_IMAGES_PER_PROMPT
 
 _TEXTS: Final = ("request_id", "tenant")
 _WHOLE: Final = (
@@ -23,21 +24,54 @@ _REAL: Final = ("temperature_start", "temperature_end", "entropy_bound", "confid
 
 
 @dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """How a loaded model sees images.
+
+    token_id: stands in the prompt for each token of an image. patch: pixels a side. pooling:
+    patches a side that become one token. most_tokens: of one image. scale: makes pixel values of
+    bytes.
+    """
+
+    token_id: int
+    patch: int
+    pooling: int
+    most_tokens: int
+    scale: float
+
+    @property
+    def patch_bytes(self) -> int:
+        """Of one patch: three colours a pixel."""
+        return 3 * self.patch**2
+
+    @property
+    def most_patches(self) -> int:
+        """Of one image. The vision tower always sees as many, padded."""
+        return self.most_tokens * self.pooling**2
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLimits:
     """What a loaded model can do.
 
-    max_context, canvas_size: in tokens. max_steps: denoising steps a canvas at most.
+    max_context, canvas_size: in tokens. max_steps: denoising steps a canvas at most. images: None
+    if prompts can have none.
     """
 
     max_context: int
     canvas_size: int
     max_steps: int
     vocab_size: int
+    images: ImageLimits | None = None
 
     @property
     def chunk_tokens(self) -> int:
         """Where prompts are cut for prefill (`prompt_chunks` in engine/scheduler.py)."""
         return limits.PREFILL_CHUNK_CANVASES * self.canvas_size
+
+    @property
+    def largest_chunk(self) -> int:
+        """Tokens of the largest chunk. No cut goes through an image."""
+        return max(self.chunk_tokens, self.images.most_tokens if self.images else 0)
 
     def sequence_tokens(self, request: GenerationRequest) -> int:
         """Count the tokens that a request's sequence holds at most: the prompt and all of its
@@ -82,6 +116,7 @@ def check(request: GenerationRequest, model: ModelLimits, eos_ids: frozenset[int
         raise InvalidRequestError("prompt_ids", "empty")
     _check_template(request, model, eos_ids)
     _check_reads(request, model)
+    _check_images(request, model)
     needed = model.sequence_tokens(request)
     if needed > model.max_context:
         raise ContextOverflowError(needed, model.max_context)
@@ -130,6 +165,35 @@ def _check_reads(request: GenerationRequest, model: ModelLimits) -> None:
             _check_slot(slot, free, model)
 
 
+def _check_images(request: GenerationRequest, model: ModelLimits) -> None:
+    if not request.images:
+        return
+    if model.images is None:
+        raise InvalidRequestError("images", "this model takes none")
+    if len(request.images) > MAX_IMAGES_PER_PROMPT:
+        raise InvalidRequestError("images", f"at most {MAX_IMAGES_PER_PROMPT}")
+    behind = 0
+    for image in request.images:
+        _check_image(image, model.images)
+        span = request.prompt_ids[image.start : image.start + image.tokens]
+        # Between two images stands a token of another kind, or they would be one block.
+        if image.start < behind or span != (model.images.token_id,) * image.tokens:
+            raise InvalidRequestError("images", "the prompt does not show one where it stands")
+        behind = image.start + image.tokens + 1
+
+
+def _check_image(image: PromptImage, model: ImageLimits) -> None:
+    patches = image.columns * image.rows
+    if min(image.columns, image.rows) < 1 or image.columns % model.pooling + (
+        image.rows % model.pooling
+    ):
+        raise InvalidRequestError("images", f"{image.columns} x {image.rows} patches")
+    if patches != image.tokens * model.pooling**2 or image.tokens > model.most_tokens:
+        raise InvalidRequestError("images", f"{image.tokens} tokens of {patches} patches")
+    if len(image.patches) != patches * model.patch_bytes:
+        raise InvalidRequestError("images", f"{len(image.patches)} bytes of {patches} patches")
+
+
 def _check_slot(slot: ReadSlot, entries: tuple[int, ...], model: ModelLimits) -> None:
     if not (0 <= slot.position < len(entries) and entries[slot.position] == HOLE):
         raise InvalidRequestError("reads", f"position {slot.position} is not free")
@@ -176,15 +240,25 @@ def _check_types(request: GenerationRequest) -> None:
     for field in _REAL:
         if not (_is_whole(value := getattr(request, field)) or isinstance(value, float)):
             raise InvalidRequestError(field, f"is {_type(value)}, not a number")
-    for field in ("prompt_ids", "committed", "template", "reads"):
+    for field in ("prompt_ids", "committed", "template", "reads", "images"):
         if not isinstance(value := getattr(request, field), tuple):
             raise InvalidRequestError(field, f"is {_type(value)}, not a tuple")
     for index, canvas in enumerate(request.committed):
         if not isinstance(canvas, tuple):
             raise InvalidRequestError("committed", f"canvas {index} is {_type(canvas)}")
-    for slots in request.reads:
-        if not (isinstance(slots, tuple) and all(map(_is_slot, slots))):
-            raise InvalidRequestError("reads", "a canvas is not a tuple of slots")
+    if not all(isinstance(slots, tuple) and all(map(_is_slot, slots)) for slots in request.reads):
+        raise InvalidRequestError("reads", "a canvas is not a tuple of slots")
+    if not all(map(_is_image, request.images)):
+        raise InvalidRequestError("images", "holds something else than images")
+
+
+def _is_image(value: object) -> bool:
+    return (
+        isinstance(value, PromptImage)
+        and all(map(_is_whole, (value.start, value.tokens, value.columns, value.rows)))
+        and value.start >= 0
+        and isinstance(value.patches, bytes)
+    )
 
 
 def _is_slot(value: object) -> bool:

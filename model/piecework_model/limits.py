@@ -119,3 +119,16 @@ DEFAULT_CACHE_BYTES = 4 * 2**30
 PREFIX_CACHE_BYTES = 512 * 2**20
 # A start-up measurement that takes longer is a hang.
 BENCHMARK_MAX_SECONDS = 300.0
+
+# --- images
+
+# Of one image, before anything of it is decoded: 16 megapixels take some 0.3 s and 50 MB. The
+# processor makes at most 0.7 megapixels of them.
+MAX_IMAGE_PIXELS = 2**24
+# Of all images of a prompt. JPEG of 2 MiB, the most that a content has, is about as large.
+MAX_PROMPT_PIXELS = 2**25
+# Of the patches of all images of a prompt: 16 images of 280 tokens have 31 MB.
+MAX_PROMPT_PATCH_BYTES = 32 * 2**20
+# Of a processor's settings. 16 and 3 as published.
+MAX_PATCH_PIXELS = 64
+MAX_POOLING = 16

@@ -37,7 +37,7 @@ _LINEAR: Final = re.compile(
     r"|model\.decoder\.self_conditioning\.(gate|up|down)_proj\.weight"
 )
 _EXPERTS: Final = re.compile(_LAYER + r"experts\.(gate_up_proj|down_proj)")
-_UNUSED: Final = re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*")
+_VISION: Final = re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*")
 
 
 def is_linear(name: str) -> bool:
@@ -52,12 +52,12 @@ def is_experts(name: str) -> bool:
     return _EXPERTS.fullmatch(name) is not None
 
 
-def is_unused(name: str) -> bool:
-    """Say whether the tensor belongs to the vision tower.
+def is_vision(name: str) -> bool:
+    """Say whether the tensor belongs to the vision tower or its projection.
 
-    The tower is part of the format. Text never uses it, so it stays in host memory.
+    They are never packed. Where a checkpoint takes no images they stay in host memory.
     """
-    return _UNUSED.fullmatch(name) is not None
+    return _VISION.fullmatch(name) is not None
 
 
 def int4_group(inputs: int, group: int = DEFAULT_INT4_GROUP) -> int:

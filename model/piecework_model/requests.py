@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from piecework_protocol.kinds.text import OutputSegment, final_text
@@ -34,6 +34,22 @@ class ReadSlot:
 
 
 @dataclass(frozen=True, slots=True)
+class PromptImage:
+    """An image in a prompt, resized and cut into patches (images.py).
+
+    start: of its first token in the prompt. tokens: of its own, without those that frame it.
+    columns, rows: how many patches lie beside and below each other.
+    patches: uint8, row by row. A patch is its pixels row by row, red, green and blue of each.
+    """
+
+    start: int
+    tokens: int
+    columns: int
+    rows: int
+    patches: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedContent:
     """What a job's content is for the engine (kinds). The fields are those of GenerationRequest.
 
@@ -44,14 +60,15 @@ class EncodedContent:
     template: tuple[int, ...] = ()
     reads: tuple[tuple[ReadSlot, ...], ...] = ()
     positions: int = 0
+    images: tuple[PromptImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """One job for the engine.
 
-    The fields from prompt_ids to stability_steps, template and reads decide the result. The same
-    values give the same text.
+    The fields from prompt_ids to stability_steps, template, reads and images decide the result. The
+    same values give the same text.
 
     prompt_ids: the prompt as token ids, control tokens included (text/chat.py).
     seed: uint64.
@@ -75,6 +92,7 @@ class GenerationRequest:
     reads: empty to write. Otherwise one entry for each canvas of the template: its slots. Canvas k
         is `k // draws` of the template, where draws is the number of the request's canvases over
         that of the template's. Each takes one step. None becomes part of the next one's context.
+    images: in the order of the prompt. Where one stands, the prompt has the model's image token.
     """
 
     request_id: str
@@ -93,6 +111,7 @@ class GenerationRequest:
     tenant: str = ""
     template: tuple[int, ...] = ()
     reads: tuple[tuple[ReadSlot, ...], ...] = ()
+    images: tuple[PromptImage, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
             "yarl",
         }
     ),
-    "worker": frozenset({"numpy", "safetensors", "torch", "triton"}),
+    "worker": frozenset({"PIL", "numpy", "safetensors", "torch", "triton"}),
     "chain": frozenset({"eth", "eth_typing"}),
 }
 """Each extra with the modules that it declares. `worker` contains `vllm`, all contain `cli`."""

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from piecework.client.jobs.run import JobRun
     from piecework.client.journal.records import Part
     from piecework.client.sdk import Balance, PieceworkClient, Quote
-    from piecework_protocol.conversation import Conversation, Message, Tool, ToolCall
+    from piecework_protocol.conversation import Conversation, Image, Message, Tool, ToolCall
     from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
     from piecework_protocol.kinds.read import Label, Question
     from piecework_protocol.kinds.text import Fixed, Hole, OutputSegment, SegmentKind
@@ -82,6 +82,7 @@ __all__ = [
     "Generation",
     "Hole",
     "HomeError",
+    "Image",
     "InsufficientFunds",
     "JobFailed",
     "JobFinished",
@@ -136,6 +137,7 @@ _PLACES: Final = {
     "Funds": "piecework.client.funds",
     "Generation": "piecework.client.jobs.requests",
     "Hole": "piecework_protocol.kinds.text",
+    "Image": "piecework_protocol.conversation",
     "HomeError": _ERRORS,
     "InsufficientFunds": _ERRORS,
     "JobFailed": _ERRORS,

@@ -88,6 +88,8 @@ BROKEN_WORKER_REST_S: Final = 7 * 24 * 3600
 # English text in a subword vocabulary has about four bytes a token: for estimates, never for
 # ceilings.
 BYTES_PER_TOKEN_ESTIMATE: Final = 4
+# The published processor makes 256 to 280 tokens of most images, and two frame them.
+IMAGE_TOKENS_ESTIMATE: Final = 280
 # A worker without a slot and without a place in its queue: a usual job there has to end first.
 FULL_WORKER_WAIT_S: Final = 10.0
 # A worker has so long to take a job: it reads the chain and counts the prompt.

@@ -53,7 +53,7 @@ from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
-from piecework_protocol.conversation import Tool
+from piecework_protocol.conversation import Image, Tool
 from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.kinds.read import Question
@@ -322,6 +322,7 @@ class PieceworkClient:
         prompt: Prompt,
         *,
         system: str | None = None,
+        images: Sequence[Image] = (),
         tools: Sequence[Tool] = (),
         thinking: bool = False,
         template: Sequence[TemplatePart] = (),
@@ -332,11 +333,12 @@ class PieceworkClient:
         max_price: TokenAmount | str | None = None,
         best_effort: bool = False,
     ) -> Completion:
-        """Ask for a text, wait for all of it, and pay for it canvas by canvas.
+        """Ask for a text, pay for it canvas by canvas, and return all of it with its receipts.
 
         Args:
             prompt: What the user says, or messages, or a whole conversation.
             system: A system message in front of it.
+            images: Shown before the text of the last user message. Not all models take images.
             tools: Functions that the model may call. `Completion.tool_calls` has its calls.
             thinking: Whether the model thinks before it answers.
             template: The form of the answer: fixed texts and holes.
@@ -346,9 +348,6 @@ class PieceworkClient:
             temperature: 0 to 2, as in chat APIs. 1 is the model's published schedule.
             max_price: The most that the job may cost, such as "0.05" (tokens).
             best_effort: Whether models without seed and trace will do.
-
-        Returns:
-            The text, its receipts and its cost.
 
         Raises:
             MalformedInput: A message is not one that the protocol can carry.
@@ -366,6 +365,7 @@ class PieceworkClient:
         request = TextRequest.of(
             prompt,
             system=system,
+            images=images,
             tools=tools,
             thinking=thinking,
             template=template,

@@ -13,10 +13,10 @@ from piecework.base.jsons import loads
 from piecework.market.errors import Declined
 from piecework.market.limits import (
     DEFAULT_LISTED_OFFERS,
-    MAX_DETAILS_DEPTH,
     MAX_LISTED_OFFERS,
     MAX_OFFERS,
 )
+from piecework_protocol.limits import MAX_DETAILS_DEPTH
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Amount, Digest, Timestamp, to_hex

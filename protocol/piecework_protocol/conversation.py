@@ -34,10 +34,17 @@ PREAMBLE_TOKENS: Final = 256
 MESSAGE_TOKENS: Final = 32
 TOOL_TOKENS: Final = 128
 CALL_TOKENS: Final = 64
+# The largest number of tokens that the published processor makes of an image, and what frames them.
+IMAGE_TOKENS: Final = 1152
 ROLES: Final = ("system", "user", "assistant", "tool")
 """In the order of their numbers in the encoding."""
 IMAGE_TYPES: Final = ("image/png", "image/jpeg", "image/webp")
 """In the order of their numbers in the encoding."""
+_STARTS: Final = {
+    "image/png": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "image/jpeg": re.compile(rb"\xff\xd8\xff"),
+    "image/webp": re.compile(rb"RIFF.{4}WEBP", re.DOTALL),
+}
 _NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 # Everything up to the next mark. Strings are skipped whole, and an unterminated one to the end.
 _MARK = re.compile(r'(?:[^",:\[{]++|"[^"\\]*+(?:\\.[^"\\]*+)*+"?)*+[,:\[{]', re.DOTALL)
@@ -62,6 +69,18 @@ class Image:
             raise MalformedInput(f"an image is one of {', '.join(IMAGE_TYPES)}")
         if not self.data:
             raise MalformedInput("an image is not empty")
+
+    @classmethod
+    def of(cls, data: bytes) -> Image:
+        """Take a file's bytes, whose first ones say of which type it is.
+
+        Raises:
+            MalformedInput: They are those of no type that the protocol carries.
+        """
+        for media_type, start in _STARTS.items():
+            if start.match(data):
+                return cls(media_type, data)
+        raise MalformedInput(f"an image is one of {', '.join(IMAGE_TYPES)}")
 
 
 Part = Text | Image
@@ -218,6 +237,7 @@ def most_prompt_tokens(conversation: Conversation) -> int:
         tokens += MESSAGE_TOKENS + size(message.text) + size(message.thought)
         tokens += size(message.name + message.tool_call_id) + 2 * arguments
         tokens += sum(CALL_TOKENS + size(c.id + c.name) for c in message.tool_calls)
+        tokens += IMAGE_TOKENS * len(message.images)
     return tokens
 
 

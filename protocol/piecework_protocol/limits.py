@@ -61,6 +61,8 @@ MAX_ENDPOINT_BYTES: Final = 256
 MAX_OFFER_ENDPOINTS: Final = 8
 MAX_NAME_BYTES: Final = 128
 MAX_DETAILS_BYTES: Final = 8 * 1024
+# A worker's own facts nest three deep. They must parse for everybody, wrapped in an index's page.
+MAX_DETAILS_DEPTH: Final = 16
 # Vouchers name the receipts they add; more than this many unpaid receipts means that payment has
 # stalled.
 MAX_LEAVES_PER_VOUCHER: Final = 4096

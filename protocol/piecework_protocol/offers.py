@@ -9,12 +9,14 @@ import enum
 from typing import Protocol
 
 from piecework.base.errors import PieceworkError
+from piecework.base.jsons import loads
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
     MAX_CLOCK_SKEW_S,
     MAX_DENOISING_STEPS,
+    MAX_DETAILS_DEPTH,
     MAX_OFFER_LIFETIME_S,
 )
 from piecework_protocol.objects import Offer, Service
@@ -100,6 +102,19 @@ def check_terms(offer: Offer, now: Timestamp) -> None:
             raise _bad(fault)
         if not 1 <= model.max_output <= model.max_context:
             raise _bad("a model's output is at least one token and fits its context")
+
+
+def takes_images(offer: Offer) -> bool | None:
+    """Say whether the worker says that its models take images. None: it does not say.
+
+    It says so among its `details`, which bind nobody. It refuses with NO_IMAGES what it cannot do.
+    """
+    try:
+        details = loads(offer.details, max_depth=MAX_DETAILS_DEPTH)
+    except ValueError:
+        return None
+    said = details.get("images") if isinstance(details, dict) else None
+    return said if isinstance(said, bool) else None
 
 
 def check_standing(

@@ -38,7 +38,17 @@ SPECIAL: Final = (
 )
 EOS, TURN_END, RESPONSE = 1, 5, 13
 END_IDS: Final = frozenset((EOS, TURN_END, RESPONSE))
-TEMPLATE: Final = """{%- macro value_of(value) -%}
+IMAGE_MARKS: Final = ("<|image>", "<|image|>", "<image|>")
+TEMPLATE: Final = """{%- macro said(content) -%}
+{%- if content is string -%}{{- content | trim -}}
+{%- else -%}
+{%- for part in content -%}
+{%- if part['type'] == 'image' -%}{{- '<|image|>' -}}
+{%- else -%}{{- part['text'] | trim -}}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro value_of(value) -%}
 {%- if value is string -%}{{- '<|"|>' + value + '<|"|>' -}}
 {%- elif value is boolean -%}{{- 'true' if value else 'false' -}}
 {%- elif value is mapping -%}{
@@ -64,7 +74,7 @@ type:{{- value_of(schema['type'] | upper) -}}}
 {%- if given or tools or enable_thinking -%}
 {{- '<|turn>system\\n' -}}
 {%- if enable_thinking -%}{{- '<|think|>\\n' -}}{%- endif -%}
-{%- if given -%}{{- messages[0]['content'] | trim -}}{%- endif -%}
+{%- if given -%}{{- said(messages[0]['content']) -}}{%- endif -%}
 {%- for tool in tools or [] -%}
 {{- '<|tool>declaration:' + tool['function']['name'] + '{description:' -}}
 {{- value_of(tool['function']['description']) + ',parameters:' -}}
@@ -95,7 +105,7 @@ type:{{- value_of(schema['type'] | upper) -}}}
 {%- set state.open = true -%}
 {%- else -%}{%- set scan.on = false -%}{%- endif -%}
 {%- endfor -%}
-{{- message['content'] | trim -}}
+{{- said(message['content']) -}}
 {%- if not state.open or message['content'] -%}
 {{- '<turn|>\\n' -}}{%- set state.open = false -%}
 {%- endif -%}
@@ -108,15 +118,15 @@ type:{{- value_of(schema['type'] | upper) -}}}
 """
 
 
-def build_tokenizer() -> Tokenizer:
+def build_tokenizer(special: tuple[str, ...] = SPECIAL) -> Tokenizer:
     """Build the tokenizer: special tokens, printable ASCII, a few names, then the bytes."""
-    pieces = [(token, 0.0) for token in SPECIAL]
+    pieces = [(token, 0.0) for token in special]
     pieces += [(word, -2.0) for word in ("call:", "thought", "city", "Oslo", "get_weather")]
     pieces += [(character, -8.0) for character in string.printable[:95] + "\n"]
     pieces += [(f"<0x{byte:02X}>", -20.0) for byte in range(256)]
     tokenizer = Tokenizer(models.Unigram(pieces, SPECIAL.index("<unk>"), True))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
     return tokenizer
 
 

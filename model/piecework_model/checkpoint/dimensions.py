@@ -7,7 +7,7 @@ Pure, no torch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from piecework_model import files, limits
 from piecework_model.checkpoint import headers
 from piecework_model.errors import CheckpointError
 from piecework_model.layout import CacheLayout, LayerLayout
+from piecework_model.text.images import ImageSettings, find_settings
 from piecework_protocol.limits import MAX_CANVAS_TOKENS
 
 Tensors = tuple[tuple[str, tuple[int, ...]], ...]
@@ -22,9 +23,37 @@ Tensors = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class VisionDimensions:
+    """The sizes of a vision tower that is used.
+
+    patch: pixels a side. pooling: patches a side that become one token. tokens: of an image at
+    most. positions: that a patch can have on a side. attention: heads times their size.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    attention: int
+    patch: int
+    pooling: int
+    positions: int
+    tokens: int
+
+    @property
+    def patches(self) -> int:
+        """How many patches a pass of the tower has."""
+        return self.tokens * self.pooling**2
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of one patch: three colours a pixel."""
+        return 3 * self.patch**2
+
+
+@dataclass(frozen=True, slots=True)
 class Dimensions:
     """What of a config.json decides about memory. Sizes in elements, canvas and context in
-    tokens.
+    tokens. vision: None if the checkpoint takes no images.
     """
 
     vocabulary: int
@@ -37,11 +66,13 @@ class Dimensions:
     layers: tuple[LayerLayout, ...]
     canvas: int
     max_context: int
+    vision: VisionDimensions | None = None
 
     @property
     def chunk(self) -> int:
-        """Tokens of a prefill chunk."""
-        return limits.PREFILL_CHUNK_CANVASES * self.canvas
+        """Tokens of the largest prefill chunk. No cut goes through an image."""
+        most = self.vision.tokens if self.vision else 0
+        return max(limits.PREFILL_CHUNK_CANVASES * self.canvas, most)
 
     @property
     def cache(self) -> CacheLayout:
@@ -60,13 +91,17 @@ class Blueprint:
 def read(folder: Path) -> Blueprint:
     """Read the blueprint of a checkpoint folder. Raises CheckpointError.
 
-    For a config.json without weights, the weights are those that the published format has, without
-    the vision tower.
+    For a config.json without weights, the weights are those that the published format has. The
+    vision tower is among them if the checkpoint says how it takes images.
     """
     if not folder.is_dir():
         raise CheckpointError(folder, "this folder does not exist")
     path = folder / "config.json"
-    of = dimensions(files.read_json(path), path)
+    config = files.read_json(path)
+    of = dimensions(config, path)
+    settings = find_settings(folder, config)
+    if isinstance(settings, ImageSettings):
+        of = replace(of, vision=vision_dimensions(config, settings, path))
     if not any(folder.glob("*.safetensors*")):
         return Blueprint(of, tuple(published_tensors(of)))
     found = headers.read_folder(folder).values()
@@ -122,6 +157,34 @@ def _dimensions(config: Mapping[str, Any], text: dict[str, Any]) -> Dimensions:
     )
 
 
+def vision_dimensions(
+    config: Mapping[str, Any], settings: ImageSettings, path: Path
+) -> VisionDimensions:
+    """Read the sizes of the vision tower. Raises CheckpointError, which names `path`.
+
+    Missing values are those that transformers 5.23 falls back to.
+    """
+    tower = config.get("vision_config")
+    tower = tower if isinstance(tower, dict) else {}
+
+    def number(name: str, default: int) -> int:
+        value = tower.get(name, default)
+        if type(value) is not int or not 0 < value <= limits.MAX_DIMENSION:
+            raise CheckpointError(path, f"vision_config is malformed: {name} is {value!r}")
+        return value
+
+    return VisionDimensions(
+        layers=number("num_hidden_layers", 16),
+        hidden=number("hidden_size", 768),
+        intermediate=number("intermediate_size", 3072),
+        attention=number("num_attention_heads", 12) * number("head_dim", 64),
+        patch=settings.patch,
+        pooling=settings.pooling,
+        positions=number("position_embedding_size", 10_240),
+        tokens=settings.most_tokens,
+    )
+
+
 def _attention(
     text: dict[str, Any], count: int, head_dim: int, kv_heads: int
 ) -> Iterator[tuple[str, int, int]]:
@@ -153,7 +216,12 @@ def _attention(
 
 
 def published_tensors(of: Dimensions) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """List names and shapes of the text weights of such a model, which need not be on this disk."""
+    """List names and shapes of the weights of such a model, which need not be on this disk.
+
+    Those of the vision tower are among them if it is used.
+    """
+    if of.vision is not None:
+        yield from _vision_tensors(of.vision, of.hidden)
     hidden, wide, narrow = of.hidden, of.intermediate, of.expert_intermediate
     yield "model.decoder.embed_tokens.weight", (of.vocabulary, hidden)
     yield "model.decoder.norm.weight", (hidden,)
@@ -181,6 +249,24 @@ def published_tensors(of: Dimensions) -> Iterator[tuple[str, tuple[int, ...]]]:
         yield f"{prefix}router.per_expert_scale", (of.experts,)
         yield f"{prefix}experts.gate_up_proj", (of.experts, 2 * narrow, hidden)
         yield f"{prefix}experts.down_proj", (of.experts, hidden, narrow)
+
+
+def _vision_tensors(
+    of: VisionDimensions, text_hidden: int
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    tower = "model.encoder.vision_tower."
+    yield f"{tower}patch_embedder.input_proj.weight", (of.hidden, of.patch_values)
+    yield f"{tower}patch_embedder.position_embedding_table", (2, of.positions, of.hidden)
+    for number in range(of.layers):
+        prefix = f"{tower}encoder.layers.{number}."
+        for norm in ("input", "post_attention", "pre_feedforward", "post_feedforward"):
+            yield f"{prefix}{norm}_layernorm.weight", (of.hidden,)
+        for name in ("q", "k", "v"):
+            yield f"{prefix}self_attn.{name}_proj.linear.weight", (of.attention, of.hidden)
+        yield f"{prefix}self_attn.o_proj.linear.weight", (of.hidden, of.attention)
+        for name, shape in _mlp(of.hidden, of.intermediate):
+            yield f"{prefix}mlp.{name.replace('.', '.linear.')}", shape
+    yield "model.encoder.embed_vision.embedding_projection.weight", (text_hidden, of.hidden)
 
 
 def _mlp(hidden: int, wide: int) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -226,6 +312,14 @@ _RELEASED_CONFIG: Final[Mapping[str, Any]] = {
         "sliding_window": 1024,
         "max_position_embeddings": 262_144,
     },
+    "vision_config": {
+        "num_hidden_layers": 27,
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "head_dim": 72,
+        "position_embedding_size": 10_240,
+    },
 }
 """As published, to plan before its 50 GB are on this disk. The two MLPs are 2112 and 704 wide: with
 these widths the published figures add up to 25.2 billion parameters.
@@ -233,6 +327,10 @@ these widths the published figures add up to 25.2 billion parameters.
 
 
 def released_blueprint() -> Blueprint:
-    """Return the text part of the released model."""
-    of = dimensions(_RELEASED_CONFIG, Path("config.json"))
+    """Return the released model. Vectors of the vision tower that scale a sum are left out: they
+    have some thousand numbers.
+    """
+    path = Path("config.json")
+    vision = vision_dimensions(_RELEASED_CONFIG, ImageSettings(), path)
+    of = replace(dimensions(_RELEASED_CONFIG, path), vision=vision)
     return Blueprint(of, tuple(published_tensors(of)))

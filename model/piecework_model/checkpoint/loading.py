@@ -38,6 +38,7 @@ from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.failures import is_out_of_memory
 from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
+from piecework_model.text.images import ImageProcessor, find_processor, find_settings
 from piecework_model.text.tokens import TextCodec, load_codec
 from piecework_protocol.limits import MAX_DENOISING_STEPS
 
@@ -69,6 +70,7 @@ class LoadedModel:
     dtype: of all arithmetic, and of weights that are not packed.
     quantization: "none", or how the other weights are packed.
     parameters: how many numbers the checkpoint has.
+    images: how it takes images, or None. without_images: why it takes none, or empty.
     """
 
     name: str
@@ -80,6 +82,8 @@ class LoadedModel:
     dtype: str
     quantization: str
     parameters: int
+    images: ImageProcessor | None = field(repr=False)
+    without_images: str
     tokenizer: TextCodec = field(repr=False)
     model: DiffusionGemmaForBlockDiffusion = field(repr=False)
 
@@ -118,18 +122,15 @@ def load(
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
     computed = _dtype(dtype, config, target, folder)
-    packing = best_recipe(
-        quantization,
-        target,
-        published_tensors(dimensions(config, folder / "config.json")),
-        dtype=computed,
-        offloaded=expert_budget_bytes is not None,
-    )
-    placement = Placement(computed, target, packing, expert_budget_bytes)
+    shapes = published_tensors(dimensions(config, folder / "config.json"))
+    offloaded = expert_budget_bytes is not None
+    packing = best_recipe(quantization, target, shapes, dtype=computed, offloaded=offloaded)
+    images, without_images = _images(folder, config, tokenizer)
+    placement = Placement(computed, target, packing, expert_budget_bytes, images is not None)
     model = _load_weights(folder, tensors, placement, known, threads)
     digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
     _expect(folder, digest, expected_digest)
-    bounds = _limits(model, defaults)
+    bounds = _limits(model, defaults, images)
     _expect_ids(folder, tokenizer, eos_ids, bounds)
     return LoadedModel(
         name=folder.resolve().name,
@@ -141,9 +142,22 @@ def load(
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=packing.name if packing is not None else "none",
         parameters=sum(tensor.elements for tensor in tensors.values()),
+        images=images,
+        without_images=without_images,
         tokenizer=tokenizer,
         model=model,
     )
+
+
+def _images(
+    folder: Path, config: dict[str, Any], tokenizer: TextCodec
+) -> tuple[ImageProcessor | None, str]:
+    """Find how the checkpoint takes images, or None and why it takes none."""
+    settings = find_settings(folder, config)
+    if isinstance(settings, str):
+        return None, settings
+    found = find_processor(settings, config, tokenizer)
+    return (None, found) if isinstance(found, str) else (found, "")
 
 
 def _expect(folder: Path, digest: bytes, expected: bytes | None) -> None:
@@ -274,13 +288,18 @@ def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _limits(model: DiffusionGemmaForBlockDiffusion, defaults: GenerationDefaults) -> ModelLimits:
+def _limits(
+    model: DiffusionGemmaForBlockDiffusion,
+    defaults: GenerationDefaults,
+    images: ImageProcessor | None,
+) -> ModelLimits:
     text = model.config.text_config
     return ModelLimits(
         text.max_position_embeddings,
         model.config.canvas_length,
         defaults.max_steps,
         text.vocab_size,
+        images.limits if images else None,
     )
 
 

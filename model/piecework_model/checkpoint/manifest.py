@@ -2,8 +2,9 @@
 output.
 
 The manifest has one line per file, `<sha256 hex>  <path>\\n`, sorted by path, as `sha256sum` prints
-them. It covers config.json, generation_config.json, *.safetensors and their index, tokenizer*.json
-and chat_template.jinja. Nothing else in the folder counts. The model digest is the SHA-256 of that
+them. It covers config.json, generation_config.json, *.safetensors and their index, tokenizer*.json,
+chat_template.jinja, and processor_config.json or preprocessor_config.json, which say how images are
+resized. Nothing else in the folder counts. The model digest is the SHA-256 of that
 text. This module imports no torch.
 """
 
@@ -28,6 +29,8 @@ _PATTERNS = (
     "*.safetensors.index.json",
     "tokenizer*.json",
     "chat_template.jinja",
+    "processor_config.json",
+    "preprocessor_config.json",
 )
 
 

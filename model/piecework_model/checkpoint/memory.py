@@ -12,7 +12,12 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from piecework_model import bounds, limits, precision
-from piecework_model.checkpoint.dimensions import Blueprint, Dimensions, Tensors
+from piecework_model.checkpoint.dimensions import (
+    Blueprint,
+    Dimensions,
+    Tensors,
+    VisionDimensions,
+)
 from piecework_model.errors import DeviceError
 from piecework_model.precision import DTYPE_BYTES, Dtype, Precision, Quantization
 
@@ -74,12 +79,12 @@ class Device:
 class Weights:
     """Bytes of a model's weights in one precision.
 
-    unused_bytes: the vision tower, which stays in host memory.
+    vision_bytes: the vision tower. Where no images are taken it stays in host memory.
     """
 
     shared_bytes: int
     experts_bytes: int
-    unused_bytes: int
+    vision_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,16 +131,16 @@ class PrecisionPlan:
 
 def weights(tensors: Tensors, dtype: Dtype, quantization: Quantization) -> Weights:
     """Count the bytes of these weights once loaded."""
-    shared = experts = unused = 0
+    shared = experts = vision = 0
     for name, shape in tensors:
         size = precision.stored_bytes(name, shape, dtype, quantization)
         if precision.is_experts(name):
             experts += size
-        elif precision.is_unused(name):
-            unused += size
+        elif precision.is_vision(name):
+            vision += size
         else:
             shared += size
-    return Weights(shared, experts, unused)
+    return Weights(shared, experts, vision)
 
 
 def sequence_bytes(of: Dimensions, context: int, dtype: Dtype) -> int:
@@ -173,13 +178,28 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     numbers = 2 * size * mask
     masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass + numbers
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
-    return logits + tokens * a_token + soft + masks + unpacked
+    images = vision_work_bytes(of.vision, size) if of.vision else 0
+    return logits + tokens * a_token + soft + masks + unpacked + images
+
+
+def vision_work_bytes(of: VisionDimensions, size: int) -> int:
+    """Bound what a pass of the vision tower needs. It takes one image at a time.
+
+    These are the pixel values three times, the activations with norms in float32, the mask of
+    patches and what attention makes of it, and the weights of pooling. size: bytes of a number.
+    """
+    pixels = 3 * of.patches * of.patch_values * 4
+    a_patch = size * (8 * of.hidden + 6 * of.attention + 3 * of.intermediate) + 4 * 4 * of.hidden
+    mask = of.patches**2 * (1 + 2 * size)
+    pooling = of.patches * of.tokens * (8 + 3 * 4)
+    return pixels + of.patches * a_patch + mask + pooling
 
 
 def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: int) -> Need:
     """Compute what the model needs with everything on the device."""
     name, dtype, quantization = what
     size, of = weights(model.tensors, dtype, quantization), model.of
+    seen, unseen = (size.vision_bytes, 0) if of.vision else (0, size.vision_bytes)
     on_device = size.shared_bytes + size.experts_bytes
     again = kind == "cpu" and dtype == "bfloat16" and on_device <= limits.PACK_MAX_BYTES
     return Need(
@@ -189,12 +209,12 @@ def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: in
         sequences=sequences,
         context=context,
         offloaded=False,
-        weights_bytes=on_device,
+        weights_bytes=on_device + seen,
         kv_bytes=_beside_reads(sequences * sequence_bytes(of, context, dtype)),
         # A small bfloat16 model is laid out a second time on a CPU (projections.py).
         work_bytes=work_bytes(of, kind, sequences, context, dtype) + (on_device if again else 0),
         cache_bytes=0,
-        host_bytes=size.unused_bytes,
+        host_bytes=unseen,
     )
 
 
@@ -228,9 +248,9 @@ def offloaded(whole: Need, model: Blueprint, device: Device) -> Need:
     return replace(
         whole,
         offloaded=True,
-        weights_bytes=size.shared_bytes,
+        weights_bytes=whole.weights_bytes - size.experts_bytes,
         cache_bytes=max(0, min(size.experts_bytes, device.usable_bytes - rest)),
-        host_bytes=size.experts_bytes + size.unused_bytes,
+        host_bytes=size.experts_bytes + whole.host_bytes,
     )
 
 

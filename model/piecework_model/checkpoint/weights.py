@@ -45,13 +45,19 @@ class Placement:
 
     recipe: packs linears and experts, or None. expert_budget_bytes: None keeps the experts on the
     device. A number keeps them in host memory, with a cache of at most that many bytes on the
-    device.
+    device. sees_images: whether the vision tower is used. If not, it stays in host memory.
     """
 
     dtype: torch.dtype
     device: torch.device
     recipe: Recipe | None
     expert_budget_bytes: int | None = None
+    sees_images: bool = False
+
+    def device_of(self, name: str) -> torch.device:
+        """Return where the weight or buffer of this published name is kept."""
+        unused = precision.is_vision(name) and not self.sees_images
+        return torch.device("cpu") if unused else self.device
 
 
 def load_weights(
@@ -255,7 +261,7 @@ def _assign(model: nn.Module, names: tuple[str, ...], value: Tensor, placement: 
 
     It is copied, because what is read is in the mapped file.
     """
-    device = torch.device("cpu") if precision.is_unused(names[0]) else placement.device
+    device = placement.device_of(names[0])
     tensor = value.to(device=device, dtype=placement.dtype, copy=True)
     parameter = nn.Parameter(tensor, requires_grad=False)
     for name in names:
@@ -276,7 +282,7 @@ def _compute_buffers(model: nn.Module, placement: Placement) -> None:
         ]
         if not computed or isinstance(module, QuantizedLinear | DeviceBytes):
             continue
-        device = torch.device("cpu") if precision.is_unused(f"{path}.") else placement.device
+        device = placement.device_of(f"{path}.")
         if computed == ["embed_scale"]:
             scale = torch.tensor(module.scalar_embed_scale, dtype=placement.dtype, device=device)
             module.register_buffer("embed_scale", scale, persistent=False)

@@ -57,6 +57,7 @@ from piecework_model.layers.projections import (
     products_reason,
     projection,
 )
+from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling.sampler_backends import sampler_for
@@ -109,11 +110,12 @@ class BatchedExecutor:
         self._device: torch.device = model.device
         self._dtype: torch.dtype = decoder.embed_tokens.weight.dtype
         self._layout = cache_layout(
-            model.config.text_config, limits_.canvas_size, limits_.chunk_tokens
+            model.config.text_config, limits_.canvas_size, limits_.largest_chunk
         )
         self._invariance = invariance or invariance_of(model)
         pack = may_pack(model)
         self._backbone = Backbone(model, minimum_rows=self._invariance.minimum_rows, pack=pack)
+        self._images = ImageEncoder(model, limits_.images)
         self._head = projection(model.lm_head, pack)
         self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)
         self._cap: float = model.final_logit_softcapping
@@ -226,7 +228,7 @@ class BatchedExecutor:
     def set_sequences(self, sequences: int) -> None:
         """Take passes that are no larger than the memory plan of so many sequences counts."""
         self._most_tokens = bounds.pass_tokens(
-            self._device_tokens, sequences, self._limits.canvas_size, self.chunk_tokens
+            self._device_tokens, sequences, self._limits.canvas_size, self._limits.largest_chunk
         )
         self._pass_tokens = self._most_tokens
 
@@ -243,7 +245,8 @@ class BatchedExecutor:
         keys: list[Key] = []
         # A sequence that may not start yet would hold on to copies that the store has dropped.
         if request.tenant and request.canvas_limit > len(request.committed):
-            keys = prefix_keys(request.tenant, prompt_chunks(request.prompt_ids, self.chunk_tokens))
+            chunks = prompt_chunks(request.prompt_ids, self.chunk_tokens, request.images)
+            keys = prefix_keys(request.tenant, chunks)
         self._sequences[request.request_id] = _OpenSequence(state, keys, [], 0)
         return self.find_cached(request.request_id)
 
@@ -409,10 +412,16 @@ class BatchedExecutor:
         for task in tasks:
             offset = 0
             for index in range(task.chunks):
-                ids = task.sequence.state.pending[index]
-                hidden.append(self._backbone.embed(torch.tensor(ids, device=device)))
-                segments.append(Segment(task.sequence.cache, start, len(ids), offset, causal=True))
-                start, offset = start + len(ids), offset + len(ids)
+                chunk = task.sequence.state.pending[index]
+                embedded = self._backbone.embed(torch.tensor(chunk.ids, device=device))
+                hidden.append(self._images.put(embedded, chunk.images))
+                blocks = self._images.blocks(chunk.images)
+                segments.append(
+                    Segment(
+                        task.sequence.cache, start, len(chunk), offset, causal=True, blocks=blocks
+                    )
+                )
+                start, offset = start + len(chunk), offset + len(chunk)
         missing = self._invariance.minimum_rows - start
         if missing > 0:
             hidden.append(

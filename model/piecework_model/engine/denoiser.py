@@ -17,12 +17,19 @@ import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
+from piecework_model.bounds import ImageLimits
+from piecework_model.engine.scheduler import PrefillChunk
+from piecework_model.layers.vision import ImageEncoder
+
 
 class Denoiser:
     """One loaded model. It holds no state of any sequence."""
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
+    def __init__(
+        self, model: DiffusionGemmaForBlockDiffusion, images: ImageLimits | None = None
+    ) -> None:
         self._model = model
+        self._images = ImageEncoder(model, images)
         self._encoder = model.model.encoder
         self._decoder = model.model.decoder
         self._text_config = model.config.text_config
@@ -36,22 +43,33 @@ class Denoiser:
         """
         return DynamicCache(config=self._text_config)
 
-    def prefill(self, cache: DynamicCache, ids: tuple[int, ...]) -> None:
-        """Append `ids`, a chunk of the prompt or a canvas, to a KV cache with one causal pass."""
+    def prefill(self, cache: DynamicCache, chunk: PrefillChunk) -> None:
+        """Append a chunk of the prompt, or a canvas, to a KV cache with one causal pass.
+
+        The tokens of an image see each other.
+        """
         start = cache.get_seq_length()
-        input_ids = torch.tensor([ids], dtype=torch.int64, device=self.device)
-        positions = torch.arange(start, start + len(ids), dtype=torch.int32, device=self.device)[
-            None
-        ]
+        input_ids = torch.tensor(chunk.ids, dtype=torch.int64, device=self.device)
+        embedded = self._images.put(self._encoder.get_input_embeddings()(input_ids), chunk.images)
+        end = start + len(chunk)
+        positions = torch.arange(start, end, dtype=torch.int32, device=self.device)[None]
+        # 1 where an image stands. What is in the cache already holds no part of one of these.
+        kinds = torch.zeros((1, end), dtype=torch.int64, device=self.device)
+        for image in chunk.images:
+            kinds[0, start + image.start : start + image.start + image.tokens] = 1
         masks = self._encoder.create_masks_for_generate(
             config=self._model.config,
-            inputs_embeds=torch.empty((1, len(ids), 0), dtype=self.dtype, device=self.device),
-            attention_mask=torch.ones((1, start + len(ids)), dtype=torch.bool, device=self.device),
+            inputs_embeds=torch.empty((1, len(chunk), 0), dtype=self.dtype, device=self.device),
+            attention_mask=torch.ones((1, end), dtype=torch.bool, device=self.device),
             past_key_values=cache,
             position_ids=positions,
+            mm_token_type_ids=kinds if chunk.images else None,
         )
         self._encoder(
-            input_ids=input_ids, attention_mask=masks, past_key_values=cache, position_ids=positions
+            inputs_embeds=embedded[None],
+            attention_mask=masks,
+            past_key_values=cache,
+            position_ids=positions,
         )
 
     def raw_logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:

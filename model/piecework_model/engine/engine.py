@@ -74,7 +74,7 @@ class Engine:
         self._loaded, self._memory_bytes = loaded, memory_bytes
         self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
         self._executor.set_sequences(max_sequences)
-        chunk = self._executor.chunk_tokens
+        chunk = loaded.limits.largest_chunk
         self._scheduler = Scheduler(
             Capacity(
                 sequences=max_sequences,
@@ -129,7 +129,7 @@ class Engine:
         )
         done = [charge.append(canvas)[0] for canvas in request.committed]
         output.append(tuple(itertools.chain.from_iterable(done)), final=False)
-        prompt = prompt_chunks(request.prompt_ids, self._executor.chunk_tokens)
+        prompt = prompt_chunks(request.prompt_ids, self._executor.chunk_tokens, request.images)
         unread = deque(len(chunk) for chunk in prompt)
         first = len(request.committed)
         self._jobs[request.request_id] = _Job(request, charge, output, first, unread)

@@ -16,20 +16,26 @@ import struct
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
+from piecework_model.engine.scheduler import PrefillChunk
 from piecework_model.layers.cache import ChunkKV
 
 Key = bytes
 
 
-def prefix_keys(tenant: str, chunks: Sequence[tuple[int, ...]]) -> list[Key]:
-    """Compute one key a chunk, over the tenant and everything up to the chunk's end.
+def prefix_keys(tenant: str, chunks: Sequence[PrefillChunk]) -> list[Key]:
+    """Compute one key a chunk, over the tenant and everything up to the chunk's end, the pixels of
+    its images included.
 
     Keys are digests, not text.
     """
     keys: list[Key] = []
     before = hashlib.sha256(tenant.encode()).digest()
-    for ids in chunks:
-        before = hashlib.sha256(before + struct.pack(f"<{len(ids)}I", *ids)).digest()
+    for chunk in chunks:
+        digest = hashlib.sha256(before + struct.pack(f"<{len(chunk)}I", *chunk.ids))
+        for image in chunk.images:
+            digest.update(struct.pack("<3I", image.start, image.columns, image.rows))
+            digest.update(hashlib.sha256(image.patches).digest())
+        before = digest.digest()
         keys.append(before)
     return keys
 

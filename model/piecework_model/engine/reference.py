@@ -44,9 +44,10 @@ class ReferenceExecutor:
         *,
         observe: StepObserver | None = None,
     ) -> None:
-        self._denoiser, self._limits, self._observe = Denoiser(model), limits, observe
+        self._denoiser, self._limits = Denoiser(model, limits.images), limits
+        self._observe = observe
         self._layout = cache_layout(
-            model.config.text_config, limits.canvas_size, limits.chunk_tokens
+            model.config.text_config, limits.canvas_size, limits.largest_chunk
         )
         self._sequences: dict[str, _OpenSequence] = {}
 

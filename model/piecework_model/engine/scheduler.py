@@ -8,8 +8,8 @@ Prompts are prefilled beside the denoising, chunk by chunk, within a budget of t
 sequence whose last chunk is prefilled denoises in the same step.
 
 The cuts of a chunk decide the last bits of its keys and values. So they belong to the engine
-profile and never to the schedule: a prompt is cut at multiples of `chunk_tokens`, and each
-committed canvas is a chunk of its own.
+profile and never to the schedule: a prompt is cut at multiples of `chunk_tokens` (around an image
+in it, see `prompt_chunks`), and each committed canvas is a chunk of its own.
 
 Fairness, as tests hold it:
 
@@ -35,30 +35,62 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from piecework_model import limits
 from piecework_model.errors import DuplicateRequestError, MemoryOverflowError, QueueFullError
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import GenerationRequest, PromptImage
 
 Ids = tuple[int, ...]
 
 
-def prompt_chunks(prompt_ids: Ids, chunk_tokens: int) -> list[Ids]:
-    """Cut a prompt at multiples of `chunk_tokens`. The last chunk may be shorter."""
-    return [
-        prompt_ids[start : start + chunk_tokens]
-        for start in range(0, len(prompt_ids), chunk_tokens)
-    ]
+@dataclass(frozen=True, slots=True)
+class PrefillChunk:
+    """Consecutive tokens that are prefilled in one pass.
+
+    images: those among them, each of them whole. `start` counts from the chunk's first token.
+    """
+
+    ids: Ids
+    images: tuple[PromptImage, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
-def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[Ids]:
+def prompt_chunks(
+    prompt_ids: Ids, chunk_tokens: int, images: tuple[PromptImage, ...] = ()
+) -> list[PrefillChunk]:
+    """Cut a prompt into chunks of `chunk_tokens`. The last one may be shorter.
+
+    No cut goes through an image, whose tokens see each other. A chunk ends before an image that it
+    cannot hold. An image longer than a chunk makes a longer one.
+    """
+    chunks: list[PrefillChunk] = []
+    start = 0
+    while start < len(prompt_ids):
+        end = start + chunk_tokens
+        for image in images:
+            if image.start < end < image.start + image.tokens:
+                end = image.start if image.start > start else image.start + image.tokens
+        inside = tuple(
+            replace(image, start=image.start - start)
+            for image in images
+            if start <= image.start < end
+        )
+        chunks.append(PrefillChunk(prompt_ids[start:end], inside))
+        start = end
+    return chunks
+
+
+def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[PrefillChunk]:
     """List what must be in the cache before the request's next denoising step, chunk by chunk.
 
     The canvases of a read are not among it: each stands directly behind the prompt.
     """
+    prompt = prompt_chunks(request.prompt_ids, chunk_tokens, request.images)
     committed = () if request.reads else request.committed
-    return [*prompt_chunks(request.prompt_ids, chunk_tokens), *committed]
+    return [*prompt, *map(PrefillChunk, committed)]
 
 
 @dataclass(frozen=True, slots=True)

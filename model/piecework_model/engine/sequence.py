@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from piecework_model import limits, templates
-from piecework_model.engine.scheduler import known_chunks
+from piecework_model.engine.scheduler import PrefillChunk, known_chunks
 from piecework_model.errors import NonFiniteError
 from piecework_model.layers.transfer import host_copies
 from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
@@ -62,7 +62,7 @@ class SequenceState:
     """What a sequence needs for its next step, besides its cache."""
 
     request: GenerationRequest
-    pending: deque[tuple[int, ...]]  # chunks that are not in the cache yet
+    pending: deque[PrefillChunk]  # chunks that are not in the cache yet
     canvas: int  # index of the canvas being denoised
     step: int = 0
     current: Ids | None = None  # [C], None before the first step of a canvas
@@ -177,7 +177,7 @@ class SequenceState:
         It becomes the next chunk, but not that of a read: the next one stands in its place.
         """
         if not self.request.reads:
-            self.pending.append(canvas)
+            self.pending.append(PrefillChunk(canvas))
         self.canvas, self.step, self.current, self.soft = self.canvas + 1, 0, None, None
         self._history.clear()
         self._leaves.clear()

@@ -29,7 +29,7 @@ from typing import Final
 from piecework_model.errors import PromptError
 from piecework_model.kinds.text import end_id, padded
 from piecework_model.requests import HOLE, EncodedContent, ReadSlot
-from piecework_model.text.chat import HasTokenizer, codec_of, encode_prompt
+from piecework_model.text.chat import HasTokenizer, codec_of, encode_conversation
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.conversation import Conversation, Message, Text
@@ -51,9 +51,9 @@ def encode(
     wanted = max(len(question.labels) for question in content.questions)
     space, codes = option_codes(codec, wanted)
     conversation = _asked(content, [code for code, _ in codes])
-    prompt_ids = encode_prompt(source, conversation, most=most)
+    prompt = encode_conversation(source, conversation, most=most)
     tokens = [token for _, token in codes]
-    end = end_id(codec, prompt_ids)
+    end = end_id(codec, prompt.ids)
     template: list[int] = []
     reads: list[tuple[ReadSlot, ...]] = []
     step = per_canvas(canvas_size)
@@ -63,7 +63,7 @@ def encode(
             raise PromptError("a question's line is longer than its share of a canvas")
         template += padded(tuple(form), canvas_size, end)
         reads.append(slots)
-    return EncodedContent(prompt_ids, tuple(template), tuple(reads))
+    return EncodedContent(prompt.ids, tuple(template), tuple(reads), images=prompt.images)
 
 
 def option_codes(codec: TextCodec, wanted: int) -> tuple[str, list[tuple[str, int]]]:

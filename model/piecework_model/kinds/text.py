@@ -10,7 +10,7 @@ from __future__ import annotations
 from piecework_model import limits
 from piecework_model.errors import PromptError
 from piecework_model.requests import HOLE, EncodedContent
-from piecework_model.text.chat import HasTokenizer, codec_of, encode_prompt
+from piecework_model.text.chat import HasTokenizer, codec_of, encode_conversation
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.kinds.text import Fixed, TemplatePart, TextContent
@@ -25,13 +25,13 @@ def encode(
         PromptError: The chat template or the vocabulary cannot carry it, or the template has more
             than `most` positions.
     """
-    prompt_ids = encode_prompt(source, content.conversation, most=most)
+    prompt = encode_conversation(source, content.conversation, most=most)
     if not content.template:
-        return EncodedContent(prompt_ids)
+        return EncodedContent(prompt.ids, images=prompt.images)
     codec = codec_of(source)
     form = _form(codec, content.template, most)
-    template = padded(form, canvas_size, end_id(codec, prompt_ids))
-    return EncodedContent(prompt_ids, template, positions=len(form))
+    template = padded(form, canvas_size, end_id(codec, prompt.ids))
+    return EncodedContent(prompt.ids, template, positions=len(form), images=prompt.images)
 
 
 def padded(form: tuple[int, ...], canvas_size: int, end: int) -> tuple[int, ...]:

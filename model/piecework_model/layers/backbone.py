@@ -39,13 +39,16 @@ from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_backends import MoeBackend, moe_for
 from piecework_model.layers.projections import Projection, Projections, projection, projections
 
+Blocks = tuple[tuple[int, int], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive tokens of one sequence in a pass.
 
     start, tokens: where they are in the batch, and how many. offset: their distance, in tokens,
-    behind the sequence's committed ones.
+    behind the sequence's committed ones. blocks: spans of a causal segment, from its first token
+    on, whose tokens see each other: images.
     """
 
     cache: SequenceCache | CanvasCache
@@ -53,6 +56,7 @@ class Segment:
     tokens: int
     offset: int
     causal: bool
+    blocks: Blocks = ()
 
     @property
     def span(self) -> slice:
@@ -117,7 +121,7 @@ class Backbone:
         recordable = fused and model.device.type == "cuda"  # other moe_name count on the host
         usual = GraphPieceRunner(CudaRecorder(), limits.GRAPH_BYTES) if recordable else _PLAIN
         self._pieces: PieceRunner = pieces or usual
-        self._masks: dict[tuple[int, int, int], Tensor] = {}
+        self._masks: dict[tuple[int, int, int, Blocks], Tensor] = {}
         self._mask_bytes = mask_bytes
         self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
         self._known_angles: dict[tuple[int, int], dict[str, Tensors]] = {}
@@ -306,18 +310,20 @@ class Backbone:
                 index, segment.offset, segment.tokens
             )
             mask = (
-                self._mask(before, segment.tokens, layer.window, queries.device)
+                self._mask(before, segment.tokens, layer.window, segment.blocks, queries.device)
                 if segment.causal
                 else None
             )
             attended[segment.span] = attend(queries[segment.span], seen_keys, seen_values, mask)
         return attended.view(tokens, layer.heads * layer.head_dim)
 
-    def _mask(self, before: int, tokens: int, window: int, device: torch.device) -> Tensor:
+    def _mask(
+        self, before: int, tokens: int, window: int, blocks: Blocks, device: torch.device
+    ) -> Tensor:
         """Make the mask [tokens, before + tokens], bool: which keys each of `tokens` queries
-        sees.
+        sees. Within a block each sees all, even beyond the window.
         """
-        key = (before, tokens, window)
+        key = (before, tokens, window, blocks)
         mask = self._masks.get(key)
         if mask is None:
             query = torch.arange(before, before + tokens, device=device)[:, None]
@@ -325,6 +331,8 @@ class Backbone:
             mask = seen <= query
             if window:
                 mask &= seen > query - window
+            for start, end in blocks:
+                mask[start:end, before + start : before + end] = True
             self._masks[key] = mask
         return mask
 

@@ -192,7 +192,8 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str
 
     It has the device model, the engine build (ours, torch's, transformers'), precision and
     quantization, and the executor's `kernels`. On a CPU it also has the instruction set that torch
-    uses and the number of threads, because both decide how sums are split. Two workers with equal
+    uses and the number of threads, because both decide how sums are split. Of a model that takes
+    images it has Pillow's version, which decides their pixels. Two workers with equal
     profiles and equal model digests are expected to agree byte for byte.
     """
     import torch
@@ -202,6 +203,8 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str
     ours, theirs = version("piecework"), version("transformers")
     build = f"piecework-{ours}+torch-{torch.__version__}+transformers-{theirs}"
     parts = [device, build, loaded.dtype, loaded.quantization, kernels]
+    if loaded.images is not None:
+        parts.append(f"pillow-{version('pillow')}")
     if not cuda:
         parts += [
             str(torch.backends.cpu.get_cpu_capability()),

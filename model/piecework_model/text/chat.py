@@ -17,18 +17,21 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
 from piecework.base.jsons import loads
 from piecework_model import limits
 from piecework_model.bounds import ModelLimits
 from piecework_model.errors import PromptError
+from piecework_model.requests import PromptImage
 from piecework_model.text.holders import Holders, hold_arguments, hold_schema, strings_of
+from piecework_model.text.images import ImageProcessor
 from piecework_model.text.tokens import TextCodec
-from piecework_protocol.conversation import PREAMBLE_TOKENS, Conversation, Message, Tool
+from piecework_protocol.conversation import PREAMBLE_TOKENS, Conversation, Message, Text, Tool
 from piecework_protocol.limits import MAX_TOOL_JSON_DEPTH
 
+_UNSHOWN: Final = "this model's chat template does not show every image exactly once"
 _NAME: Final = re.compile(r"[A-Za-z0-9_.-]+")
 """What is encoded together with the template's text around it, as published prompts are."""
 
@@ -42,6 +45,17 @@ class HasTokenizer(Protocol):
     @property
     def limits(self) -> ModelLimits: ...
 
+    @property
+    def images(self) -> ImageProcessor | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt's ids, and the images that stand among them."""
+
+    ids: tuple[int, ...]
+    images: tuple[PromptImage, ...] = ()
+
 
 def codec_of(source: HasTokenizer | TextCodec) -> TextCodec:
     """Return the tokenizer of a loaded model, or the tokenizer itself."""
@@ -54,23 +68,40 @@ def encode_prompt(
     *,
     most: int | None = None,
 ) -> tuple[int, ...]:
-    """Encode a conversation to prompt ids, ready for the model to answer.
+    """Encode a conversation to prompt ids alone: what `encode_conversation` does, without the
+    pixels of its images.
+    """
+    return encode_conversation(source, conversation, most=most).ids
 
-    White space around the content of a message is dropped, as the published templates do.
 
-    source: a loaded model, or its tokenizer.
+def encode_conversation(
+    source: HasTokenizer | TextCodec,
+    conversation: Conversation,
+    *,
+    most: int | None = None,
+) -> EncodedPrompt:
+    """Encode a conversation to a prompt, ready for the model to answer.
+
+    White space around the content of a message is dropped, as the published templates do. An image
+    becomes as many tokens as its size asks for (text/images.py), between the two that frame it.
+
+    source: a loaded model, or its tokenizer. A tokenizer alone takes no images.
     most: a prompt of more ids is not needed. Encoding stops early then, and the result is `most`
         + 1 ids that mean nothing but that.
 
     Raises:
-        PromptError: The texts are too long or not valid Unicode, or the template cannot carry the
-            conversation. Of a loaded model, a text that no context could hold is too long. That is
-            found before anything is tokenized.
+        PromptError: The texts are too long or not valid Unicode, an image cannot be shown, or the
+            template cannot carry the conversation. Of a loaded model, a text that no context could
+            hold is too long. That is found before anything is tokenized.
     """
     codec = codec_of(source)
+    processor = None if isinstance(source, TextCodec) else source.images
+    if conversation.has_images and processor is None:
+        raise PromptError("this model takes no images")
     if not isinstance(source, TextCodec):
         _check_bytes(conversation, source.limits.max_context)
     context = most if isinstance(source, TextCodec) else source.limits.max_context
+    images = _Images(processor, conversation)
     ids: list[int] = []
     for piece in _Prompt(conversation).render(codec, context):
         room = None if most is None else most - len(ids)
@@ -79,8 +110,50 @@ def encode_prompt(
         if piece.held:
             ids += _encode_held(codec, piece.text, room)
         else:
-            ids += codec.encode_template(piece.text)
-    return tuple(ids if most is None else ids[: most + 1])
+            images.append(codec.encode_template(piece.text), ids)
+    if most is not None and len(ids) > most:
+        return EncodedPrompt(tuple(ids[: most + 1]))
+    return EncodedPrompt(tuple(ids), images.placed())
+
+
+class _Images:
+    """The images of a conversation, put one by one where the template shows them.
+
+    The n-th mark of the template stands for the n-th image, as in transformers.
+    """
+
+    def __init__(self, processor: ImageProcessor | None, conversation: Conversation) -> None:
+        self._processor = processor
+        shown = [image for message in conversation.messages for image in message.images]
+        self._count = len(shown)
+        self._prepared = processor.prepare(shown) if processor else iter(())
+        self._placed: list[PromptImage] = []
+
+    def append(self, written: tuple[int, ...], ids: list[int]) -> None:
+        """Add what the template wrote to the prompt's ids, with tokens for each image."""
+        if self._processor is None or not self._count:
+            ids += written
+            return
+        mark = self._processor.limits.token_id
+        for token in written:
+            if token != mark:
+                ids.append(token)
+                continue
+            image = next(self._prepared, None)
+            if image is None:
+                raise PromptError(_UNSHOWN)
+            self._placed.append(replace(image, start=len(ids) + 1))
+            ids += [self._processor.begin_id, *[mark] * image.tokens, self._processor.end_id]
+
+    def placed(self) -> tuple[PromptImage, ...]:
+        """Return the images where they stand.
+
+        Raises:
+            PromptError: The template did not show all of them.
+        """
+        if len(self._placed) != self._count:
+            raise PromptError(_UNSHOWN)
+        return tuple(self._placed)
 
 
 def _encode_held(codec: TextCodec, text: str, most: int | None) -> tuple[int, ...]:
@@ -109,20 +182,31 @@ class _Prompt:
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
-        if conversation.has_images:
-            raise PromptError("this model takes no images")
         self._schemas = [loads(t.parameters, max_depth=MAX_TOOL_JSON_DEPTH) for t in self._tools]
         self._arguments = [
             [loads(call.arguments, max_depth=MAX_TOOL_JSON_DEPTH) for call in message.tool_calls]
             for message in conversation.messages
         ]
         # A template may change the order: answers of tools before the text that asked for them.
-        self._contents = [_content(message) for message in conversation.messages]
+        self._contents: list[str] = []
+        self._shown = [self._content(message) for message in conversation.messages]
         self._holders = Holders(self._contents, self._strings())
 
     @property
     def _tools(self) -> tuple[Tool, ...]:
         return self._conversation.tools
+
+    def _content(self, message: Message) -> list[int | None]:
+        """Number the texts of a message, and put None where an image stands."""
+        shown: list[int | None] = []
+        for part in message.parts:
+            if not isinstance(part, Text):
+                shown.append(None)
+            # What a tool answers stays as it is.
+            elif text := part.text if message.role == "tool" else part.text.strip():
+                shown.append(len(self._contents))
+                self._contents.append(text)
+        return shown
 
     def _strings(self) -> Iterator[str]:
         """Yield every string beside the contents, any number of times."""
@@ -179,7 +263,7 @@ class _Prompt:
         message, hold = self._conversation.messages[index], self._holders.hold
         shown: dict[str, Any] = {
             "role": message.role,
-            "content": self._holders.content(index) if self._contents[index] else "",
+            "content": self._content_of(index),
         }
         if message.thought.strip():
             shown["reasoning_content"] = hold(message.thought.strip())
@@ -199,6 +283,16 @@ class _Prompt:
         ]
         return {**shown, "tool_calls": functions} if functions else shown
 
+    def _content_of(self, index: int) -> str | list[dict[str, str]]:
+        """Return the content of a message as a template gets it: parts if it has images."""
+        shown, content = self._shown[index], self._holders.content
+        if None not in shown:
+            return "".join(content(number) for number in shown if number is not None)
+        return [
+            {"type": "image"} if number is None else {"type": "text", "text": content(number)}
+            for number in shown
+        ]
+
     def _tool(self, tool: Tool, schema: Any) -> dict[str, Any]:
         hold = self._holders.hold
         return {
@@ -209,11 +303,6 @@ class _Prompt:
                 "parameters": hold_schema(schema, hold),
             },
         }
-
-
-def _content(message: Message) -> str:
-    """Return a message's text as it is shown. What a tool answers stays as it is."""
-    return message.text if message.role == "tool" else message.text.strip()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,9 @@ import queue
 import sys
 import threading
 import time
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -95,20 +98,42 @@ def read_commands(
 ) -> None:
     """Read commands until the parent is gone. Runs in its own thread.
 
+    Images are decoded in one more thread, so that other prompts and commands do not wait for them.
+
     max_context: tokens. A prompt is not encoded further than that.
     """
+
+    def answer(command: Encode) -> None:
+        reports.send(encode(loaded, command, max_context))
+
+    pictures = ThreadPoolExecutor(1, thread_name_prefix="images")
     try:
         while line := pipe.readline(MAX_LINE_BYTES):
             command = decode_command(line)
-            if isinstance(command, Encode):
-                reports.send(encode(loaded, command, max_context))
-            else:
+            if not isinstance(command, Encode):
                 commands.put(command)
+            elif command.content.conversation.has_images:
+                pictures.submit(_or_end, answer, command, commands)
+            else:
+                answer(command)
     except MalformedInput as error:
         print(f"engine: {error}", file=sys.stderr)
     finally:
+        pictures.shutdown(wait=False, cancel_futures=True)
         # Whatever ended the reading, the process must not go on as if it still listened.
         commands.put(END)
+
+
+def _or_end(
+    answer: Callable[[Encode], None], command: Encode, commands: queue.Queue[Command | None]
+) -> None:
+    """Answer a question. What goes wrong ends the process, as it does in the thread that reads."""
+    try:
+        answer(command)
+    except BaseException:
+        traceback.print_exc()
+        commands.put(END)
+        raise
 
 
 def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
@@ -235,11 +260,14 @@ def measure(
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
         kinds=(Kind.TEXT, Kind.READ),
+        images=loaded.images is not None,
         details={
             "hardware": asdict(hardware),
             "profile": profile,
             "precision": planned.choice.reason,
             "fast_paths": describe(executor.fast_paths),
+            "images": loaded.images is not None,
+            "without_images": loaded.without_images,
             "steps_per_canvas": round(measured.steps_per_canvas, 1),
             "defaults": asdict(loaded.defaults),
         },

@@ -106,6 +106,7 @@ class EngineSupervisor:
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
         self._questions: dict[int, asyncio.Future[Encoded]] = {}
         self._numbers = itertools.count(1)
+        self._pictures = asyncio.Lock()
         self._writer: asyncio.StreamWriter | None = None
         self._facts: EngineFacts | None = None
         self._may_start = asyncio.Event()
@@ -137,6 +138,15 @@ class EngineSupervisor:
         return self._facts is not None and self._writer is not None
 
     async def encode(self, content: Content) -> EncodedContent:
+        if not content.conversation.has_images:
+            return await self._ask(content)
+        # One prompt's images at a time: the child decodes no more, and a second one would wait
+        # there as if the child did not answer.
+        async with self._pictures:
+            return await self._ask(content)
+
+    async def _ask(self, content: Content) -> EncodedContent:
+        """Ask the child to encode a content."""
         number = next(self._numbers)
         answer: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
         self._questions[number] = answer
@@ -313,6 +323,7 @@ class EngineSupervisor:
                 profile=facts.profile,
                 reason=facts.details.get("precision"),
                 fast_paths=facts.details.get("fast_paths"),
+                images=facts.images or facts.details.get("without_images"),
             )
             await self._events.put(EngineReady(facts))
         elif isinstance(report, Encoded):

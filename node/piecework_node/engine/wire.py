@@ -23,6 +23,7 @@ from piecework_model.requests import (
     FailedEvent,
     GenerationRequest,
     ProgressEvent,
+    PromptImage,
     ReadSlot,
     StoppedEvent,
 )
@@ -33,8 +34,8 @@ from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
-MAX_LINE_BYTES: Final = 16 * 1024 * 1024
-"""A content of 2 MiB in base64, or four times 256 K token ids."""
+MAX_LINE_BYTES: Final = 64 * 1024 * 1024
+"""The patches of all images of a prompt, 32 MiB in base64, beside four times 256 K token ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +118,8 @@ Report = Ready | CannotStart | Encoded | Beat | EnginePaused | EngineResumed | E
 def encode_command(command: Command) -> bytes:
     """Encode a command as a line for the child."""
     if isinstance(command, Start):
-        body: dict[str, Any] = {"op": "start", "request": asdict(command.request)}
+        request = asdict(command.request) | _images(command.request.images)
+        body: dict[str, Any] = {"op": "start", "request": request}
     elif isinstance(command, Allow):
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Stop):
@@ -166,13 +168,16 @@ def _request(body: dict[str, Any]) -> GenerationRequest:
     return GenerationRequest(
         **{**body, "committed": committed, "prompt_ids": tuple(body["prompt_ids"])}
         | {"template": tuple(body["template"]), "reads": _reads(body)}
+        | {"images": _read_images(body)}
     )
 
 
 def _encoded(body: dict[str, Any]) -> Encoded:
     content = body["content"]
     ids, template = tuple(content["prompt_ids"]), tuple(content["template"])
-    encoded = EncodedContent(ids, template, _reads(content), content["positions"])
+    encoded = EncodedContent(
+        ids, template, _reads(content), content["positions"], _read_images(content)
+    )
     return Encoded(body["number"], encoded, body["refused"])
 
 
@@ -180,6 +185,19 @@ def _reads(body: dict[str, Any]) -> tuple[tuple[ReadSlot, ...], ...]:
     return tuple(
         tuple(ReadSlot(slot["position"], tuple(slot["label_ids"])) for slot in canvas)
         for canvas in body["reads"]
+    )
+
+
+def _images(images: tuple[PromptImage, ...]) -> dict[str, Any]:
+    """Write the images of a request or a content, with their patches in base64."""
+    shown = [asdict(image) | {"patches": b64encode(image.patches).decode()} for image in images]
+    return {"images": shown}
+
+
+def _read_images(body: dict[str, Any]) -> tuple[PromptImage, ...]:
+    return tuple(
+        PromptImage(**{**image, "patches": b64decode(image["patches"], validate=True)})
+        for image in body["images"]
     )
 
 
@@ -194,7 +212,13 @@ def encode_report(report: Report) -> bytes:
     elif isinstance(report, CannotStart):
         body = {"op": "cannot_start", "message": report.message}
     elif isinstance(report, Encoded):
-        body = {"op": "encoded", **asdict(report)}
+        content = asdict(report.content) | _images(report.content.images)
+        body = {
+            "op": "encoded",
+            "number": report.number,
+            "content": content,
+            "refused": report.refused,
+        }
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, EnginePaused):

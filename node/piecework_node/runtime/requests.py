@@ -42,6 +42,7 @@ def generation_request(
         tenant=tenant,
         template=content.template,
         reads=content.reads,
+        images=content.images,
     )
 
 

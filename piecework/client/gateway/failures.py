@@ -96,7 +96,7 @@ def _refused(refusal: Refusal) -> ApiError:
     text, kind = str(refusal), "invalid_request_error"
     if refusal.reason is Reason.PROMPT_TOO_LONG:
         return ApiError(400, kind, text, code="context_length_exceeded", param="messages")
-    if refusal.reason is Reason.PROMPT_REFUSED:
+    if refusal.reason in (Reason.PROMPT_REFUSED, Reason.NO_IMAGES):
         return ApiError(400, kind, text, code=refusal.code, param="messages")
     if refusal.reason in (Reason.BAD_PARAMETERS, Reason.OVERSIZED):
         # A worker names the parameter first: "temperature_end is 0, outside …".

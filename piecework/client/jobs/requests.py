@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Self, TypeVar
 
 from piecework.base.amounts import Token
-from piecework.client.limits import BYTES_PER_TOKEN_ESTIMATE
-from piecework_protocol.conversation import Conversation, Message, Tool
+from piecework.client.limits import BYTES_PER_TOKEN_ESTIMATE, IMAGE_TOKENS_ESTIMATE
+from piecework_protocol.conversation import Conversation, Image, Message, Tool
+from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart, TextContent
 from piecework_protocol.limits import MIN_TEMPERATURE_MICROS
@@ -115,6 +116,7 @@ class TextRequest:
         prompt: Prompt,
         *,
         system: str | None = None,
+        images: Sequence[Image] = (),
         tools: Sequence[Tool] = (),
         thinking: bool = False,
         template: Sequence[TemplatePart] = (),
@@ -132,6 +134,7 @@ class TextRequest:
         Args:
             prompt: What the user says, or messages, or a whole conversation.
             system: A system message in front of it.
+            images: Shown before the text of the last user message.
             tools: Functions that the model may call.
             thinking: Whether the model thinks before it answers.
             template: The form of the answer: fixed texts and holes.
@@ -156,7 +159,7 @@ class TextRequest:
             temperature_end=end,
         )
         return cls(
-            conversation_of(prompt, system=system, tools=tools, thinking=thinking),
+            conversation_of(prompt, system=system, images=images, tools=tools, thinking=thinking),
             model,
             generation,
             max_price,
@@ -199,7 +202,7 @@ class TextRequest:
     @property
     def prompt_tokens(self) -> int:
         """Estimate the tokens of the prompt."""
-        return 1 + self.content.conversation.text_bytes // BYTES_PER_TOKEN_ESTIMATE
+        return _prompt_tokens(self.content.conversation.text_bytes, self.content.conversation)
 
     def _template_tokens(self, bytes_per_token: int) -> int:
         fixed = (part.text for part in self.template if isinstance(part, Fixed))
@@ -263,7 +266,13 @@ class ReadRequest:
     @property
     def prompt_tokens(self) -> int:
         """Estimate the tokens of the prompt."""
-        return 1 + self.content.text_bytes // BYTES_PER_TOKEN_ESTIMATE
+        return _prompt_tokens(self.content.text_bytes, self.content.conversation)
+
+
+def _prompt_tokens(text_bytes: int, conversation: Conversation) -> int:
+    """Estimate the tokens of a prompt with so many bytes of text and the conversation's images."""
+    images = sum(len(message.images) for message in conversation.messages)
+    return 1 + text_bytes // BYTES_PER_TOKEN_ESTIMATE + images * IMAGE_TOKENS_ESTIMATE
 
 
 JobRequest = TextRequest | ReadRequest
@@ -276,10 +285,12 @@ def conversation_of(
     prompt: Prompt,
     *,
     system: str | None = None,
+    images: Sequence[Image] = (),
     tools: Sequence[Tool] = (),
     thinking: bool = False,
 ) -> Conversation:
-    """Return a prompt as a conversation, with a system message in front and tools added.
+    """Return a prompt as a conversation, with a system message in front, and with images and tools
+    added.
 
     Raises:
         MalformedInput: It is not one that the protocol can carry.
@@ -288,10 +299,21 @@ def conversation_of(
         prompt = (Message("user", prompt),)
     if not isinstance(prompt, Conversation):
         prompt = Conversation(tuple(prompt))
-    messages = prompt.messages
+    messages = _showing(prompt.messages, images)
     if system is not None:
         messages = (Message("system", system), *messages)
     return Conversation(messages, (*prompt.tools, *tools), prompt.thinking or thinking)
+
+
+def _showing(messages: tuple[Message, ...], images: Sequence[Image]) -> tuple[Message, ...]:
+    """Put images before the content of the last user message."""
+    if not images:
+        return messages
+    last = max((i for i, m in enumerate(messages) if m.role == "user"), default=None)
+    if last is None:
+        raise MalformedInput("images belong to a user message, and there is none")
+    shown = replace(messages[last], content=(*images, *messages[last].parts))
+    return (*messages[:last], shown, *messages[last + 1 :])
 
 
 def schedule(temperature: float) -> tuple[Micros, Micros]:

@@ -41,6 +41,7 @@ from piecework.client.limits import BROKEN_WORKER_REST_S, FULL_WORKER_WAIT_S
 from piecework.client.network.discovery import serves
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import ModelOffer, Offer, Service
+from piecework_protocol.offers import takes_images
 from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 from piecework_protocol.usual import (
@@ -127,7 +128,7 @@ def rank(
     for signed, model in served:
         candidate = _Candidate(signed, model, memories, filters, lengths[model.digest])
         estimate = _Estimate.of(request, candidate)
-        mistake = _mistake(request, model, estimate, filters)
+        mistake = _mistake(request, signed.offer, model, estimate, filters)
         mistakes.append(mistake)
         trouble: str | None = _terms_trouble(signed, estimate, filters) or (
             mistake.why if mistake else _price_trouble(estimate, filters)
@@ -356,12 +357,14 @@ def _at(paid: PaidTariff, choice: Choice) -> Amount:
 
 
 def _mistake(
-    request: JobRequest, model: ModelOffer, estimate: _Estimate, filters: Filters
+    request: JobRequest, offer: Offer, model: ModelOffer, estimate: _Estimate, filters: Filters
 ) -> Mistake | None:
     """What the request itself asks for and this model cannot give."""
     if not model.kinds & request.kind.bit:
         missing = f"takes no jobs of kind {request.kind.name.lower()}"
         return Mistake("model", "kind_not_offered", missing)
+    if request.content.conversation.has_images and takes_images(offer) is False:
+        return Mistake("messages", "images_not_taken", "takes no images")
     if model.service is Service.BEST_EFFORT and (why := _best_effort_trouble(request)):
         return Mistake("piecework.best_effort", "best_effort_not_allowed", why)
     if isinstance(request, TextRequest):

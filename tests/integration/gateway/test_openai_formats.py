@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 
 from piecework_protocol.conversation import Image, Message
+from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.read import ReadContent
 from piecework_protocol.kinds.text import Fixed, TextContent
 from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market, serving
@@ -349,6 +350,57 @@ async def test_an_image_comes_as_a_data_url(market: ScriptedMarket) -> None:
     assert isinstance(message.content[1], Image)
     assert message.content[1].data.startswith(b"\x89PNG")
     assert caught.value.param == "messages[0].content[1].image_url"
+
+
+async def test_an_image_from_the_web_is_not_fetched(market: ScriptedMarket) -> None:
+    """Not by http or https, from no private address, and not from a file of the gateway."""
+    async with market.sdk() as sdk:
+        for url in (
+            "https://example.com/cat.png",
+            "http://127.0.0.1:8545/",
+            "http://169.254.169.254/latest/meta-data",
+            "file:///etc/passwd",
+        ):
+            part: Any = {"type": "image_url", "image_url": {"url": url}}
+            with pytest.raises(openai.BadRequestError, match="fetches nothing") as caught:
+                await sdk.chat.completions.create(
+                    model=MODEL, messages=[{"role": "user", "content": [part]}]
+                )
+            assert caught.value.code == "unsupported_image_url"
+    assert market.mind.asked == []
+
+
+async def test_a_response_takes_input_images(market: ScriptedMarket) -> None:
+    content: Any = [
+        {"type": "input_text", "text": "What is this?"},
+        {"type": "input_image", "image_url": PIXEL, "detail": "auto"},
+    ]
+    asked: Any = [{"role": "user", "content": content}]
+    async with market.sdk() as sdk:
+        await sdk.responses.create(model=MODEL, input=asked)
+        content[1] = {"type": "input_image", "file_id": "file-1", "detail": "auto"}
+        with pytest.raises(openai.BadRequestError, match="data URL"):
+            await sdk.responses.create(model=MODEL, input=asked)
+    (message,) = market.mind.asked[0].conversation.messages
+    assert isinstance(message.content[1], Image)
+    assert message.content[1].media_type == "image/png"
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [(Reason.PROMPT_REFUSED, "prompt_refused"), (Reason.NO_IMAGES, "no_images")],
+)
+async def test_an_image_that_no_model_can_show_is_the_callers_mistake(
+    market: ScriptedMarket, reason: Reason, code: str
+) -> None:
+    market.worker.script.refusals = [Refusal(reason, "an image cannot be read as image/png")]
+    part: Any = {"type": "image_url", "image_url": {"url": PIXEL}}
+    async with market.sdk() as sdk:
+        with pytest.raises(openai.BadRequestError, match="cannot be read") as caught:
+            await sdk.chat.completions.create(
+                model=MODEL, messages=[{"role": "user", "content": [part]}]
+            )
+    assert (caught.value.code, caught.value.param) == (code, "messages")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -16,6 +16,7 @@ from piecework_model.requests import (
     EncodedContent,
     FailedEvent,
     ProgressEvent,
+    PromptImage,
     ReadSlot,
     StoppedEvent,
 )
@@ -34,6 +35,7 @@ from tests.support.node.fake_engine import FACTS
 REPORTS: list[Report] = [
     Ready(FACTS),
     Encoded(1, EncodedContent((1, 2, 3), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
+    Encoded(2, EncodedContent((1, 2), images=(PromptImage(1, 1, 3, 3, bytes(range(256))),))),
     Beat(),
     DraftEvent("row", 0, 1, (1, 2), final_segments("draft")),
     CanvasEvent("row", 0, (1, 2), (1,), final_segments("t"), 1, (bytes(32),), CanvasFinish.MORE),

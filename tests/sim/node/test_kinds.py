@@ -11,7 +11,7 @@ from piecework.client.jobs.requests import Generation, job_parameters
 from piecework_model import limits
 from piecework_model.requests import CanvasEvent
 from piecework_node.engine.link import EngineEvent, EngineFacts
-from piecework_protocol.conversation import Conversation, Image, Message
+from piecework_protocol.conversation import Conversation, Image, Message, Text
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
@@ -112,6 +112,25 @@ async def test_the_least_temperature_of_the_protocol_is_the_engines_and_gets_a_w
     await client.submit(client.job(3, **(changes | {"temperature_end": least.temperature_end})))
     with pytest.raises(Refusal, match="temperature_end is 0"):
         await client.submit(client.job(4, **changes))
+
+
+class SeeingEngine(FakeEngine):
+    """An engine that takes images."""
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        return replace(FACTS, images=True) if self.is_ready else None
+
+
+async def test_the_tokens_of_images_are_a_part_of_the_prompt_that_is_charged() -> None:
+    harness, client = await ready(SeeingEngine)
+    shown = (Text("what is it?"), Image("image/png", b"a picture"))
+    line = client.job(3, 8, prompt=TextContent(Conversation((Message("user", shown),))))
+    await client.submit(line)
+    (request,) = harness.engine.rows.values()
+    assert [(image.start, image.patches) for image in request.images] == [(11, b"a picture")]
+    await client.finish(line)
+    assert line.session.prompt_tokens == len("what is it?") + 4
 
 
 class TextEngine(FakeEngine):

@@ -19,6 +19,7 @@ from piecework_model.requests import (
     Event,
     FailedEvent,
     GenerationRequest,
+    PromptImage,
     ReadSlot,
     StoppedEvent,
 )
@@ -31,6 +32,7 @@ from piecework_node.engine.link import (
     EngineResumed,
 )
 from piecework_node.errors import EngineUnavailable, PromptRejected
+from piecework_protocol.conversation import Conversation, Text
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.read import ONE, ReadContent, per_canvas
 from piecework_protocol.kinds.text import Fixed, TextContent, final_segments
@@ -193,7 +195,7 @@ def encoded(content: Content) -> EncodedContent:
 
     A canvas has room for what `per_canvas` says. All slots are at the same place.
     """
-    ids = tuple(byte for m in content.conversation.messages for byte in m.text.encode())
+    ids, images = _prompt(content.conversation)
     if isinstance(content, ReadContent):
         questions = content.questions
         step = per_canvas(CANVAS)
@@ -201,14 +203,27 @@ def encoded(content: Content) -> EncodedContent:
             tuple(ReadSlot(0, tuple(range(len(q.labels)))) for q in questions[first : first + step])
             for first in range(0, len(questions), step)
         )
-        return EncodedContent(ids, (HOLE,) * (CANVAS * len(reads)), reads)
+        return EncodedContent(ids, (HOLE,) * (CANVAS * len(reads)), reads, images=images)
     form = [
         entry
         for part in (content.template if isinstance(content, TextContent) else ())
         for entry in (part.text.encode() if isinstance(part, Fixed) else (HOLE,) * part.tokens)
     ]
     padding = (0,) * (-len(form) % CANVAS)
-    return EncodedContent(ids, (*form, *padding), positions=len(form))
+    return EncodedContent(ids, (*form, *padding), positions=len(form), images=images)
+
+
+def _prompt(conversation: Conversation) -> tuple[tuple[int, ...], tuple[PromptImage, ...]]:
+    """A byte of text is a token. An image is four, and its patches are its file."""
+    ids: list[int] = []
+    images: list[PromptImage] = []
+    for part in (part for message in conversation.messages for part in message.parts):
+        if isinstance(part, Text):
+            ids += part.text.encode()
+        else:
+            images.append(PromptImage(len(ids), 4, 6, 6, part.data))
+            ids += [0] * 4
+    return tuple(ids), tuple(images)
 
 
 def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:

@@ -18,7 +18,7 @@ from piecework_model.engine.batched import BatchedExecutor, _Task
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import SequenceFailure, SequenceStep
 from piecework_model.engine.prefix_cache import PrefixCache, prefix_keys
-from piecework_model.engine.scheduler import SequenceWork
+from piecework_model.engine.scheduler import PrefillChunk, SequenceWork
 from piecework_model.errors import MemoryOverflowError
 from piecework_model.layers.backbone import Backbone
 from piecework_model.layers.cache import SequenceCache
@@ -117,13 +117,15 @@ def test_kept_chunks_stay_within_their_bytes_and_beginnings_outlive_what_follows
     chunk = cache.copy(0, 64)
     assert chunk.bytes == layout.chunk_bytes(64, 4)
     store = PrefixCache(3 * chunk.bytes)
-    keys = prefix_keys("one", [(1,), (2,), (3,), (4,)])
+    keys = prefix_keys("one", [PrefillChunk((id_,)) for id_ in (1, 2, 3, 4)])
     for depth in range(1, 5):
         store.keep(keys[:depth], chunk)
     assert store.used_bytes == 3 * chunk.bytes
     assert len(store.find(keys)) == 3
-    store.keep(prefix_keys("one", [(9,), (8,)]), chunk)  # what stands before it is not known
-    assert store.find(prefix_keys("one", [(9,)])) == []
+    store.keep(
+        prefix_keys("one", [PrefillChunk((9,)), PrefillChunk((8,))]), chunk
+    )  # what stands before it is not known
+    assert store.find(prefix_keys("one", [PrefillChunk((9,))])) == []
     assert store.used_bytes == 3 * chunk.bytes
     store.resize(2 * chunk.bytes)
     assert len(store.find(keys)) == 2

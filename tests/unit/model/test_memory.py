@@ -117,7 +117,7 @@ def test_weights_and_layers_are_those_that_transformers_builds(name: str) -> Non
     ours = dict(published_tensors(of))
     assert {key: tuple(built[key].shape) for key in ours} == ours
     distinct = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    text_only = [name for name in distinct.values() if not precision.is_unused(name)]
+    text_only = [name for name in distinct.values() if not precision.is_vision(name)]
     assert len(ours) == len(text_only)
     assert of.layers == cache_layout(config.text_config, of.canvas, of.chunk).layers
 
@@ -127,7 +127,7 @@ def test_the_headers_of_a_checkpoint_and_its_configuration_agree(tmp_path: Path)
     (tmp_path / "config.json").write_bytes((source / "config.json").read_bytes())
     bare, full = read(tmp_path), read(source)
     assert bare.of == full.of
-    assert sorted(bare.tensors) == sorted(t for t in full.tensors if not precision.is_unused(t[0]))
+    assert sorted(bare.tensors) == sorted(t for t in full.tensors if not precision.is_vision(t[0]))
 
 
 @given(

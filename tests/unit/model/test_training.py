@@ -12,6 +12,7 @@ import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model.engine.denoiser import Denoiser
+from piecework_model.engine.scheduler import PrefillChunk
 from piecework_model.kinds.read import option_codes
 from piecework_model.training import architecture, batches, grammar, loop, skills, vocabulary
 from piecework_model.training.skills import CANVAS, TrainingSample
@@ -194,7 +195,7 @@ def test_the_training_pass_equals_the_engines_pass_canvas_by_canvas(
         denoiser = Denoiser(model)
         for row, sample in enumerate(samples):
             cache = denoiser.new_cache()
-            denoiser.prefill(cache, sample.prompt)
+            denoiser.prefill(cache, PrefillChunk(sample.prompt))
             for start in range(0, len(sample.target), CANVAS):
                 raw = denoiser.raw_logits(cache, noisy[row, start : start + CANVAS], None)
                 expected = torch.tanh(raw / denoiser.cap) * denoiser.cap
@@ -202,7 +203,7 @@ def test_the_training_pass_equals_the_engines_pass_canvas_by_canvas(
                     logits[row, start : start + CANVAS], expected, atol=2e-3, rtol=1e-3
                 )
                 if not sample.reads:
-                    denoiser.prefill(cache, sample.target[start : start + CANVAS])
+                    denoiser.prefill(cache, PrefillChunk(sample.target[start : start + CANVAS]))
 
 
 def test_noise_and_the_samplers_own_states_leave_what_is_pinned(

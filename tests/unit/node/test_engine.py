@@ -24,6 +24,7 @@ from piecework_model.requests import (
     FailedEvent,
     GenerationRequest,
     ProgressEvent,
+    PromptImage,
     ReadSlot,
     StoppedEvent,
 )
@@ -63,6 +64,7 @@ REQUEST = GenerationRequest(
     canvas_limit=2,
     committed=((1, 2, 3),),
 )
+PICTURE = PromptImage(1, 1, 3, 3, bytes(range(256)))
 READ = ReadContent(
     Conversation((Message("user", "a story"),)),
     (Question("Is it short?", (Label("yes"), Label("no", "not at all"))),),
@@ -365,6 +367,7 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.Ready(FACTS),
         engine_wire.CannotStart("why"),
         engine_wire.Encoded(1, EncodedContent((1, 2), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
+        engine_wire.Encoded(1, EncodedContent((1, 2), images=(PICTURE,))),
         engine_wire.Beat(),
         EnginePaused(4096),
         EngineResumed(),
@@ -406,6 +409,7 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
         engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),
         engine_wire.Encode(1, message("hi")),
         engine_wire.Encode(2, READ),
+        engine_wire.Start(replace(REQUEST, images=(PICTURE, replace(PICTURE, start=4)))),
     ],
 )
 def test_commands_survive_the_line(command: engine_wire.Command) -> None:

@@ -18,7 +18,15 @@ from piecework_node.jobs.prompts import (
     check_sealed_length,
     open_content,
 )
-from piecework_protocol.conversation import Conversation, Image, Message, Tool, ToolCall
+from piecework_protocol.conversation import (
+    IMAGE_TOKENS,
+    Conversation,
+    Image,
+    Message,
+    Text,
+    Tool,
+    ToolCall,
+)
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.read import Label, Question, ReadContent
@@ -92,6 +100,17 @@ def test_images_are_refused_by_name_where_the_engine_takes_none() -> None:
     with pytest.raises(Refusal) as caught:
         check(text(Message("user", (Image("image/png", b"png"),))))
     assert reason(caught) is Reason.NO_IMAGES
+
+
+def test_each_image_may_be_charged_as_the_largest_that_the_processor_makes() -> None:
+    picture = Image("image/png", b"png")
+    one, two = (text(Message("user", (*[picture] * count, Text("?")))) for count in (1, 2))
+    most, more = one.outline.prompt_tokens, two.outline.prompt_tokens
+    assert more - most == IMAGE_TOKENS >= 1120 + 2
+    large = replace(FACTS, max_context=1 << 18)
+    check_prompt(most, one, large)
+    with pytest.raises(Refusal, match=f"{most} can be charged"):
+        check_prompt(most + 1, one, large)
 
 
 @pytest.mark.parametrize(

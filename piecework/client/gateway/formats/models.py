@@ -10,6 +10,7 @@ from piecework.base.amounts import Token
 from piecework.client.gateway.formats.common import token_object
 from piecework.client.jobs.rates import Rate, RateOf
 from piecework_protocol.objects import Kind, ModelOffer, Offer
+from piecework_protocol.offers import takes_images
 from piecework_protocol.views import ListedModel, listed_models, members
 
 _MILLION: Final = 1_000_000
@@ -65,6 +66,7 @@ def _entry(
     output = max(entry.max_output for entry in lines)
     kinds = [kind for kind in _FEATURES if any(entry.kinds & kind.bit for entry in lines)]
     text = Kind.TEXT in kinds
+    images = any(takes_images(offer) for offer, _ in model.entries)
     features = [feature for kind in kinds for feature in _FEATURES[kind]]
     rate, cheapest = min(
         ((rates(offer, entry), entry) for offer, entry in model.entries),
@@ -79,6 +81,8 @@ def _entry(
         "context_length": context,
         "max_model_len": context,
         "max_output_length": output,
+        "input_modalities": ["text", *(["image"] if images else [])],
+        "output_modalities": ["text"],
         "quantization": _quantization(lines),
         "supported_sampling_parameters": ["temperature", "seed", "stop"] if text else [],
         "supported_parameters": list(TEXT_PARAMETERS) if text else [],
