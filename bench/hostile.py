@@ -379,7 +379,7 @@ async def market(root: Path) -> AsyncIterator[Market]:
                 deployment.reader,
                 Wallet(payer, payer),
                 deployment.deployment.payment_token,
-                load_config(root / "none", {"deposit": "50"}),
+                load_config(root / "none", {"deposit": "50.0"}),
             )
         )
         admin, pid = ready["admin_port"], _pid(worker)

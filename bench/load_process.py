@@ -87,7 +87,7 @@ async def serve_client(home: Path, deployment: Deployment, echo_port: int) -> No
     """Take orders: `{"what": "echo" | "jobs", "count": n, "streams": n}`."""
     payer, seeds = signer(PAYER), itertools.count()
     store = Store(home / "client.db", deployment.domain, payer.address)
-    config = load_config(home / "no file", {"deposit": "50"})
+    config = load_config(home / "no file", {"deposit": "50.0"})
     token = deployment.payment_token
     async with (
         await ChainReader.connect(deployment) as reader,

@@ -1,15 +1,16 @@
 """The worker's settings: `config.toml` in its home < PIECEWORK_WORKER_* in the environment < flags.
 
-Settings are flat, typed and bounded. Amounts are in base units of the payment token. Prices are in
-base units per million tokens or per thousand denoising steps. This module knows nothing of the
-parts that the settings are for. `daemon.assembly` builds those.
+Settings are flat, typed and bounded. Amounts and prices are numbers of tokens with their unit
+(`piecework.base.written_amounts`). `amounts` turns them into base units of the market's token. This
+module knows nothing of the parts that the settings are for. `daemon.assembly` builds those.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -18,17 +19,18 @@ from piecework.base import settings
 from piecework.base.amounts import Token
 from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
-from piecework.base.settings import Settings, Variables
+from piecework.base.settings import Settings, SettingsError, Variables
+from piecework.base.written_amounts import WrittenAmount, amount_fields, base_units, known_units
 from piecework_node.endpoints import split_endpoint
 from piecework_node.schedule import Window
-from piecework_protocol.credit import FIRST_PROMPT_TOKENS, least_first
+from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_first
 from piecework_protocol.limits import (
     MAX_CHANNEL_AMOUNT,
     MAX_ENDPOINT_BYTES,
     MAX_OFFER_LIFETIME_S,
     MAX_OFFER_TOKENS,
 )
-from piecework_protocol.types import Address, parse_address
+from piecework_protocol.types import Address, Amount, parse_address
 
 VARIABLES: Final = Variables(
     "PIECEWORK_WORKER_",
@@ -47,24 +49,8 @@ MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
 
-DEFAULT_DECIMALS: Final = 6
-_ONE_TOKEN: Final = 10**DEFAULT_DECIMALS
-MONEY: Final = (
-    "price_per_million_prompt_tokens",
-    "price_per_million_output_tokens",
-    "price_per_thousand_steps",
-    "min_deposit",
-    "credit_first",
-    "credit_mined",
-    "credit_max",
-    "min_top_up",
-    "native_coin_price",
-)
-"""Settings in base units of the payment token that have a default."""
-CREDIT: Final = ("credit_first", "credit_mined", "credit_max")
-"""Those of them that follow the prices unless they are set."""
-
-Units = Annotated[int, Field(ge=0, le=MAX_CHANNEL_AMOUNT)]
+CREDIT_FROM_PRICES: Final = ("credit_first", "credit_mined", "credit_max")
+"""Settings that follow the prices unless they are set."""
 
 
 class WorkerConfig(Settings):
@@ -74,31 +60,31 @@ class WorkerConfig(Settings):
     payout: str = Field(
         description="address that receives all earnings. Its key stays off this machine"
     )
-    price_per_million_prompt_tokens: Units = 50_000
-    price_per_million_output_tokens: Units = 200_000
-    price_per_thousand_steps: Units = 1_000
+    price_per_million_prompt_tokens: WrittenAmount = "0.05"
+    price_per_million_output_tokens: WrittenAmount = "0.2"
+    price_per_thousand_steps: WrittenAmount = "0.001"
     accepted_tokens: tuple[str, ...] = Field(
         (),
         max_length=MAX_OFFER_TOKENS,
         description="token addresses. Empty: the token of the deployment",
     )
-    min_deposit: Units = 100_000
-    credit_first: Units = Field(
-        2_000,
+    min_deposit: WrittenAmount = "0.1"
+    credit_first: WrittenAmount = Field(
+        "0.002",
         description="what a new client may owe before its channel's opening is mined. Not set: "
         "at least the price of a prompt of 4096 tokens and of one canvas",
     )
-    credit_mined: Units = Field(
-        25_000,
+    credit_mined: WrittenAmount = Field(
+        "0.025",
         description="what a client may owe at most before its deposit is final. Not set: at least "
         "credit_first",
     )
-    credit_max: Units = Field(
-        1_000_000,
+    credit_max: WrittenAmount = Field(
+        "1.0",
         description="what any client may owe at most. Not set: at least credit_mined",
     )
-    stranger_credit: Units = Field(
-        0,
+    stranger_credit: WrittenAmount = Field(
+        "0",
         description="what all clients without a mined deposit may owe together. 0: 8 times "
         "credit_first",
     )
@@ -109,18 +95,18 @@ class WorkerConfig(Settings):
         description="seconds after which the debt of a client whose channel was never opened no "
         "longer counts in stranger_credit",
     )
-    open_fee: Units | None = Field(
+    open_fee: WrittenAmount | None = Field(
         None,
         description="for opening a client's channel, at least credit_first. Not set: follows the "
         "gas price",
     )
-    top_up_fee: Units | None = Field(
+    top_up_fee: WrittenAmount | None = Field(
         None, description="for topping a client's channel up. Not set: follows the gas price"
     )
-    close_fee: Units | None = Field(
+    close_fee: WrittenAmount | None = Field(
         None, description="for closing a client's channel. Not set: follows the gas price"
     )
-    min_top_up: Units = Field(100_000, description="smallest raise of a channel that is sent")
+    min_top_up: WrittenAmount = Field("0.1", description="smallest raise of a channel that is sent")
     min_withdrawal_delay_s: int = Field(900, ge=60, le=30 * 24 * 3600)
 
     # capacity
@@ -197,9 +183,9 @@ class WorkerConfig(Settings):
     chain_outage_s: float = Field(120.0, ge=1, le=3600)
     settle_interval_s: float = Field(3600.0, ge=1, le=30 * 24 * 3600)
     settle_gas_multiple: float = Field(20.0, ge=1, le=1_000_000)
-    native_coin_price: Units = Field(
-        3_000_000_000,
-        description="base units of the token for one native coin, to weigh gas against earnings",
+    native_coin_price: WrittenAmount = Field(
+        "3000.0",
+        description="price of one native coin, to weigh gas against earnings. 0: gas is free",
     )
     max_fee_gwei: float = Field(500.0, gt=0, le=1_000_000)
     stuck_after_s: float = Field(90.0, ge=1, le=24 * 3600)
@@ -386,26 +372,7 @@ class WorkerConfig(Settings):
                 "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
             )
         self._check_backend()
-        self._check_credit()
         return self
-
-    def _check_credit(self) -> None:
-        if self.first_credit < self.least_first_credit:
-            raise ValueError(
-                f"credit_first must be {self.least_first_credit} or more at these prices. A new "
-                f"client could not begin a prompt of {FIRST_PROMPT_TOKENS} tokens and one canvas"
-            )
-        if not self.first_credit <= self.mined_credit <= self.most_credit:
-            raise ValueError(
-                f"credit_first ({self.first_credit}), credit_mined and credit_max must not go down"
-            )
-        if self.strangers_together < self.first_credit:
-            raise ValueError(f"stranger_credit must be credit_first ({self.first_credit}) or more")
-        if self.open_fee is not None and self.open_fee < self.first_credit:
-            raise ValueError(
-                f"open_fee is less than credit_first ({self.first_credit}): an opening that never "
-                "comes would cost more than it brings"
-            )
 
     def _check_backend(self) -> None:
         if self.backend == "diffusion":
@@ -420,7 +387,8 @@ class WorkerConfig(Settings):
             raise ValueError("pause_frees_memory is set, and a vLLM server keeps its memory")
         if not self.model:
             raise ValueError("backend vllm needs model: the checkpoint that the servers serve")
-        if "price_per_thousand_steps" in self.model_fields_set and self.price_per_thousand_steps:
+        steps = self.price_per_thousand_steps.partition(" ")[0]
+        if "price_per_thousand_steps" in self.model_fields_set and steps.strip("0."):
             raise ValueError("price_per_thousand_steps must be 0 with vLLM, which counts no steps")
 
     # --- what several settings say together
@@ -434,74 +402,103 @@ class WorkerConfig(Settings):
         """The accepted tokens. `default` is the deployment's."""
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)
 
+    def amounts(self, token: Token) -> WorkerAmounts:
+        """Return the amounts in base units of the market's token.
+
+        Raises:
+            SettingsError: an amount has no unit or is out of bounds, or credit and fees do not fit
+                the prices.
+        """
+        return _amounts(self, token)
+
+
+AMOUNTS: Final = amount_fields(WorkerConfig)
+"""The settings that are amounts."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerAmounts:
+    """The amounts of the settings in base units. Fees that are None follow the gas price.
+
+    `credit` follows the prices where it is not set. `price_per_thousand_steps` is 0 for a backend
+    that counts no steps (clause 3.10).
+    """
+
+    price_per_million_prompt_tokens: Amount
+    price_per_million_output_tokens: Amount
+    price_per_thousand_steps: Amount
+    min_deposit: Amount
+    credit: CreditTerms
+    open_fee: Amount | None
+    top_up_fee: Amount | None
+    close_fee: Amount | None
+    min_top_up: Amount
+    native_coin_price: Amount
+
     @property
     def least_first_credit(self) -> int:
         """The least credit_first with which anybody new can begin a job at these prices."""
         return least_first(
             self.price_per_million_prompt_tokens,
             self.price_per_million_output_tokens,
-            self.step_price,
+            self.price_per_thousand_steps,
             canvas_size=FIRST_CANVAS_TOKENS,
             max_steps=FIRST_STEPS,
         )
 
-    def _at_least(self, name: str, least: int) -> int:
-        """A setting as it was set, or its default where that is enough."""
-        value: int = getattr(self, name)
-        return value if name in self.model_fields_set else max(value, least)
 
-    @property
-    def first_credit(self) -> int:
-        """What a payer may owe before its opening is mined."""
-        return self._at_least("credit_first", self.least_first_credit)
+def _amounts(config: WorkerConfig, token: Token) -> WorkerAmounts:
+    def known(name: str) -> Amount:
+        return Amount(known_units(config, name, token, MAX_CHANNEL_AMOUNT))
 
-    @property
-    def mined_credit(self) -> int:
-        """What a payer may owe at most before its deposit is final."""
-        return self._at_least("credit_mined", self.first_credit)
+    def given(name: str) -> Amount | None:
+        units = base_units(config, name, token, MAX_CHANNEL_AMOUNT)
+        return None if units is None else Amount(units)
 
-    @property
-    def most_credit(self) -> int:
-        """What any payer may owe at most."""
-        return self._at_least("credit_max", self.mined_credit)
-
-    @property
-    def strangers_together(self) -> int:
-        """What all payers without a mined deposit may owe together."""
-        return self.stranger_credit or STRANGERS * self.first_credit
-
-    @property
-    def step_price(self) -> int:
-        """Base units for a thousand denoising steps. Best effort charges none (clause 3.10)."""
-        return 0 if self.backend == "vllm" else self.price_per_thousand_steps
-
-
-def money_defaults(token: Token) -> dict[str, int]:
-    """Return the defaults of the settings that are money, in base units of `token`.
-
-    The defaults of `WorkerConfig` are amounts of a token with 6 decimals, as USDC has. Another
-    token gets the same number of tokens, and at least one base unit. Amounts of credit follow the
-    prices, so `fitting_credit` has the last word on them.
-    """
-    if token.decimals == DEFAULT_DECIMALS:
-        return {}
-    return {
-        name: max(1, WorkerConfig.model_fields[name].default * 10**token.decimals // _ONE_TOKEN)
-        for name in MONEY
-    }
+    no_credit = CreditTerms(Amount(0), Amount(0), Amount(0), Amount(0))
+    vllm = config.backend == "vllm"
+    amounts = WorkerAmounts(
+        price_per_million_prompt_tokens=known("price_per_million_prompt_tokens"),
+        price_per_million_output_tokens=known("price_per_million_output_tokens"),
+        price_per_thousand_steps=Amount(0) if vllm else known("price_per_thousand_steps"),
+        min_deposit=known("min_deposit"),
+        credit=no_credit,
+        open_fee=given("open_fee"),
+        top_up_fee=given("top_up_fee"),
+        close_fee=given("close_fee"),
+        min_top_up=known("min_top_up"),
+        native_coin_price=known("native_coin_price"),
+    )
+    levels, least = [], amounts.least_first_credit
+    for name in CREDIT_FROM_PRICES:
+        level = known(name)
+        # Each is at least the one before it, unless somebody has set it.
+        least = level if name in config.model_fields_set else max(level, least)
+        levels.append(Amount(least))
+    strangers = known("stranger_credit") or Amount(STRANGERS * levels[0])
+    _check_credit(amounts, levels, strangers, token)
+    return replace(amounts, credit=CreditTerms(levels[0], levels[1], levels[2], strangers))
 
 
-def fitting_credit(values: Mapping[str, Any], chosen: Collection[str]) -> dict[str, Any]:
-    """Return `values` with credit that is enough for their prices.
-
-    chosen: settings that somebody decided on. They stay as they are.
-    """
-    free = [name for name in CREDIT if name in values and name not in chosen]
-    fixed = {name: value for name, value in values.items() if name not in free}
-    fitted = check(fixed)
-    least = (fitted.first_credit, fitted.mined_credit, fitted.most_credit)
-    wanted = dict(zip(CREDIT, least, strict=True))
-    return {**values, **{name: max(values[name], wanted[name]) for name in free}}
+def _check_credit(
+    amounts: WorkerAmounts, levels: Sequence[Amount], strangers: Amount, token: Token
+) -> None:
+    """Refuse credit that goes down, or with which nobody new could begin at these prices."""
+    least, first = amounts.least_first_credit, token.format(levels[0])
+    if levels[0] < least:
+        raise SettingsError(
+            f'credit_first must be "{token.write(least)}" or more at these prices. A new client '
+            f"could not begin a prompt of {FIRST_PROMPT_TOKENS} tokens and one canvas"
+        )
+    if list(levels) != sorted(levels):
+        raise SettingsError(f"credit_first ({first}), credit_mined and credit_max must not go down")
+    if strangers < levels[0]:
+        raise SettingsError(f"stranger_credit must be credit_first ({first}) or more")
+    if amounts.open_fee is not None and amounts.open_fee < levels[0]:
+        raise SettingsError(
+            f"open_fee is less than credit_first ({first}): an opening that never comes would cost "
+            "more than it brings"
+        )
 
 
 def load(

@@ -71,13 +71,70 @@ class Token:
         """Return a price: "0.20 USDC per million tokens". `units` are base units for each `per`."""
         return f"{self.format(units)} per {per}"
 
+    def write(self, units: int) -> str:
+        """Return base units as settings have them: "1234.5 USDC", without marks for thousands."""
+        return self.format(units).replace(",", "", self.number(units).count(","))
+
     def parse(self, text: str) -> int:
         """Return the base units of a number of tokens that a person wrote, such as "1.5".
 
+        The symbol of the token may stand behind it: "1.5 USDC".
+
         Raises:
-            AmountError: it is not a plain number, has digits below a base unit, or is too large.
+            AmountError: it is not a plain number, has digits below a base unit, is too large, or is
+                an amount of another token.
+        """
+        return self._parse_number(self._without_symbol(text.strip()))
+
+    def parse_with_unit(self, text: str) -> int:
+        """As `parse`, for amounts where a count of base units may be meant.
+
+        A whole number without the symbol and without a decimal point is refused. 0 is not.
+
+        Raises:
+            AmountError: as `parse`, or the unit is missing. The error names what to write.
+        """
+        return self._parse_number(self.number_with_unit(text))
+
+    def number_with_unit(self, text: str) -> str:
+        """Return the number of an amount of this token, after the check of `parse_with_unit`.
+
+        Raises:
+            AmountError: the unit is missing or another one.
         """
         written = text.strip()
+        if written.isascii() and written.isdecimal() and int(written[:_MAX_WRITTEN_CHARACTERS]):
+            meant = int(written[:_MAX_WRITTEN_CHARACTERS])
+            raise AmountError(
+                f'{one_line(written, 40)} has no unit. Write "{written[:40]} {self.symbol}" if '
+                f'these are tokens, or "{self.write(meant)}" if these are base units'
+            )
+        return self._without_symbol(written)
+
+    def parse_rounded_up(self, text: str) -> int:
+        """Return the base units of a plain number of tokens. A part of a base unit is a whole one.
+
+        Raises:
+            AmountError: as `parse`, but for digits below a base unit.
+        """
+        whole, _, rest = text.strip().partition(".")
+        kept, cut = rest[: self.decimals], rest[self.decimals :]
+        return self._parse_number(f"{whole}.{kept}") + bool(cut.strip("0"))
+
+    def _without_symbol(self, written: str) -> str:
+        """The number of an amount. Its symbol, if there is one, must be this token's."""
+        number, _, rest = written.partition(" ")
+        symbol = rest.strip()
+        if not _NUMBER.fullmatch(number) or not _is_believable(symbol):
+            return written
+        if symbol != self.symbol:
+            raise AmountError(
+                f"{one_line(written, 40)} is an amount of {one_line(symbol, 40)}, and this market "
+                f"pays in {self.symbol}"
+            )
+        return number
+
+    def _parse_number(self, written: str) -> int:
         shown = one_line(written, 40)
         match = _NUMBER.fullmatch(written) if len(written) <= _MAX_WRITTEN_CHARACTERS else None
         if match is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import types
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -26,6 +27,13 @@ _MANY: Final[dict[object, str]] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Words:
+    """What a value is, in words of its own. Stands in the metadata of an annotation."""
+
+    text: str
+
+
 def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """Return what a value of this annotation is, with its bounds."""
     bounds = _bounds(metadata)
@@ -44,6 +52,7 @@ def expected(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         element = next((a for a in get_args(kind) if a is not Ellipsis), str)
         return f"a list of {_plural(element)}{_length(bounds, 'of them')}"
     name = _NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+    name = next((item.text for item in metadata if isinstance(item, Words)), name)
     return name + (_length(bounds, "characters") if kind in (str, Path) else _range(bounds))
 
 

@@ -3,9 +3,9 @@
 The only place of the client that reads the environment. A name that does not exist is refused with
 the nearest right one.
 
-Amounts are numbers of tokens in quotes, such as `deposit = "1.5"`. An amount without quotes is
-refused, because it could be meant as base units. `ClientConfig.amounts` turns them into base units
-once the token is known.
+Amounts are numbers of tokens with their unit, such as `deposit = "1.5 USDC"`
+(`piecework.base.written_amounts`). `ClientConfig.amounts` turns them into base units once the token
+is known.
 """
 
 from __future__ import annotations
@@ -14,16 +14,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Final, Self
+from typing import Any, Final, Self
 
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from piecework.base.amounts import AmountError, Token
+from piecework.base.amounts import Token
 from piecework.base.connections import parse_networks
 from piecework.base.files import SYSTEM_DISK, Disk, private_folder, shown
 from piecework.base.homes import default_home
 from piecework.base.hosts import check_origin
-from piecework.base.settings import Settings, SettingsError, Variables, load
+from piecework.base.settings import Settings, Variables, load
+from piecework.base.written_amounts import WrittenAmount, base_units, known_units, weight
 from piecework.client.errors import HomeError
 from piecework_protocol.types import Amount
 
@@ -32,22 +33,6 @@ VARIABLES: Final = Variables(
     reserved=("PIECEWORK_HOME", "PIECEWORK_PASSWORD", "PIECEWORK_MODELS"),
     neighbours=("PIECEWORK_WORKER_", "PIECEWORK_MARKET_"),
 )
-MAX_AMOUNT_CHARACTERS: Final = 60
-
-
-def _written_amount(value: object) -> object:
-    """Check that an amount is a plain number of tokens in a text. Its token is not known yet."""
-    if not isinstance(value, str):
-        raise ValueError('write an amount as a number of tokens in quotes, such as "1.5"')
-    whole, _, rest = value.strip().partition(".")
-    digits = whole + rest
-    if not (digits.isascii() and digits.isdecimal()) or len(value) > MAX_AMOUNT_CHARACTERS:
-        raise ValueError('an amount is a plain number of tokens, such as "1.5"')
-    return value.strip()
-
-
-TokenNumber = Annotated[str, BeforeValidator(_written_amount)]
-"""A number of tokens as a person writes it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,8 +133,8 @@ class ClientConfig(Settings):
         default=10.0, gt=0, le=120, description="How long one question to the chain may take."
     )
 
-    deposit: TokenNumber = Field(
-        default="1",
+    deposit: WrittenAmount = Field(
+        default="1.0",
         description="Tokens that a channel is opened or topped up with, if the balance allows.",
     )
     open_from_account: bool = Field(
@@ -159,7 +144,7 @@ class ClientConfig(Settings):
             "tokens by one signature, if the token knows EIP-3009."
         ),
     )
-    max_fee: TokenNumber = Field(
+    max_fee: WrittenAmount = Field(
         default="0.5",
         description=(
             "A worker that asks more tokens than this for opening, topping up or closing a "
@@ -182,17 +167,17 @@ class ClientConfig(Settings):
         description="How long a worker may submit a signed funding authorization.",
     )
 
-    max_job_price: TokenNumber | None = Field(
+    max_job_price: WrittenAmount | None = Field(
         default=None, description='No job may cost more tokens than this, such as "0.05".'
     )
-    spend_per_day: TokenNumber | None = Field(
+    spend_per_day: WrittenAmount | None = Field(
         default=None,
         description=(
             "All jobs of one UTC day may cost this many tokens together, such as "
             '"0.5". What running jobs may still cost counts too.'
         ),
     )
-    spend_per_month: TokenNumber | None = Field(
+    spend_per_month: WrittenAmount | None = Field(
         default=None, description="The same for a UTC month."
     )
     default_max_tokens: int = Field(
@@ -204,7 +189,7 @@ class ClientConfig(Settings):
             "the model, its context, a limit or the money leave less."
         ),
     )
-    max_price_per_million_output: TokenNumber | None = Field(
+    max_price_per_million_output: WrittenAmount | None = Field(
         default=None,
         description=(
             "Workers at which a million output tokens should cost more than this with their "
@@ -221,7 +206,7 @@ class ClientConfig(Settings):
             "its own has that limit instead."
         ),
     )
-    second_is_worth: TokenNumber = Field(
+    second_is_worth: WrittenAmount = Field(
         default="0.00005",
         description="Tokens that one second of waiting counts for when workers are ranked.",
     )
@@ -345,26 +330,22 @@ class ClientConfig(Settings):
         """Return the amounts in base units of a token.
 
         Raises:
-            SettingsError: an amount is too large, or has digits below one base unit.
+            SettingsError: an amount has no unit, is too large, or has digits below one base unit.
         """
-        return ConfiguredAmounts(
-            deposit=Amount(self._units(token, "deposit") or 0),
-            max_job_price=self._units(token, "max_job_price"),
-            max_price_per_million_output=self._units(token, "max_price_per_million_output"),
-            spend_per_day=self._units(token, "spend_per_day"),
-            spend_per_month=self._units(token, "spend_per_month"),
-            max_fee=Amount(self._units(token, "max_fee") or 0),
-            second_is_worth=float(Decimal(self.second_is_worth).scaleb(token.decimals)),
-        )
 
-    def _units(self, token: Token, name: str) -> Amount | None:
-        written = getattr(self, name)
-        if written is None:
-            return None
-        try:
-            return Amount(token.parse(written))
-        except AmountError as error:
-            raise SettingsError(f"{name}: {error}") from None
+        def given(name: str) -> Amount | None:
+            units = base_units(self, name, token)
+            return None if units is None else Amount(units)
+
+        return ConfiguredAmounts(
+            deposit=Amount(known_units(self, "deposit", token)),
+            max_job_price=given("max_job_price"),
+            max_price_per_million_output=given("max_price_per_million_output"),
+            spend_per_day=given("spend_per_day"),
+            spend_per_month=given("spend_per_month"),
+            max_fee=Amount(known_units(self, "max_fee", token)),
+            second_is_worth=float(weight(self, "second_is_worth", token)),
+        )
 
 
 def load_config(

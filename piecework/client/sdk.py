@@ -24,7 +24,7 @@ from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.completion import Completion, collect
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.failover import FailOver, nobody
-from piecework.client.jobs.rates import RateOf
+from piecework.client.jobs.output_rates import RateOf
 from piecework.client.jobs.reads import ReadResult, collect_read
 from piecework.client.jobs.requests import (
     Filters,

@@ -14,7 +14,7 @@ from typing import Any, TextIO
 from piecework.base.amounts import Token
 from piecework.client.funds import Withdrawal
 from piecework.client.invoice import InvoiceLine
-from piecework.client.jobs.rates import Rate, RateOf
+from piecework.client.jobs.output_rates import OutputRate, RateOf
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.client.journal.records import ChannelRow
 from piecework.client.limits import OWN_JOBS_THAT_COUNT_FULLY
@@ -49,7 +49,7 @@ def offers_view(found: Found, rates: RateOf) -> dict[str, Any]:
     }
 
 
-def rate_view(rate: Rate) -> dict[str, Any]:
+def rate_view(rate: OutputRate) -> dict[str, Any]:
     """What a million output tokens cost with their denoising steps, and who says so."""
     return {
         "expected": rate.expected,

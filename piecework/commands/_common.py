@@ -43,6 +43,7 @@ __all__ = [
     "some_units",
     "token_json",
     "units",
+    "written",
 ]
 
 MAX_PASSWORD_BYTES = 4096
@@ -105,6 +106,11 @@ def market_token(deployment: Path) -> Token:
 def units(token: Token, text: str) -> int:
     """Base units of an amount that a person wrote; one clear line when it is malformed."""
     return guard(lambda: token.parse(text))
+
+
+def written(token: Token, text: str) -> str:
+    """An amount that a person wrote, as settings have it: with the symbol of its token."""
+    return token.write(units(token, text))
 
 
 def some_units(token: Token, text: str) -> int:

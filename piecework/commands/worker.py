@@ -90,9 +90,9 @@ def init(
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
         "bind": bind,
         "endpoint": endpoint,
-        "price_per_million_prompt_tokens": common.units(token, price_prompt),
-        "price_per_million_output_tokens": common.units(token, price_output),
-        "price_per_thousand_steps": common.units(token, price_steps or ("0" if vllm else "0.001")),
+        "price_per_million_prompt_tokens": common.written(token, price_prompt),
+        "price_per_million_output_tokens": common.written(token, price_output),
+        "price_per_thousand_steps": common.written(token, price_steps or _steps_price(vllm)),
         "slots": slots,
         "indexes": tuple(index or ()),
         **({"rpc_url": rpc_url} if rpc_url else {}),
@@ -109,6 +109,11 @@ def init(
         place, file, values, secret, faucet=faucet, register=not no_register, **more
     )
     _print_steps(common.run(setup), json)
+
+
+def _steps_price(vllm: list[str] | None) -> str:
+    """The default. A vLLM worker counts no steps."""
+    return "0" if vllm else "0.001"
 
 
 _SETTING_OF_OPTION = {

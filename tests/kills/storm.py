@@ -58,7 +58,7 @@ WORKER: Final = {
     "chain_poll_s": 0.5,
     "stuck_after_s": 5,
 }
-CLIENT: Final = 'deposit = "2"\nstall_timeout_s = 10.0\nresume_attempts = 4\n'
+CLIENT: Final = 'deposit = "2.0"\nstall_timeout_s = 10.0\nresume_attempts = 4\n'
 
 
 @dataclass(slots=True)

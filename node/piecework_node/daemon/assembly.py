@@ -17,7 +17,7 @@ from piecework.chain.finality import FINALIZED, at_depth
 from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework_node import logs
-from piecework_node.config import WorkerConfig
+from piecework_node.config import WorkerAmounts, WorkerConfig
 from piecework_node.daemon.surroundings import check_endpoint
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
@@ -51,9 +51,8 @@ from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
-from piecework_protocol.credit import CreditTerms
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Amount, Seconds
+from piecework_protocol.types import Address, Seconds
 
 if TYPE_CHECKING:
     from piecework_node.vllm.link import VllmSettings
@@ -64,6 +63,7 @@ class Foundations:
     """What the graph stands on: settings, keys, clock, disk, chain and engine."""
 
     config: WorkerConfig
+    amounts: WorkerAmounts
     home: Home
     deployment: Deployment
     operator: LocalSigner
@@ -117,6 +117,7 @@ async def build(
     if not home.deployment.is_file():
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
+    amounts = config.amounts(deployment.payment_token)
     check_endpoint(config.endpoint or config.bind, deployment.chain_id, config.indexes)
     tls = load_tls(home.certificate, home.certificate_key)
     backend = _backend(config, home, clock, log, engine)
@@ -132,6 +133,7 @@ async def build(
         return await _assemble(
             Foundations(
                 config,
+                amounts,
                 home,
                 deployment,
                 operator,
@@ -217,7 +219,7 @@ async def _assemble(base: Foundations) -> Components:
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
     settler, desk, check = await _settlement(base, port, channels, faults, write_offs)
-    terms = operator_terms(config, base.deployment.token)
+    terms = operator_terms(config, base.amounts, base.deployment.token)
     patience = Patience(config.payment_timeout_s, config.pause_max_s, config.pause_frees_memory)
     worker = Worker(
         runtime,
@@ -263,11 +265,11 @@ async def _settlement(
         journal, port, clock=clock, stuck_s=config.stuck_after_s, metrics=metrics, log=log
     )
     policy = SettlePolicy(
-        config.settle_gas_multiple, config.settle_interval_s, config.native_coin_price
+        config.settle_gas_multiple, config.settle_interval_s, base.amounts.native_coin_price
     )
     limits = WatchLimits.of(base.deployment.chain_id, config.block_time_s)
     watch = NodeWatch(port, faults, clock=clock, limits=limits, metrics=metrics)
-    desk = FeeDesk(fee_settings(config), policy, lambda: watch.price)
+    desk = FeeDesk(fee_settings(base.amounts), policy, lambda: watch.price)
     openings = Openings(journal, channels, OpeningSimulations(port, lambda: watch.height), desk)
     settler = Settler(
         channels,
@@ -307,42 +309,35 @@ def owner_rules(config: WorkerConfig) -> OwnerRules:
     )
 
 
-def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerms:
+def operator_terms(
+    config: WorkerConfig, amounts: WorkerAmounts, default_token: Address
+) -> OperatorTerms:
     """Return what the settings ask of every channel and job."""
     return OperatorTerms(
         receiver=config.receiver,
         tokens=config.tokens(default_token),
-        price_per_million_prompt_tokens=Amount(config.price_per_million_prompt_tokens),
-        price_per_million_output_tokens=Amount(config.price_per_million_output_tokens),
-        price_per_thousand_steps=Amount(config.step_price),
+        price_per_million_prompt_tokens=amounts.price_per_million_prompt_tokens,
+        price_per_million_output_tokens=amounts.price_per_million_output_tokens,
+        price_per_thousand_steps=amounts.price_per_thousand_steps,
         slots=config.slots,
         queue=config.queue,
         jobs_per_channel=config.jobs_per_channel,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
-        min_deposit=Amount(config.min_deposit),
-        credit=CreditTerms(
-            first=Amount(config.first_credit),
-            mined=Amount(config.mined_credit),
-            most=Amount(config.most_credit),
-            strangers=Amount(config.strangers_together),
-        ),
+        min_deposit=amounts.min_deposit,
+        credit=amounts.credit,
         offer_lifetime_s=config.offer_lifetime_s,
     )
 
 
-def fee_settings(config: WorkerConfig) -> FeeSettings:
+def fee_settings(amounts: WorkerAmounts) -> FeeSettings:
     """Return what the settings say of fees for clients' transactions."""
     return FeeSettings(
-        open=_units(config.open_fee),
-        top_up=_units(config.top_up_fee),
-        close=_units(config.close_fee),
-        min_top_up=Amount(config.min_top_up),
-        credit_first=Amount(config.first_credit),
+        open=amounts.open_fee,
+        top_up=amounts.top_up_fee,
+        close=amounts.close_fee,
+        min_top_up=amounts.min_top_up,
+        credit_first=amounts.credit.first,
     )
-
-
-def _units(amount: int | None) -> Amount | None:
-    return None if amount is None else Amount(amount)
 
 
 def checkpoint_of(config: WorkerConfig) -> Path | None:

@@ -109,6 +109,8 @@ class Checker:
 
     async def _load_deployment(self) -> str:
         self._deployment = Deployment.load(self._home.deployment)
+        if self._config is not None:
+            self._config.amounts(self._deployment.payment_token)
         return f"chain {self._deployment.chain_id}, escrow {address_hex(self._deployment.escrow)}"
 
     async def _key(self) -> str:

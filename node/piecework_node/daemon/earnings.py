@@ -92,7 +92,8 @@ async def table(root: Path, period: Period, *, jobs: bool) -> list[Row]:
     """
     home, settings = Home(root), config.load(root)
     operator = parse_address("0x" + keystore_address(home.operator))
-    domain = Deployment.load(home.deployment).domain
+    deployment = Deployment.load(home.deployment)
+    domain, amounts = deployment.domain, settings.amounts(deployment.payment_token)
     try:
         journal = await SqliteJournal.open(home.journal, domain, operator)
     except JournalLocked:
@@ -102,7 +103,7 @@ async def table(root: Path, period: Period, *, jobs: bool) -> list[Row]:
         if jobs:
             return [JOB_COLUMNS, *by_job(paid)]
         spent = await journal.spent(*period.seconds)
-        return [DAY_COLUMNS, *by_day(paid, spent, settings.native_coin_price)]
+        return [DAY_COLUMNS, *by_day(paid, spent, amounts.native_coin_price)]
     finally:
         await journal.close()
 

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from piecework.base.amounts import Token
 from piecework.base.files import shown, write_private
+from piecework.base.written_amounts import base_units
 from piecework.chain import calls
 from piecework.chain.authorizations import Permit, sign_permit
 from piecework.chain.deployment import Deployment
@@ -16,6 +18,7 @@ from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework.chain.reader import ChainReader, RegisteredWorker
 from piecework.chain.transactions import TransactionSender
 from piecework_node import config as settings
+from piecework_node.config import AMOUNTS, WorkerConfig
 from piecework_node.errors import HomeDiffers, NotFunded
 from piecework_node.home import Home
 from piecework_node.keys.operator import create_keystore, load_operator
@@ -72,12 +75,8 @@ def prepare_home(
         chosen = dict(values)
         # Gas costs nothing there: a claim of one base unit is worth its transaction.
         if deployment.chain_id in DEVELOPMENT_CHAIN_IDS:
-            chosen.setdefault("native_coin_price", 0)
-        scaled = settings.money_defaults(deployment.payment_token)
-        if chosen.get("backend") == "vllm":  # it counts no steps, so it has no price for them
-            scaled.pop("price_per_thousand_steps", None)
-        chosen = settings.fitting_credit({**scaled, **chosen}, chosen)
-        settings.check(chosen)
+            chosen.setdefault("native_coin_price", "0")
+        settings.check(chosen).amounts(deployment.payment_token)
         write_private(home.config, settings.to_toml(chosen).encode())
     return steps
 
@@ -99,15 +98,20 @@ def check_asked(home: Home, deployment: Deployment, asked: Mapping[str, Any]) ->
             )
     if home.config.is_file():
         there = settings.load(home.root, environment={})
-        differing = {n: v for n, v in asked.items() if not _is_same(getattr(there, n), v)}
+        token = deployment.payment_token
+        differing = {n: v for n, v in asked.items() if not _is_same(there, n, v, token)}
         if differing:
             written = settings.to_toml(differing).splitlines()
             lines = "; ".join(line for line in written if line and not line.startswith("#"))
             raise HomeDiffers(f"{shown(home.config)} has other settings. Edit it: {lines}")
 
 
-def _is_same(there: Any, asked: Any) -> bool:
-    """Whether two settings say the same. An address may be written in any case."""
+def _is_same(settings: WorkerConfig, name: str, asked: Any, token: Token) -> bool:
+    """Whether a setting says what is asked. An address may be written in any case, and an amount in
+    any way."""
+    there = getattr(settings, name)
+    if name in AMOUNTS and there is not None:
+        return base_units(settings, name, token) == token.parse_with_unit(asked)
     if isinstance(there, str) and isinstance(asked, str) and there.startswith("0x"):
         return there.lower() == asked.lower()
     return bool(there == asked)

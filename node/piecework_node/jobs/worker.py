@@ -16,7 +16,9 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, Final
 
 from piecework_model.requests import EncodedContent
@@ -67,7 +69,7 @@ from piecework_protocol.frames import (
 from piecework_protocol.objects import Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Amount, Digest, JobId
+from piecework_protocol.types import Address, Amount, Digest, JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
@@ -106,7 +108,7 @@ class Worker:
             log=log,
         )
         self.draining = False
-        self._admitting: set[JobId] = set()
+        self._admitting: dict[JobId, Address] = {}  # with payers, oldest first
         self._prompts = PromptQueue(terms.jobs_per_channel)
         self._offers: dict[Digest, Offer] = {}
 
@@ -275,7 +277,7 @@ class Worker:
             raise Refusal(
                 Reason.JOB_BUSY, "this job is being admitted right now", retry_after_s=RETRY_S
             )
-        self._admitting.add(job_id)
+        self._admitting[job_id] = submission.channel.payer
         try:
             known = await self._find_job(submission, job_id)
             if known is None:
@@ -283,7 +285,7 @@ class Worker:
             returning = self._return_to(known, submission, sink)
             return await self._runtime.shielded(returning, known)
         finally:
-            self._admitting.discard(job_id)
+            self._admitting.pop(job_id, None)
 
     async def _find_job(self, submission: SubmitJob, job_id: JobId) -> LiveJob | None:
         channel = self._channels.get(submission.job.channel)
@@ -557,14 +559,14 @@ class Worker:
             pause=self._runtime.pause,
         )
 
-    def _stranger_jobs(self, account: PayerCredit) -> int:
-        """Jobs of payers without a mined deposit that run or wait, if this payer is one of them."""
+    def _stranger_jobs(self, account: PayerCredit, mine: JobId) -> int:
+        """Jobs of strangers that run, wait, or came before `mine`, if its payer is one."""
         if not account.is_stranger:
             return 0
-        running = self._runtime.sequences.values()
-        payers = [job.channel.stored.channel.payer for job in running]
-        strange = {p: self._credit.is_stranger(p) for p in dict.fromkeys(payers)}
-        return sum(strange[p] for p in payers)
+        running = {j.id: j.channel.stored.channel.payer for j in self._runtime.sequences.values()}
+        earlier = takewhile(lambda coming: coming[0] != mine, self._admitting.items())
+        payers = Counter(({**running, **dict(earlier)}).values())
+        return sum(count for p, count in payers.items() if self._credit.is_stranger(p))
 
     def _own_view(self, submission: SubmitJob) -> AdmissionView:
         """The view of a job that is itself being admitted and must not count against itself."""
@@ -590,7 +592,7 @@ class Worker:
             attached=len(attached),
             payer=account,
             strangers_owe=self._credit.pool_of(account),
-            stranger_jobs=self._stranger_jobs(account),
+            stranger_jobs=self._stranger_jobs(account, submission.job.id(self._runtime.domain)),
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )

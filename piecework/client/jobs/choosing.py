@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from piecework.base.clock import Clock
 from piecework.client.errors import WorkerUnreachable
-from piecework.client.jobs.rates import Rate, RateOf
+from piecework.client.jobs.output_rates import OutputRate, RateOf
 from piecework.client.jobs.requests import Filters, JobRequest
 from piecework.client.jobs.selection import Choice, Ranking, least_of, rank, within_cap
 from piecework.client.jobs.spending import Allowance
@@ -61,7 +61,7 @@ class Chooser:
         now."""
         memories = await self._reachability.memory.run(self._reachability.memory.all)
         now = Timestamp(int(self._clock.wall()))
-        return lambda offer, model: Rate.of(offer, model, memories, now)
+        return lambda offer, model: OutputRate.of(offer, model, memories, now)
 
     async def choose(
         self,

@@ -16,7 +16,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from piecework.client.jobs.rates import Rate, answer_lengths, measured_at
+from piecework.client.jobs.output_rates import OutputRate, answer_lengths, measured_at
 from piecework.client.jobs.requests import (
     Filters,
     Generation,
@@ -77,7 +77,7 @@ class Choice:
     fee: Amount
     seconds: float
     usage: Usage
-    rate: Rate
+    rate: OutputRate
     reliability: float
     score: float
     full: bool
@@ -251,7 +251,7 @@ class _Estimate:
     seconds: float
     expected: Amount
     ceiling: Amount
-    rate: Rate
+    rate: OutputRate
     opened: bool
     """Whether a channel with the worker holds money."""
 
@@ -268,7 +268,7 @@ class _Estimate:
         if limit is not None and request.may_be_shortened:
             generation = affordable(request, generation, model, limit)
         tokens = request.output_tokens(generation, candidate.usual)
-        rate = Rate.of(offer, model, memories, candidate.now)
+        rate = OutputRate.of(offer, model, memories, candidate.now)
         steps = _steps(request, generation, candidate, tokens, rate.claim)
         usage = Usage(request.prompt_tokens, tokens, steps)
         ceiling = ceiling_of(request, generation, model)

@@ -140,7 +140,7 @@ async def test_the_settings_of_a_new_home_name_every_setting(
     home = ClientHome(tmp_path / "home")
     await make(home.path, deployment)
     text = home.config.read_text()
-    assert 'deposit = "1"' in text and "# max_job_price =" in text
+    assert 'deposit = "1.0"' in text and "# max_job_price =" in text
     assert load_config(home.config, environment={}).indexes == ()
 
 

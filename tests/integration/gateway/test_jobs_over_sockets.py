@@ -337,7 +337,7 @@ async def test_a_dead_offer_reserves_nothing(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
     cheap = (model_offer(price=1_000_000),)
-    async with open_client(tmp_path, chain, clock, deposit="10") as client:
+    async with open_client(tmp_path, chain, clock, deposit="10.0") as client:
         async with FakeWorker(chain, clock, name="gone", models=cheap):
             await client.offers()
             await client.links.close()

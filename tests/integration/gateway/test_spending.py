@@ -52,7 +52,7 @@ async def test_of_64_calls_at_a_budget_for_ten_exactly_ten_start(tmp_path: Path)
     (tmp_path / "first").mkdir()
     async with market(tmp_path / "first") as (client, _, _):
         ceiling = await ceiling_of(client, ask(max_tokens=SHORT))
-    limit: Any = {"spend_per_day": tokens(10 * ceiling + ceiling - 1), "deposit": "5"}
+    limit: Any = {"spend_per_day": tokens(10 * ceiling + ceiling - 1), "deposit": "5.0"}
     held = asyncio.Event()
     async with market(tmp_path, **limit) as (client, worker, clock):
 
@@ -140,7 +140,7 @@ async def test_parts_are_reserved_together_or_not_at_all(tmp_path: Path) -> None
 
 
 async def test_a_declined_job_gives_its_part_of_the_budget_back(tmp_path: Path) -> None:
-    async with market(tmp_path, spend_per_day="1") as (client, worker, clock):
+    async with market(tmp_path, spend_per_day="1.0") as (client, worker, clock):
         worker.script.refusals = [Refusal(Reason.PROMPT_REFUSED, "no")]
         with pytest.raises(Refusal):
             await collect(client.run(ask()))
@@ -184,7 +184,7 @@ async def test_a_job_that_was_interrupted_keeps_its_part_until_it_is_over(tmp_pa
 
 async def test_a_fee_and_a_ceiling_together_stay_within_a_budget(tmp_path: Path) -> None:
     fee = 40_000
-    async with market(tmp_path, max_fee="1") as (client, worker, clock):
+    async with market(tmp_path, max_fee="1.0") as (client, worker, clock):
         worker.terms = {"open_fee": Amount(fee)}
         for name, room in (("short", fee), ("enough", fee + 20_000)):
             client.store.api_keys.add(

@@ -249,7 +249,7 @@ async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
 async def _trade(folder: Path, market: TestMarket, index: str) -> list[str]:
     """A job about the canary, whole, by the real client; the canvases that came back."""
     store = Store(folder / "client.db", market.deployment.domain, PAYER.address)
-    config = load_config(folder / "no-file", {"deposit": "1", "indexes": [index]})
+    config = load_config(folder / "no-file", {"deposit": "1.0", "indexes": [index]})
     wallet, token = Wallet(PAYER, PAYER), market.deployment.payment_token
     async with PieceworkClient(store, market.reader, wallet, token, config) as client:
         events = await collect(client.run(ask(CANARY, seed=3, max_tokens=40, drafts=True)))

@@ -50,7 +50,7 @@ async def test_fifty_kills_lose_no_voucher_and_charge_no_job_twice(
         )
         await market.pool(payer, embedded_chain.faucet, DEPOSIT)
         store = Store(tmp_path / "client.db", market.deployment.domain, payer.address)
-        flags = {"deposit": "10", "resume_attempts": 8, "stall_timeout_s": 20.0}
+        flags = {"deposit": "10.0", "resume_attempts": 8, "stall_timeout_s": 20.0}
         config = load_config(tmp_path / "no-file", flags)
         wallet, token = Wallet(payer, payer), market.deployment.payment_token
         async with PieceworkClient(store, market.reader, wallet, token, config) as client:

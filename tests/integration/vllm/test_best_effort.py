@@ -17,6 +17,7 @@ import pytest
 from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_status import rpc_status
 
+from piecework.chain.deployment import Deployment
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
@@ -54,8 +55,8 @@ PAYER = signer("payer of best effort")
 POOL = 3_000_000
 TOKENS = 3 * CANVAS - 2
 PRICES = {
-    "price_per_million_prompt_tokens": 9_000_000,
-    "price_per_million_output_tokens": 70_000_000,
+    "price_per_million_prompt_tokens": "9.0",
+    "price_per_million_output_tokens": "70.0",
 }
 
 
@@ -112,7 +113,7 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         assert ready["engine_pid"] is None and ready["model"] == CHECKPOINT.name
         store = Store(tmp_path / "client.db", market.deployment.domain, PAYER.address)
         wallet = Wallet(PAYER, PAYER)
-        config = load_config(tmp_path / "no-file", {"deposit": "1"})
+        config = load_config(tmp_path / "no-file", {"deposit": "1.0"})
         token = market.deployment.payment_token
         async with PieceworkClient(store, market.reader, wallet, token, config) as client:
             (signed,) = (await client.offers()).offers
@@ -195,7 +196,9 @@ async def test_worker_init_takes_vllm_servers_and_a_start_needs_nothing_more_in_
         2,
         "served",
     )
-    assert (written.price_per_thousand_steps, written.step_price) == (0, 0)
+    token = Deployment.load(home / "deployment.json").payment_token
+    assert written.price_per_thousand_steps == token.write(0)
+    assert written.amounts(token).price_per_thousand_steps == 0
 
 
 async def _is_refused_a_replayable_job(worker_process: WorkerProcess, market: TestMarket) -> None:

@@ -55,7 +55,6 @@ def test_variables_of_other_roles_are_left_alone(tmp_path: Path) -> None:
     [
         "resume_attempts = -1",
         'deposit = "much"',
-        "deposit = 1000000",
         "deposit = 1.5",
         'max_job_price = "-1"',
         'max_job_price = ""',
@@ -71,13 +70,18 @@ def test_a_bad_value_is_one_clear_error(tmp_path: Path, text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_an_amount_without_quotes_is_refused_because_it_could_be_base_units(
-    tmp_path: Path,
+@pytest.mark.parametrize("written", ["5", '"5"', "1000000"])
+def test_an_amount_without_its_unit_is_refused_with_both_readings(
+    tmp_path: Path, written: str
 ) -> None:
     file = tmp_path / "config.toml"
-    file.write_text("max_job_price = 5\n")
-    with pytest.raises(SettingsError, match="number of tokens in quotes"):
-        load_config(file, environment={})
+    file.write_text(f"max_job_price = {written}\n")
+    config = load_config(file, environment={})
+    number = written.strip('"')
+    with pytest.raises(SettingsError) as caught:
+        config.amounts(USD)
+    assert f'"{number} {USD.symbol}" if these are tokens' in str(caught.value)
+    assert f'"{USD.write(int(number))}" if these are base units' in str(caught.value)
 
 
 def test_a_missing_file_means_defaults(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.environment import child_environment
 from piecework_protocol.types import Address
 
+USD = Token(b"\x11" * 20, "USD", 6)
 PAYOUT = "0x" + "22" * 20
 
 
@@ -61,9 +62,10 @@ VLLM = "backend = 'vllm'\nmodel = '/models/one'\nvllm_endpoints = ['http://a:800
 def test_vllm_is_chosen_with_its_endpoints_and_charges_no_steps(tmp_path: Path) -> None:
     loaded = config.load(home(tmp_path, VLLM), {}, {"PIECEWORK_WORKER_VLLM_API_KEY": "a long key"})
     assert (loaded.backend, len(loaded.vllm_endpoints)) == ("vllm", 2)
-    assert loaded.step_price == 0 and "a long key" not in repr(loaded)
+    assert loaded.amounts(USD).price_per_thousand_steps == 0
+    assert "a long key" not in repr(loaded)
     ours = config.load(home(tmp_path), {}, {})
-    assert (ours.backend, ours.step_price) == ("diffusion", ours.price_per_thousand_steps)
+    assert (ours.backend, ours.amounts(USD).price_per_thousand_steps) == ("diffusion", 1_000)
     environment = {"PIECEWORK_WORKER_VLLM_ENDPOINTS": "http://c, http://d"}
     assert config.load(home(tmp_path, VLLM), {}, environment).vllm_endpoints == (
         "http://c",
@@ -77,7 +79,7 @@ def test_vllm_is_chosen_with_its_endpoints_and_charges_no_steps(tmp_path: Path) 
         ("backend = 'vllm'\nmodel = 'x'", "needs vllm_endpoints"),
         ("backend = 'vllm'\nvllm_endpoints = ['http://a']", "needs model"),
         ("vllm_endpoints = ['http://a']", 'set backend = "vllm"'),
-        (VLLM + "price_per_thousand_steps = 1", "must be 0 with vLLM"),
+        (VLLM + "price_per_thousand_steps = '0.001'", "must be 0 with vLLM"),
         ("backend = 'other'", "backend"),
         ("vllm_endpoints = ['ftp://a']", "plain http"),
         ("vllm_endpoints = ['http://']", "plain http"),
@@ -94,47 +96,77 @@ def test_settings_of_vllm_that_cannot_be_meant_are_refused(
         config.load(home(tmp_path, text), {}, {})
 
 
+def amounts(folder: Path, text: str = "", token: Token = USD) -> config.WorkerAmounts:
+    """The amounts of a home with these settings."""
+    return config.load(home(folder, text), {}, {}).amounts(token)
+
+
 def test_the_credit_of_a_new_client_follows_the_prices_until_it_is_set(tmp_path: Path) -> None:
-    cheap = config.load(home(tmp_path), {}, {})
-    assert (cheap.first_credit, cheap.mined_credit) == (2_000, 25_000)
-    dear = config.load(home(tmp_path, "price_per_million_output_tokens = 200_000_000\n"), {}, {})
+    cheap = amounts(tmp_path).credit
+    assert (cheap.first, cheap.mined) == (2_000, 25_000)
+    dear = amounts(tmp_path, "price_per_million_output_tokens = '200.0'\n").credit
     canvas = 256 * 200 + 4096 * 50_000 // 10**6 + 48
-    assert canvas <= dear.first_credit <= canvas + 1
-    assert dear.mined_credit == dear.first_credit and dear.most_credit == 1_000_000
-    assert dear.strangers_together == 8 * dear.first_credit
+    assert canvas <= dear.first <= canvas + 1
+    assert dear.mined == dear.first and dear.most == 1_000_000
+    assert dear.strangers == 8 * dear.first
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("credit_first = 303", r"credit_first must be 304 or more at these prices"),
-        ("price_per_million_prompt_tokens = 1_000_000_000\nopen_fee = 3000", "open_fee is less"),
-        ("price_per_million_prompt_tokens = 1_000_000_000\ncredit_max = 30000", "not go down"),
-        ("price_per_million_prompt_tokens = 1_000_000_000\nstranger_credit = 9", "stranger_credit"),
+        ("credit_first = '0.000303'", r'credit_first must be "0\.000304 USD" or more'),
+        ("price_per_million_prompt_tokens = '1000 USD'\nopen_fee = '0.003'", "open_fee is less"),
+        ("price_per_million_prompt_tokens = '1000 USD'\ncredit_max = '0.03'", "not go down"),
+        (
+            "price_per_million_prompt_tokens = '1000 USD'\nstranger_credit = '0.000009'",
+            "stranger_credit",
+        ),
     ],
 )
 def test_credit_with_which_nobody_new_could_begin_is_refused_with_the_least(
     tmp_path: Path, text: str, words: str
 ) -> None:
     with pytest.raises(SettingsError, match=words):
-        config.load(home(tmp_path, text), {}, {})
+        amounts(tmp_path, text)
 
 
 def test_best_effort_credit_counts_no_steps(tmp_path: Path) -> None:
-    loaded = config.load(home(tmp_path, VLLM + "credit_first = 257\n"), {}, {})
-    assert loaded.first_credit == loaded.least_first_credit + 1
+    found = amounts(tmp_path, VLLM + "credit_first = '0.000257'\n")
+    assert found.credit.first == found.least_first_credit + 1
 
 
-def test_a_new_home_gets_credit_that_fits_its_prices_in_any_token() -> None:
-    dai = config.money_defaults(Token(b"\x44" * 20, "DAI", 18))
-    dear = {"payout": PAYOUT, "price_per_million_output_tokens": 10**21}
-    fitted = config.fitting_credit({**dai, **dear}, dear)
-    settings = config.check(fitted)
-    assert settings.first_credit == settings.least_first_credit > dai["credit_first"]
-    assert settings.mined_credit == settings.first_credit
-    assert settings.most_credit == dai["credit_max"]
+def test_credit_that_is_not_set_fits_the_prices_in_any_token(tmp_path: Path) -> None:
+    dai = Token(b"\x44" * 20, "DAI", 18)
+    dear = "price_per_million_output_tokens = '1000 DAI'\n"
+    found = amounts(tmp_path, dear, dai)
+    assert found.credit.first == found.least_first_credit > dai.parse("0.002")
+    assert found.credit.mined == found.credit.first
+    assert found.credit.most == dai.parse("1")
     with pytest.raises(SettingsError, match="credit_first"):
-        config.fitting_credit({**dai, **dear, "credit_first": 5}, {*dear, "credit_first"})
+        amounts(tmp_path, dear + "credit_first = '0.000000000000000005'\n", dai)
+
+
+@pytest.mark.parametrize("name", config.AMOUNTS)
+def test_an_amount_of_an_earlier_release_is_refused_with_the_right_one(
+    tmp_path: Path, name: str
+) -> None:
+    """They were base units, a million times less than as many tokens."""
+    place = home(tmp_path, f"{name} = 200_000\n")
+    by_file = config.load(place, {}, {})
+    by_variable = config.load(home(tmp_path), {}, {f"PIECEWORK_WORKER_{name.upper()}": "200000"})
+    for loaded in (by_file, by_variable):
+        with pytest.raises(SettingsError) as caught:
+            loaded.amounts(USD)
+        assert str(caught.value) == (
+            f'{name}: 200000 has no unit. Write "200000 USD" if these are tokens, or "0.20 USD" if '
+            "these are base units"
+        )
+
+
+def test_every_setting_of_money_is_an_amount() -> None:
+    money = ("price", "fee", "credit", "deposit", "top_up")
+    named = {n for n in config.WorkerConfig.model_fields if any(part in n for part in money)}
+    assert named - {"max_fee_gwei"} == set(config.AMOUNTS)
 
 
 def test_an_unknown_setting_in_the_environment_is_refused_too(tmp_path: Path) -> None:

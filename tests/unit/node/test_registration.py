@@ -29,6 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 def test_the_same_options_again_are_fine(home: Home) -> None:
     check_asked(home, MARKET, VALUES)
     check_asked(home, MARKET, {"payout": PAYOUT.lower()})
+    check_asked(home, MARKET, {"price_per_million_output_tokens": "0.20 tUSDC"})
     check_asked(home, MARKET, {})
 
 
@@ -43,8 +44,8 @@ def test_a_home_that_is_not_there_takes_any_option(tmp_path: Path) -> None:
         ({"slots": 7, "indexes": VALUES["indexes"]}, "slots = 7"),
         ({"indexes": ()}, "indexes = []"),
         (
-            {"slots": 7, "price_per_million_output_tokens": 9},
-            "slots = 7; price_per_million_output_tokens = 9",
+            {"slots": 7, "price_per_million_output_tokens": "9.00 tUSDC"},
+            'slots = 7; price_per_million_output_tokens = "9.00 tUSDC"',
         ),
     ],
 )

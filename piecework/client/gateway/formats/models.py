@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from piecework.base.amounts import Token
 from piecework.client.gateway.formats.common import token_object
-from piecework.client.jobs.rates import Rate, RateOf
+from piecework.client.jobs.output_rates import OutputRate, RateOf
 from piecework_protocol.objects import Kind, ModelOffer, Offer
 from piecework_protocol.offers import takes_images
 from piecework_protocol.views import ListedModel, listed_models, members
@@ -116,7 +116,7 @@ def _quantization(lines: Sequence[ModelOffer]) -> str:
     return found[0] if found else "unknown"
 
 
-def rate_object(rate: Rate) -> dict[str, Any]:
+def rate_object(rate: OutputRate) -> dict[str, Any]:
     """What a million output tokens cost with their steps: `expected` is what a quote goes by, and
     the rest is what the worker claims."""
     return {
@@ -130,7 +130,9 @@ def rate_object(rate: Rate) -> dict[str, Any]:
     }
 
 
-def _pricing(rate: Rate, entry: ModelOffer, token: Token, usd_price: Decimal) -> dict[str, str]:
+def _pricing(
+    rate: OutputRate, entry: ModelOffer, token: Token, usd_price: Decimal
+) -> dict[str, str]:
     """Dollars for one token, of the cheapest offer: what is paid with steps, and its two parts."""
 
     def dollars(base_units: int, per: int) -> str:

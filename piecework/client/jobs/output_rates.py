@@ -19,7 +19,7 @@ from piecework_protocol.wire import SignedOffer
 
 
 @dataclass(frozen=True, slots=True)
-class Rate:
+class OutputRate:
     """What a million output tokens and their denoising steps cost at one worker, in base units.
 
     Attributes:
@@ -37,7 +37,7 @@ class Rate:
     own_jobs: float
 
     @classmethod
-    def of(cls, offer: Offer, model: ModelOffer, memories: Memories, now: Timestamp) -> Rate:
+    def of(cls, offer: Offer, model: ModelOffer, memories: Memories, now: Timestamp) -> OutputRate:
         """Give the rate of one model of an offer, as the client sees it now."""
         claim = usual_jobs(offer, model)
         measured = measured_at(memories, offer.operator, model.digest)
@@ -78,5 +78,5 @@ def answer_lengths(
     }
 
 
-RateOf = Callable[[Offer, ModelOffer], Rate]
+RateOf = Callable[[Offer, ModelOffer], OutputRate]
 """Gives the rate of a model of an offer, as one client sees it now."""
