@@ -1,4 +1,4 @@
-"""How soon the engine stands still after the owner's word: `python -m bench.pause`.
+"""How soon the engine stands still after the owner's word: `python -m bench.pause [--jobs 4]`.
 
 The engine's own process with the bundled model, under the supervisor of the daemon. Jobs are
 denoised all the time. A pause is timed from the command to the engine's word that no step is taken

@@ -41,7 +41,7 @@ UNKNOWN_MODEL: Final = "a model of earlier offers"
 class BookJournal(Protocol):
     """What the book reads (`SqliteJournal`)."""
 
-    async def paid_jobs(self, since: int, until: int) -> tuple[PaidJob, ...]: ...
+    async def paid_lately(self, since: int) -> tuple[PaidJob, ...]: ...
 
     async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]: ...
 
@@ -80,7 +80,9 @@ class EarningsBook:
         hour = time // HOUR_S
         first = hour - WINDOW_HOURS + 1 if self._read_from is None else self._read_from
         sums: dict[tuple[int, str, str], _Sum] = defaultdict(_Sum)
-        for job in await self._journal.paid_jobs(first * HOUR_S, time + HOUR_S):
+        for job in await self._journal.paid_lately(first * HOUR_S):
+            if job.at < first * HOUR_S:
+                continue  # the clock was set back: its hour is closed
             key = job.at // HOUR_S, await self._model(job.offer), await self._client(job.channel)
             sums[key].add(_Sum(1, job.canvases, job.gross))
         spent: dict[int, tuple[int, int]] = {}

@@ -76,12 +76,19 @@ _TXS = (
     "SELECT kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used, fee_wei "
     "FROM transactions WHERE state IN ({}) ORDER BY nonce, at"
 )
-_PAID = (
+_PAID_JOB = (
     "SELECT jobs.id, channels.id, accepted_at, amount, offer FROM canvases "
     "JOIN jobs ON canvases.job = jobs.number JOIN channels ON jobs.channel = channels.number "
-    "LEFT JOIN submissions ON submissions.job = jobs.number "
-    "WHERE leaf_index IS NOT NULL AND accepted_at >= ? AND accepted_at < ? "
-    "ORDER BY accepted_at, jobs.number, canvas"
+    "LEFT JOIN submissions ON submissions.job = jobs.number WHERE leaf_index IS NOT NULL AND "
+)
+_PAID = (
+    f"{_PAID_JOB} accepted_at >= ? AND accepted_at < ? ORDER BY accepted_at, jobs.number, canvas"
+)
+_PAID_LATELY = (
+    # From the newest job backwards to the first that is older: its cost is that of what is new.
+    f"{_PAID_JOB} jobs.number > coalesce("  # noqa: S608  no value of anybody is in it
+    "(SELECT number FROM jobs WHERE accepted_at < ? ORDER BY number DESC LIMIT 1), 0) "
+    "ORDER BY jobs.number, canvas"
 )
 # The newest numbers first, and no more of them than asked for: constant time in a long journal.
 _RECENT = (
@@ -218,8 +225,20 @@ def _authorization(data: bytes | None, channel: Channel) -> FundingAuthorization
 
 def paid_jobs(db: apsw.Connection, since: int, until: int) -> tuple[PaidJob, ...]:
     """Return jobs that were accepted from `since` on and before `until`, with what was paid."""
-    rows: list[Any] = db.execute(_PAID, (since, until)).fetchall()
+    return _paid(db, _PAID, (since, until))
+
+
+def paid_lately(db: apsw.Connection, since: int) -> tuple[PaidJob, ...]:
+    """Return what was paid of the newest jobs, back to the first that is older than `since`.
+
+    It takes as long as there are such jobs, however long the journal is.
+    """
+    return _paid(db, _PAID_LATELY, (since,))
+
+
+def _paid(db: apsw.Connection, sql: str, bounds: tuple[int, ...]) -> tuple[PaidJob, ...]:
     found: dict[bytes, PaidJob] = {}
+    rows: list[Any] = db.execute(sql, bounds).fetchall()
     for job, channel, at, amount, offer in rows:
         named = Digest(offer) if offer is not None else None
         known = found.get(job) or PaidJob(

@@ -189,6 +189,10 @@ class SqliteJournal:
         """Return jobs that were accepted from `since` on and before `until`, with what was paid."""
         return await self._alone(lambda: rows.paid_jobs(self._db, since, until))
 
+    async def paid_lately(self, since: int) -> tuple[PaidJob, ...]:
+        """Return what was paid of the newest jobs, back to the first older than `since`."""
+        return await self._alone(lambda: rows.paid_lately(self._db, since))
+
     async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]:
         """Return transactions that were mined from `since` on and before `until`."""
         return await self._alone(lambda: rows.spent(self._db, since, until))

@@ -158,9 +158,9 @@ class FakeBookJournal:
         self.txs: list[SpentTx] = []
         self.asked: list[int] = []
 
-    async def paid_jobs(self, since: int, until: int) -> tuple[PaidJob, ...]:
+    async def paid_lately(self, since: int) -> tuple[PaidJob, ...]:
         self.asked.append(since)
-        return tuple(job for job in self.jobs if since <= job.at < until)
+        return tuple(job for job in self.jobs if job.at >= since)
 
     async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]:
         return tuple(tx for tx in self.txs if since <= tx.at < until)

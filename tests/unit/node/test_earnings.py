@@ -87,6 +87,23 @@ async def test_a_period_holds_its_first_and_its_last_day(tmp_path: Path) -> None
     await life.journal.close()
 
 
+async def test_the_newest_jobs_are_found_from_the_end_with_the_offers_that_they_named(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock()
+    life = await opened(tmp_path, clock)
+    await life.begin()
+    for _ in range(3):
+        await life.job()
+        clock.advance(DAY_S)
+    everything = await life.journal.paid_jobs(0, 2**40)
+    assert await life.journal.paid_lately(0) == everything
+    assert await life.journal.paid_lately(everything[1].at) == everything[1:]
+    assert await life.journal.paid_lately(2**40) == ()
+    assert all(job.offer is not None for job in everything)
+    await life.journal.close()
+
+
 @pytest.mark.parametrize(
     ("first", "last"), [("soon", ""), ("2027-02-30", ""), ("2027-01-02", "2027-01-01")]
 )
