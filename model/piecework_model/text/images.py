@@ -141,7 +141,8 @@ class ImageProcessor:
                 raise ImageError(
                     f"the images have more than {limits.MAX_PROMPT_PIXELS} pixels together"
                 )
-            made = self._patches(_decode(opened, image))
+            with _named(image):
+                made = self._patches(_decode(opened))
             size += len(made.patches)
             if size > limits.MAX_PROMPT_PATCH_BYTES:
                 raise ImageError("the images are too many for their size")
@@ -159,10 +160,7 @@ class ImageProcessor:
             resample=self._resample,
             do_rescale=False,  # bytes are small and exact, and layers/vision.py scales them
         )
-        try:
-            made = processor.preprocess(pixels, return_tensors="np")
-        except ValueError as error:  # no whole token fits, for one
-            raise ImageError("the image has proportions that cannot be shown") from error
+        made = processor.preprocess(pixels, return_tensors="np")
         positions = made["image_position_ids"][0]
         own = positions[:, 0] >= 0
         columns, rows = (positions[own].max(axis=0) + 1).tolist()
@@ -196,17 +194,12 @@ def _open(image: Image) -> Any:
     return opened
 
 
-def _decode(opened: Any, image: Image) -> Any:
-    """Decode the pixels of an opened image, upright.
-
-    Raises:
-        ImageError: Its bytes are broken.
-    """
+def _decode(opened: Any) -> Any:
+    """Decode the pixels of an opened image, upright. Broken bytes make it fail in any way."""
     from PIL import ImageOps
 
-    with _named(image):
-        opened.load()
-        return ImageOps.exif_transpose(opened)
+    opened.load()
+    return ImageOps.exif_transpose(opened)
 
 
 @contextmanager
@@ -214,6 +207,8 @@ def _named(image: Image) -> Iterator[None]:
     """Turn what a decoder raises into an ImageError. Broken bytes make it fail in any way."""
     try:
         yield
+    except ImageError:
+        raise
     except Exception as error:
         raise ImageError(f"an image cannot be read as {image.media_type}") from error
 

@@ -321,7 +321,12 @@ class VllmLink:
             first_canvas_ms=int(speed.first_canvas_ms),
             steps_per_second=0,
             service=Service.BEST_EFFORT,
-            details={"engine": "vllm", "version": version, "endpoints": len(self._settings.urls)},
+            details={
+                "engine": "vllm",
+                "version": version,
+                "endpoints": len(self._settings.urls),
+                "images": False,  # servers get token ids alone
+            },
             # A read charges steps alone, and a best-effort worker charges none.
             kinds=(Kind.TEXT,),
         )

@@ -277,6 +277,26 @@ def test_an_image_that_is_no_data_url_is_refused(url: Any) -> None:
     assert error.param == "messages[0].content[0].image_url"
 
 
+@pytest.mark.parametrize(
+    ("target", "why"),
+    [
+        ({"type": "string"}, "are of type object"),
+        ({"type": ["array", "null"]}, "are of type object"),
+        ({"enum": [1, 2]}, "without the type object"),
+    ],
+)
+def test_parameters_that_refer_to_something_else_than_an_object_are_refused(
+    target: dict[str, Any], why: str
+) -> None:
+    """Before anything is paid, whether the reference stands alone or beside a description."""
+    for beside in ({}, {"description": "a place"}):
+        schema = {"$ref": "#/$defs/place", "$defs": {"place": target}, **beside}
+        tool = {"type": "function", "function": {"name": "go", "parameters": schema}}
+        assert why in refused(tools=[tool], tool_choice="required").message
+        schema["$defs"] = {"place": {"type": "object", "properties": {"city": {"type": "string"}}}}
+        assert isinstance(parsed(tools=[tool], tool_choice="required").plan, Called)
+
+
 def test_texts_beside_an_image_are_put_together() -> None:
     image = {"type": "image_url", "image_url": {"url": "data:image/jpg;base64,AAAA"}}
     texts = [{"type": "text", "text": t} for t in ("a", "b", "")]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from piecework.client.gateway.formats.models import model_list
-from piecework.client.jobs.requests import TextRequest, conversation_of
-from piecework.client.jobs.selection import CALLERS_FAULT, Filters, Ranking, rank
+from piecework.client.jobs.requests import Filters, TextRequest, conversation_of
+from piecework.client.jobs.selection import CALLERS_FAULT, Ranking, rank
 from piecework.client.journal.records import Memories
 from piecework.client.limits import IMAGE_TOKENS_ESTIMATE
 from piecework_protocol.conversation import IMAGE_TOKENS, Image, Message, Text

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from piecework_model import bounds, limits
@@ -98,8 +100,31 @@ def test_a_photo_is_turned_as_its_camera_noted() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
 def test_every_mode_of_a_file_is_shown_in_colour(mode: str) -> None:
     kind = "jpeg" if mode == "CMYK" else "png"
-    made = prepared(as_file(picture(84, 120).convert("L" if mode == "I;16" else mode), kind))
-    assert pixels(made).shape == (120, 84, 3)
+    shown = picture(84, 120)
+    if mode == "I;16":
+        converted = Pillow.fromarray(np.array(shown.convert("L")).astype(np.uint16) * 257)
+    else:
+        converted = shown.convert(mode)
+    assert converted.mode == mode
+    assert pixels(prepared(as_file(converted, kind))).shape == (120, 84, 3)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_damaged_files_are_shown_or_refused_and_nothing_else(
+    kind: str, data: st.DataObject
+) -> None:
+    whole = image_of(20, 30, kind=kind).data
+    cut = data.draw(st.integers(1, len(whole)))
+    place = data.draw(st.integers(0, cut - 1))
+    damaged = bytearray(whole[:cut])
+    damaged[place : place + 4] = data.draw(st.binary(min_size=1, max_size=4))
+    try:
+        made = prepared(Image(f"image/{kind}", bytes(damaged)))
+    except ImageError:
+        return
+    assert 0 < made.tokens <= image_models.SETTINGS.most_tokens
 
 
 # --- what is refused

@@ -179,7 +179,8 @@ async def test_the_facts_say_best_effort_and_what_was_measured() -> None:
         CANVAS,
     )
     assert facts.tokens_per_second > 0 and facts.first_canvas_ms >= 0
-    assert facts.details == {"engine": "vllm", "version": "0.32.0", "endpoints": 2}
+    own = {"engine": "vllm", "version": "0.32.0", "endpoints": 2, "images": False}
+    assert facts.details == own and not facts.images
     assert run.link.pid is None and not run.link.ready and run.link.facts is None
 
 

@@ -43,7 +43,12 @@ from piecework.client.gateway.formats.pieces import (
     TextAdded,
     ThoughtAdded,
 )
-from piecework.client.gateway.formats.schema import ANY_OBJECT, MAX_SCHEMA_BYTES, parse_schema
+from piecework.client.gateway.formats.schema import (
+    ANY_OBJECT,
+    MAX_SCHEMA_BYTES,
+    JsonSchema,
+    parse_schema,
+)
 from piecework_protocol.conversation import Message, Tool, ToolCall
 from piecework_protocol.limits import MAX_CALLS_PER_MESSAGE, MAX_MESSAGES_PER_PROMPT
 
@@ -181,21 +186,38 @@ def called(tools: tuple[Tool, ...], where: str) -> Called:
     if sum(len(tool.parameters) for tool in tools) > MAX_SCHEMA_BYTES:
         bad(f"the schemas of tools are at most {MAX_SCHEMA_BYTES} bytes together", where)
     schemas = {
-        tool.name: parse_schema(
-            _of_objects(loads(tool.parameters), f"{where}: {tool.name}"), f"{where}: {tool.name}"
-        )
-        for tool in tools
+        tool.name: _of_objects(loads(tool.parameters), f"{where}: {tool.name}") for tool in tools
     }
     return Called(tools, schemas)
 
 
-def _of_objects(schema: dict[str, Any], where: str) -> dict[str, Any]:
-    """A call's arguments are an object, also where a tool's schema leaves that open."""
+def _of_objects(schema: dict[str, Any], where: str) -> JsonSchema:
+    """Read a tool's schema. A call's arguments are an object, also where it leaves that open.
+
+    Raises:
+        ApiError: The schema is of something else, or cannot be used.
+    """
+    if "$ref" not in schema:
+        return parse_schema(_object(schema, where) | {"type": "object"}, where)
+    parsed = parse_schema(schema, where)
+    target = parsed.resolved(schema)
+    # Beside a reference, a type would hide what it points at. So what it points at has to say it.
+    if not isinstance(target, dict) or "type" not in target:
+        bad("a function's parameters refer to a schema without the type object", where)
+    _object(target, where)
+    return parsed
+
+
+def _object(schema: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return a schema that an object may hold by its type, or that has none.
+
+    Raises:
+        ApiError: Its type is another.
+    """
     kind = schema.get("type", "object")
     if kind != "object" and not (isinstance(kind, list) and "object" in kind):
         bad("a function's parameters are of type object", where)
-    # Beside a reference, a type would hide what it points at. The call is judged in any case.
-    return schema if set(schema) == {"$ref", "$defs"} else {**schema, "type": "object"}
+    return schema
 
 
 def response_plan(raw: Any, where: str) -> Plan | None:
