@@ -204,6 +204,7 @@ async def _assemble(base: Foundations) -> Components:
         clock=clock,
         entropy=secrets.token_bytes,
         rotation_s=config.sealing_key_rotation_s,
+        evidence_s=config.evidence_s,
     )
     runtime = JobRuntime(
         journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
@@ -326,6 +327,7 @@ def operator_terms(
         min_deposit=amounts.min_deposit,
         credit=amounts.credit,
         offer_lifetime_s=config.offer_lifetime_s,
+        evidence_s=config.evidence_s,
     )
 
 

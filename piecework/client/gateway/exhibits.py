@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from piecework.client.evidence import output_of
 from piecework.client.gateway.formats.common import ApiError, Head, Totals
@@ -27,9 +27,6 @@ from piecework_protocol.evidence.file import EvidenceFile, canonical, evidence_j
 from piecework_protocol.evidence.members import hexed
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import Digest, JobId, keccak256
-
-MAX_REPLY_BYTES: Final = 128 * 1024 * 1024
-"""Of a saved answer. One with several choices has several evidence files."""
 
 Source = Callable[[JobId, bytes, Mapping[int, bytes]], Awaitable[EvidenceFile]]
 """Makes the evidence of a job that has ended, from its content and its outputs by canvas."""
