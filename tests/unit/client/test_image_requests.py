@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from piecework.client.gateway.formats.models import model_list
+from piecework.client.jobs.output_rates import OutputRate
 from piecework.client.jobs.requests import Filters, TextRequest, conversation_of
 from piecework.client.jobs.selection import CALLERS_FAULT, Ranking, rank
 from piecework.client.journal.records import Memories
@@ -13,6 +16,7 @@ from piecework_protocol.conversation import IMAGE_TOKENS, Image, Message, Text
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.offers import takes_images
 from piecework_protocol.pricing import price
+from piecework_protocol.types import Timestamp
 from piecework_protocol.wire import SignedOffer
 from tests.support import image_models
 from tests.support.fake_chain import TOKEN_INFO
@@ -93,6 +97,7 @@ def test_the_list_of_models_says_which_take_images() -> None:
         ([blind], ["text"]),
         ([blind, seeing], ["text", "image"]),
     ):
-        (entry,) = model_list(offers, TOKEN_INFO).values()
+        rates = partial(OutputRate.of, memories=Memories(), now=Timestamp(NOW))
+        (entry,) = model_list(offers, rates, TOKEN_INFO).values()
         assert entry["input_modalities"] == modalities
         assert entry["output_modalities"] == ["text"]

@@ -50,6 +50,6 @@ def test_a_job_that_ends_in_a_pause_owes_nothing_for_the_canvas_in_progress() ->
     assert session.state is JobState.CANCELLED
     assert outcome.commands == (StopEngine(finish_canvas=False),)
     assert outcome.frames(lambda _: Signature(bytes(65))) == (JobEnded(work.id(DOMAIN), 1, None),)
-    stopped = StoppedEngine(1, 7, 3, Digest(bytes(32)), Digest(bytes(32)), 0, b"")
+    stopped = StoppedEngine(1, 7, 3, (Digest(bytes(32)),) * 4, Digest(bytes(32)), 0, b"")
     late, after = session.stopped(stopped, ledger)
     assert not late.records and after == ledger
