@@ -212,6 +212,13 @@ class WorkerConfig(Settings):
         "journal keeps its sealed content, receipts and leaves, and the sealing keys. Then it "
         "keeps digests and amounts alone. The offer states it",
     )
+    min_free_disk_mib: int = Field(
+        1024,
+        ge=0,
+        le=2**31,
+        description="MiB that must be free on the disk of the worker's home. With less it takes no "
+        "new job and finishes those that it has",
+    )
 
     # engine
     backend: Literal["diffusion", "vllm"] = Field(
