@@ -30,6 +30,7 @@ from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_STEPS_PAST_PROGRESS
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from piecework_protocol.outlines import Outline
 from piecework_protocol.pricing import usage_of
+from piecework_protocol.service import leaves_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Timestamp, Uint32, keccak256
 
@@ -63,6 +64,7 @@ class CanvasVerified:
     digest: Digest
     signature: Signature
     output: Output
+    leaves: tuple[Digest, ...] = ()
 
 
 ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded | Progress
@@ -245,12 +247,15 @@ class ClientSession:
         self._check_charge(receipt, output)
         if receipt.finish is Finish.CANCELLED:
             self._check_cancelled(receipt, data)
+        fault = leaves_fault(receipt, frame.leaves)
+        if fault is not None:
+            raise ProtocolViolation(*fault)
         self._receipts.append(receipt)
         self._seen = _Seen()
         if self.complete:
             self.phase = Phase.COMPLETE
         return CanvasVerified(
-            receipt, Digest(self._domain.digest(receipt)), frame.signature, output
+            receipt, Digest(self._domain.digest(receipt)), frame.signature, output, frame.leaves
         )
 
     def _previous(self) -> Digest:

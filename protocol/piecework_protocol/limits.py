@@ -46,6 +46,8 @@ MAX_LABELS: Final = 255
 MAX_DRAWS: Final = 64
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
+# One leaf of the canvas, then one a step.
+MAX_TRACE_LEAVES: Final = MAX_DENOISING_STEPS + 1
 # Below it a temperature means nothing more, and logits over it leave the numbers of a trace.
 MIN_TEMPERATURE_MICROS: Final = 10_000
 # An authorization or job that is valid for longer than this is a mistake or a trap.

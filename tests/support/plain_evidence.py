@@ -38,6 +38,12 @@ def raw(text: Any, size: int | None = None) -> bytes:
     return bytes.fromhex(text[2:])
 
 
+def several(value: Any) -> list[Any]:
+    need(isinstance(value, list), "list")
+    found: list[Any] = value
+    return found
+
+
 def whole(value: Any) -> int:
     large = isinstance(value, str) and re.fullmatch(r"[1-9][0-9]{15,38}", value)
     found = int(value) if large else value
@@ -61,8 +67,7 @@ def full_type(kind: str) -> str:
 
 def encoded(kind: str, value: Any) -> bytes:
     if kind.endswith("[]"):
-        need(isinstance(value, list), "list")
-        return keccak(b"".join(encoded(kind[:-2], one) for one in value))
+        return keccak(b"".join(encoded(kind[:-2], one) for one in several(value)))
     if kind in TYPES:
         members = [member.split() for member in TYPES[kind].split(",")]
         need(isinstance(value, dict) and set(value) == {name for _, name in members}, "members")
@@ -174,23 +179,23 @@ class Reader:
             need(raw(accepted["job"]) == self.id, "acceptance.job")
             prompt = accepted["promptTokens"]
         digests = self.receipts(model, prompt)
-        for shown in file["vouchers"]:
+        for shown in several(file["vouchers"]):
             voucher = self.signed("Voucher", shown, channel["authorizer"], "paid")
             need(voucher["channel"] == job["channel"], "vouchers.channel")
-            for paid in shown["paid"]:
+            for paid in several(shown["paid"]):
                 need(set(paid) == {"canvas", "index", "siblings"}, "paid")
-                siblings = [raw(one, 32) for one in paid["siblings"]]
+                siblings = [raw(one, 32) for one in several(paid["siblings"])]
                 where, count = whole(paid["index"]), whole(voucher["count"])
                 leaf = digests[whole(paid["canvas"])]
                 root = climb(leaf, where, count, siblings)
                 need(root == raw(voucher["receiptsRoot"]), "paid")
-        for pair in file["contradictions"]:
+        for pair in several(file["contradictions"]):
             self.contradiction(pair)
 
     def receipts(self, model: Any, prompt: int | None) -> list[bytes]:
         job, asked = self.job, self.job["parameters"]
         before, units, steps, charged, digests = self.id, 0, 0, 0, list[bytes]()
-        for i, shown in enumerate(self.file["receipts"]):
+        for i, shown in enumerate(several(self.file["receipts"])):
             by = self.file["channel"]["operator"]
             receipt = self.signed("Receipt", shown, by, "leaves", "output")
             need(raw(receipt["job"]) == self.id and receipt["canvas"] == i, "receipts")
@@ -224,7 +229,7 @@ class Reader:
 
     def opened(self, receipt: Any, shown: Any) -> None:
         if shown["leaves"] is not None:
-            leaves = [raw(leaf, 32) for leaf in shown["leaves"]]
+            leaves = [raw(leaf, 32) for leaf in several(shown["leaves"])]
             need(len(leaves) == (receipt["steps"] and receipt["steps"] + 1), "leaves")
             need(tree(leaves) == raw(receipt["traceRoot"]), "leaves")
         if shown["output"] is not None:
