@@ -20,6 +20,8 @@ COMMANDS = {
     "client": "Buy text, check receipts, move your money.",
     "gateway": "Serve an OpenAI-compatible endpoint that pays per canvas.",
     "market": "Run an index of signed offers with an explorer page.",
+    "verify-reply": "Check a saved answer or an evidence file, offline.",
+    "provenance": "Write and check C2PA credentials of answers.",
     "chain": "Deploy the contracts, or run a development chain.",
     "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",
@@ -50,8 +52,11 @@ def build(chosen: str | None) -> typer.Typer:
     app.callback()(_root)
     for name, summary in COMMANDS.items():
         if name == chosen:
-            module = importlib.import_module(f"piecework.commands.{name}")
-            app.add_typer(module.app, name=name, help=summary)
+            module = importlib.import_module(f"piecework.commands.{name.replace('-', '_')}")
+            if hasattr(module, "app"):
+                app.add_typer(module.app, name=name, help=summary)
+            else:  # a group of typer takes no option behind an argument
+                app.command(name=name)(module.command)
         else:
             app.command(name=name, help=summary)(_unmounted)
     return app

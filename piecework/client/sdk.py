@@ -17,6 +17,7 @@ from piecework.client.config import ClientConfig, ClientHome, load_config
 from piecework.client.errors import (
     StoreError,
 )
+from piecework.client.evidence import NO_TEXTS, known_texts, make_evidence
 from piecework.client.funds import Funds
 from piecework.client.jobs.channels import ChannelManager
 from piecework.client.jobs.choosing import Chooser
@@ -53,6 +54,7 @@ from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.conversation import Tool
 from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.kinds.read import Question
 from piecework_protocol.kinds.text import TemplatePart
 from piecework_protocol.types import Address, Amount, ChannelId, JobId
@@ -523,6 +525,32 @@ class PieceworkClient:
         await self._fail_over.replay(row, caller)
 
     # --- looking back
+
+    async def evidence(self, job: JobId, *, with_text: bool = True) -> tuple[EvidenceFile, str]:
+        """Make the evidence file of a job, which proves it to somebody who has nothing else.
+
+        The text is in it as far as it is known: a client that keeps no text asks the worker for the
+        outputs again.
+
+        Args:
+            job: The job's id.
+            with_text: Whether the prompt and the answer are in it.
+
+        Returns:
+            The file, and what is missing of the text. That is empty if nothing is.
+
+        Raises:
+            StoreError: The journal does not know the job.
+            EvidenceRefused: What the journal has of the job does not hold together.
+
+        Example:
+            >>> file, missing = await client.evidence(answer.job)
+            >>> Path("evidence.json").write_bytes(write_evidence(file))
+        """
+        texts, missing = NO_TEXTS, ""
+        if with_text:
+            texts, missing = await known_texts(self.store, job, self.resume)
+        return await make_evidence(self._context, job, texts), missing
 
     async def balance(self) -> Balance:
         """Return where the client's money is.

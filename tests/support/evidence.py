@@ -77,13 +77,17 @@ class Story:
     contradictory: bool = False
 
 
-def evidence(story: Story = Story()) -> EvidenceFile:
-    """Make the evidence of a text job that ran as the story says."""
-    content = TextContent(Conversation((Message("user", story.prompt),)))
+DEFAULT = Story()
+
+
+def evidence(story: Story = DEFAULT, asked: TextContent | None = None) -> EvidenceFile:
+    """Make the evidence of a text job that ran as the story says. `asked` is its content."""
+    content = asked or TextContent(Conversation((Message("user", story.prompt),)))
     outputs = [
         TextOutput.plain(_tokens(story, i), sentence) for i, sentence in enumerate(story.sentences)
     ]
     limit = SIZE * len(outputs) + (0 if story.cancelled else 1)
+    limit = 4096 if content.template else limit
     return _whole(story, content, list(outputs), limit, Finish.END_OF_TEXT)
 
 

@@ -19,7 +19,7 @@ from piecework_protocol.evidence.file import Contradiction, EvidenceFile, ShownC
 from piecework_protocol.kinds import KINDS, Content, Output
 from piecework_protocol.objects import Acceptance, Finish, ModelOffer, Receipt, Voucher
 from piecework_protocol.pricing import Usage, usage_of
-from piecework_protocol.service import parameters_fault
+from piecework_protocol.service import leaves_fault, parameters_fault
 from piecework_protocol.signing import recover, signed_by
 from piecework_protocol.types import Address, Amount, Bytes32, Digest, JobId, Timestamp
 
@@ -195,13 +195,9 @@ class _Check:
             raise EvidenceRefused(where, f"clause {fault[0]} is broken: {fault[1]}")
 
     def _leaves(self, where: str, canvas: ShownCanvas) -> None:
-        leaves, receipt = canvas.leaves, canvas.receipt
-        if leaves is None:
-            return
-        if len(leaves) != (receipt.steps + 1 if receipt.steps else 0):
-            raise EvidenceRefused(f"{where}.leaves", "there is one for the canvas and each step")
-        if merkle.root(leaves) != receipt.trace_root:
-            raise EvidenceRefused(f"{where}.leaves", "they do not lead to the trace root")
+        fault = None if canvas.leaves is None else leaves_fault(canvas.receipt, canvas.leaves)
+        if fault is not None:
+            raise EvidenceRefused(f"{where}.leaves", f"clause {fault[0]} is broken: {fault[1]}")
 
     def _output(
         self, where: str, canvas: ShownCanvas, model: ModelOffer, content: Content | None
