@@ -13,6 +13,7 @@ from piecework.base.amounts import Token, TokenAmount
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
+from piecework.client.auditing import Audits, EngineAuditor
 from piecework.client.config import ClientConfig, ClientHome, load_config
 from piecework.client.errors import (
     StoreError,
@@ -198,6 +199,7 @@ class PieceworkClient:
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
         self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
+        self.audits = Audits(self._context, EngineAuditor(config.audit_model))
         self._runs: set[JobRun] = set()
         self._reader = chain if isinstance(chain, ChainReader) else None
         self._funds: Funds | None = None
@@ -241,7 +243,9 @@ class PieceworkClient:
         except BaseException:
             store.close()
             raise
-        return cls(store, reader, wallet, deployment.payment_token, config)
+        client = cls(store, reader, wallet, deployment.payment_token, config)
+        client.audits.folder = home.path
+        return client
 
     @property
     def reader(self) -> ChainReader:
@@ -287,6 +291,7 @@ class PieceworkClient:
     async def close(self) -> None:
         """Cancel what runs, pay for what was delivered, and give everything back."""
         await asyncio.gather(*(run.aclose() for run in list(self._runs)))
+        await self.audits.close()
         await self._chooser.close()
         await self.discovery.close()
         await self.reachability.written()
@@ -486,7 +491,10 @@ class PieceworkClient:
             ...         if isinstance(event, CanvasText):
             ...             print(event.text, end="")
         """
-        return self._start(lambda caller: self._fail_over.run(request, caller, part))
+        watching = self.audits.watching
+        return self._start(
+            lambda caller: self._fail_over.run(request, watching(caller, request.prompt), part)
+        )
 
     def resume(self, job: JobId) -> JobRun:
         """Follow a job again that was interrupted, perhaps in an earlier process.
