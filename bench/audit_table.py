@@ -287,11 +287,11 @@ def write(raw: Path, model: str, source: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = "\n".join([BEGIN, "", *_tables(figures, rows, model, source), "", END])
+    made = "\n".join([BEGIN, "", *tables(figures, rows, model, source), "", END])
     PAGE.write_text(before + made + after, encoding="utf-8")
 
 
-def _tables(
+def tables(
     figures: Mapping[str, list[Canvas]], rows: Sequence[Row], model: str, source: str
 ) -> Iterator[str]:
     canvases = sum(len(figures.get(name, [])) for name in HONEST)

@@ -41,7 +41,7 @@ from piecework_protocol.rules import Case, check
 from piecework_protocol.trace import StepField
 from piecework_protocol.types import Address, JobId
 
-AUDIT_CLAUSE: Final = "7.2"
+AUDIT_CLAUSE: Final = "7.2 in an audit"
 """The trace is that of the model, the seed and the steps that the receipt names."""
 MAX_REPORT_BYTES: Final = 64 * 1024
 STEPS_OF_FILE: Final = "piecework-openings/1"
@@ -230,6 +230,11 @@ class Audits:
         task = asyncio.create_task(self._audit(job, texts), name="piecework audit")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def done(self) -> None:
+        """Wait for the audits that run or wait."""
+        while self._tasks:
+            await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
         """End what runs. Audits are no promise to anybody."""

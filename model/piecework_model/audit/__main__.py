@@ -76,7 +76,8 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
     if level is AuditLevel.REPLAY:
         import torch
 
-        if said.threads and loaded.device == "cpu":
+        # A number that this machine lacks leads to another profile, and so to no verdict.
+        if 0 < said.threads <= (os.cpu_count() or 1) and loaded.device == "cpu":
             torch.set_num_threads(said.threads)
         return _replay(chosen, job, loaded)
     shown = evidence.canvases[chosen.canvas] if chosen.canvas < len(evidence.canvases) else None
