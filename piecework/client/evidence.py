@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from piecework.base.errors import PieceworkError
 from piecework.client.jobs.driver import JobContext
@@ -30,7 +31,7 @@ from piecework_protocol.evidence.file import (
     ShownOffer,
     ShownPayment,
 )
-from piecework_protocol.frames import Accepted
+from piecework_protocol.frames import Accepted, CanvasDelivered
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Acceptance, Receipt
@@ -47,6 +48,7 @@ class Texts:
 
 
 NO_TEXTS = Texts(None, {})
+_Statement: TypeAlias = tuple[Acceptance | Receipt, Signature]
 
 
 async def known_texts(
@@ -162,7 +164,7 @@ def _contradictions(
     domain: Domain, row: JobRow, receipts: Sequence[ReceiptRow], kept: Sequence[KeptFrame]
 ) -> tuple[Contradiction, ...]:
     """Each frame that was kept, beside the statement of the journal that it contradicts."""
-    known: dict[object, tuple[Acceptance | Receipt, Signature]] = {
+    known: dict[Uint32 | None, _Statement] = {
         r.receipt.canvas: (r.receipt, r.signature) for r in receipts
     }
     accepted = _acceptance(row.acceptance)
@@ -170,13 +172,16 @@ def _contradictions(
         known[None] = (accepted.acceptance, accepted.signature)
     found = []
     for one in kept:
-        frame = one.frame
-        if isinstance(frame, Accepted):
-            promise = Acceptance(frame.job, Uint32(frame.prompt_tokens), frame.accepted_at)
-            place, second = None, (promise, frame.signature)
-        else:
-            place, second = frame.receipt.canvas, (frame.receipt, frame.signature)
+        place, second = _statement(one.frame)
         first = known.get(place)
         if first is not None and contradict(first[0], second[0], row.id, row.channel_id):
             found.append(Contradiction(*first, *second))
     return tuple(found)
+
+
+def _statement(frame: Accepted | CanvasDelivered) -> tuple[Uint32 | None, _Statement]:
+    """What a kept frame says: of which canvas, None for the acceptance, and the statement."""
+    if isinstance(frame, Accepted):
+        promise = Acceptance(frame.job, Uint32(frame.prompt_tokens), frame.accepted_at)
+        return None, (promise, frame.signature)
+    return frame.receipt.canvas, (frame.receipt, frame.signature)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from piecework.base.files import read
 from piecework.base.jsons import loads
@@ -23,7 +23,9 @@ from piecework_protocol.views import members
 if TYPE_CHECKING:
     from piecework.client.gateway.replies import CheckedReply
 
-_ENDS = {
+MAX_DOCUMENT_BYTES: Final = 2 * MAX_EVIDENCE_BYTES
+"""A saved answer with several choices has several evidence files."""
+_ENDS: Final = {
     Finish.MORE: "its end is not in this file",
     Finish.END_OF_TEXT: "it came to its end",
     Finish.TOKEN_LIMIT: "it ended at its token limit",
@@ -46,7 +48,7 @@ def read_document(path: Path) -> tuple[bytes, Any]:
         FileError: The file cannot be read.
         EvidenceRefused: It is not JSON.
     """
-    found = read(path, 2 * MAX_EVIDENCE_BYTES)
+    found = read(path, MAX_DOCUMENT_BYTES)
     try:
         return found, loads(found)
     except ValueError:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 from piecework.client.evidence import output_of
 from piecework.client.gateway.formats.common import ApiError, Head, Totals
@@ -28,9 +28,6 @@ from piecework_protocol.evidence.members import hexed
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import Digest, JobId, keccak256
 
-MAX_REPLY_BYTES: Final = 128 * 1024 * 1024
-"""Of a saved answer. One with several choices has several evidence files."""
-
 Source = Callable[[JobId, bytes, Mapping[int, bytes]], Awaitable[EvidenceFile]]
 """Makes the evidence of a job that has ended, from its content and its outputs by canvas."""
 
@@ -39,7 +36,7 @@ Source = Callable[[JobId, bytes, Mapping[int, bytes]], Awaitable[EvidenceFile]]
 class ReplyStatement(TypedData):
     """The gateway's statement of an answer: keccak-256 of its canonical JSON.
 
-    Members that are null, and the signature itself, are left out of it.
+    Members that are null, and the signature itself, are left out of it. 8.0 is written as 8.
     """
 
     body: Digest
@@ -115,9 +112,9 @@ class SelfProving:
 def carrier(data: Any) -> dict[str, Any] | None:
     """Return the object of an answer, a chunk or an event that has the evidence, if any has."""
     for found in (data, data.get("response") if isinstance(data, dict) else None):
-        if isinstance(found, dict) and isinstance(found.get("piecework"), dict):
-            if isinstance(found["piecework"].get("evidence"), dict):
-                return dict(found)
+        ours: Any = found.get("piecework") if isinstance(found, dict) else None
+        if isinstance(found, dict) and isinstance(ours, dict) and "evidence" in ours:
+            return dict(found)
     return None
 
 
@@ -125,8 +122,8 @@ def statement(found: Mapping[str, Any]) -> ReplyStatement:
     """Give what the gateway signs of an answer that has the evidence."""
     ours = dict(found["piecework"])
     ours["evidence"] = {k: v for k, v in ours["evidence"].items() if k != "signature"}
-    plain = _without_nulls({**found, "piecework": ours})
-    return ReplyStatement(Digest(keccak256(canonical(plain))))
+    plain = canonical(_plain({**found, "piecework": ours}))
+    return ReplyStatement(Digest(keccak256(plain)))
 
 
 def signed(data: Mapping[str, Any], domain: Domain, signer: Signer) -> dict[str, Any]:
@@ -140,10 +137,12 @@ def signed(data: Mapping[str, Any], domain: Domain, signer: Signer) -> dict[str,
     return found if "piecework" in data else {**data, "response": found}
 
 
-def _without_nulls(value: Any) -> Any:
-    """Drop members that are null. SDKs add some to what they save."""
+def _plain(value: Any) -> Any:
+    """Drop members that are null, and write 8.0 as 8. SDKs change these in what they save."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, dict):
-        return {name: _without_nulls(one) for name, one in value.items() if one is not None}
+        return {name: _plain(one) for name, one in value.items() if one is not None}
     if isinstance(value, list | tuple):
-        return [_without_nulls(one) for one in value]
+        return [_plain(one) for one in value]
     return value

@@ -19,7 +19,7 @@ from piecework.base.jsons import loads
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.gateway.answers import Answers
 from piecework.client.gateway.bill import Bill
-from piecework.client.gateway.exhibits import MAX_REPLY_BYTES, carrier, statement
+from piecework.client.gateway.exhibits import carrier, statement
 from piecework.client.gateway.formats import chat, completions, responses
 from piecework.client.gateway.formats.asks import Ask
 from piecework.client.gateway.formats.common import FormatOptions, Head
@@ -50,6 +50,7 @@ from piecework_protocol.types import (
     SIGNATURE_BYTES,
     Address,
     Amount,
+    Digest,
     parse_address,
     to_hex,
 )
@@ -57,6 +58,8 @@ from piecework_protocol.views import members
 
 MAX_JOBS_OF_A_REPLY: Final = 512
 EVIDENCE: Final = "piecework.evidence"
+NO_PLACE: Final = -1
+"""In the accumulator, of a receipt without a proof. No answer has it."""
 _GIVEN: Final = frozenset({"id", "call_id", "item_id", "created", "created_at"})
 """Members that the gateway alone says: names and times."""
 _TOTALS: Final = frozenset({"cost", "denoising_steps", "acknowledged"})
@@ -110,20 +113,6 @@ async def check_reply(raw: Any) -> CheckedReply:
     gateway = _signer(found, shown["signature"], list(jobs.values()))
     whole = await _again(found, shown["request"], jobs)
     return CheckedReply(kind, tuple(jobs.values()), whole, gateway)
-
-
-def read_reply(found: bytes) -> Any:
-    """Parse a saved answer, or what a stream sent as lines of `data:`.
-
-    Raises:
-        EvidenceRefused: It is too long, or not JSON.
-    """
-    if len(found) > MAX_REPLY_BYTES:
-        raise EvidenceRefused("file", f"it has more than {MAX_REPLY_BYTES} bytes")
-    try:
-        return loads(found)
-    except ValueError:
-        raise EvidenceRefused("file", "it is not JSON") from None
 
 
 def _jobs(raw: Any) -> dict[int, CheckedJob]:
@@ -191,7 +180,7 @@ async def _again(
         raise
     except PieceworkError as error:
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
-    whole = json.loads(json.dumps(whole))
+    whole = loads(json.dumps(whole))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
     if not ask.stream or found["object"] == "response":  # else the text came in earlier chunks
         expected = {name: one for name, one in whole.items() if name != "piecework"}
@@ -264,8 +253,7 @@ def _compare_ours(
 
 def _entry(job: CheckedJob) -> dict[str, Any]:
     """What an answer says of a job."""
-    started, *_, finished = events_of(job)
-    assert isinstance(started, JobStarted) and isinstance(finished, JobFinished)  # noqa: S101
+    started, finished = _started(job), _finished(job)
     shown = members(started, "model_digest", "service", "ceiling")
     done = members(finished, "job", "channel", "cost", "denoising_steps")
     return {**shown, **done, "worker": to_hex(finished.operator)}
@@ -326,60 +314,62 @@ class _Recorded:
             raise WorkerUnreachable(f"there is no evidence of part {part.number}")
         if request.prompt != found.file.content:
             raise EvidenceRefused(f"{EVIDENCE}.request", "the jobs were asked for something else")
-        events = events_of(found)
+        _, *events = events_of(found)
 
         async def drive(caller: Caller) -> None:
             for event in events:
                 await caller.emit(event)
 
         async with JobRun(drive, lambda _: None) as run:
-            passing = aiter(run)
-            started = await anext(passing)
-            assert isinstance(started, JobStarted)  # noqa: S101  the first of them
-            yield RunningJob(started, passing, run)
+            yield RunningJob(_started(found), aiter(run), run)
 
 
 def events_of(job: CheckedJob) -> list[JobEvent]:
     """Give what a job told the gateway: its start, its canvases, its end."""
-    file, proven = job.file, job.proven
-    signed, model = file.job.job, proven.model
-    events: list[JobEvent] = [
-        JobStarted(
-            job=proven.job,
-            channel=signed.channel,
-            operator=file.channel.operator,
-            model=model.name,
-            model_digest=model.digest,
-            prompt_tokens=proven.used.prompt_tokens,
-            ceiling=signed.max_amount,
-            service=model.service,
-        )
-    ]
+    file = job.file
     places = {one.canvas: one.proof.index for pay in file.payments for one in pay.paid}
-    for canvas, output, digest in zip(
-        file.canvases, proven.outputs or (), digests_of(file), strict=True
-    ):
-        place = places.get(canvas.receipt.canvas, -1)
-        events.append(_canvas_event(canvas.receipt, output, digest, place, job))
-    events.append(
-        JobFinished(
-            finish=finish_reason(proven.finish),
-            job=proven.job,
-            channel=signed.channel,
-            operator=file.channel.operator,
-            prompt_tokens=proven.used.prompt_tokens,
-            output_tokens=proven.used.output_tokens,
-            denoising_steps=proven.used.denoising_steps,
-            canvases=len(file.canvases),
-            cost=proven.amount,
-            acknowledged=True,
+    outputs = zip(file.canvases, job.proven.outputs or (), digests_of(file), strict=True)
+    canvases = [
+        _canvas_event(
+            canvas.receipt, output, digest, places.get(canvas.receipt.canvas, NO_PLACE), job
         )
+        for canvas, output, digest in outputs
+    ]
+    return [_started(job), *canvases, _finished(job)]
+
+
+def _started(job: CheckedJob) -> JobStarted:
+    signed, proven = job.file.job.job, job.proven
+    return JobStarted(
+        job=proven.job,
+        channel=signed.channel,
+        operator=job.file.channel.operator,
+        model=proven.model.name,
+        model_digest=proven.model.digest,
+        prompt_tokens=proven.used.prompt_tokens,
+        ceiling=signed.max_amount,
+        service=proven.model.service,
     )
-    return events
+
+
+def _finished(job: CheckedJob) -> JobFinished:
+    proven = job.proven
+    return JobFinished(
+        finish=finish_reason(proven.finish),
+        job=proven.job,
+        channel=job.file.job.job.channel,
+        operator=job.file.channel.operator,
+        prompt_tokens=proven.used.prompt_tokens,
+        output_tokens=proven.used.output_tokens,
+        denoising_steps=proven.used.denoising_steps,
+        canvases=len(job.file.canvases),
+        cost=proven.amount,
+        acknowledged=True,
+    )
 
 
 def _canvas_event(
-    receipt: Receipt, output: Output, digest: Any, place: int, job: CheckedJob
+    receipt: Receipt, output: Output, digest: Digest, place: int, job: CheckedJob
 ) -> CanvasText | ReadAnswers:
     shared: dict[str, Any] = {
         "canvas": receipt.canvas,

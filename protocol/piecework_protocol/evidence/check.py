@@ -1,4 +1,4 @@
-"""Whether an evidence file proves what it says (clauses 10.3 to 10.6). Pure.
+"""Whether an evidence file proves what it says (clauses 10.3 to 10.8). Pure.
 
 Every byte of a file is held by a signature, a digest or a proof of it, so nothing in it can be
 changed unnoticed. What only the chain can say (the stake, the code of the escrow, who may sign

@@ -20,6 +20,7 @@ from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
 from tests.support.evidence import PAYER, SIZE, Story, evidence
 from tests.support.fake_chain import DOMAIN
+from tests.support.plain_evidence import reply_fault
 from tests.support.replies import answered
 
 ASKED: dict[str, Any] = {"model": "any", "messages": [{"role": "user", "content": "Tell me."}]}
@@ -209,6 +210,21 @@ async def test_no_value_of_an_answer_can_be_changed(data: st.DataObject) -> None
     for step in path[:-1]:
         holder = holder[step]
     old = holder[path[-1]]
-    others = [o for o in ("x", 0, 1.5, True, [], {}, str(old) + "0") if o != old]
-    holder[path[-1]] = data.draw(st.sampled_from(others))
+    others: list[Any] = ["x", 0, 1.5, True, [], {}, str(old) + "0"]
+    holder[path[-1]] = data.draw(st.sampled_from(others).filter(lambda other: other != old))
     assert await refusal(changed)
+    assert reply_fault(changed) is not None
+
+
+async def test_the_second_reader_takes_what_a_gateway_answers() -> None:
+    assert reply_fault(REPLY) is None
+    for form, asked in (("completions", "prompt"), ("responses", "input")):
+        reply = await answered(form, {"model": "any", asked: "Tell me."}, [TALE])
+        assert reply_fault(reply) is None
+
+
+@pytest.mark.parametrize("lie", ["another text", "another count of tokens", "another cost"])
+async def test_the_second_reader_finds_a_gateway_that_lies(lie: str) -> None:
+    reply = copy.deepcopy(REPLY)
+    LIES[lie][1](reply)
+    assert reply_fault(signed(reply, DOMAIN, PAYER)) is not None
