@@ -48,7 +48,7 @@ STEPS_OF_FILE: Final = "piecework-openings/1"
 
 
 @dataclass(frozen=True, slots=True)
-class AuditReport:
+class CanvasReport:
     """What an audit of one canvas found.
 
     Attributes:
@@ -72,7 +72,7 @@ class Auditor(Protocol):
 
     async def audit(
         self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
-    ) -> AuditReport:
+    ) -> CanvasReport:
         """Audit one canvas of a job. A failure of the auditor is no verdict."""
         ...
 
@@ -86,11 +86,11 @@ class EngineAuditor:
 
     async def audit(
         self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
-    ) -> AuditReport:
+    ) -> CanvasReport:
         """Start the process, give it the evidence and read its report."""
         if importlib.util.find_spec("torch") is None:
             reason = "the engine is not installed here. Install it: pip install 'piecework[worker]'"
-            return AuditReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
+            return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
         command = ["-P", "-m", "piecework_model.audit", "--canvas", str(canvas)]
         command += ["--level", level.name.lower(), "--device", self._device]
         if self._model is not None:
@@ -108,7 +108,7 @@ class EngineAuditor:
                 out, _ = await process.communicate(evidence + openings)
         except TimeoutError:
             reason = f"the audit took longer than {AUDIT_TIMEOUT_S:.0f} s"
-            return AuditReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
+            return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
         finally:
             if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError):
@@ -117,7 +117,7 @@ class EngineAuditor:
         return _report(out, level, canvas)
 
 
-def _report(line: bytes, level: AuditLevel, canvas: int) -> AuditReport:
+def _report(line: bytes, level: AuditLevel, canvas: int) -> CanvasReport:
     """Read what the process wrote. Anything else than a report is no verdict."""
     try:
         if len(line) > MAX_REPORT_BYTES:
@@ -125,7 +125,7 @@ def _report(line: bytes, level: AuditLevel, canvas: int) -> AuditReport:
         body: dict[str, Any] = loads(line)
         if "error" in body:
             raise ValueError(body["error"])
-        return AuditReport(
+        return CanvasReport(
             level,
             AuditOutcome[body["outcome"].upper()],
             canvas,
@@ -136,10 +136,10 @@ def _report(line: bytes, level: AuditLevel, canvas: int) -> AuditReport:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) if line else "the engine process ended without a report"
-        return AuditReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
+        return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
 
 
-def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> AuditReport:
+def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> CanvasReport:
     """Apply the rules to a canvas. Without openings they see receipts, leaves and output only.
 
     Raises:
@@ -166,7 +166,7 @@ def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> A
         for finding in check(case)
     )
     outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
-    return AuditReport(AuditLevel.RULES, outcome, canvas, found, steps=shown.receipt.steps)
+    return CanvasReport(AuditLevel.RULES, outcome, canvas, found, steps=shown.receipt.steps)
 
 
 def _open_steps(data: bytes) -> Mapping[int, Mapping[StepField, bytes]]:
@@ -201,7 +201,7 @@ class Audits:
     """Audits accepted jobs in the background, at the rate of the settings. One at a time.
 
     A failure counts once a second replay confirms it. Then the worker gets no more jobs, and the
-    evidence is written to `folder`.
+    evidence is written beside the journal.
 
     Attributes:
         on_report: Told each report, with the file of the evidence if there is one.
@@ -209,8 +209,7 @@ class Audits:
 
     context: JobContext
     auditor: Auditor
-    folder: Path | None = None
-    on_report: Callable[[AuditReport, Path | None], None] = lambda report, file: None
+    on_report: Callable[[CanvasReport, Path | None], None] = lambda report, file: None
     _waiting: int = 0
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -252,11 +251,11 @@ class Audits:
         except PieceworkError as error:
             reason = f"the evidence cannot be made: {error}"
             level = AuditLevel.REPLAY
-            self.on_report(AuditReport(level, AuditOutcome.NO_VERDICT, 0, reason=reason), None)
+            self.on_report(CanvasReport(level, AuditOutcome.NO_VERDICT, 0, reason=reason), None)
         finally:
             self._waiting -= 1
 
-    async def audit(self, evidence: EvidenceFile, canvas: int) -> AuditReport:
+    async def audit(self, evidence: EvidenceFile, canvas: int) -> CanvasReport:
         """Replay a canvas. A failure is replayed again, and then ends the relation."""
         data = await asyncio.to_thread(write_evidence, evidence)
         report = await self.auditor.audit(data, canvas, AuditLevel.REPLAY)
@@ -267,23 +266,21 @@ class Audits:
                 file = await self._end(evidence, data)
             else:
                 reason = "the first replay failed and the second did not, so this machine is unsure"
-                report = AuditReport(
+                report = CanvasReport(
                     report.level, AuditOutcome.NO_VERDICT, canvas, reason=reason, steps=report.steps
                 )
         self.on_report(report, file)
         return report
 
-    async def _end(self, evidence: EvidenceFile, data: bytes) -> Path | None:
+    async def _end(self, evidence: EvidenceFile, data: bytes) -> Path:
         """Keep the evidence and give this worker no more jobs."""
         operator = Address(evidence.channel.operator)
         now, workers = self.context.now(), self.context.store.workers
         await workers.run(
             workers.remember, operator, lambda memory: learn_broken(memory, now, AUDIT_CLAUSE)
         )
-        if self.folder is None:
-            return None
         job = evidence.job.job.id(evidence.domain)
-        file = self.folder / f"audit-{job.hex()[:16]}.json"
+        file = self.context.store.folder / f"audit-{job.hex()[:16]}.json"
         await asyncio.to_thread(partial(write_private, file, data, replace=True))
         return file
 

@@ -15,9 +15,7 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
 from piecework.client.auditing import Audits, EngineAuditor
 from piecework.client.config import ClientConfig, ClientHome, load_config
-from piecework.client.errors import (
-    StoreError,
-)
+from piecework.client.errors import StoreError
 from piecework.client.evidence import NO_TEXTS, known_texts, make_evidence
 from piecework.client.funds import Funds
 from piecework.client.jobs.channels import ChannelManager
@@ -199,8 +197,9 @@ class PieceworkClient:
             default_max_tokens=config.default_max_tokens,
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
-        self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
         self.audits = Audits(self._context, EngineAuditor(config.audit_model))
+        self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
+        self._fail_over.watch = self.audits.watching
         self._runs: set[JobRun] = set()
         self._reader = chain if isinstance(chain, ChainReader) else None
         self._funds: Funds | None = None
@@ -244,9 +243,7 @@ class PieceworkClient:
         except BaseException:
             store.close()
             raise
-        client = cls(store, reader, wallet, deployment.payment_token, config)
-        client.audits.folder = home.path
-        return client
+        return cls(store, reader, wallet, deployment.payment_token, config)
 
     @property
     def reader(self) -> ChainReader:
@@ -499,10 +496,7 @@ class PieceworkClient:
             ...         if isinstance(event, CanvasText):
             ...             print(event.text, end="")
         """
-        watching = self.audits.watching
-        return self._start(
-            lambda caller: self._fail_over.run(request, watching(caller, request.prompt), part)
-        )
+        return self._start(lambda caller: self._fail_over.run(request, caller, part))
 
     def resume(self, job: JobId) -> JobRun:
         """Follow a job again that was interrupted, perhaps in an earlier process.

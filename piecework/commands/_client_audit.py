@@ -11,7 +11,7 @@ from piecework.commands import _common as common
 from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
-    from piecework.client.auditing import AuditReport
+    from piecework.client.auditing import CanvasReport
     from piecework_protocol.evidence.file import EvidenceFile
 
 LEVELS: Final = ("rules", "replay", "forced")
@@ -92,7 +92,7 @@ def _audit(
     openings: Path | None,
     model: Path | None,
     device: str,
-) -> AuditReport:
+) -> CanvasReport:
     import secrets
 
     from piecework.base.files import read
@@ -113,13 +113,13 @@ def _audit(
     return common.run(auditor.audit(data, drawn, AuditLevel[level.upper()], opened))
 
 
-def _exit_code(report: AuditReport) -> int:
+def _exit_code(report: CanvasReport) -> int:
     from piecework_protocol.objects import AuditOutcome
 
     return {AuditOutcome.PASS: 0, AuditOutcome.FAIL: 1}.get(report.outcome, NO_VERDICT)
 
 
-def _print(report: AuditReport, missing: str, *, json: bool) -> None:
+def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
     if json:
         common.print_json(

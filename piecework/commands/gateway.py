@@ -12,7 +12,7 @@ from piecework.commands import _common as common
 from piecework.commands import _gateway_keys
 
 if TYPE_CHECKING:
-    from piecework.client.auditing import AuditReport
+    from piecework.client.auditing import CanvasReport
     from piecework.client.config import ClientConfig
 
 app = common.single("[COMMAND]")
@@ -66,7 +66,7 @@ def serve(
     common.run(_serve(folder, config, common.password(password_file), host, port))
 
 
-def _log_audit(report: AuditReport, file: Path | None) -> None:
+def _log_audit(report: CanvasReport, file: Path | None) -> None:
     """Log what an audit in the background found."""
     import structlog
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bench.audit_workers import ShownCanvas as ServedCanvas
-from bench.audit_workers import serve
+from bench.audit_workers import ServedCanvas, serve
 from piecework_model import kinds
 from piecework_model.charging import charge_of
 from piecework_model.checkpoint.loading import LoadedModel

@@ -3,12 +3,11 @@ worker."""
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import pytest
 
-from piecework.client.auditing import AuditReport, choose_canvas
+from piecework.client.auditing import CanvasReport, choose_canvas
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
 from piecework.client.journal.store import Store
@@ -24,8 +23,9 @@ from tests.support.fake_worker import FakeWorker
 from tests.support.memory_worker import MemoryMarket
 from tests.support.shipped import InlineExecutor
 from tests.support.virtual_time import LoopClock, simulate
+from tests.support.waiting import pass_time
 
-Told = list[tuple[AuditReport, Path | None]]
+Told = list[tuple[CanvasReport, Path | None]]
 
 
 class ScriptedAuditor:
@@ -37,13 +37,13 @@ class ScriptedAuditor:
 
     async def audit(
         self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
-    ) -> AuditReport:
+    ) -> CanvasReport:
         self.asked.append(evidence)
-        await asyncio.sleep(1)
+        await pass_time(1)
         outcome = self._outcomes[0] if len(self._outcomes) == 1 else self._outcomes.pop(0)
         found = ("the trace differs from step 3 on",) if outcome is AuditOutcome.FAIL else ()
         why = "another profile" if outcome is AuditOutcome.NO_VERDICT else ""
-        return AuditReport(level, outcome, canvas, found, why, steps=4)
+        return CanvasReport(level, outcome, canvas, found, why, steps=4)
 
 
 class Watched:
@@ -70,7 +70,7 @@ class Watched:
             clock=self.clock,
             connect=self.market.connect,
         )
-        client.audits.auditor, client.audits.folder = self.auditor, self.folder
+        client.audits.auditor = self.auditor
         client.audits.on_report = lambda report, file: self.told.append((report, file))
         return client
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bench import audit_table
-from bench.audit import CONDITIONS, Figures
+from bench.audit import CONDITIONS, WorkerFigures
 from bench.audit_table import WORKERS, Share, clopper_pearson, count, fit, plot, read
 from piecework_model.audit.judgement import Pairing
 from piecework_model.errors import ModelError
@@ -39,21 +39,21 @@ def row(logits: float, **more: Any) -> dict[str, Any]:
 
 
 def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
-    figures = Figures(folder / f"{name}.jsonl", MODEL)
+    figures = WorkerFigures(folder / f"{name}.jsonl", MODEL)
     for number, one in enumerate(rows):
         figures.add(number, [one])
 
 
 def test_a_run_goes_on_where_it_was_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "bfloat16.jsonl"
-    Figures(file, MODEL).add(3, [row(0.03), row(0.04)])
+    WorkerFigures(file, MODEL).add(3, [row(0.03), row(0.04)])
     file.write_text(file.read_text() + '{"request": 4, "canv')
-    again = Figures(file, MODEL)
+    again = WorkerFigures(file, MODEL)
     assert (again.canvases, list(again.rows)) == (2, [3])
     again.add(4, [row(0.05)])
-    assert Figures(file, MODEL).canvases == 3
+    assert WorkerFigures(file, MODEL).canvases == 3
     with pytest.raises(ModelError, match="another checkpoint"):
-        Figures(file, "cd" * 32)
+        WorkerFigures(file, "cd" * 32)
 
 
 @pytest.fixture

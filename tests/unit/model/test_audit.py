@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bench.audit_workers import ShownCanvas, cut_otherwise, serve
+from bench.audit_workers import ServedCanvas, cut_otherwise, serve
 from piecework_model.audit.forced import CanvasFigures, ForcedPass
 from piecework_model.audit.opening import OpenedStep, read_soft
 from piecework_model.audit.openings import (
@@ -65,14 +65,14 @@ def requests(bundled: LoadedModel, prompt: Prompt) -> list[GenerationRequest]:
 
 
 @pytest.fixture(scope="module")
-def shown(bundled: LoadedModel, requests: list[GenerationRequest]) -> list[ShownCanvas]:
+def shown(bundled: LoadedModel, requests: list[GenerationRequest]) -> list[ServedCanvas]:
     """What a worker shows that ran all of them together, free text first."""
     made = serve(bundled, requests)
     return sorted(made, key=lambda canvas: canvas.request.request_id, reverse=True)
 
 
 def test_every_canvas_of_a_batched_worker_replays_to_its_leaves(
-    replayer: Replayer, shown: list[ShownCanvas]
+    replayer: Replayer, shown: list[ServedCanvas]
 ) -> None:
     assert {canvas.request.request_id for canvas in shown} == {"text", "form", "read"}
     for canvas in shown:
@@ -83,7 +83,7 @@ def test_every_canvas_of_a_batched_worker_replays_to_its_leaves(
 
 
 def test_a_cancelled_canvas_replays_to_the_leaves_that_it_has(
-    replayer: Replayer, shown: list[ShownCanvas]
+    replayer: Replayer, shown: list[ServedCanvas]
 ) -> None:
     canvas = shown[0]
     for steps in (1, len(canvas.records) - 1):
@@ -108,7 +108,7 @@ CHANGES = st.sampled_from(
 @given(change=CHANGES, token=st.integers(6, 700), place=st.integers(0, 5))
 def test_a_worker_that_ran_anything_else_is_found(
     replayer: Replayer,
-    shown: list[ShownCanvas],
+    shown: list[ServedCanvas],
     change: dict[str, object],
     token: int,
     place: int,
@@ -123,7 +123,7 @@ def test_a_worker_that_ran_anything_else_is_found(
         assert first_difference(replayer.replay(asked).leaves, canvas.leaves) == 0
 
 
-def test_another_precision_or_other_weights_are_found(shown: list[ShownCanvas]) -> None:
+def test_another_precision_or_other_weights_are_found(shown: list[ServedCanvas]) -> None:
     for loaded in (
         load(device="cpu", dtype="bfloat16"),
         load(device="cpu", dtype="float32", quantization="fp8"),
@@ -149,12 +149,12 @@ def test_the_first_difference_is_a_step_or_the_length() -> None:
 # Forced
 
 
-def figures(forced: ForcedPass, loaded: LoadedModel, canvas: ShownCanvas) -> CanvasFigures:
+def figures(forced: ForcedPass, loaded: LoadedModel, canvas: ServedCanvas) -> CanvasFigures:
     return forced.figures(canvas.request, canvas.opened(loaded.limits))
 
 
 def test_a_forced_pass_of_the_worker_s_own_arithmetic_finds_its_numbers(
-    bundled: LoadedModel, forced: ForcedPass, shown: list[ShownCanvas]
+    bundled: LoadedModel, forced: ForcedPass, shown: list[ServedCanvas]
 ) -> None:
     for canvas in shown:
         seen = figures(forced, bundled, canvas)
@@ -168,7 +168,7 @@ def test_a_forced_pass_of_the_worker_s_own_arithmetic_finds_its_numbers(
 
 
 def test_every_step_has_the_numbers_that_it_has_alone(
-    bundled: LoadedModel, forced: ForcedPass, shown: list[ShownCanvas]
+    bundled: LoadedModel, forced: ForcedPass, shown: list[ServedCanvas]
 ) -> None:
     canvas = shown[0]
     opened = canvas.opened(bundled.limits)
@@ -201,7 +201,7 @@ def test_other_weights_are_far(
 
 
 def test_an_edited_token_has_a_deficit(
-    bundled: LoadedModel, forced: ForcedPass, shown: list[ShownCanvas]
+    bundled: LoadedModel, forced: ForcedPass, shown: list[ServedCanvas]
 ) -> None:
     canvas = shown[0]
     last = canvas.records[-1]
@@ -214,7 +214,7 @@ def test_an_edited_token_has_a_deficit(
 
 
 def test_a_soft_embedding_that_is_not_the_model_s_is_far(
-    bundled: LoadedModel, forced: ForcedPass, shown: list[ShownCanvas]
+    bundled: LoadedModel, forced: ForcedPass, shown: list[ServedCanvas]
 ) -> None:
     canvas = shown[0]
     opened = canvas.opened(bundled.limits)
@@ -229,7 +229,7 @@ def test_a_soft_embedding_that_is_not_the_model_s_is_far(
 # Openings
 
 
-def openings_of(canvas: ShownCanvas) -> list[StepOpening]:
+def openings_of(canvas: ServedCanvas) -> list[StepOpening]:
     return [
         StepOpening(record.fields(), soft.view(torch.uint8).numpy().tobytes())
         for record, soft in zip(canvas.records, canvas.softs, strict=True)
@@ -237,7 +237,7 @@ def openings_of(canvas: ShownCanvas) -> list[StepOpening]:
 
 
 def test_an_openings_file_comes_back_as_it_was_written(
-    bundled: LoadedModel, shown: list[ShownCanvas]
+    bundled: LoadedModel, shown: list[ServedCanvas]
 ) -> None:
     import json
 
@@ -253,7 +253,7 @@ def test_an_openings_file_comes_back_as_it_was_written(
 
 @pytest.mark.parametrize("field", range(1, 7))
 def test_a_step_that_was_not_committed_is_refused(
-    bundled: LoadedModel, shown: list[ShownCanvas], field: int
+    bundled: LoadedModel, shown: list[ServedCanvas], field: int
 ) -> None:
     canvas = shown[0]
     first, *rest = openings_of(canvas)
@@ -278,7 +278,7 @@ def test_another_file_is_no_openings_file(data: bytes) -> None:
         read_openings(data)
 
 
-def test_a_soft_embedding_is_held_to_its_field(shown: list[ShownCanvas]) -> None:
+def test_a_soft_embedding_is_held_to_its_field(shown: list[ServedCanvas]) -> None:
     opening = openings_of(shown[0])[0]
     assert opening.soft is not None
     field = opening.fields[5]
@@ -289,7 +289,7 @@ def test_a_soft_embedding_is_held_to_its_field(shown: list[ShownCanvas]) -> None
 
 
 def test_an_opening_of_another_model_is_refused(
-    bundled: LoadedModel, forced: ForcedPass, shown: list[ShownCanvas]
+    bundled: LoadedModel, forced: ForcedPass, shown: list[ServedCanvas]
 ) -> None:
     canvas = shown[0]
     record = canvas.records[0]

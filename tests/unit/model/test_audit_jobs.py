@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from bench.audit_workers import ShownCanvas, claiming, int8, other_seed, serve
+from bench.audit_workers import ServedCanvas, claiming, int8, other_seed, serve
 from piecework.client.auditing import EngineAuditor, audit_rules
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
@@ -101,13 +101,14 @@ def test_a_replay_finds_cheats_and_says_what_differs(
 def test_steps_that_were_not_taken_are_found(
     worker: LoadedModel, profile: str, replayer: Replayer
 ) -> None:
-    def half(requests: list[GenerationRequest]) -> list[ShownCanvas]:
+    def half(requests: list[GenerationRequest]) -> list[ServedCanvas]:
         first, *rest = serve(worker, requests)
         steps = len(first.records) // 2
         return [replace(first, records=first.records[:steps], softs=first.softs[:steps]), *rest]
 
     found = replayed(audited_job(worker, profile, served=half), worker, replayer, 0)
-    assert found.findings == ("the canvas is not finished after 3 steps",)
+    assert "the canvas is not finished after 3 steps" in found.findings
+    assert found.outcome is AuditOutcome.FAIL
 
 
 def test_another_model_and_a_missing_text_are_no_audit(
