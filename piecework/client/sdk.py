@@ -166,12 +166,9 @@ class PieceworkClient:
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
         amounts = config.amounts(token)
+        limits = Limits(amounts.spend_per_day, amounts.spend_per_month)
         self._spending = Spending(
-            store.budgets,
-            Limits(amounts.spend_per_day, amounts.spend_per_month),
-            token,
-            clock,
-            lifetime_s=config.job_lifetime_s,
+            store.budgets, limits, token, clock, lifetime_s=config.job_lifetime_s
         )
         self._context = JobContext(
             store,
