@@ -22,11 +22,11 @@ from piecework.client.journal.store import Store
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.evidence.check import check_evidence, contradict
 from piecework_protocol.evidence.file import (
+    CanvasEvidence,
     Contradiction,
     EvidenceFile,
     PaidCanvas,
     ShownAcceptance,
-    ShownCanvas,
     ShownJob,
     ShownOffer,
     ShownPayment,
@@ -137,11 +137,11 @@ def _acceptance(frame: Accepted | None) -> ShownAcceptance | None:
     return ShownAcceptance(promise, frame.signature)
 
 
-def _canvas(row: ReceiptRow, texts: Texts) -> ShownCanvas:
+def _canvas(row: ReceiptRow, texts: Texts) -> CanvasEvidence:
     receipt = row.receipt
     # Receipts from before leaves travelled have none.
     kept = row.leaves if row.leaves or not receipt.steps else None
-    return ShownCanvas(receipt, row.signature, kept, texts.outputs.get(receipt.canvas))
+    return CanvasEvidence(receipt, row.signature, kept, texts.outputs.get(receipt.canvas))
 
 
 def _payment(

@@ -9,11 +9,11 @@ from piecework_protocol.charges import usage_after
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.evidence.file import (
+    CanvasEvidence,
     Contradiction,
     EvidenceFile,
     PaidCanvas,
     ShownAcceptance,
-    ShownCanvas,
     ShownJob,
     ShownOffer,
     ShownPayment,
@@ -185,7 +185,7 @@ def _job(story: Story, content: Content, channel: Channel, offered: Digest, limi
 
 def _canvases(
     story: Story, job: Job, outputs: list[Output], key: LocalSigner, end: Finish
-) -> tuple[ShownCanvas, ...]:
+) -> tuple[CanvasEvidence, ...]:
     key_of_job, found, last = job.id(DOMAIN), [], None
     kind = model(canvas_size=Uint32(SIZE))
     if story.best_effort:
@@ -209,7 +209,7 @@ def _canvases(
         )
         shown = output.encode() if story.with_text else None
         kept = leaves if story.with_leaves else None
-        found.append(ShownCanvas(receipt, sign(DOMAIN, receipt, key), kept, shown))
+        found.append(CanvasEvidence(receipt, sign(DOMAIN, receipt, key), kept, shown))
         last = receipt
     return tuple(found)
 
@@ -235,7 +235,7 @@ def _receipt(
     )
 
 
-def _payment(story: Story, channel: Channel, canvases: tuple[ShownCanvas, ...]) -> ShownPayment:
+def _payment(story: Story, channel: Channel, canvases: tuple[CanvasEvidence, ...]) -> ShownPayment:
     other = [Bytes32(keccak256(bytes([n]))) for n in range(story.others)]
     mine = [Bytes32(DOMAIN.digest(canvas.receipt)) for canvas in canvases]
     tree, proofs = merkle.prove_all([*other, *mine])

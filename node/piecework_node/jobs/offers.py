@@ -27,7 +27,7 @@ from piecework_node.runtime.fees import NO_FEES, OfferedFees
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
-from piecework_protocol.objects import Endpoint, ModelOffer, Offer, Route
+from piecework_protocol.objects import Endpoint, ModelOffer, Offer, Route, Service
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
@@ -115,7 +115,8 @@ def build_offer(
         min_top_up=fees.min_top_up,
         min_withdrawal_delay=terms.min_withdrawal_delay,
         min_deposit=terms.min_deposit,
-        evidence_seconds=Uint64(0),
+        # Nothing of a best-effort job can be audited.
+        evidence_seconds=Uint64(terms.evidence_s if facts.service is Service.REPLAYABLE else 0),
         details=_details(facts, usual),
     )
 

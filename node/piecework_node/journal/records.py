@@ -231,7 +231,9 @@ class MetaSet:
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """An admitted job. The journal stores its `submission` without prompt and funding.
+    """An admitted job. The journal stores its `submission` without content and funding.
+
+    The sealed content of a replayable job is stored beside it (`SqliteJournal.sealed_content`).
 
     `at` is the time of its acceptance.
 

@@ -68,6 +68,12 @@ CREATE TABLE traces (
     PRIMARY KEY (job, canvas),
     FOREIGN KEY (job, canvas) REFERENCES outputs (job, canvas)
 ) STRICT, WITHOUT ROWID;
+-- The content of a replayable job as its client sealed it. With a sealing key the job can be
+-- replayed until its audit window is over.
+CREATE TABLE contents (
+    job INTEGER PRIMARY KEY REFERENCES submissions (job),
+    sealed BLOB NOT NULL
+) STRICT;
 """
 SCHEMA: Final = Schema(
     what="the worker's journal",
@@ -140,6 +146,12 @@ class SqliteJournal:
     async def job(self, job: JobId) -> StoredJob | None:
         found = await self._run(lambda: rows.jobs(self._db, rows.BY_ID, (job,)))
         return found[0] if found else None
+
+    async def sealed_content(self, job: JobId) -> bytes | None:
+        """Return the sealed content of a replayable job, until its audit window is over."""
+        query = "SELECT sealed FROM contents JOIN jobs ON job = number WHERE id = ?"
+        found: bytes | None = await self._run(lambda: self._db.execute(query, (job,)).get)
+        return found
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         return await self._alone(lambda: rows.jobs(self._db, rows.OPEN_JOBS, ()))

@@ -51,6 +51,7 @@ class Code(enum.Enum):
     GAS_LOW = "gas-low"
     LOGS_REFUSED = "logs-refused"
     JOURNAL_OLD = "journal-old"
+    DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
 
@@ -152,6 +153,11 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         "the worker's journal lacks what the worker has signed",
         Stops.JOBS,
         "Stop the worker and run piecework worker recover",
+    ),
+    Code.DISK_LOW: Condition(
+        "the worker's disk is nearly full",
+        Stops.JOBS,
+        "Free space on the disk of the worker's home, or lower min_free_disk_mib or evidence_s",
     ),
     Code.INDEX_DECLINES: Condition(
         "an index declines the offer", Stops.NOTHING, "Do what the index says, or remove it"

@@ -364,7 +364,7 @@ class Store:
         """
         with self._database.change("record an acceptance", durable=False) as db:
             channel, _, _ = rows.party(db, job)
-            known = rows.job(db, job).prompt_tokens
+            known = rows.prompt_tokens(db, job)
             if known not in (None, event.prompt_tokens):
                 raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
             frame = wire.encode_worker_frame(replace(event, account=None))
