@@ -13,10 +13,9 @@ from piecework.base.amounts import Token, TokenAmount
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
+from piecework.client.auditing import Audits, EngineAuditor
 from piecework.client.config import ClientConfig, ClientHome, load_config
-from piecework.client.errors import (
-    StoreError,
-)
+from piecework.client.errors import StoreError
 from piecework.client.evidence import NO_TEXTS, known_texts, make_evidence
 from piecework.client.funds import Funds
 from piecework.client.jobs.channels import ChannelManager
@@ -167,12 +166,9 @@ class PieceworkClient:
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
         amounts = config.amounts(token)
+        limits = Limits(amounts.spend_per_day, amounts.spend_per_month)
         self._spending = Spending(
-            store.budgets,
-            Limits(amounts.spend_per_day, amounts.spend_per_month),
-            token,
-            clock,
-            lifetime_s=config.job_lifetime_s,
+            store.budgets, limits, token, clock, lifetime_s=config.job_lifetime_s
         )
         self._context = JobContext(
             store,
@@ -198,7 +194,9 @@ class PieceworkClient:
             default_max_tokens=config.default_max_tokens,
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
+        self.audits = Audits(self._context, EngineAuditor(config.audit_model))
         self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
+        self._fail_over.watch = self.audits.watching
         self._runs: set[JobRun] = set()
         self._reader = chain if isinstance(chain, ChainReader) else None
         self._funds: Funds | None = None
@@ -288,6 +286,7 @@ class PieceworkClient:
     async def close(self) -> None:
         """Cancel what runs, pay for what was delivered, and give everything back."""
         await asyncio.gather(*(run.aclose() for run in list(self._runs)))
+        await self.audits.close()
         await self._chooser.close()
         await self.discovery.close()
         await self.reachability.written()

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from piecework.base.clock import SystemClock
+from piecework_model.machine.probe import short_profile
 from piecework_model.requests import (
     HOLE,
     CanvasEvent,
@@ -32,7 +33,7 @@ from piecework_node import logs
 from piecework_node.engine import wire as engine_wire
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineLost, EnginePaused, EngineReady, EngineResumed
-from piecework_node.engine.process import Brake, Reports, short_profile
+from piecework_node.engine.process import Brake, Reports
 from piecework_node.engine.supervisor import (
     EngineCommandLine,
     EnginePatience,
