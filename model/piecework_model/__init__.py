@@ -3,7 +3,6 @@
 Plain values and typed events go in and out. No tensor, socket or chain crosses the edge of this
 package.
 
-Importing the package imports no torch. `requests`, `errors`, `limits`, `sampling.trace` and
-`checkpoint.manifest` stay free of it. `checkpoint.loading`, `engine` and `layers` need it. See
-docs/model.md.
+Importing the package imports no torch. `requests`, `errors`, `limits` and `checkpoint.manifest`
+stay free of it. `checkpoint.loading`, `engine` and `layers` need it. See docs/model.md.
 """

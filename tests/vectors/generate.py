@@ -96,7 +96,7 @@ from piecework_protocol.wire import (
     encode_offer,
     encode_worker_frame,
 )
-from tests.vectors import contents
+from tests.vectors import contents, traces
 
 LATEST = Timestamp(2**40 - 1)
 HERE = Path(__file__).parent
@@ -513,6 +513,7 @@ FILES = {
     "contents.json": contents.vectors,
     "eip712.json": eip712,
     "merkle.json": trees,
+    "trace.json": traces.vectors,
     "wire.json": wire,
 }
 

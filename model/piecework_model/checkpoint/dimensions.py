@@ -15,6 +15,7 @@ from piecework_model import files, limits
 from piecework_model.checkpoint import headers
 from piecework_model.errors import CheckpointError
 from piecework_model.layout import CacheLayout, LayerLayout
+from piecework_protocol.limits import MAX_CANVAS_TOKENS
 
 Tensors = tuple[tuple[str, tuple[int, ...]], ...]
 """Published names and shapes of weights."""
@@ -95,7 +96,7 @@ def _dimensions(config: Mapping[str, Any], text: dict[str, Any]) -> Dimensions:
         return value
 
     canvas = config.get("canvas_length", 256)
-    if type(canvas) is not int or not 0 < canvas <= limits.MAX_DIMENSION:
+    if type(canvas) is not int or not 0 < canvas <= MAX_CANVAS_TOKENS:
         raise ValueError(f"canvas_length is {canvas!r}")
     count = number("num_hidden_layers", 30, limits.MAX_LAYERS)
     window = number("sliding_window", 512)

@@ -39,6 +39,7 @@ from piecework_model.failures import is_out_of_memory
 from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
 from piecework_model.text.tokens import TextCodec, load_codec
+from piecework_protocol.limits import MAX_DENOISING_STEPS
 
 DeviceChoice = Literal["cpu", "cuda", "auto"]
 DtypeChoice = Literal["auto", "float32", "bfloat16"]
@@ -302,8 +303,9 @@ def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
         raise CheckpointError(
             folder / "generation_config.json", f"is malformed: {error}"
         ) from error
-    if defaults.max_steps < 1:
+    if not 1 <= defaults.max_steps <= MAX_DENOISING_STEPS:
         raise CheckpointError(
-            folder / "generation_config.json", "max_denoising_steps must be positive"
+            folder / "generation_config.json",
+            f"max_denoising_steps must be 1 to {MAX_DENOISING_STEPS}",
         )
     return defaults

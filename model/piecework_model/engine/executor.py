@@ -19,8 +19,8 @@ from piecework_model.requests import FailureKind, GenerationRequest
 class SequenceStep:
     """One denoising step of one sequence.
 
-    argmax: the canvas [C] that would be committed now. leaves: the trace leaves (sampling/trace.py)
-    of a finished canvas, one a step, else empty. answers: as in `CanvasEvent`.
+    argmax: the canvas [C] that would be committed now. leaves: of a finished canvas, the step
+    leaves (`piecework_protocol.trace`), else empty. answers: as in `CanvasEvent`.
     """
 
     request_id: str

@@ -19,17 +19,18 @@ from piecework_model.engine.scheduler import known_chunks
 from piecework_model.errors import NonFiniteError
 from piecework_model.layers.transfer import host_copies
 from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
-from piecework_model.sampling import sampler, trace
+from piecework_model.sampling import sampler
 from piecework_model.sampling.answers import probabilities
 from piecework_model.sampling.philox import Moment, StepDraws, initial_ids, step_draws
 from piecework_model.sampling.sampler import SampleOutput
+from piecework_protocol.trace import EmbeddingType, StepRecord, soft_field
 
 Ids = npt.NDArray[np.int64]
 
-_EMBEDDING_TYPES: dict[torch.dtype, trace.EmbeddingType] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
+_EMBEDDING_TYPES: dict[torch.dtype, EmbeddingType] = {
+    torch.float32: EmbeddingType.FLOAT32,
+    torch.bfloat16: EmbeddingType.BFLOAT16,
+    torch.float16: EmbeddingType.FLOAT16,
 }
 
 
@@ -178,19 +179,24 @@ class SequenceState:
         self._leaves.clear()
 
 
-def _leaf(canvas: int, step: int, decision: CanvasDecision, kind: trace.EmbeddingType) -> bytes:
-    return trace.leaf(
-        trace.StepRecord(
-            canvas=canvas,
-            step=step,
-            before=decision.before.astype("<u4").tobytes(),
-            after=decision.after.astype("<u4").tobytes(),
-            argmax=decision.argmax.astype("<u4").tobytes(),
-            accepted=np.packbits(decision.accepted, bitorder="little").tobytes(),
-            embedding_digest=trace.embedding_digest(kind, decision.soft),
-            fingerprint=decision.fingerprint.astype("<f2").tobytes(),
-        )
+def step_record(
+    canvas: int, step: int, decision: CanvasDecision, kind: EmbeddingType
+) -> StepRecord:
+    """Record a decided step as the trace commits to it. kind: the number type of its soft rows."""
+    return StepRecord(
+        canvas=canvas,
+        step=step,
+        before=decision.before.astype("<u4").tobytes(),
+        after=decision.after.astype("<u4").tobytes(),
+        argmax=decision.argmax.astype("<u4").tobytes(),
+        accepted=np.packbits(decision.accepted, bitorder="little").tobytes(),
+        soft=soft_field(kind, decision.soft),
+        fingerprint=decision.fingerprint.astype("<f2").tobytes(),
     )
+
+
+def _leaf(canvas: int, step: int, decision: CanvasDecision, kind: EmbeddingType) -> bytes:
+    return step_record(canvas, step, decision, kind).leaf()
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ class SampleOutput:
 
     @property
     def fingerprint(self) -> Tensor:
-        """The numbers of the trace, float16 [P, 3] (sampling/trace.py)."""
+        """The numbers of the trace, float16 [P, 3] (`piecework_protocol.trace`)."""
         return torch.stack([self.entropy, self.log_probability, self.gap], dim=-1).to(torch.float16)
 
 

@@ -73,6 +73,10 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
         "generation_config.json",
         lambda f: edit_json(f / "generation_config.json", max_denoising_steps=0),
     ),
+    "more steps than a trace holds": (
+        "generation_config.json",
+        lambda f: edit_json(f / "generation_config.json", max_denoising_steps=257),
+    ),
     "no weights": ("", lambda f: (f / "model.safetensors").unlink()),
     "truncated weights": (
         "model.safetensors",
@@ -186,8 +190,7 @@ def test_light_modules_import_no_torch() -> None:
     program = (
         "import sys, piecework_model\n"
         "import piecework_model.requests, piecework_model.errors, piecework_model.limits\n"
-        "import piecework_model.sampling.trace, piecework_model.checkpoint.manifest, "
-        "piecework_model.bounds\n"
+        "import piecework_model.checkpoint.manifest, piecework_model.bounds\n"
         "print([name for name in ('torch', 'transformers', 'numpy', 'web3', 'grpc') if name in "
         "sys.modules])"
     )

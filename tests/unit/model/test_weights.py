@@ -309,6 +309,7 @@ BAD_CONFIGS: dict[str, dict[str, Any]] = {
     "a window of nothing": {"text_config.sliding_window": 0},
     "layer types for other layers": {"text_config.layer_types": ["full_attention"]},
     "a canvas of nothing": {"canvas_length": 0},
+    "a canvas larger than the protocol's": {"canvas_length": 1025},
 }
 
 
