@@ -90,3 +90,15 @@ class NonFiniteError(ModelError):
 
     def __init__(self) -> None:
         super().__init__("the model produced NaN or infinity")
+
+
+class AuditError(ModelError):
+    """An audit has no result."""
+
+
+class ReplayError(AuditError):
+    """The engine failed on a canvas that was to be replayed."""
+
+
+class OpeningError(AuditError):
+    """What a worker opened cannot be a step of this canvas of this model."""

@@ -94,6 +94,8 @@ PREFILL_CHUNK_CANVASES = 2
 PREFILL_STEP_CHUNKS = 4
 # Of one pass: products are as fast as they get, and what they make fits the L2 cache.
 CPU_PASS_TOKENS = 512
+# Of one pass of an audit: all 48 steps of a canvas of 32, which no other job waits for.
+CPU_AUDIT_TOKENS = 2048
 # Of one pass: 64 canvases, whose intermediates take some 2 GB at 2,816 wide.
 GPU_PASS_TOKENS = 16_384
 # Without running out of memory. After these, passes may be twice as large again.

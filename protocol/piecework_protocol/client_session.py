@@ -11,6 +11,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from piecework_protocol.charges import NOTHING_USED, charge_fault
 from piecework_protocol.content import output_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput, ProtocolViolation
@@ -28,8 +29,8 @@ from piecework_protocol.kinds import KINDS, Output
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_STEPS_PAST_PROGRESS
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from piecework_protocol.outlines import Outline
-from piecework_protocol.pricing import Usage, canvases_for, price, usage_of
-from piecework_protocol.service import receipt_fault
+from piecework_protocol.pricing import usage_of
+from piecework_protocol.service import leaves_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Timestamp, Uint32, keccak256
 
@@ -63,6 +64,7 @@ class CanvasVerified:
     digest: Digest
     signature: Signature
     output: Output
+    leaves: tuple[Digest, ...] = ()
 
 
 ClientEvent = Accepted | DraftSeen | CanvasVerified | VoucherAccepted | JobEnded | Progress
@@ -245,12 +247,15 @@ class ClientSession:
         self._check_charge(receipt, output)
         if receipt.finish is Finish.CANCELLED:
             self._check_cancelled(receipt, data)
+        fault = leaves_fault(receipt, frame.leaves)
+        if fault is not None:
+            raise ProtocolViolation(*fault)
         self._receipts.append(receipt)
         self._seen = _Seen()
         if self.complete:
             self.phase = Phase.COMPLETE
         return CanvasVerified(
-            receipt, Digest(self._domain.digest(receipt)), frame.signature, output
+            receipt, Digest(self._domain.digest(receipt)), frame.signature, output, frame.leaves
         )
 
     def _previous(self) -> Digest:
@@ -260,48 +265,23 @@ class ClientSession:
 
     def _check_charge(self, receipt: Receipt, output: Output) -> None:
         """Hold what a receipt charges to the output, to its own totals, and to the price."""
-        parameters, model = self._job.parameters, self._model
-        tokens = output.units
-        fault = receipt_fault(parameters, receipt)
-        if fault is not None:
-            raise ProtocolViolation(*fault)
+        model, tokens = self._model, output.units
         if receipt.units != tokens or tokens > model.canvas_size:
             raise ProtocolViolation("4.4", f"{receipt.units} tokens charged for {tokens} delivered")
         if receipt.finish is not Finish.CANCELLED:
-            self._check_finish(receipt, output)
-        after = self._usage(receipt)
-        if after.output_tokens > parameters.max_tokens:
-            raise ProtocolViolation(
-                "4.4", f"more than the {parameters.max_tokens} tokens asked for"
-            )
-        if usage_of(receipt) != after:
-            raise ProtocolViolation("4.4", "the receipt's totals are not those of its job")
-        total = price(model, after)
-        charged = self._receipts[-1].total_amount if self._receipts else 0
-        if receipt.total_amount != total or receipt.amount != total - charged:
-            raise ProtocolViolation("4.4", f"charged {receipt.amount}, owed {total - charged}")
-        if total > self._job.max_amount:
-            raise ProtocolViolation(
-                "3.4", f"the job's ceiling of {self._job.max_amount} is exceeded"
-            )
-
-    def _check_finish(self, receipt: Receipt, output: Output) -> None:
-        """Hold a finished canvas to the content, or to being the last."""
-        model, parameters = self._model, self._job.parameters
-        fault = output.fault(self._outline, receipt.canvas, model.canvas_size, receipt.finish)
-        if fault is not None:
-            raise ProtocolViolation("4.5", fault)
-        last = self.received + 1 == canvases_for(model, parameters.max_tokens)
-        if last and receipt.finish is Finish.MORE:
-            raise ProtocolViolation(
-                "4.5", "the job's token limit is reached and the receipt says more"
-            )
+            fault = output.fault(self._outline, receipt.canvas, model.canvas_size, receipt.finish)
+            if fault is not None:
+                raise ProtocolViolation("4.5", fault)
+        last = self._receipts[-1] if self._receipts else None
+        broken = charge_fault(self._job, model, last, receipt, self.prompt_tokens or 0)
+        if broken is not None:
+            raise ProtocolViolation(*broken)
 
     def _check_cancelled(self, receipt: Receipt, data: bytes) -> None:
         """Hold the receipt of an unfinished canvas to what this client has seen of it."""
         if not (self._left or self._resumed):
             raise ProtocolViolation("3.8", "the worker charges for a canvas that it gave up")
-        before = usage_of(self._receipts[-1]) if self._receipts else Usage(0, 0, 0)
+        before = usage_of(self._receipts[-1]) if self._receipts else NOTHING_USED
         if usage_of(receipt) == before:
             raise ProtocolViolation("3.8", "a cancelled receipt for nothing")
         if self._resumed and receipt.canvas <= self._available:
@@ -313,21 +293,6 @@ class ClientSession:
             )
         if receipt.units and keccak256(data) not in seen.drafts:
             raise ProtocolViolation("3.8", "tokens charged of a draft that was never shown")
-
-    def _usage(self, receipt: Receipt) -> Usage:
-        """Add one receipt to what the job had used.
-
-        A job that is cancelled before its first step owes the part of the prompt that was read.
-        """
-        last = self._receipts[-1] if self._receipts else None
-        before = usage_of(last) if last is not None else Usage(0, 0, 0)
-        prompt = self.prompt_tokens or 0
-        unread = receipt.finish is Finish.CANCELLED and last is None and not receipt.steps
-        if unread and not receipt.units:
-            prompt = min(prompt, receipt.total_prompt_tokens)
-        return Usage(
-            prompt, before.output_tokens + receipt.units, before.denoising_steps + receipt.steps
-        )
 
     def _ended(self, frame: JobEnded) -> JobEnded:
         if frame.job != self.id or frame.canvases != self.received:

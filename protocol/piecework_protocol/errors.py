@@ -2,6 +2,7 @@
 
 * `ProtocolViolation`: the peer broke a numbered clause of docs/protocol.md.
 * `MalformedInput`: the peer sent bytes that are not a value of the protocol.
+* `EvidenceRefused`: an evidence file does not prove what it says.
 * `Refusal`: the request is understood and declined, with a typed reason.
 * `InvariantBroken`: our own code is wrong. Stop, and do not go on.
 
@@ -31,6 +32,18 @@ class MalformedInput(PieceworkError):
 
     It never holds the content.
     """
+
+
+class EvidenceRefused(PieceworkError):
+    """An evidence file does not prove what it says. `member` is what does not hold in it.
+
+    It is a path such as "receipts[2].signature".
+    """
+
+    def __init__(self, member: str, message: str) -> None:
+        super().__init__(f"{member}: {message}")
+        self.member = member
+        self.message = message
 
 
 class InvariantBroken(PieceworkError):

@@ -145,11 +145,12 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class CanvasDelivered:
-    """A finished canvas with its signed receipt."""
+    """A finished canvas with its signed receipt, and the leaves under its trace root (7.2)."""
 
     receipt: Receipt
     signature: Signature
     sealed_output: bytes
+    leaves: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ MAX_LABELS: Final = 255
 MAX_DRAWS: Final = 64
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
+# One leaf of the canvas, then one a step.
+MAX_TRACE_LEAVES: Final = MAX_DENOISING_STEPS + 1
 # Below it a temperature means nothing more, and logits over it leave the numbers of a trace.
 MIN_TEMPERATURE_MICROS: Final = 10_000
 # An authorization or job that is valid for longer than this is a mistake or a trap.
@@ -85,3 +87,8 @@ MAX_CLOCK_SKEW_S: Final = 5
 MAX_PROOF_SIBLINGS: Final = 64
 # Longest text that a peer may put into a reason: enough to explain, too little to flood a log.
 MAX_REASON_BYTES: Final = 512
+# An evidence file, in which hex doubles the bytes. 256 K tokens of output with ids and text, the
+# longest content, and the leaves of a thousand canvases take a third of it.
+MAX_EVIDENCE_BYTES: Final = 64 * 1024 * 1024
+# Contradictions and vouchers in it. One of each is enough to prove anything.
+MAX_EVIDENCE_ENTRIES: Final = 64

@@ -8,10 +8,12 @@ that root only when it was cancelled before its first step, so nobody can take o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from piecework_protocol import merkle
 from piecework_protocol.objects import Finish, ModelOffer, Parameters, Receipt, Service
+from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Digest, Micros, Uint32, Uint64
 
 NO_TRACE: Final[Digest] = merkle.EMPTY_ROOT
@@ -72,4 +74,14 @@ def receipt_fault(parameters: Parameters, receipt: Receipt) -> tuple[str, str] |
         return "4.4", f"{receipt.steps} denoising steps; at most {parameters.max_steps}"
     if (receipt.trace_root == NO_TRACE) != (receipt.steps == 0):
         return "7.4", "a replayable canvas has a trace exactly when it has steps"
+    return None
+
+
+def leaves_fault(receipt: Receipt, leaves: Sequence[bytes]) -> tuple[str, str] | None:
+    """Give the clause that the leaves delivered with a receipt break, and how, or None."""
+    expected = receipt.steps + 1 if receipt.steps else 0
+    if len(leaves) != expected:
+        return "7.2", f"{len(leaves)} leaves for {receipt.steps} denoising steps, not {expected}"
+    if trace_root(leaves) != receipt.trace_root:
+        return "7.2", "the trace root is not that of the leaves"
     return None

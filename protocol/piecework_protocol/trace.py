@@ -56,7 +56,6 @@ from piecework_protocol.types import DIGEST_BYTES, Bytes32, Digest
 
 STEP_TAG: Final = b"piecework/step/2"
 CANVAS_TAG: Final = b"piecework/canvas/1"
-MAX_LEAVES: Final = MAX_DENOISING_STEPS + 1
 ID_BYTES: Final = 4
 NUMBERS_PER_POSITION: Final = 3
 _HALF_BYTES: Final = 2

@@ -61,6 +61,7 @@ from piecework_protocol.limits import (
     MAX_PROOF_SIBLINGS,
     MAX_REASON_BYTES,
     MAX_SHOWN_RECEIPTS,
+    MAX_TRACE_LEAVES,
     SEALING_OVERHEAD_BYTES,
 )
 from piecework_protocol.objects import Channel, Endpoint, FundChannel, ModelOffer, Offer
@@ -119,6 +120,7 @@ _LIMITS: Mapping[tuple[type, str], int] = {
     (ShowReceiptsRequest, "receipts"): MAX_SHOWN_RECEIPTS,
     (Draft, "sealed_output"): _MAX_SEALED_OUTPUT,
     (CanvasDelivered, "sealed_output"): _MAX_SEALED_OUTPUT,
+    (CanvasDelivered, "leaves"): MAX_TRACE_LEAVES,
     (JobEnded, "message"): MAX_REASON_BYTES,
     (Endpoint, "address"): MAX_ENDPOINT_BYTES,
     (Offer, "endpoints"): MAX_OFFER_ENDPOINTS,

@@ -26,8 +26,9 @@ from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from piecework_protocol.pricing import Usage, price, usage_of
-from piecework_protocol.service import receipt_fault
+from piecework_protocol.service import leaves_fault, receipt_fault
 from piecework_protocol.states import ENDED_STATES, JobEvent, JobState, advance_job
+from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Timestamp, Uint32
 
 
@@ -48,24 +49,26 @@ class StoredCanvas:
     """A finished canvas: a record to journal before it is delivered, and what the journal holds.
 
     The output is sealed to the client. `resume_secret` holds the token ids, sealed to the worker
-    itself. It is empty for the last canvas of a job.
+    itself. It is empty for the last canvas of a job. `leaves` are those under the trace root.
     """
 
     receipt: Receipt
     sealed_output: bytes
     resume_secret: bytes
+    leaves: tuple[Digest, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CanvasResult:
     """A finished canvas as the engine reports it, sealed by the shell.
 
-    `resume_secret` are the token ids sealed to the worker itself; journals hold no text.
+    leaves: the canvas leaf and the step leaves, or none at best effort. `resume_secret` are the
+    token ids sealed to the worker itself; journals hold no text.
     """
 
     canvas: int
     output_digest: Digest
-    trace_root: Digest
+    leaves: tuple[Digest, ...]
     steps: int
     units: int
     finish: Finish
@@ -77,14 +80,15 @@ class CanvasResult:
 class StoppedEngine:
     """What the engine had done when it stopped a sequence, sealed by the shell.
 
-    prompt_tokens: prefilled so far. steps: taken of `canvas`, whose trace root is over them. The
-    output is the last draft of that canvas that was shown, of `units` tokens, or empty.
+    prompt_tokens: prefilled so far. steps: taken of `canvas`. leaves: as in `CanvasResult`, none
+    without steps. The output is the last draft of that canvas that was shown, of `units` tokens, or
+    empty.
     """
 
     canvas: int
     prompt_tokens: int
     steps: int
-    trace_root: Digest
+    leaves: tuple[Digest, ...]
     output_digest: Digest
     units: int
     sealed_output: bytes
@@ -330,7 +334,7 @@ class WorkerSession:
     ) -> tuple[StoredCanvas, WorkerLedger]:
         """Make the record of a receipt, and the channel's book after it."""
         secret = work.resume_secret if isinstance(work, CanvasResult) else b""
-        stored = StoredCanvas(receipt, work.sealed_output, secret)
+        stored = StoredCanvas(receipt, work.sealed_output, secret, work.leaves)
         self._stored.append(stored)
         digest = Digest(self._domain.digest(receipt))
         ref = LeafRef(self.accepted.id, receipt.canvas)
@@ -370,7 +374,7 @@ class WorkerSession:
             job=self.accepted.id,
             canvas=Uint32(self.canvases),
             output_digest=work.output_digest,
-            trace_root=work.trace_root,
+            trace_root=trace_root(work.leaves),
             steps=Uint32(work.steps),
             units=Uint32(work.units),
             amount=Amount(total - self.charged),
@@ -382,6 +386,7 @@ class WorkerSession:
             previous=Digest(self._domain.digest(last) if last else self.accepted.id),
         )
         fault = receipt_fault(self.accepted.job.parameters, receipt)
+        fault = fault or leaves_fault(receipt, work.leaves)
         invariant(fault is None, f"a receipt of ours keeps to its job's class of service: {fault}")
         return receipt
 
@@ -398,7 +403,9 @@ class WorkerSession:
     def _delivery(self, stored: StoredCanvas) -> UnsignedFrame:
         return UnsignedFrame(
             stored.receipt,
-            lambda signature: CanvasDelivered(stored.receipt, signature, stored.sealed_output),
+            lambda signature: CanvasDelivered(
+                stored.receipt, signature, stored.sealed_output, stored.leaves
+            ),
         )
 
     def _ended(self) -> JobEnded:

@@ -26,7 +26,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
-from piecework_protocol import merkle, wire
+from piecework_protocol import wire
 from piecework_protocol.content import output_digest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
@@ -100,6 +100,7 @@ from piecework_protocol.worker_session import (
 )
 from tests.support.fake_chain import TOKEN, FakeChain
 from tests.support.offers import NO_CREDIT_TERMS
+from tests.support.traces import made_up_leaves
 from tests.support.waiting import pass_time
 
 CANVAS = 8
@@ -127,6 +128,8 @@ class Lie(enum.Enum):
     PAYMENTS_NEVER_MADE = "5.6"
     VOUCHER_NEVER_SIGNED = "5.7"
     NO_TRACE = "7.4"
+    OTHER_LEAVES = "7.2"
+    FEWER_LEAVES = "7.2 count"
     GARBAGE = "2.3"
 
     @property
@@ -412,7 +415,7 @@ class FakeWorker:
         return CanvasResult(
             canvas=canvas,
             output_digest=output_digest(accepted.id, canvas, output),
-            trace_root=merkle.root([keccak256(output)]),
+            leaves=made_up_leaves(output, 1),
             steps=1,
             units=0,
             finish=Finish.END_OF_TEXT if last else Finish.MORE,
@@ -444,7 +447,7 @@ class FakeWorker:
         return CanvasResult(
             canvas=canvas,
             output_digest=output_digest(accepted.id, canvas, output),
-            trace_root=merkle.root([keccak256(output)]) if traced else NO_TRACE,
+            leaves=made_up_leaves(output, STEPS if traced else 0),
             steps=STEPS if traced else 0,
             units=len(mine),
             finish=finish,
@@ -543,7 +546,7 @@ class _Stream:
             canvas=canvas,
             prompt_tokens=accepted.prompt_tokens if job.begun else 0,
             steps=steps,
-            trace_root=merkle.root([keccak256(bytes([i])) for i in range(steps)]),
+            leaves=made_up_leaves(b"stopped", steps),
             output_digest=output_digest(accepted.id, canvas, data),
             units=len(TextOutput.decode(data).token_ids),
             sealed_output=seal(data, key, canvas_context(self.worker.domain, accepted.id, canvas)),
@@ -671,10 +674,14 @@ def _false_canvas(
     signer: Signer = worker.operator
     if lie in changes:
         false = receipt.replace(**changes[lie])
-        return (CanvasDelivered(false, sign(worker.domain, false, signer), frame.sealed_output),)
+        return (replace(frame, receipt=false, signature=sign(worker.domain, false, signer)),)
     if lie is Lie.RECEIPT_BY_ANOTHER_KEY:
         stranger = LocalSigner(bytes(keccak256(b"stranger")))
         return (replace(frame, signature=sign(worker.domain, receipt, stranger)),)
+    if lie is Lie.OTHER_LEAVES:
+        return (replace(frame, leaves=frame.leaves[::-1]),)
+    if lie is Lie.FEWER_LEAVES:
+        return (replace(frame, leaves=frame.leaves[:-1]),)
     if lie is Lie.CANVAS_CHARGED_TWICE:
         return (frame, frame)
     if lie is Lie.OUTPUT_THAT_DOES_NOT_OPEN:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from piecework_protocol import merkle
 from piecework_protocol.client_session import DraftSeen, Openers
 from piecework_protocol.content import output_digest
 from piecework_protocol.eip712 import Domain, TypedData
@@ -70,6 +69,7 @@ from piecework_protocol.worker_session import (
     acknowledgement,
 )
 from tests.support.scripted_client import ScriptedClient, ScriptedJob
+from tests.support.traces import made_up_leaves
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 PAYER = LocalSigner(bytes(keccak256(b"payer")))
@@ -146,11 +146,12 @@ def denoise(accepted: AcceptedJob, canvas: int) -> CanvasResult:
     units = noise[1] % (min(CANVAS, left) + 1) if ends else min(CANVAS, left)
     finish = Finish.END_OF_TEXT if ends else Finish.TOKEN_LIMIT if left <= CANVAS else Finish.MORE
     output = TextOutput.plain(tuple(noise[2 : 2 + units]), noise.hex()[:units]).encode()
+    steps = steps_of(accepted, canvas)
     return CanvasResult(
         canvas=canvas,
         output_digest=output_digest(accepted.id, canvas, output),
-        trace_root=merkle.root([noise]),
-        steps=steps_of(accepted, canvas),
+        leaves=made_up_leaves(noise, steps),
+        steps=steps,
         units=units,
         finish=finish,
         sealed_output=output,
@@ -343,7 +344,7 @@ class PairedMarket:
             canvas=row.canvas,
             prompt_tokens=PROMPT_TOKENS if row.begun else 0,
             steps=row.steps,
-            trace_root=merkle.root([keccak256(bytes([i])) for i in range(row.steps)]),
+            leaves=made_up_leaves(b"stopped", row.steps),
             output_digest=output_digest(line.id, row.canvas, data),
             units=len(shown.token_ids),
             sealed_output=data,

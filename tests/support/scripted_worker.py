@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from piecework_protocol import merkle
 from piecework_protocol.content import output_digest
 from piecework_protocol.kinds.read import ONE, Question, ReadContent, ReadOutput
 from piecework_protocol.kinds.text import (
@@ -21,9 +20,10 @@ from piecework_protocol.kinds.text import (
 )
 from piecework_protocol.objects import Finish, Kind, ModelOffer
 from piecework_protocol.sealing import canvas_context, seal
-from piecework_protocol.types import PublicKey, Uint32, keccak256
+from piecework_protocol.types import PublicKey, Uint32
 from piecework_protocol.worker_session import CanvasResult
 from tests.support.fake_worker import STEPS, FakeWorker, Job, model_offer
+from tests.support.traces import made_up_leaves
 
 CANVAS = 256
 CHARACTERS_PER_TOKEN = 4
@@ -139,7 +139,7 @@ class ScriptedWorker(FakeWorker):
         return CanvasResult(
             canvas=canvas,
             output_digest=output_digest(accepted.id, canvas, output),
-            trace_root=merkle.root([keccak256(output)]),
+            leaves=made_up_leaves(output, steps),
             steps=steps,
             units=units,
             finish=finish,

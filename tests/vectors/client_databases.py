@@ -11,10 +11,13 @@ import gzip
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from piecework.chain.events import Log
 from piecework.client.journal.logs import LogRow
 from piecework.client.journal.records import (
     ChannelStatus,
+    JobRow,
     JobStatus,
     Limits,
     Part,
@@ -23,10 +26,21 @@ from piecework.client.journal.records import (
 )
 from piecework.client.journal.schema import CLIENT_SCHEMA
 from piecework.client.journal.store import Store
+from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.frames import CanvasDelivered
 from piecework_protocol.types import Amount, Bytes32, Timestamp
 from tests.support.client_side import PAYER
 from tests.support.fake_chain import DOMAIN
-from tests.unit.client.test_store import CHANNEL, NOW, UNTIL, canvas, exactly, job_row, terms
+from tests.unit.client.test_store import (
+    CHANNEL,
+    NOW,
+    UNTIL,
+    accepted,
+    canvas,
+    exactly,
+    job_row,
+    terms,
+)
 
 FOLDER = Path(__file__).parent / "journals"
 LOG = Log(DOMAIN.verifying_contract, (Bytes32(b"\x01" * 32),), b"data", 7, 0, Bytes32(b"\x02" * 32))
@@ -44,6 +58,16 @@ def unpacked(version: int, folder: Path) -> Path:
     return file
 
 
+def contradict(store: Store, paid: JobRow) -> None:
+    """Keep a second receipt of a canvas that is paid."""
+    second = canvas(paid, 0, 10, trace=b"another")
+    with pytest.raises(ProtocolViolation) as caught:
+        store.pay(second, CHANNEL, None)
+    frame = CanvasDelivered(second.receipt, second.signature, b"sealed", second.leaves)
+    operator = paid.submission.channel.operator
+    assert store.contradictions.keep(paid.id, operator, frame, caught.value, NOW)
+
+
 def write(file: Path) -> None:
     """A database with something in every table that money depends on."""
     store = Store(file, DOMAIN, PAYER.address)
@@ -55,10 +79,12 @@ def write(file: Path) -> None:
     store.requests.open(request, bytes(32), NOW)
     held = store.budgets.reserve("alice", [Amount(100)], Limits(), NOW, UNTIL)
     assert isinstance(held, tuple)
-    store.admit(paid, "a prompt", exactly, UNTIL, part=Part("alice", held[0], request))
-    store.accepted(paid.id, 7, None)
+    part = Part("alice", held[0], request)
+    store.admit(paid, "a prompt", exactly, UNTIL, content=b"a content", part=part)
+    store.accepted(paid.id, accepted(paid))
     for index in range(3):
-        store.pay(canvas(paid, index, 10 + index), CHANNEL, "an answer")
+        store.pay(canvas(paid, index, 10 + index), CHANNEL, "an answer", output=b"an output")
+    contradict(store, paid)
     store.finish(paid.id, JobStatus.COMPLETE, acknowledged=2)
     store.requests.close(request)
     store.admit(refused, None, exactly, UNTIL)

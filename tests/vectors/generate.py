@@ -446,7 +446,10 @@ def worker_frames() -> dict[str, WorkerFrame]:
         f"canvas {i}": CanvasDelivered(receipt, _signed(receipt), b"sealed output" * i)
         for i, receipt in enumerate(_of(Receipt))
     }
+    traced = _of(Receipt)[0]
+    leaves = tuple(Digest(_bytes32(f"leaf {i}")) for i in range(traced.steps + 1))
     return canvases | {
+        "a canvas with leaves": CanvasDelivered(traced, _signed(traced), b"sealed", leaves),
         "an acceptance": Accepted(job, 321, at, signature, 0, None),
         "an acceptance with an account": Accepted(
             job, 321, at, signature, 17, Account(voucher, _signed(voucher), peaks)

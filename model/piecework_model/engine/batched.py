@@ -26,7 +26,12 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import bounds, limits
 from piecework_model.bounds import ModelLimits
-from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
+from piecework_model.engine.executor import (
+    SequenceFailure,
+    SequenceOutcome,
+    SequenceStep,
+    StepObserver,
+)
 from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
 from piecework_model.engine.sequence import (
@@ -93,8 +98,10 @@ class BatchedExecutor:
         limits_: ModelLimits,
         *,
         invariance: Invariance | None = None,
+        observe: StepObserver | None = None,
     ) -> None:
         """Take the model's weights. `invariance` is measured on them if not given."""
+        self._observe = observe
         decoder: Any = model.model.decoder
         self._limits = limits_
         self._device: torch.device = model.device
@@ -480,6 +487,8 @@ class BatchedExecutor:
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step
+        if self._observe is not None:
+            self._observe(task.request_id, state.record(decision, soft), soft)
         finished = state.advance(decision, soft, leaf)
         return SequenceStep(
             task.request_id,

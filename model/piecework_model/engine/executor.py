@@ -7,12 +7,19 @@ first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.requests import FailureKind, GenerationRequest
+from piecework_protocol.trace import StepRecord
+
+StepObserver = Callable[[str, StepRecord, Tensor], None]
+"""Told of every step that a sequence has made: the request's id, what the step's leaf commits to,
+and its soft embedding [C, H]."""
 
 
 @dataclass(frozen=True, slots=True)

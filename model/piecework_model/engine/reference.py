@@ -13,7 +13,12 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
-from piecework_model.engine.executor import SequenceFailure, SequenceOutcome, SequenceStep
+from piecework_model.engine.executor import (
+    SequenceFailure,
+    SequenceOutcome,
+    SequenceStep,
+    StepObserver,
+)
 from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.engine.sequence import SequenceState, decide, label_logits, to_host
 from piecework_model.errors import NonFiniteError
@@ -32,8 +37,14 @@ class _OpenSequence:
 class ReferenceExecutor:
     """Every sequence on its own, with a batch of one."""
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion, limits: ModelLimits) -> None:
-        self._denoiser, self._limits = Denoiser(model), limits
+    def __init__(
+        self,
+        model: DiffusionGemmaForBlockDiffusion,
+        limits: ModelLimits,
+        *,
+        observe: StepObserver | None = None,
+    ) -> None:
+        self._denoiser, self._limits, self._observe = Denoiser(model), limits, observe
         self._layout = cache_layout(
             model.config.text_config, limits.canvas_size, limits.chunk_tokens
         )
@@ -121,6 +132,8 @@ class ReferenceExecutor:
         soft = self._denoiser.soft_embedding(output.probabilities)
         (decision,) = to_host([decide([state], output, soft[None], renoise[None], labels)])
         canvas_index, step = state.canvas, state.step
+        if self._observe is not None:
+            self._observe(work.request_id, state.record(decision, soft), soft)
         finished = state.advance(decision, soft, state.leaf(decision, soft)())
         leaves = state.leaves() if finished else ()
         return SequenceStep(

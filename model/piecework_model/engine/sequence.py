@@ -142,6 +142,10 @@ class SequenceState:
         """Return a function that computes the trace leaf of the step that was just decided."""
         return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
+    def record(self, decision: CanvasDecision, soft: Tensor) -> StepRecord:
+        """Return what that leaf commits to. Call it before `advance`."""
+        return step_record(self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
+
     def advance(self, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
         """Take a decided step in. Returns whether the canvas is finished. It cannot fail.
 

@@ -27,7 +27,7 @@ from piecework_model import limits
 from piecework_model.elementwise import by_rows
 from piecework_model.fast_paths import FastPath
 from piecework_model.layers.attention import attend, why_device_is_unfused
-from piecework_model.layers.cache import SequenceCache
+from piecework_model.layers.cache import CanvasCache, SequenceCache
 from piecework_model.layers.graphs import (
     CudaRecorder,
     EagerPieceRunner,
@@ -48,7 +48,7 @@ class Segment:
     behind the sequence's committed ones.
     """
 
-    cache: SequenceCache
+    cache: SequenceCache | CanvasCache
     start: int
     tokens: int
     offset: int

@@ -127,3 +127,32 @@ class SequenceCache:
         for layer, (keys, values) in enumerate(zip(chunk.keys, chunk.values, strict=True)):
             self.write(layer, 0, keys.transpose(0, 1), values.transpose(0, 1))
         self.commit(chunk.tokens)
+
+
+class CanvasCache:
+    """One canvas behind the committed tokens of another cache, which it reads and never changes.
+
+    So many canvases can stand behind the same tokens in one pass, and those are stored once.
+    """
+
+    def __init__(self, committed: SequenceCache) -> None:
+        self._committed = committed
+        self._keys: dict[int, Tensor] = {}  # of each layer, [heads, tokens, head_dim]
+        self._values: dict[int, Tensor] = {}
+
+    @property
+    def length(self) -> int:
+        """Committed tokens, as in `SequenceCache`."""
+        return self._committed.length
+
+    def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
+        """Take the keys and values [tokens, heads, head_dim] of the canvas."""
+        if offset:
+            raise ValueError("a canvas stands directly behind the committed tokens")
+        self._keys[layer], self._values[layer] = keys.transpose(0, 1), values.transpose(0, 1)
+
+    def view(self, layer: int, offset: int, tokens: int) -> tuple[Tensor, Tensor, int]:
+        """Return what the canvas sees, as `SequenceCache.view` does."""
+        keys, values, before = self._committed.view(layer, offset, 0)
+        seen_keys = torch.cat([keys, self._keys.pop(layer)], dim=1)
+        return seen_keys, torch.cat([values, self._values.pop(layer)], dim=1), before

@@ -19,7 +19,6 @@ from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import pack_ids
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.times import now
-from piecework_protocol import merkle
 from piecework_protocol.content import output_digest
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.kinds import KINDS, Output
@@ -27,6 +26,7 @@ from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, Kind, Service
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
+from piecework_protocol.types import Digest
 from piecework_protocol.worker_session import CanvasResult, StoppedEngine, StoredCanvas
 
 _OUTPUTS: Final[Mapping[Kind, Callable[[CanvasEvent], Output]]] = {
@@ -116,7 +116,12 @@ class EngineEventHandler:
 
     async def _stopped(self, job: LiveJob, event: StoppedEvent) -> None:
         """Charge what was done of a canvas whose client has left."""
-        report = self._report_of(job, event)
+        try:
+            report = self._report_of(job, event)
+        except MalformedInput as error:
+            self._runtime.sequence_ended(job)
+            await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
+            return
         self._runtime.sequence_ended(job)
         outcome, ledger = job.session.stopped(report, job.channel.ledger)
         await self._runtime.perform(job, outcome, ledger=ledger)
@@ -125,6 +130,8 @@ class EngineEventHandler:
                 self._runtime.metrics.delivered(record.receipt)
 
     def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
+        if len(event.step_leaves) != event.steps:
+            raise MalformedInput("the engine did not commit to every step")
         shown = job.shown if job.shown and job.shown.canvas == event.canvas else None
         nothing = KINDS[job.session.accepted.job.kind].nothing
         output = TextOutput(shown.token_ids, shown.segments) if shown else nothing
@@ -134,7 +141,7 @@ class EngineEventHandler:
             canvas=event.canvas,
             prompt_tokens=event.prompt_tokens,
             steps=event.steps,
-            trace_root=merkle.root(event.step_leaves),
+            leaves=_leaves(job, event),
             output_digest=output_digest(job.id, event.canvas, data),
             units=output.units,
             sealed_output=seal(data, job.session.accepted.job.reply_key, context),
@@ -161,7 +168,7 @@ class EngineEventHandler:
         return CanvasResult(
             canvas=event.canvas,
             output_digest=output_digest(job.id, event.canvas, data),
-            trace_root=merkle.root(event.step_leaves),
+            leaves=_leaves(job, event),
             steps=event.steps,
             units=output.units,
             finish=finish,
@@ -202,3 +209,9 @@ class EngineEventHandler:
             if job.sequence is not None:
                 self._runtime.sequence_ended(job)
                 await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
+
+
+def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:
+    if job.running is None:
+        raise MalformedInput("the canvas is of a sequence that is not running")
+    return job.running.leaves(job.session.accepted, event.canvas, event.step_leaves)

@@ -34,6 +34,7 @@ KEY_COLUMNS: Final = {
     "outputs": 2,
     "transactions": 1,
     "contradictions": 2,
+    "traces": 2,
 }
 """Every table that is logged, and how many of its first columns are its key."""
 _TABLES: Final = tuple(KEY_COLUMNS)

@@ -68,6 +68,7 @@ def prune(db: apsw.Connection, batch: JournalBatch, now: int, window_s: int) -> 
     oldest = now - window_s
     jobs = [row[0] for row in db.execute(_JOBS, (oldest, JOBS_A_STEP)).fetchall()]
     for job in jobs:
+        batch.drop("traces", "job = ?", (job,))
         batch.drop("outputs", "job = ?", (job,))
         batch.drop("submissions", "job = ?", (job,))
         batch.fold("canvases", _FOLD_CANVASES, (job,))

@@ -30,6 +30,7 @@ from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Receipt
 from piecework_protocol.states import ChannelState, JobState
 from piecework_protocol.types import (
+    DIGEST_BYTES,
     SIGNATURE_BYTES,
     Amount,
     Bytes32,
@@ -57,7 +58,8 @@ _JOBS = (
     "FROM jobs JOIN submissions ON submissions.job = number WHERE {} ORDER BY accepted_at, id"
 )
 _CANVASES = (
-    "SELECT receipt, sealed_output, resume_secret FROM canvases JOIN outputs USING (job, canvas) "
+    "SELECT receipt, sealed_output, resume_secret, leaves FROM canvases "
+    "JOIN outputs USING (job, canvas) LEFT JOIN traces USING (job, canvas) "
     "WHERE job = ? ORDER BY canvas"
 )
 _CHANNELS = (
@@ -109,7 +111,18 @@ def _job(db: apsw.Connection, row: Sequence[Any]) -> StoredJob:
         at=Timestamp(at),
         state=JobState(state),
         reason=Reason[reason] if reason else None,
-        canvases=tuple(StoredCanvas(decode_value(Receipt, r), *sealed) for r, *sealed in canvases),
+        canvases=tuple(map(_canvas, canvases)),
+    )
+
+
+def _canvas(row: Sequence[Any]) -> StoredCanvas:
+    receipt, sealed_output, resume_secret, leaves = row
+    split = range(0, len(leaves or b""), DIGEST_BYTES)
+    return StoredCanvas(
+        decode_value(Receipt, receipt),
+        sealed_output,
+        resume_secret,
+        tuple(Digest(leaves[start : start + DIGEST_BYTES]) for start in split),
     )
 
 

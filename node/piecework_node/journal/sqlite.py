@@ -19,7 +19,14 @@ import apsw
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.group_commit import CommitThread, GroupCommit
-from piecework.base.migrations import MigrationFailed, Schema, SchemaTooNew, SchemaTooOld, script
+from piecework.base.migrations import (
+    Migration,
+    MigrationFailed,
+    Schema,
+    SchemaTooNew,
+    SchemaTooOld,
+    script,
+)
 from piecework_node.errors import (
     JournalConflict,
     JournalError,
@@ -51,11 +58,22 @@ from piecework_protocol.types import Address, ChannelId, Digest, JobId, to_hex
 from piecework_protocol.wire import SignedOffer, decode_offer
 
 T = TypeVar("T")
+_THIRD: Final = """
+-- The leaves under the trace root of a canvas, 32 bytes each. A canvas without steps has none.
+CREATE TABLE traces (
+    job INTEGER NOT NULL,
+    canvas INTEGER NOT NULL,
+    leaves BLOB NOT NULL,
+    PRIMARY KEY (job, canvas),
+    FOREIGN KEY (job, canvas) REFERENCES outputs (job, canvas)
+) STRICT, WITHOUT ROWID;
+"""
 SCHEMA: Final = Schema(
     what="the worker's journal",
     first=2,
     create=script(resources.files("piecework_node.journal").joinpath("schema.sql").read_text()),
     old="Use another --home.",
+    migrations=(Migration(3, script(_THIRD)),),
 )
 BUSY_TIMEOUT_MS: Final = 200
 """Wait this long for a daemon that is stopping before calling the journal locked."""

@@ -208,6 +208,8 @@ class JournalBatch:
         self.put("canvases", sql, (*key, channel, digest, amount))
         sql = "INSERT INTO outputs VALUES (?, ?, ?, ?, ?)"
         self.put("outputs", sql, (*key, _value(receipt), r.sealed_output, r.resume_secret))
+        if r.leaves:
+            self.put("traces", "INSERT INTO traces VALUES (?, ?, ?)", (*key, b"".join(r.leaves)))
         totals = self.totals
         totals.canvases += 1
         totals.charged += receipt.amount

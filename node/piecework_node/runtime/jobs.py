@@ -24,6 +24,7 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.requests import generation_request
+from piecework_node.runtime.traces import RunningRequest
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
@@ -146,6 +147,8 @@ class JobRuntime:
             drafts=job.drafts,
             tenant=job.channel.id.hex(),
         )
+        facts = self.engine.facts
+        job.running = RunningRequest(request, facts.vocab_size if facts else 0)
         self.engine.start(request)
 
     def drop_sequence(self, job: LiveJob) -> None:
@@ -158,7 +161,7 @@ class JobRuntime:
     def sequence_ended(self, job: LiveJob) -> None:
         """Note that the engine has nothing of a job any more."""
         sequence, job.sequence = job.sequence, None
-        job.progress = job.shown = job.parked = None
+        job.progress = job.shown = job.parked = job.running = None
         job.granted, job.short_of_credit = job.session.canvases, False
         if sequence is not None:
             del self.sequences[sequence]

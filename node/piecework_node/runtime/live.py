@@ -10,6 +10,7 @@ from piecework_model.requests import DraftEvent, EncodedContent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
+from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.credit import ChannelCredit, PayerStanding, ceiling
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
@@ -38,6 +39,10 @@ class LiveJob:
     drafts: bool = False
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
+    running: RunningRequest | None = None
+    """What that sequence runs. The last canvas may end after its stream, which `content` does not
+    outlive.
+    """
     progress: ProgressEvent | None = None
     """The engine's last word on the sequence. None: it waits, or there is no sequence."""
     shown: DraftEvent | None = None

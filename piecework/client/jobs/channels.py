@@ -93,7 +93,12 @@ class ChannelManager:
         return await self._store.run(self._store.open_channel, terms)
 
     async def admit(
-        self, job: JobRow, prompt: str | None, row: ChannelRow, part: Part = NO_PART
+        self,
+        job: JobRow,
+        prompt: str | None,
+        row: ChannelRow,
+        part: Part = NO_PART,
+        content: bytes | None = None,
     ) -> ChannelRow:
         """Record a job and make sure that its channel's deposit covers it.
 
@@ -102,18 +107,19 @@ class ChannelManager:
             prompt: Its text, if texts are kept.
             row: Its channel, as it was read a moment ago.
             part: What it was asked for, and what the budgets hold for it.
+            content: The exact bytes of its content, if texts are kept.
 
         Raises:
             InsufficientFunds: the free balance is too small for that.
             BudgetExceeded: a budget is too small for the fee.
         """
         try:
-            return await self._admit(job, prompt, row, part)
+            return await self._admit(job, row, part, prompt, content)
         except BudgetTooSmall as short:
             raise exceeded(short.shortage, self._money) from None
 
     async def _admit(
-        self, job: JobRow, prompt: str | None, row: ChannelRow, part: Part
+        self, job: JobRow, row: ChannelRow, part: Part, prompt: str | None, content: bytes | None
     ) -> ChannelRow:
         row = await self._arrived(row)
         until = Timestamp(job.created_at + self._config.funding_lifetime_s)
@@ -127,7 +133,7 @@ class ChannelManager:
             raise _DepositTooSmall(max(needed, row.funded + least_raise) - counted)
 
         try:
-            admit = partial(self._store.admit, part=part, whole=self._limits)
+            admit = partial(self._store.admit, content=content, part=part, whole=self._limits)
             return await self._store.run(admit, job, prompt, refuse, until)
         except _DepositTooSmall as short:
             free, one_step = await self._source(row, short.shortage + fee)
@@ -137,7 +143,9 @@ class ChannelManager:
             spendable = Amount(max(0, free - fee))
             return deposit_total(least, counted, spendable, self._step, self._money)
 
-        admit = partial(self._store.admit, one_step=one_step, part=part, whole=self._limits)
+        admit = partial(
+            self._store.admit, content=content, one_step=one_step, part=part, whole=self._limits
+        )
         return await self._store.run(admit, job, prompt, grow, until)
 
     async def _source(self, row: ChannelRow, needed: int) -> tuple[Amount, bool]:

@@ -145,9 +145,10 @@ class JobDriver:
         self._confirmed = 0
         """The count of paid receipts that the worker has confirmed on the open stream. The next
         change of the journal records it."""
-        self._prompt_tokens = job.prompt_tokens
         self._announced = False
         self._ended: JobEnded | None = None
+        self._frame: WorkerFrame | None = None
+        """The frame that is being looked at."""
         self._heard = self._silent = False
         """Whether the worker has sent a frame on the stream that is open now, and whether that
         stream was given up because it did not get on."""
@@ -272,6 +273,7 @@ class JobDriver:
         started = loop.time()
         async with contextlib.aclosing(self._read(stream, session, watchdog)) as frames:
             async for frame in frames:
+                self._frame = frame
                 event, came = session.receive(frame, self._context.now()), loop.time()
                 if isinstance(event, Accepted):
                     started = came
@@ -295,6 +297,7 @@ class JobDriver:
                     self._confirmed = max(self._confirmed, event.count)
                 elif isinstance(event, JobEnded):
                     self._ended = event
+                self._frame = None
                 if self._ended is not None and self._is_confirmed(book):
                     break
         if self._ended is None:
@@ -394,12 +397,8 @@ class JobDriver:
     ) -> PayerLedger:
         """Take the acceptance over. `row` is the channel before this stream."""
         context, job = self._context, self._job
-        if self._prompt_tokens not in (None, event.prompt_tokens):
-            raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
-        self._prompt_tokens, self.accepted = event.prompt_tokens, True
-        book = await context.store.run(
-            context.store.accepted, job.id, event.prompt_tokens, event.account
-        )
+        book = await context.store.run(context.store.accepted, job.id, event)
+        self.accepted = True
         if not self._announced:
             self._announced = True
             offer, model = job.offer.offer, self._model
@@ -438,6 +437,7 @@ class JobDriver:
             event,
             self._job.channel_id,
             text if context.config.keep_text else None,
+            output=event.output.encode() if context.config.keep_text else None,
             acknowledged=self._confirmed,
         )
         self._receipts.append(receipt)
@@ -495,8 +495,14 @@ class JobDriver:
         return ended
 
     async def _broken(self, violation: ProtocolViolation) -> None:
-        """Stop paying: end the job here and leave the worker alone from now on."""
-        now = self._context.now()
+        """Stop paying: end the job here and leave the worker alone from now on.
+
+        What it signed against itself is kept first.
+        """
+        now, store, job = self._context.now(), self._context.store, self._job
+        operator = job.submission.channel.operator
+        keep = store.contradictions.keep
+        await store.run(keep, job.id, operator, self._frame, violation, now)
         self._confirmed = 0
         lesson = Lesson(lambda memory: learn_broken(memory, now, violation.clause))
         await self._over(JobStatus.BROKEN, str(violation), lesson=lesson)

@@ -68,7 +68,8 @@ async def prepare(
         owner=context.store.owner,
     )
     text = readable(request.content.conversation) if context.config.keep_text else None
-    return record, await context.channels.admit(record, text, row, part)
+    content = prompt if context.config.keep_text else None
+    return record, await context.channels.admit(record, text, row, part, content)
 
 
 def readable(conversation: Conversation) -> str:

@@ -6,7 +6,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from piecework_protocol.frames import SubmitJob
+from piecework_protocol.frames import Accepted, SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import Channel, Receipt, Voucher
 from piecework_protocol.outlines import Outline
@@ -176,6 +176,8 @@ class JobRow:
     detail: str
     created_at: Timestamp
     owner: str
+    acceptance: Accepted | None = None
+    """The worker's signed promise, without its account."""
 
     @property
     def channel_id(self) -> ChannelId:
@@ -193,6 +195,21 @@ class ReceiptRow:
     digest: Digest
     leaf_index: int
     text: str | None
+    leaves: tuple[Digest, ...] = ()
+    """The leaves under the receipt's trace root."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobTexts:
+    """The exact texts of a job, as far as texts are kept.
+
+    Attributes:
+        content: The bytes under the job's content digest.
+        outputs: By canvas, the bytes under the receipt's output digest.
+    """
+
+    content: bytes | None
+    outputs: Mapping[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,12 @@ from piecework.client.journal.records import (
     ChannelStatus,
     JobRow,
     JobStatus,
+    JobTexts,
     ReceiptRow,
 )
 from piecework_protocol import wire
 from piecework_protocol.errors import InvariantBroken, invariant
-from piecework_protocol.frames import CanvasDelivered, LeafRef, SubmitJob
+from piecework_protocol.frames import Accepted, CanvasDelivered, LeafRef, SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Channel, Voucher
@@ -39,7 +40,7 @@ _CHANNEL: Final = (
 )
 _JOB: Final = (
     "SELECT id, submission, offer, reply_secret, outline, status, prompt_tokens, detail,"
-    " created_at, owner FROM jobs"
+    " created_at, owner, acceptance FROM jobs"
 )
 _SAME_TERMS: Final = (
     " WHERE operator = ? AND receiver = ? AND token = ? AND payer = ? AND authorizer = ?"
@@ -251,13 +252,21 @@ def reserved_by_jobs(db: apsw.Connection, key: ChannelId, now: Timestamp) -> int
     return reserved
 
 
-def add_job(db: apsw.Connection, row: JobRow, prompt: str | None, *, day: int, budget: str) -> None:
+def add_job(
+    db: apsw.Connection,
+    row: JobRow,
+    prompt: str | None,
+    content: bytes | None,
+    *,
+    day: int,
+    budget: str,
+) -> None:
     """Record a signed job, and the day and the budget that it counts in."""
     terms = row.submission.job
     db.execute(
         "INSERT INTO jobs (id, channel, submission, offer, reply_secret, outline, max_amount,"
-        " deadline, prompt_tokens, status, detail, created_at, owner, prompt, day, budget)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?, ?, ?)",
+        " deadline, prompt_tokens, status, detail, created_at, owner, prompt, day, budget, content)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, NULL, 'live', '', ?, ?, ?, ?, ?, ?)",
         (
             row.id,
             row.channel_id,
@@ -272,6 +281,7 @@ def add_job(db: apsw.Connection, row: JobRow, prompt: str | None, *, day: int, b
             prompt,
             day,
             budget,
+            content,
         ),
     )
 
@@ -291,7 +301,15 @@ def _job(row: Any) -> JobRow:
         detail=row[7],
         created_at=Timestamp(row[8]),
         owner=row[9],
+        acceptance=_acceptance(row[10]),
     )
+
+
+def _acceptance(data: bytes | None) -> Accepted | None:
+    frame = None if data is None else wire.decode_worker_frame(data)
+    if not (frame is None or isinstance(frame, Accepted)):
+        raise InvariantBroken("a job is stored with its acceptance")
+    return frame
 
 
 # --- receipts
@@ -316,5 +334,22 @@ def _receipt(row: Any) -> ReceiptRow:
     if not isinstance(frame, CanvasDelivered):
         raise InvariantBroken("the journal holds delivered canvases")
     return ReceiptRow(
-        ChannelId(row[0]), frame.receipt, frame.signature, Digest(row[2]), row[3], row[4]
+        channel=ChannelId(row[0]),
+        receipt=frame.receipt,
+        signature=frame.signature,
+        digest=Digest(row[2]),
+        leaf_index=row[3],
+        text=row[4],
+        leaves=frame.leaves,
     )
+
+
+def texts(db: apsw.Connection, key: JobId) -> JobTexts:
+    """Read the exact texts of a job, as far as they are kept."""
+    content = rows(db, "SELECT content FROM jobs WHERE id = ?", (key,))
+    outputs = rows(
+        db,
+        "SELECT canvas, output FROM receipts WHERE job = ? AND output IS NOT NULL ORDER BY canvas",
+        (key,),
+    )
+    return JobTexts(content[0][0] if content else None, dict(outputs))

@@ -152,6 +152,20 @@ def _fifth(db: apsw.Connection) -> None:
     db.execute("ALTER TABLE jobs DROP COLUMN prompt_bytes").fetchall()
 
 
+_SIXTH: Final = """
+-- acceptance: the worker's signed promise as its frame, without the account
+-- content: the exact bytes whose digest the job signs, while texts are kept
+ALTER TABLE jobs ADD COLUMN acceptance BLOB;
+ALTER TABLE jobs ADD COLUMN content BLOB;
+-- output: the exact bytes under the receipt's output digest, while texts are kept
+ALTER TABLE receipts ADD COLUMN output BLOB;
+-- Frames that the worker signed and that break a clause. digest: of the frame
+CREATE TABLE contradictions (
+    job BLOB NOT NULL REFERENCES jobs (id), digest BLOB NOT NULL, frame BLOB NOT NULL,
+    clause TEXT NOT NULL, message TEXT NOT NULL, at INTEGER NOT NULL, PRIMARY KEY (job, digest)
+) STRICT, WITHOUT ROWID;
+"""
+
 CLIENT_SCHEMA: Final = Schema(
     what="the client's database",
     first=2,
@@ -160,5 +174,10 @@ CLIENT_SCHEMA: Final = Schema(
         "Finish with the program that made it: client close, client withdraw. "
         "Or move the file away and run: piecework client recover"
     ),
-    migrations=(Migration(3, script(_THIRD)), Migration(4, _fourth), Migration(5, _fifth)),
+    migrations=(
+        Migration(3, script(_THIRD)),
+        Migration(4, _fourth),
+        Migration(5, _fifth),
+        Migration(6, script(_SIXTH)),
+    ),
 )

@@ -9,6 +9,7 @@ channel. A change is durable if a signature, a frame or a transaction comes afte
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
@@ -18,6 +19,7 @@ from piecework.client.errors import JobFollowed, StoreError
 from piecework.client.journal import budgets, fees, requests, rows
 from piecework.client.journal.api_keys import ApiKeys
 from piecework.client.journal.budgets import Budgets
+from piecework.client.journal.contradictions import Contradictions
 from piecework.client.journal.database import Database, WriteWatcher
 from piecework.client.journal.logs import ChainLogs
 from piecework.client.journal.memory import Lesson, WorkerMemory, teach
@@ -27,6 +29,7 @@ from piecework.client.journal.records import (
     ChannelStatus,
     JobRow,
     JobStatus,
+    JobTexts,
     Limits,
     Part,
     Payment,
@@ -41,7 +44,7 @@ from piecework_protocol import wire
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation, invariant
-from piecework_protocol.frames import Account, CanvasDelivered, LeafRef
+from piecework_protocol.frames import Accepted, Account, CanvasDelivered, LeafRef
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.limits import MAX_LEAVES_PER_VOUCHER
 from piecework_protocol.objects import Channel
@@ -64,6 +67,7 @@ class Store:
         budgets: What was spent, and what is held for jobs.
         api_keys: Who may spend through the gateway.
         requests: Requests with an Idempotency-Key.
+        contradictions: What workers signed and should not have.
     """
 
     def __init__(
@@ -103,6 +107,7 @@ class Store:
         self.budgets = Budgets(self._database, self._owner)
         self.api_keys = ApiKeys(self._database)
         self.requests = Requests(self._database, self._owner)
+        self.contradictions = Contradictions(self._database, domain)
 
     @property
     def owner(self) -> str:
@@ -288,6 +293,7 @@ class Store:
         grow: Callable[[Amount, Amount], Amount],
         funding_deadline: Timestamp,
         *,
+        content: bytes | None = None,
         one_step: bool = False,
         part: Part = NO_PART,
         whole: Limits = NO_LIMITS,
@@ -300,6 +306,7 @@ class Store:
             grow: Called with the total that is needed and the total that counts already, when the
                 second is too small. It returns the channel's new total.
             funding_deadline: When a new authorization ends.
+            content: The exact bytes of its content, if texts are kept.
             one_step: Whether a new authorization takes the payer's own tokens.
             part: What it was asked for, and what is held for it.
             whole: The limits of the client as a whole.
@@ -325,7 +332,7 @@ class Store:
             stale = 2 * (row.funding_deadline - now) < funding_deadline - now
             signs = total > row.funded and (total != row.authorized or stale)
             day, budget = budgets.day_and_budget(db, part, now)
-            rows.add_job(db, job, prompt, day=day, budget=budget)
+            rows.add_job(db, job, prompt, content, day=day, budget=budget)
             terms = job.submission.job
             budgets.bind(db, part, job.id, terms.max_amount, terms.deadline)
             if signs:
@@ -341,8 +348,10 @@ class Store:
             requests.record(db, part, job.id)
             return rows.channel(db, row.id)
 
-    def accepted(self, job: JobId, prompt_tokens: int, account: Account | None) -> PayerLedger:
-        """Record that the worker took the job, and bring the book in line with its record.
+    def accepted(self, job: JobId, event: Accepted) -> PayerLedger:
+        """Record the worker's signed acceptance, and bring the book in line with its record.
+
+        The first acceptance of a job stays. A second with another prompt length contradicts it.
 
         From now on the worker may be opening the channel, so what was authorized is reserved.
 
@@ -352,12 +361,20 @@ class Store:
         """
         with self._database.change("record an acceptance", durable=False) as db:
             channel, _, _ = rows.party(db, job)
-            db.execute("UPDATE jobs SET prompt_tokens = ? WHERE id = ?", (prompt_tokens, job))
+            known = rows.job(db, job).prompt_tokens
+            if known not in (None, event.prompt_tokens):
+                raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
+            frame = wire.encode_worker_frame(replace(event, account=None))
+            db.execute(
+                "UPDATE jobs SET prompt_tokens = ?, acceptance = coalesce(acceptance, ?)"
+                " WHERE id = ?",
+                (event.prompt_tokens, frame, job),
+            )
             row = rows.channel(db, channel)
             if row.authorized > row.taken:
                 sql = "UPDATE channels SET taken = ? WHERE id = ?"
                 db.execute(sql, (str(row.authorized), channel))
-            return self._reconcile(db, row, account)
+            return self._reconcile(db, row, event.account)
 
     def job(self, job: JobId) -> JobRow:
         """Return one job.
@@ -491,12 +508,13 @@ class Store:
         channel: ChannelId,
         text: str | None,
         *,
+        output: bytes | None = None,
         acknowledged: int = 0,
     ) -> Payment:
         """Record a verified receipt and the voucher that pays for it, in one transaction.
 
         A receipt that was paid before changes nothing, so a job can be replayed from its first
-        canvas. `acknowledged` is as for `finish`.
+        canvas. `output` are its exact bytes, if texts are kept. `acknowledged` is as for `finish`.
 
         Raises:
             ProtocolViolation: the worker confirms more than was paid, there is another receipt for
@@ -520,12 +538,14 @@ class Store:
             ref = LeafRef(receipt.job, receipt.canvas)
             book = before.pay(ref, event.digest, receipt.amount, row.deposit)
             index = book.accumulator.count - 1
-            frame = wire.encode_worker_frame(CanvasDelivered(receipt, event.signature, b""))
+            frame = wire.encode_worker_frame(
+                CanvasDelivered(receipt, event.signature, b"", event.leaves)
+            )
             key = (receipt.job, receipt.canvas, channel, frame, event.digest)
             db.execute(
                 "INSERT INTO receipts (job, canvas, channel, frame, digest, amount, leaf_index,"
-                " text) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                (*key, str(receipt.amount), index, text),
+                " text, output) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*key, str(receipt.amount), index, text, output),
             )
             budgets.spend(db, receipt.job, receipt.amount)
             rows.write_book(db, book)
@@ -537,6 +557,11 @@ class Store:
         """Return paid receipts in the order in which they were paid."""
         with self._database.read() as db:
             return rows.receipts(db, channel, job)
+
+    def texts(self, job: JobId) -> JobTexts:
+        """Return the exact texts of a job, as far as they are kept."""
+        with self._database.read() as db:
+            return rows.texts(db, job)
 
 
 def _acknowledge(db: apsw.Connection, channel: ChannelId, count: int) -> None:

@@ -399,14 +399,16 @@ class Progress(_message.Message):
     def __init__(self, job: _Optional[bytes] = ..., canvas: _Optional[int] = ..., step: _Optional[int] = ..., prompt_tokens: _Optional[int] = ..., queue_position: _Optional[int] = ..., paused_until: _Optional[int] = ...) -> None: ...
 
 class CanvasDelivered(_message.Message):
-    __slots__ = ("receipt", "signature", "sealed_output")
+    __slots__ = ("receipt", "signature", "sealed_output", "leaves")
     RECEIPT_FIELD_NUMBER: _ClassVar[int]
     SIGNATURE_FIELD_NUMBER: _ClassVar[int]
     SEALED_OUTPUT_FIELD_NUMBER: _ClassVar[int]
+    LEAVES_FIELD_NUMBER: _ClassVar[int]
     receipt: Receipt
     signature: bytes
     sealed_output: bytes
-    def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., signature: _Optional[bytes] = ..., sealed_output: _Optional[bytes] = ...) -> None: ...
+    leaves: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, receipt: _Optional[_Union[Receipt, _Mapping]] = ..., signature: _Optional[bytes] = ..., sealed_output: _Optional[bytes] = ..., leaves: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class VoucherAccepted(_message.Message):
     __slots__ = ("count",)

@@ -27,7 +27,7 @@ from piecework.client.journal.store import Store
 from piecework_protocol.types import Amount, Timestamp
 from tests.support.client_side import PAYER
 from tests.support.fake_chain import DOMAIN
-from tests.unit.client.test_store import NOW, UNTIL, canvas, exactly, job_row, terms
+from tests.unit.client.test_store import NOW, UNTIL, accepted, canvas, exactly, job_row, terms
 
 LASTS_S = 900
 WHOLE = Limits(Amount(260), Amount(700))
@@ -156,7 +156,7 @@ class Ledger(RuleBasedStateMachine):
         until = Timestamp(self.now + UNTIL - NOW)
         store = self.store(held.process)
         store.admit(job, None, exactly, until, part=held.part)
-        store.accepted(job.id, 5, None)  # so the deposit stays, whoever is killed
+        store.accepted(job.id, accepted(job))  # so the deposit stays, whoever is killed
         held.job, held.until = job, job.submission.job.deadline + LATE_S
 
     @precondition(lambda self: self.running())

@@ -43,6 +43,7 @@ from piecework_protocol.types import (
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.harness import DOMAIN, OPERATOR
+from tests.support.traces import made_up_leaves
 from tests.unit.node.test_admission import CHANNEL, OFFER, funding, good
 
 SIGNATURE = Signature(b"\5" * 64 + b"\x1b")
@@ -87,7 +88,7 @@ def records() -> list[JournalRecord]:
         StoredJob(JOB, SUBMISSION, 10, Timestamp(7)),
         StateRecord(JOB, JobState.ACCEPTED),
         StateRecord(JOB, JobState.RUNNING),
-        StoredCanvas(RECEIPT, b"sealed", b"secret"),
+        StoredCanvas(RECEIPT, b"sealed", b"secret", made_up_leaves(b"trace", 7)),
         VoucherApplied(ledger, (LEAF,), 0),
         StateRecord(JOB, JobState.FAILED, Reason.EXPIRED),
         CloseAgreed(CHANNEL_ID, SIGNATURE),

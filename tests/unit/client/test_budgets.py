@@ -31,7 +31,17 @@ from tests.support.client_side import PAYER, FakeClock
 from tests.support.dying_database import deaths
 from tests.support.fake_chain import DOMAIN, TOKEN_INFO
 from tests.support.offers import offer
-from tests.unit.client.test_store import CHANNEL, NOW, UNTIL, canvas, exactly, job_row, seen, terms
+from tests.unit.client.test_store import (
+    CHANNEL,
+    NOW,
+    UNTIL,
+    accepted,
+    canvas,
+    exactly,
+    job_row,
+    seen,
+    terms,
+)
 from tests.vectors import client_databases
 
 TEN = Limits(per_day=Amount(1000))
@@ -328,7 +338,7 @@ def test_a_fee_counts_from_its_signature_on(store: Store) -> None:
     for name in ("alice", ""):
         used = store.budgets.used(name, NOW)
         assert (used.day, used.held) == (140, 100)
-    store.accepted(job.id, 7, None)
+    store.accepted(job.id, accepted(job))
     store.finish(job.id, JobStatus.COMPLETE)
     store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
     assert store.budgets.used("alice", NOW).day == 40
@@ -377,7 +387,7 @@ def test_the_fee_of_an_authorization_that_ended_unused_is_given_back(store: Stor
         store.budgets.reserve("alice", [Amount(100), Amount(100)], TEN, NOW, UNTIL)
     )
     job = admitted(store, 1, first)
-    store.accepted(job.id, 7, None)
+    store.accepted(job.id, accepted(job))
     store.finish(job.id, JobStatus.FAILED)
     assert store.budgets.used("alice", NOW).day == 140
     later = Timestamp(UNTIL + FUNDING_GRACE_S + 1)

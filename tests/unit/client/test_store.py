@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from piecework.client.errors import InsufficientFunds, JobFollowed, StoreError
+from piecework.client.journal.contradictions import MAX_KEPT_PER_JOB, KeptFrame
 from piecework.client.journal.database import Database
 from piecework.client.journal.learning import learn
 from piecework.client.journal.memory import Lesson
@@ -27,10 +28,17 @@ from piecework.client.limits import BUSY_TIMEOUT_MS, FUNDING_GRACE_S
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import ProtocolViolation
-from piecework_protocol.frames import Account, LeafRef, SubmitJob
+from piecework_protocol.frames import (
+    Accepted,
+    Account,
+    CanvasDelivered,
+    JobEnded,
+    LeafRef,
+    SubmitJob,
+)
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import PayerLedger
-from piecework_protocol.objects import Channel, Finish, Receipt
+from piecework_protocol.objects import Acceptance, Channel, Finish, Receipt
 from piecework_protocol.signing import sign
 from piecework_protocol.types import (
     Address,
@@ -49,6 +57,7 @@ from tests.support.client_side import PAYER
 from tests.support.dying_database import DyingVfs
 from tests.support.fake_chain import DOMAIN, TOKEN, TOKEN_INFO
 from tests.support.offers import offer, operator, receiver
+from tests.support.traces import made_up_leaves
 
 NOW = Timestamp(1_800_000_000)
 UNTIL = Timestamp(NOW + 3600)
@@ -86,6 +95,12 @@ def job_row(seed: int, ceiling: int, *, now: int = NOW, owner: str = NOBODY) -> 
     )
 
 
+def accepted(job: JobRow, account: Account | None = None, *, prompt_tokens: int = 7) -> Accepted:
+    promise = Acceptance(job.id, Uint32(prompt_tokens), NOW)
+    signature = sign(DOMAIN, promise, operator("worker"))
+    return Accepted(job.id, prompt_tokens, NOW, signature, 0, account)
+
+
 def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> CanvasVerified:
     receipt = Receipt(
         job=job.id,
@@ -104,7 +119,11 @@ def canvas(job: JobRow, index: int, amount: int, *, trace: bytes = b"trace") -> 
     )
     signature = sign(DOMAIN, receipt, operator("worker"))
     return CanvasVerified(
-        receipt, Digest(DOMAIN.digest(receipt)), signature, TextOutput.plain((1,), "x")
+        receipt,
+        Digest(DOMAIN.digest(receipt)),
+        signature,
+        TextOutput.plain((1,), "x"),
+        made_up_leaves(trace, 1),
     )
 
 
@@ -133,6 +152,8 @@ def store(file: Path) -> Store:
 
 
 CHANNEL = terms().id(DOMAIN)
+SHOWN = (PayerLedger(CHANNEL).voucher(), Signature(bytes(65)), ())
+"""An account without receipts."""
 
 
 def test_a_payment_survives_a_restart_with_the_same_voucher(store: Store, file: Path) -> None:
@@ -165,6 +186,87 @@ def test_two_receipts_for_one_canvas_are_the_workers_fault(store: Store) -> None
         store.pay(canvas(job, 0, 30, trace=b"another"), CHANNEL, None)
 
 
+def test_a_receipt_is_stored_with_its_leaves_and_a_job_with_its_acceptance(store: Store) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    assert store.job(job.id).acceptance is None
+    store.accepted(job.id, accepted(job, Account(*SHOWN)))
+    store.pay(canvas(job, 0, 30), CHANNEL, None)
+    assert store.job(job.id).acceptance == accepted(job)
+    assert store.receipts(job=job.id)[0].leaves == made_up_leaves(b"trace", 1)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_exact_texts_are_stored_while_texts_are_kept(store: Store, kept: bool) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL, content=b"content" if kept else None)
+    for index in range(2):
+        output = f"output {index}".encode() if kept else None
+        store.pay(canvas(job, index, 30), CHANNEL, None, output=output)
+    texts = store.texts(job.id)
+    assert texts.content == (b"content" if kept else None)
+    assert texts.outputs == ({0: b"output 0", 1: b"output 1"} if kept else {})
+
+
+def test_the_second_of_two_receipts_survives_the_refusal_to_pay_it(store: Store) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    store.pay(canvas(job, 0, 30), CHANNEL, None)
+    second = canvas(job, 0, 30, trace=b"another")
+    with pytest.raises(ProtocolViolation) as caught:
+        store.pay(second, CHANNEL, None)
+    frame = CanvasDelivered(second.receipt, second.signature, b"sealed", second.leaves)
+    party = job.submission.channel.operator
+    assert store.contradictions.keep(job.id, party, frame, caught.value, NOW)
+    assert store.contradictions.keep(job.id, party, frame, caught.value, UNTIL)
+    kept = KeptFrame(replace(frame, sealed_output=b""), "4.1", caught.value.message, NOW)
+    assert store.contradictions.of(job.id) == (kept,)
+
+
+def test_a_second_acceptance_with_another_prompt_length_is_refused_and_evidence(
+    store: Store,
+) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    store.accepted(job.id, accepted(job))
+    longer = accepted(job, prompt_tokens=8)
+    with pytest.raises(ProtocolViolation, match=r"clause 3\.5") as caught:
+        store.accepted(job.id, longer)
+    assert store.job(job.id).acceptance == accepted(job)
+    party = job.submission.channel.operator
+    assert store.contradictions.keep(job.id, party, longer, caught.value, NOW)
+    assert [kept.frame for kept in store.contradictions.of(job.id)] == [longer]
+
+
+def test_only_what_the_operator_signed_for_the_job_is_evidence(store: Store) -> None:
+    job, other = job_row(1, 100), job_row(2, 100)
+    for row in (job, other):
+        store.admit(row, None, exactly, UNTIL)
+    event, party = canvas(job, 0, 30), job.submission.channel.operator
+    frame = CanvasDelivered(event.receipt, event.signature, b"")
+    broken = ProtocolViolation("4.4", "too dear")
+    keep = store.contradictions.keep
+    assert not keep(job.id, PAYER.address, frame, broken, NOW)
+    assert not keep(other.id, party, frame, broken, NOW)
+    assert not keep(job.id, party, replace(frame, signature=Signature(bytes(65))), broken, NOW)
+    assert not keep(job.id, party, JobEnded(job.id, 1), broken, NOW)
+    assert not keep(job.id, party, None, broken, NOW)
+    assert store.contradictions.of(job.id) == store.contradictions.of(other.id) == ()
+
+
+def test_no_worker_fills_the_journal_with_contradictions(store: Store) -> None:
+    job = job_row(1, 100)
+    store.admit(job, None, exactly, UNTIL)
+    for number in range(MAX_KEPT_PER_JOB + 3):
+        event = canvas(job, 0, number)
+        frame = CanvasDelivered(event.receipt, event.signature, b"")
+        broken = ProtocolViolation("4.4", "too dear")
+        party = job.submission.channel.operator
+        store.contradictions.keep(job.id, party, frame, broken, Timestamp(NOW + number))
+    kept = store.contradictions.of(job.id)
+    assert [frame.at - NOW for frame in kept] == list(range(MAX_KEPT_PER_JOB))
+
+
 def test_two_processes_extend_one_book_in_turn(store: Store, file: Path) -> None:
     other = Store(file, DOMAIN, PAYER.address)
     one, two = job_row(1, 100), job_row(2, 100)
@@ -181,11 +283,11 @@ def test_two_processes_extend_one_book_in_turn(store: Store, file: Path) -> None
 def test_live_jobs_keep_what_they_reserved(store: Store) -> None:
     first, second, third = job_row(1, 100), job_row(2, 50), job_row(3, 60)
     assert store.admit(first, None, exactly, UNTIL).deposit == 100
-    store.accepted(first.id, 7, None)
+    store.accepted(first.id, accepted(first))
     book = store.pay(canvas(first, 0, 40), CHANNEL, None).book
     voucher, peaks = book.voucher(), book.accumulator.peaks
     assert store.admit(second, None, exactly, UNTIL).deposit == 150
-    store.accepted(second.id, 7, Account(voucher, Signature(bytes(65)), peaks))
+    store.accepted(second.id, accepted(second, Account(voucher, Signature(bytes(65)), peaks)))
     store.finish(first.id, JobStatus.COMPLETE)
     assert store.admit(third, None, nothing, UNTIL).deposit == 150
 
@@ -193,7 +295,7 @@ def test_live_jobs_keep_what_they_reserved(store: Store) -> None:
 def test_a_job_past_its_deadline_reserves_nothing(store: Store) -> None:
     early = job_row(1, 100)
     store.admit(early, None, exactly, UNTIL)
-    store.accepted(early.id, 7, None)
+    store.accepted(early.id, accepted(early))
     late = job_row(2, 100, now=NOW + 601)
     assert store.admit(late, None, nothing, Timestamp(UNTIL + 601)).deposit == 100
 
@@ -255,7 +357,7 @@ def test_what_the_worker_lacks_is_named_again(store: Store) -> None:
     for index in range(4):
         store.pay(canvas(job, index, 5), CHANNEL, None, acknowledged=index)
     assert len(store.channel(CHANNEL).book.unacknowledged) == 1
-    book = store.accepted(job.id, 7, None)
+    book = store.accepted(job.id, accepted(job))
     assert [ref.canvas for ref in book.unacknowledged] == [0, 1, 2, 3]
     assert store.channel(CHANNEL).book == book
 
@@ -333,7 +435,7 @@ def test_a_job_that_is_being_offered_reserves_until_it_is_declined(store: Store)
 def test_a_job_that_a_worker_took_reserves_until_the_chain_shows_it(store: Store) -> None:
     job = job_row(1, 100, owner=store.owner)
     store.admit(job, None, exactly, UNTIL)
-    store.accepted(job.id, 7, None)
+    store.accepted(job.id, accepted(job))
     store.finish(job.id, JobStatus.CANCELLED)
     (held,) = store.reservations(TOKEN, NOW)
     assert (held.amount, held.why) == (100, ReservedFor.OPENING)
@@ -346,7 +448,7 @@ def test_a_job_that_a_worker_took_reserves_until_the_chain_shows_it(store: Store
 def test_an_authorization_past_its_deadline_reserves_nothing(store: Store) -> None:
     job = job_row(1, 100, owner=store.owner)
     store.admit(job, None, exactly, UNTIL)
-    store.accepted(job.id, 7, None)
+    store.accepted(job.id, accepted(job))
     assert store.reservations(TOKEN, UNTIL)
     late = Timestamp(UNTIL + FUNDING_GRACE_S + 1)
     assert store.reservations(TOKEN, late) == ()
@@ -367,7 +469,7 @@ def test_a_killed_process_reserves_nothing_for_a_job_that_nobody_took(
 def test_a_declined_job_leaves_what_another_job_reserved(store: Store) -> None:
     taken, declined = job_row(1, 100, owner=store.owner), job_row(2, 50, owner=store.owner)
     store.admit(taken, None, exactly, UNTIL)
-    store.accepted(taken.id, 7, None)
+    store.accepted(taken.id, accepted(taken))
     store.admit(declined, None, exactly, UNTIL)
     assert store.reservations(TOKEN, NOW)[0].amount == 150
     store.finish(declined.id, JobStatus.REFUSED)
@@ -379,7 +481,7 @@ def test_the_workers_fee_is_signed_and_reserved_with_the_opening(store: Store) -
     first = replace(job_row(1, 100, owner=store.owner), offer=asks)
     assert store.admit(first, None, exactly, UNTIL).fee == 7
     assert store.reservations(TOKEN, NOW)[0].amount == 107
-    store.accepted(first.id, 7, None)
+    store.accepted(first.id, accepted(first))
     store.seen_on_chain(CHANNEL, seen(100), ChannelStatus.OPEN)
     assert store.reservations(TOKEN, NOW) == ()
     second = replace(job_row(2, 50, owner=store.owner), offer=asks)
@@ -395,7 +497,7 @@ def test_an_account_behind_what_was_settled_is_the_workers_fault(store: Store) -
     settled = SeenChannel(Amount(100), Amount(0), Amount(5))
     store.seen_on_chain(CHANNEL, settled, ChannelStatus.OPEN)
     with pytest.raises(ProtocolViolation, match=r"clause 5\.7.*settled"):
-        store.accepted(job.id, 7, None)
+        store.accepted(job.id, accepted(job))
 
 
 def test_a_job_that_a_living_process_follows_cannot_be_taken_over(store: Store, file: Path) -> None:
@@ -437,7 +539,7 @@ def test_a_job_syncs_the_disk_when_it_is_admitted_and_at_each_payment_only(
         job = job_row(1, 100, owner=store.owner)
         before = vfs.syncs
         store.admit(job, None, exactly, UNTIL)
-        store.accepted(job.id, 7, None)
+        store.accepted(job.id, accepted(job))
         for index in range(canvases):
             store.pay(canvas(job, index, 5), CHANNEL, None, acknowledged=index)
         lesson = Lesson(lambda memory: learn(memory, NOW, success=True))

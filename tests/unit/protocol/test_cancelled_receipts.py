@@ -19,6 +19,7 @@ from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import NO_TRACE
 from piecework_protocol.signing import sign
 from piecework_protocol.states import JobState
+from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Amount, Digest, Timestamp, Uint32, keccak256
 from piecework_protocol.wire import decode_worker_frame
 from tests.support.pair import (
@@ -31,6 +32,7 @@ from tests.support.pair import (
     job,
     steps_of,
 )
+from tests.support.traces import made_up_leaves
 
 SEED = next(
     seed for seed in range(100) if keccak256(seed.to_bytes(8, "big") + bytes(4))[8] % 48 > 30
@@ -61,7 +63,8 @@ def leave(market: PairedMarket, line: PairedStream) -> CanvasDelivered:
 
 
 def signed(receipt: Receipt, data: bytes) -> CanvasDelivered:
-    return CanvasDelivered(receipt, sign(DOMAIN, receipt, OPERATOR), data)
+    leaves = made_up_leaves(b"signed", receipt.steps)
+    return CanvasDelivered(receipt, sign(DOMAIN, receipt, OPERATOR), data, leaves)
 
 
 def priced(receipt: Receipt, **changes: Any) -> Receipt:
@@ -74,7 +77,7 @@ def priced(receipt: Receipt, **changes: Any) -> Receipt:
         total_amount=amount,
         total_units=other.units,
         total_steps=other.steps,
-        trace_root=other.trace_root if other.steps else NO_TRACE,
+        trace_root=trace_root(made_up_leaves(b"signed", other.steps)),
     )
 
 

@@ -113,6 +113,10 @@ LIES: dict[str, tuple[str, Callable[[CanvasDelivered], CanvasDelivered]]] = {
         "4.5",
         lambda f: with_output(f, TextOutput.plain((1,), "x"), units=Uint32(1)),
     ),
+    "a leaf too few": ("7.2", lambda f: replace(f, leaves=f.leaves[:-1])),
+    "a leaf too many": ("7.2", lambda f: replace(f, leaves=(*f.leaves, f.leaves[0]))),
+    "no leaves": ("7.2", lambda f: replace(f, leaves=())),
+    "leaves of another canvas": ("7.2", lambda f: replace(f, leaves=f.leaves[::-1])),
     "bytes that are no output": (
         "8.2",
         lambda f: signed(f.receipt, b"\xff\xff\xff\xff"),

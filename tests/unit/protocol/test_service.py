@@ -41,6 +41,7 @@ from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from piecework_protocol.worker_session import AcceptedJob, CanvasResult, WorkerSession
 from tests.support import offers
 from tests.support.pair import CANVAS, DOMAIN, MODEL, NOW, OPERATOR, OUTLINE, channel, job
+from tests.support.traces import made_up_leaves
 
 PLAIN = Openers(canvas=lambda data, _: data, draft=lambda data, _, __: data)
 PROMPT_TOKENS = 3
@@ -82,7 +83,8 @@ def first_canvas(
         total_amount=price(model, Usage(PROMPT_TOKENS, CANVAS, steps)),
         previous=Digest(session.id),
     )
-    return CanvasDelivered(receipt, sign(DOMAIN, receipt, OPERATOR), output)
+    leaves = made_up_leaves(b"service", steps)
+    return CanvasDelivered(receipt, sign(DOMAIN, receipt, OPERATOR), output, leaves)
 
 
 def test_a_client_pays_for_a_best_effort_canvas_without_steps_and_trace() -> None:
@@ -118,13 +120,14 @@ def test_a_client_stops_paying_for(
     assert caught.value.clause == clause
 
 
-@pytest.mark.parametrize(("steps", "root"), [(0, TRACE), (1, NO_TRACE), (1, TRACE)])
-def test_a_worker_signs_no_best_effort_receipt_that_claims_more(steps: int, root: Digest) -> None:
+@pytest.mark.parametrize(("steps", "traced"), [(0, 1), (1, 0), (1, 1)])
+def test_a_worker_signs_no_best_effort_receipt_that_claims_more(steps: int, traced: int) -> None:
     work = best_effort_job()
     accepted = AcceptedJob(work.id(DOMAIN), work, channel(), BEST_EFFORT, PROMPT_TOKENS, NOW)
     session, book = WorkerSession(accepted, DOMAIN), WorkerLedger(work.channel)
     session.open(0, book)
-    result = CanvasResult(0, Digest(bytes(32)), root, steps, CANVAS, Finish.MORE, b"", b"")
+    leaves = made_up_leaves(b"more than was promised", traced)
+    result = CanvasResult(0, Digest(bytes(32)), leaves, steps, CANVAS, Finish.MORE, b"", b"")
     with pytest.raises(InvariantBroken):
         session.canvas_finished(result, book)
 

@@ -1,0 +1,391 @@
+"""From the figures of `bench.audit` to thresholds, the table in docs/audits.md and its plot."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from bench.report import ROOT, percentile
+from piecework_model.audit import judgement
+from piecework_model.audit.judgement import (
+    THRESHOLDS_FILE,
+    Pairing,
+    Tails,
+    dump_table,
+    fit_tail,
+    in_unit,
+    judge,
+    threshold,
+)
+
+PAGE: Final = ROOT / "docs" / "audits.md"
+PLOT: Final = ROOT / "docs" / "audits" / "logits.svg"
+BEGIN: Final = "<!-- bench.audit: begin -->"
+END: Final = "<!-- bench.audit: end -->"
+TEN: Final = 10
+DRAWS: Final = 2000
+LEAST_CANVASES: Final = 40
+"""Of a calibration half. Fewer show no tail."""
+CONFIDENCE: Final = 0.95
+
+WORKERS: Final = {
+    "bfloat16": "honest, bfloat16, one thread",
+    "two-threads": "honest, bfloat16, two threads",
+    "other-chunks": "honest, bfloat16, prompt cut at other places",
+    "float32": "honest, float32",
+    "fp8": "honest, fp8 as offered",
+    "int8": "int8 weights",
+    "fp8-for-bfloat16": "fp8 weights",
+    "int4": "int4 experts, fp8 linears",
+    "half-the-steps": "half the steps",
+    "temperature": "temperature lower by a tenth",
+    "older-checkpoint": "an older checkpoint",
+    "a-layer-less": "a smaller model: one layer less",
+    "cached": "the answer to another prompt",
+    "other-seed": "another seed",
+    "edited": "one token edited",
+    "invented": "invented trace that keeps the rules",
+    "forged-numbers": "int4, fingerprints recomputed in bfloat16",
+}
+CLAIMS: Final = {"float32": "float32", "fp8": "bfloat16+fp8"}
+"""What a worker's offer says, where it is not bfloat16."""
+HONEST: Final = ("bfloat16", "two-threads", "other-chunks", "float32", "fp8")
+SAME_PROFILE: Final = ("bfloat16", "float32", "fp8")
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scores of a canvas, as read from the figures. impossible: the opening was refused."""
+
+    logits: float | None
+    soft: float | None
+    argmax: float | None
+    sampling: float | None
+    impossible: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of how many, and the bounds of the share at 95 % (Clopper and Pearson)."""
+
+    hits: int
+    of: int
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        return clopper_pearson(self.hits, self.of)
+
+    def __str__(self) -> str:
+        if not self.of:
+            return "–"
+        low, high = self.bounds
+        span = f"{_small(low)} to {_small(high)}" if self.hits else f"below {_small(high)}"
+        return f"{self.hits} of {self.of} ({span})"
+
+
+def clopper_pearson(hits: int, of: int) -> tuple[float, float]:
+    """Compute the exact bounds of a share, by bisection on the binomial tails."""
+    alpha = (1 - CONFIDENCE) / 2
+    low = 0.0 if hits == 0 else _bisect(lambda p: 1 - _cdf(hits - 1, of, p) < alpha)
+    high = 1.0 if hits == of else _bisect(lambda p: _cdf(hits, of, p) > alpha)
+    return low, high
+
+
+def _bisect(below: Any) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return (low + high) / 2
+
+
+def _cdf(hits: int, of: int, share: float) -> float:
+    """Compute the chance of at most so many hits."""
+    if share in (0.0, 1.0):
+        return 1.0 if share == 0.0 or hits >= of else 0.0
+    logs = [
+        math.lgamma(of + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(of - k + 1)
+        + k * math.log(share)
+        + (of - k) * math.log1p(-share)
+        for k in range(hits + 1)
+    ]
+    return min(1.0, math.fsum(map(math.exp, logs)))
+
+
+def _small(value: float) -> str:
+    return "0" if value == 0 else f"{value:.2g}"
+
+
+# Reading figures
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """A line of the figures. number: of its request."""
+
+    number: int
+    row: Mapping[str, Any]
+
+    @property
+    def calibrates(self) -> bool:
+        return self.number % 2 == 0
+
+    def scores(self, auditor: str) -> Scores | None:
+        """The scores that an auditor gave, if he audited it."""
+        found = self.row.get(f"forced {auditor}")
+        if found is None:
+            return None
+        if "impossible" in found:
+            return Scores(None, None, None, None, impossible=True)
+        return Scores(*(found[test] for test in judgement.TESTS))
+
+
+def read(raw: Path, model: str) -> dict[str, list[Canvas]]:
+    """Read the figures of every worker, of this checkpoint."""
+    found: dict[str, list[Canvas]] = {}
+    for name in WORKERS:
+        file = raw / f"{name}.jsonl"
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        whole = [json.loads(line) for line in lines if line.endswith("}")]
+        if whole and whole[0].get("model") == model:
+            found[name] = [
+                Canvas(line["request"], row) for line in whole[1:] for row in line["canvases"]
+            ]
+    return found
+
+
+def auditors(canvases: Sequence[Canvas]) -> list[str]:
+    """List who audited these canvases by forced passes."""
+    names = {key.partition(" ")[2] for c in canvases for key in c.row if key.startswith("forced ")}
+    return sorted(names)
+
+
+def fit(figures: Mapping[str, list[Canvas]], model: str) -> dict[Pairing, Tails]:
+    """Fit the thresholds of every pair, from the calibration half of its honest workers."""
+    table: dict[Pairing, Tails] = {}
+    for claim in ("bfloat16", "float32", "bfloat16+fp8"):
+        mine = [
+            c
+            for name in HONEST
+            if CLAIMS.get(name, "bfloat16") == claim
+            for c in figures.get(name, [])
+            if c.calibrates
+        ]
+        for auditor in auditors(mine):
+            for kind in ("text", "read"):
+                rows = [c for c in mine if c.row["kind"] == kind]
+                seen = [s for c in rows if (s := c.scores(auditor)) is not None]
+                tails = dict(_fitted(seen))
+                if tails:
+                    table[Pairing(model, kind, claim, auditor)] = tails
+    return table
+
+
+def _fitted(seen: Sequence[Scores]) -> Iterator[tuple[str, judgement.Tail]]:
+    for test in judgement.TESTS:
+        values = [value for scores in seen if (value := getattr(scores, test)) is not None]
+        if len(values) >= LEAST_CANVASES:
+            yield test, fit_tail(test, values)
+
+
+# Counting
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One worker, one kind, one auditor: on the half that did not make the thresholds.
+
+    found: of forced audits. found_ten: of drawn tens. tests: which tests found how many.
+    """
+
+    worker: str
+    kind: str
+    auditor: str
+    found: Share
+    found_ten: Share
+    missed_ten: float
+    tests: Mapping[str, int]
+
+
+def count(
+    figures: Mapping[str, list[Canvas]], table: Mapping[Pairing, Tails], model: str
+) -> Iterator[Row]:
+    """Count what forced audits find."""
+    for name, canvases in figures.items():
+        for auditor in auditors(canvases):
+            for kind in ("text", "read"):
+                pairing = Pairing(model, kind, CLAIMS.get(name, "bfloat16"), auditor)
+                held = [c for c in canvases if not c.calibrates and c.row["kind"] == kind]
+                if pairing in table and len(held) >= TEN:
+                    yield _row(name, kind, auditor, held, table[pairing])
+
+
+def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tails) -> Row:
+    seen = [(c.number, s) for c in held if (s := c.scores(auditor)) is not None]
+    alone = [scores for _, scores in seen]
+    tests = {
+        test: sum(test in {f.test for f in judge([s], tails).failures} for s in alone)
+        for test in judgement.TESTS
+    }
+    draw = random.Random(len(seen))  # noqa: S311  resampling, no secret
+    tens = [_ten(seen, draw) for _ in range(DRAWS)]
+    return Row(
+        name,
+        kind,
+        auditor,
+        Share(sum(_fails([s], tails) for s in alone), len(alone)),
+        Share(sum(_fails(ten, tails) for ten in tens), DRAWS),
+        _missed(alone, tails),
+        tests,
+    )
+
+
+def _fails(scores: Sequence[Scores], tails: Tails) -> bool:
+    return any(s.impossible for s in scores) or not judge(scores, tails).passed
+
+
+def _ten(seen: Sequence[tuple[int, Scores]], draw: random.Random) -> list[Scores]:
+    """Draw ten canvases, of different requests while there are enough."""
+    numbers = sorted({number for number, _ in seen})
+    chosen = draw.sample(numbers, TEN) if len(numbers) >= TEN else numbers
+    return [draw.choice([s for n, s in seen if n == number]) for number in chosen]
+
+
+def _missed(alone: Sequence[Scores], tails: Tails) -> float:
+    """Extrapolate how many tens pass the test of the logits.
+
+    The model: logarithms of the scores of different jobs are independent, and the mean of ten of
+    them is normal, with the cheat's own mean and deviation.
+    """
+    logs = [in_unit("logits", s.logits) for s in alone if s.logits is not None]
+    if len(logs) < TEN or "logits" not in tails:
+        return 0.0 if not logs else math.nan
+    limit = math.log(threshold("logits", tails["logits"], TEN))
+    spread = statistics.stdev(logs) / math.sqrt(TEN)
+    return statistics.NormalDist(statistics.fmean(logs), max(spread, 1e-9)).cdf(limit)
+
+
+# Writing
+
+
+def write(raw: Path, model: str, source: str) -> None:
+    """Write thresholds, table and plot."""
+    figures = read(raw, model)
+    table = fit(figures, model)
+    THRESHOLDS_FILE.write_text(dump_table(table, source), encoding="utf-8")
+    rows = list(count(figures, table, model))
+    PLOT.parent.mkdir(parents=True, exist_ok=True)
+    PLOT.write_text(plot(figures, table, model), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    made = "\n".join([BEGIN, "", *_tables(figures, rows, model, source), "", END])
+    PAGE.write_text(before + made + after, encoding="utf-8")
+
+
+def _tables(
+    figures: Mapping[str, list[Canvas]], rows: Sequence[Row], model: str, source: str
+) -> Iterator[str]:
+    canvases = sum(len(figures.get(name, [])) for name in HONEST)
+    yield f"Made by `{source}`: {canvases} honest canvases and"
+    yield f"{sum(map(len, figures.values())) - canvases} of cheats, model `{model[:16]}…`."
+    yield ""
+    yield "### Replay"
+    yield ""
+    yield "| worker | auditor | canvases whose leaves differ |"
+    yield "|---|---|---|"
+    for name, canvases_ in figures.items():
+        replayed = [c for c in canvases_ if "differs_at" in c.row]
+        if not replayed:
+            continue
+        share = Share(sum(c.row["differs_at"] is not None for c in replayed), len(replayed))
+        other = name in HONEST and name not in SAME_PROFILE
+        auditor = "another profile: no verdict" if other else "the offered profile"
+        yield f"| {WORKERS[name]} | {auditor} | {share} |"
+    yield ""
+    yield "### Forced"
+    yield ""
+    yield (
+        "| worker | kind | auditor | found, one canvas | found, ten canvases, resampled "
+        "| missed, ten, extrapolated | tests that found it |"
+    )
+    yield "|---|---|---|---|---|---|---|"
+    yield from _forced(rows)
+
+
+def _forced(rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        missed = "" if row.worker in HONEST else _small(row.missed_ten)
+        tests = ", ".join(f"{name} {hits}" for name, hits in row.tests.items() if hits) or "–"
+        yield (
+            f"| {WORKERS[row.worker]} | {row.kind} | {row.auditor} | {row.found} | {row.found_ten} "
+            f"| {missed or '–'} | {tests} |"
+        )
+
+
+# The plot
+
+_WIDTH: Final = 760
+_LEFT: Final = 250
+_LINE: Final = 26
+
+
+def plot(figures: Mapping[str, list[Canvas]], table: Mapping[Pairing, Tails], model: str) -> str:
+    """Draw the logits score of every worker's texts, audited in float32: from the first to the 99th
+    percentile, the middle half thick, beside the thresholds of one canvas and of ten.
+    """
+    shown: list[tuple[str, list[float]]] = []
+    for name, canvases in figures.items():
+        values = [
+            s.logits
+            for c in canvases
+            if c.row["kind"] == "text" and (s := c.scores("float32")) is not None
+            if s.logits is not None and CLAIMS.get(name, "bfloat16") == "bfloat16"
+        ]
+        if values:
+            shown.append((name, values))
+    tails = table.get(Pairing(model, "text", "bfloat16", "float32"), {})
+    tail = tails.get("logits")
+    limits = [threshold("logits", tail, n) for n in (1, TEN)] if tail else []
+    every = [v for _, values in shown for v in (percentile(values, 0.01), max(values))] + limits
+    low, high = math.log(max(1e-4, min(every, default=0.01))), math.log(max(every, default=1.0))
+
+    def x(value: float) -> float:
+        share = (math.log(max(value, 1e-4)) - low) / max(1e-9, high - low)
+        return _LEFT + share * (_WIDTH - _LEFT - 20)
+
+    height = _LINE * (len(shown) + 2)
+    size = f'viewBox="0 0 {_WIDTH} {height}" font-family="sans-serif" font-size="12"'
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
+        f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
+    ]
+    for number, limit in zip((1, TEN), limits, strict=False):
+        parts.append(
+            f'<line x1="{x(limit):.1f}" x2="{x(limit):.1f}" y1="{_LINE}" y2="{height - 8}" '
+            f'stroke="#b00" stroke-dasharray="{4 if number == 1 else 1} 3"/>'
+            f'<text x="{x(limit):.1f}" y="{_LINE - 8}" text-anchor="middle" fill="#b00">'
+            f"{number}: {limit:.3g}</text>"
+        )
+    for index, (name, values) in enumerate(shown):
+        parts.append(_bar(_LINE * (index + 1) + _LINE / 2, name, values, x))
+    return "\n".join([*parts, "</svg>", ""])
+
+
+def _bar(y: float, name: str, values: list[float], x: Any) -> str:
+    ends = [x(percentile(values, share)) for share in (0.01, 0.25, 0.5, 0.75, 0.99)]
+    color = "#06c" if name in HONEST else "#555"
+    return (
+        f'<text x="{_LEFT - 10}" y="{y + 4:.1f}" text-anchor="end">{WORKERS[name]}</text>'
+        f'<line x1="{ends[0]:.1f}" x2="{ends[4]:.1f}" y1="{y}" y2="{y}" stroke="{color}"/>'
+        f'<line x1="{ends[1]:.1f}" x2="{ends[3]:.1f}" y1="{y}" y2="{y}" stroke="{color}" '
+        f'stroke-width="7"/><circle cx="{ends[2]:.1f}" cy="{y}" r="4" fill="{color}"/>'
+    )

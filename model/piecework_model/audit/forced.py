@@ -1,0 +1,326 @@
+"""Teacher-forced audit: every opened step of a canvas is computed from the worker's own state.
+
+A step's state is its canvas and the soft embedding of the step before it. Once both are shown, the
+steps do not depend on each other, so all of them share one pass: the prompt and the canvases before
+are prefilled once, in the engine's own chunks, and every step's canvas stands behind them.
+
+What comes out are numbers beside the worker's numbers, on any engine profile. `judgement` decides
+on them.
+
+S = steps, C = canvas size, V = vocabulary, H = hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from piecework_model import bounds, limits, templates
+from piecework_model.audit.opening import OpenedStep
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.engine.scheduler import known_chunks
+from piecework_model.errors import NonFiniteError, OpeningError
+from piecework_model.layers.backbone import Backbone, Segment
+from piecework_model.layers.cache import CanvasCache, SequenceCache
+from piecework_model.layers.projections import product, projection
+from piecework_model.layout import cache_layout
+from piecework_model.requests import HOLE, GenerationRequest
+from piecework_model.sampling import sampler
+from piecework_model.sampling.philox import Moment, step_draws
+
+Floats = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasFigures:
+    """The auditor's numbers beside the worker's. All are [S, C].
+
+    entropy, log_probability, gap: the worker's less the auditor's, as in the fingerprint (nats, and
+        scaled logits).
+    level: the auditor's entropy in nats. Errors grow with it.
+    known: whether the sampled token is known, because it was accepted. Elsewhere the
+        log-probability is that of the token which the auditor samples, often the same.
+    distance: of an accepted position's uniform to the interval that its token has in the auditor's
+        cumulative distribution. 0 inside of it. NaN where the token is not known.
+    deficit: by how much the auditor's logit of the worker's argmax is below the auditor's largest.
+    soft: the Euclidean distance of the two soft embeddings of a position, by the root of H. NaN
+        where the worker's was not opened.
+    free: whether the position is not pinned.
+    temperature: of each step, [S].
+    """
+
+    entropy: Floats
+    log_probability: Floats
+    gap: Floats
+    level: Floats
+    known: Flags
+    distance: Floats
+    deficit: Floats
+    soft: Floats
+    free: Flags
+    temperature: Floats
+
+    @property
+    def steps(self) -> int:
+        """How many steps were computed."""
+        return len(self.entropy)
+
+
+@dataclass(frozen=True, slots=True)
+class _Forced:
+    """A step with what goes into it."""
+
+    opened: OpenedStep
+    given: Tensor | None  # the soft embedding [C, H] of the step before, None at step 0
+
+
+class ForcedPass:
+    """One loaded model that computes opened steps."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        """Take the model's weights as they are. Nothing is stored a second time."""
+        model, decoder = loaded.model, loaded.model.model.decoder
+        self._loaded, self._limits = loaded, loaded.limits
+        embedding: Any = decoder.embed_tokens
+        self._dtype: torch.dtype = embedding.weight.dtype
+        self._device: torch.device = model.device
+        size = loaded.limits.canvas_size
+        self._layout = cache_layout(model.config.text_config, size, loaded.limits.chunk_tokens)
+        # No row has to be independent of the others here: what differs are last bits.
+        self._backbone = Backbone(model, minimum_rows=0, pack=False)
+        self._head = projection(model.lm_head, pack=False)
+        self._soft_product = product(embedding.weight, pack=False)
+        self._scale: Tensor = embedding.embed_scale.to(self._dtype)
+        self._cap: float = model.final_logit_softcapping
+        tokens = limits.CPU_AUDIT_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
+        self._pass_steps = max(1, tokens // size)
+        self._tile_rows = max(1, limits.LOGIT_TILE_VALUES // loaded.limits.vocab_size)
+
+    @torch.inference_mode()
+    def figures(self, request: GenerationRequest, opened: Sequence[OpenedStep]) -> CanvasFigures:
+        """Compute the opened steps of the canvas that follows the request's committed ones.
+
+        opened: in ascending order. A step counts if it is step 0 or if the soft embedding of the
+            step before it is opened too.
+
+        Raises:
+            InvalidRequestError, ContextOverflowError: The request can never run.
+            OpeningError: No step can be computed from these openings, or a step is one of another
+                canvas.
+            NonFiniteError: The auditor's model produced NaN or infinity.
+        """
+        bounds.check(request, self._loaded.limits, self._loaded.eos_ids)
+        canvas = len(request.committed)
+        steps = self._computable(request, opened)
+        cache = self._prefilled(request)
+        pins = templates.pins(request, canvas, self._limits.canvas_size)
+        free = np.array([entry == HOLE for entry in pins] or [True] * self._limits.canvas_size)
+        parts = [
+            self._pass(request, steps[start : start + self._pass_steps], cache, free)
+            for start in range(0, len(steps), self._pass_steps)
+        ]
+        names = CanvasFigures.__dataclass_fields__
+        return CanvasFigures(
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        )
+
+    def _computable(
+        self, request: GenerationRequest, opened: Sequence[OpenedStep]
+    ) -> list[_Forced]:
+        """Pair each step with the soft embedding that goes into it."""
+        canvas, width = len(request.committed), self._loaded.model.config.text_config.hidden_size
+        size, shown = self._limits.canvas_size, dict[int, Tensor]()
+        steps: list[_Forced] = []
+        for step in opened:
+            if step.canvas != canvas or not 0 <= step.step < request.max_steps:
+                raise OpeningError(f"step {step.step} of canvas {step.canvas} is not one of this")
+            if step.soft is not None and step.soft.shape != (size, width):
+                raise OpeningError(f"step {step.step}: its soft embedding is of another model")
+            if step.step == 0:
+                steps.append(_Forced(step, None))
+            elif (given := shown.get(step.step - 1)) is not None:
+                steps.append(_Forced(step, given))
+            if step.soft is not None:
+                shown[step.step] = step.soft.to(self._device, self._dtype)
+        if not steps:
+            raise OpeningError("no opened step has the soft embedding of the step before it")
+        return steps
+
+    def _prefilled(self, request: GenerationRequest) -> SequenceCache:
+        """Make the cache that all steps read, chunk by chunk as the engine cuts them."""
+        chunks = known_chunks(request, self._limits.chunk_tokens)
+        tokens = sum(map(len, chunks))
+        cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
+        for chunk in chunks:
+            cache.reserve(len(chunk))
+            hidden = self._backbone.embed(torch.tensor(chunk, device=self._device))
+            self._backbone.run(hidden, [Segment(cache, 0, len(chunk), 0, causal=True)], 0)
+            cache.commit(len(chunk))
+        return cache
+
+    def _pass(
+        self,
+        request: GenerationRequest,
+        steps: Sequence[_Forced],
+        cache: SequenceCache,
+        free: Flags,
+    ) -> CanvasFigures:
+        """Compute some steps, all of them at once."""
+        size, width = self._limits.canvas_size, len(steps) * self._limits.canvas_size
+        before = np.concatenate([step.opened.before for step in steps])
+        embedded = self._backbone.embed(torch.from_numpy(before).to(self._device))
+        zeros = torch.zeros_like(embedded[:size])
+        given = torch.cat([zeros if step.given is None else step.given for step in steps])
+        segments = [
+            Segment(CanvasCache(cache), index * size, size, 0, causal=False)
+            for index in range(len(steps))
+        ]
+        states = self._backbone.run(self._backbone.condition(embedded, given), segments, width)
+        rows = _rows(request, steps, free, self._limits.vocab_size)
+        tiles = [
+            self._scored(states[start:stop], rows.part(start, stop))
+            for start in range(0, width, self._tile_rows)
+            for stop in [min(width, start + self._tile_rows)]
+        ]
+        scores = [torch.cat(part).view(len(steps), size, -1) for part in zip(*tiles, strict=True)]
+        return _compared(steps, scores[0].cpu().numpy(), scores[1], free, rows.temperatures[::size])
+
+    def _scored(self, states: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
+        """Compute a tile's numbers [P, 5], as `_compared` takes them, and soft embeddings
+        [P, H].
+        """
+        device = self._device
+        temperatures, uniforms, tokens, known, argmax = rows.on(device)
+        raw = self._head(states)
+        output = sampler.sample(raw, temperatures, self._cap, uniforms)
+        if not bool(torch.isfinite(output.entropy).all()):
+            raise NonFiniteError
+        exact = output.probabilities
+        if exact.dtype is not torch.float32:  # those are rounded
+            logits = torch.tanh(raw.to(torch.float32) / self._cap) * self._cap
+            exact = torch.softmax(logits / temperatures[:, None], dim=-1)
+        asked = torch.where(known, tokens, output.sampled)
+        own, most = _at(exact, asked), _at(exact, output.argmax)
+        numbers = (
+            output.entropy,
+            own.clamp_min(_TINY).log(),
+            output.gap,
+            (most / _at(exact, argmax).clamp_min(_TINY)).log(),
+            _distance(exact, asked, uniforms),
+        )
+        soft = self._soft_product(output.probabilities) * self._scale
+        return torch.stack([number.to(torch.float64) for number in numbers], dim=-1), soft
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What the steps' positions need to be scored, one behind the other: all are [P]."""
+
+    temperatures: Floats
+    uniforms: npt.NDArray[np.float64]
+    tokens: npt.NDArray[np.int64]
+    known: Flags
+    argmax: npt.NDArray[np.int64]
+
+    def part(self, start: int, stop: int) -> _Rows:
+        """Return some of the rows."""
+        return _Rows(*(column[start:stop] for column in self._columns))
+
+    def on(self, device: torch.device) -> list[Tensor]:
+        """Copy the columns to a device, in their order."""
+        return [torch.from_numpy(column).to(device) for column in self._columns]
+
+    @property
+    def _columns(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.temperatures, self.uniforms, self.tokens, self.known, self.argmax
+
+
+def _rows(
+    request: GenerationRequest, steps: Sequence[_Forced], free: Flags, vocab_size: int
+) -> _Rows:
+    canvas, opened = len(request.committed), [step.opened for step in steps]
+    size = len(opened[0].before)
+    moments = [Moment(request.seed, canvas, step.step) for step in opened]
+    heats = [
+        sampler.temperature(
+            request.temperature_start,
+            request.temperature_end,
+            request.max_steps - step.step,
+            request.max_steps,
+        )
+        for step in opened
+    ]
+    return _Rows(
+        np.repeat(np.array(heats, dtype=np.float32), size),
+        step_draws(moments, size, vocab_size).uniforms.reshape(-1),
+        np.concatenate([step.after for step in opened]),
+        np.concatenate([step.accepted & free for step in opened]),
+        np.concatenate([step.argmax for step in opened]),
+    )
+
+
+_TINY: Final = 1e-30
+"""A probability. Smaller ones count as this, so that a logarithm is finite."""
+
+
+def _at(values: Tensor, columns: Tensor) -> Tensor:
+    """Take one value [P] of each row [P, V]."""
+    return values.gather(1, columns[:, None])[:, 0]
+
+
+def _distance(exact: Tensor, tokens: Tensor, uniforms: Tensor) -> Tensor:
+    """Compute how far uniforms [P] are from the tokens' intervals of the cumulative distribution.
+
+    A probability in float64, 0 inside of the interval. exact: probabilities [P, V] float32.
+    """
+    earlier = torch.arange(exact.shape[1], device=exact.device)[None] < tokens[:, None]
+    below = (exact * earlier).sum(-1, dtype=torch.float64)
+    total = exact.sum(-1, dtype=torch.float64)
+    low, high = below / total, (below + _at(exact, tokens)) / total
+    return torch.maximum(low - uniforms, uniforms - high).clamp_min(0.0)
+
+
+def _compared(
+    steps: Sequence[_Forced],
+    numbers: npt.NDArray[np.float64],
+    softs: Tensor,
+    free: Flags,
+    temperature: Floats,
+) -> CanvasFigures:
+    """Put the worker's numbers beside the auditor's [S, C, 5] and soft embeddings [S, C, H]."""
+    opened = [step.opened for step in steps]
+    entropy, log_probability, gap, deficit, distance = np.moveaxis(numbers, -1, 0)
+    prints = np.stack([step.fingerprint for step in opened])
+    accepted = np.stack([step.accepted for step in opened]) & free
+    shown = [
+        _soft_distance(step.soft, soft, free) for step, soft in zip(opened, softs, strict=True)
+    ]
+    return CanvasFigures(
+        entropy=(prints[..., 0] - entropy).astype(np.float32),
+        log_probability=(prints[..., 1] - log_probability).astype(np.float32),
+        gap=(prints[..., 2] - gap).astype(np.float32),
+        level=entropy.astype(np.float32),
+        known=accepted,
+        distance=np.where(accepted, distance, np.nan).astype(np.float32),
+        deficit=deficit.astype(np.float32),
+        soft=np.stack(shown),
+        free=np.broadcast_to(free, entropy.shape),
+        temperature=temperature,
+    )
+
+
+def _soft_distance(theirs: Tensor | None, ours: Tensor, free: Flags) -> Floats:
+    """Compute the distances [C] of two soft embeddings [C, H]. A pinned position has none."""
+    if theirs is None:
+        return np.full(len(ours), np.nan, dtype=np.float32)
+    apart = (theirs.to(ours.device, torch.float32) - ours.to(torch.float32)).norm(dim=-1)
+    width: int = ours.shape[-1]
+    found: Floats = (apart / width**0.5).cpu().numpy()
+    return np.where(free, found, 0.0).astype(np.float32)

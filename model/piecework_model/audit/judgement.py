@@ -1,0 +1,217 @@
+"""The judgement of a forced audit: scores and thresholds in, a verdict out. Pure, without torch.
+
+A threshold belongs to a model, a kind of job, the worker's precision and the auditor's. They are in
+thresholds.json, which `python -m bench.audit` makes. Where there is no row there is no verdict: a
+worker is never blamed for a pair that was not measured.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final, Protocol
+
+from piecework_model.errors import AuditError
+
+TESTS: Final = ("logits", "soft", "argmax", "sampling")
+AVERAGED: Final = frozenset({"logits", "soft"})
+"""Of several canvases the mean logarithm is compared. Of the others it is the largest value."""
+FALSE_REJECTS: Final = 1e-4
+"""Share of honest audits that may fail, all tests together."""
+THRESHOLDS_FILE: Final = Path(__file__).with_name("thresholds.json")
+MOST_SHAPE: Final = 0.5
+"""A tail of more has no variance. From some hundred canvases such a shape is noise."""
+_FORMAT: Final = "piecework-audit-thresholds/1"
+_LEAST: Final = 1e-9
+
+
+class Scored(Protocol):
+    """The scores of a canvas, as in `scores.CanvasScores`."""
+
+    @property
+    def logits(self) -> float | None: ...
+    @property
+    def soft(self) -> float | None: ...
+    @property
+    def argmax(self) -> float | None: ...
+    @property
+    def sampling(self) -> float | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Pairing:
+    """What a threshold is for.
+
+    model: the model digest in hex. kind: "text" or "read". worker, auditor: precisions, such as
+    "bfloat16", "float32" or "bfloat16+fp8".
+    """
+
+    model: str
+    kind: str
+    worker: str
+    auditor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """The upper tail of a score over honest canvases: a generalized Pareto distribution.
+
+    start: where it begins. share: of canvases beyond. scale, shape: its parameters, shape >= 0.
+    center: the median. All but `share` and `shape` are in the score's unit, or its logarithm if
+    the test is averaged.
+    """
+
+    start: float
+    share: float
+    scale: float
+    shape: float
+    center: float
+
+    def quantile(self, beyond: float) -> float:
+        """Return the value that this share of honest canvases exceeds, by extrapolation."""
+        ratio = max(1.0, self.share / beyond)
+        if self.shape < 1e-6:
+            return self.start + self.scale * math.log(ratio)
+        return self.start + self.scale / self.shape * (math.pow(ratio, self.shape) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A test that failed: its score and the threshold that it is beyond."""
+
+    test: str
+    score: float
+    threshold: float
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The result over some canvases. failures: empty if all tests passed."""
+
+    canvases: int
+    failures: tuple[Failure, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found."""
+        return not self.failures
+
+
+Tails = Mapping[str, Tail]
+"""One for each test."""
+Table = Mapping[Pairing, Tails]
+
+
+def precision_name(dtype: str, quantization: str) -> str:
+    """Name how a model is computed, from its arithmetic and how its weights are packed."""
+    return dtype if quantization == "none" else f"{dtype}+{quantization}"
+
+
+def judge(canvases: Sequence[Scored], tails: Tails) -> Judgement:
+    """Judge canvases of one worker, of different jobs if they are several.
+
+    Raises:
+        ValueError: There is no canvas.
+    """
+    if not canvases:
+        raise ValueError("no canvas to judge")
+    failures = []
+    for test in TESTS:
+        values = [value for scored in canvases if (value := getattr(scored, test)) is not None]
+        if not values or test not in tails:
+            continue
+        score, limit = _score(test, values), threshold(test, tails[test], len(values))
+        if score > limit:
+            failures.append(Failure(test, score, limit))
+    return Judgement(len(canvases), tuple(failures))
+
+
+def threshold(test: str, tail: Tail, canvases: int) -> float:
+    """Compute the largest value of a test that passes, over so many canvases."""
+    allowed = FALSE_REJECTS / len(TESTS)
+    if test not in AVERAGED:
+        return tail.quantile(allowed / canvases)
+    # A mean of n strays by 1 / sqrt(n) of what one canvas does.
+    single = tail.quantile(allowed)
+    return math.exp(tail.center + (single - tail.center) / math.sqrt(canvases))
+
+
+def in_unit(test: str, value: float) -> float:
+    """Return a score in the unit of its tail."""
+    return math.log(max(value, _LEAST)) if test in AVERAGED else value
+
+
+def _score(test: str, values: Sequence[float]) -> float:
+    if test not in AVERAGED:
+        return max(values)
+    return math.exp(fmean(in_unit(test, value) for value in values))
+
+
+def fit_tail(test: str, values: Sequence[float], share: float = 0.1) -> Tail:
+    """Fit the tail of a test's scores over honest canvases, by probability-weighted moments.
+
+    Hosking and Wallis, "Parameter and quantile estimation for the generalized Pareto distribution",
+    1987. A negative shape would promise a largest value, so it counts as 0.
+
+    Raises:
+        ValueError: There are fewer than 20 values.
+    """
+    if len(values) < 20:
+        raise ValueError(f"{len(values)} canvases show no tail")
+    ordered = sorted(in_unit(test, value) for value in values)
+    beyond = max(2, round(share * len(ordered)))
+    start = ordered[-beyond - 1]
+    excess = [value - start for value in ordered[-beyond:]]
+    scale, shape = _pareto(excess)
+    return Tail(start, beyond / len(ordered), scale, shape, ordered[len(ordered) // 2])
+
+
+def _pareto(excess: Sequence[float]) -> tuple[float, float]:
+    """Estimate scale and shape from ascending excesses."""
+    count, mean = len(excess), fmean(excess)
+    weighted = fmean((count - 0.65 - index) / count * value for index, value in enumerate(excess))
+    spread = mean - 2 * weighted
+    shape = 2 - mean / spread if spread > 0 else 0.0
+    if shape <= 0:
+        return mean, 0.0
+    shape = min(shape, MOST_SHAPE)
+    return mean * (1 - shape), shape
+
+
+def load_table(file: Path = THRESHOLDS_FILE) -> Table:
+    """Read the thresholds.
+
+    Raises:
+        AuditError: The file is not one that `bench.audit` makes.
+    """
+    try:
+        body = json.loads(file.read_text(encoding="utf-8"))
+        if body["format"] != _FORMAT:
+            raise KeyError("format")
+        return {_pairing(row): _tails(row) for row in body["rows"]}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise AuditError(f"{file.name} cannot be used: {error}") from error
+
+
+def dump_table(table: Table, source: str) -> str:
+    """Write the thresholds as text. source: the command that made them."""
+    rows = [
+        {**asdict(pairing), "tails": {test: asdict(tail) for test, tail in tails.items()}}
+        for pairing, tails in table.items()
+    ]
+    return json.dumps({"format": _FORMAT, "source": source, "rows": rows}, indent=1) + "\n"
+
+
+def _pairing(row: Mapping[str, Any]) -> Pairing:
+    return Pairing(*(str(row[name]) for name in ("model", "kind", "worker", "auditor")))
+
+
+def _tails(row: Mapping[str, Any]) -> Tails:
+    return {
+        test: Tail(**{name: float(value) for name, value in tail.items()})
+        for test, tail in row["tails"].items()
+    }
