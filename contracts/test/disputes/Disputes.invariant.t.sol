@@ -9,6 +9,7 @@ contract DisputesInvariantTest is Cheats {
 
     function setUp() public {
         _handler = new DisputesHandler();
+        _handler.setUp();
     }
 
     function targetContracts() external view returns (address[] memory targets) {

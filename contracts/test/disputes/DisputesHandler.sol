@@ -37,8 +37,9 @@ contract DisputesHandler is DisputesBase {
     uint64[] public dueAt;
     uint128[] public dueSlashed;
 
-    constructor() {
-        setUp();
+    /// @dev No constructor: it would hold all of this code a second time, and solc fails on so much.
+    function setUp() public override {
+        super.setUp();
         _serve(0, 1, 2, 5);
         staked = STAKE;
     }
