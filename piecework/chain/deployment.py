@@ -212,6 +212,18 @@ def require_file_of_a_development_chain(path: Path) -> None:
         )
 
 
+def dispute_terms_of(found: bytes) -> DisputeTerms:
+    """Read the terms of a dispute contract: the JSON object that a deployment file has for them.
+
+    Raises:
+        BadDeployment: they are malformed, or the contract would refuse them.
+    """
+    try:
+        return _dispute_terms({"disputes": loads(found)})
+    except ValueError as error:
+        raise BadDeployment(f"the terms of a dispute contract: {error}") from error
+
+
 def _dispute_terms_json(terms: DisputeTerms) -> dict[str, Any]:
     return {
         "proving_cost": terms.proving_cost,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -323,7 +323,7 @@ def _fault(log: Log, v: dict[str, Any]) -> FaultProved:
     return FaultProved(log, v["operator"], v["payer"], v["fault"], Amount(v["slashed"]))
 
 
-_EVENTS: Final = {
+_EVENTS: Final[Mapping[str, Callable[[Log, dict[str, Any]], DisputeEvent]]] = {
     "ChallengeOpened": _opened,
     "LeafOpened": _leaf_opened,
     "FaultProved": _fault,

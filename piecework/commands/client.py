@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piecework.commands import _client_money
+from piecework.commands import _client_dispute, _client_money
 from piecework.commands import _common as common
 from piecework.commands._client_home import (
     Home,
@@ -283,6 +283,7 @@ def receipts(
 
 
 _client_money.register(app)
+_client_dispute.register(app)
 
 
 # --- shared

@@ -185,7 +185,9 @@ def honest(subject: Subject, pins: Mapping[int, int] | None = None) -> ServedCan
         steps.append(StepRecord(0, index, *ids, write_bits(accepted), soft, bytes(6 * SIZE)))
         before = after
     output = TextOutput.plain(tuple(argmax), "a text").encode()
-    nothing = ReceiptEvidence(_receipt(JobId(bytes(32)), Digest(bytes(32)), b""), sign_nothing())
+    nothing = ReceiptEvidence(
+        _receipt(JobId(bytes(32)), Digest(bytes(32)), b""), calls.NO_SIGNATURE
+    )
     return ServedCanvas(subject, nothing, record, tuple(steps), output)
 
 
@@ -199,11 +201,6 @@ def resigned(domain: Domain, operator: LocalSigner, canvas: ServedCanvas) -> Ser
 def signed_receipt(domain: Domain, operator: LocalSigner, receipt: Receipt) -> ReceiptEvidence:
     """Sign a receipt, whatever it says."""
     return ReceiptEvidence(receipt, sign(domain, receipt, operator))
-
-
-def sign_nothing() -> calls.Signature:
-    """The place of a signature that comes later."""
-    return calls.NO_SIGNATURE
 
 
 def _receipt(job_id: JobId, root: Digest, output: bytes) -> Receipt:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any, Final, Protocol
 
+from piecework.base.errors import PieceworkError
 from piecework.chain.disputes import Challenge, ChallengeOpened
 from piecework_node.disputes.chain import DisputePort
-from piecework_node.errors import NodeError
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth
 from piecework_node.runtime.faults import Code, FaultBoard
@@ -28,7 +28,7 @@ ANY_COST: Final = Worth(Amount(0), None)
 """An answer saves more than any gas: a part of the stake, and the worker's place in the list."""
 
 
-class CannotOpen(NodeError):
+class CannotOpen(PieceworkError):
     """A leaf that a challenge asks for cannot be opened by this worker as it runs now."""
 
 

@@ -91,14 +91,15 @@ def _chains(evidence: EvidenceFile, subject: Subject) -> Iterator[FoundProof]:
 
 
 def _begins(first: Receipt) -> bool:
-    own = (first.job, first.units, first.steps, first.amount)
-    return own == (first.previous, first.total_units, first.total_steps, first.total_amount)
+    own = (first.units, first.steps, first.amount)
+    totals = (first.total_units, first.total_steps, first.total_amount)
+    return bytes(first.job) == bytes(first.previous) and own == totals
 
 
 def _is_chain(domain: Domain, earlier: Receipt, later: Receipt) -> bool:
     """Say whether one receipt follows another, as the contract does."""
     return (
-        later.previous == domain.digest(earlier)
+        bytes(later.previous) == bytes(domain.digest(earlier))
         and earlier.finish is Finish.MORE
         and later.total_prompt_tokens == earlier.total_prompt_tokens
         and later.total_units == earlier.total_units + later.units

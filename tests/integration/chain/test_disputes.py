@@ -63,7 +63,9 @@ class Disputed:
         return self.market.deployment
 
     async def stake(self) -> Amount:
-        return (await self.market.reader.worker(OPERATOR.address)).stake
+        worker = await self.market.reader.worker(OPERATOR.address)
+        assert worker is not None
+        return worker.stake
 
     async def ask(self, canvas: ServedCanvas, leaf: int, fields: int) -> ChallengeOpened:
         """The payer challenges. Returns what a watching worker finds."""
