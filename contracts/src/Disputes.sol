@@ -31,7 +31,7 @@ contract Disputes is IDisputes, EIP712, ReentrancyGuardTransient {
     uint64 public constant VERDICT_SECONDS = 1 days;
     /// @inheritdoc IDisputes
     uint256 public constant MAX_RUNNING = 8;
-    /// @dev Twice what an answer with the largest fields costs.
+    /// @dev About twice what an answer with all fields of a released canvas costs.
     uint256 private constant _BOND_GAS = 2 * 210_000;
     uint256 private constant _REWARD_COSTS = 20;
     uint256 private constant _SLASH_AMOUNTS = 1000;

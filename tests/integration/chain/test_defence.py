@@ -14,6 +14,7 @@ from piecework.chain.disputes import Challenge, ChallengeOpened
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.fees import FeePolicy
 from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.transactions import Unknown
 from piecework_node import logs
 from piecework_node.disputes.chain import DisputeLink
 from piecework_node.disputes.defence import CHECK, CURSOR, CannotOpen, Defence
@@ -23,7 +24,7 @@ from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_protocol.disputes import ANSWER_SECONDS, ChallengeStatus, OpenedLeaf
-from tests.support.chains import ETHER, TestMarket, signer
+from tests.support.chains import ETHER, POLL_S, TestMarket, signer
 from tests.support.disputed import (
     STAKE,
     ServedCanvas,
@@ -111,6 +112,11 @@ class DefendingWorker:
         return opened
 
     async def status(self, opened: ChallengeOpened) -> ChallengeStatus:
+        """Where it stands once all that was broadcast is mined."""
+        sender = self.market.sender(OPERATOR)
+        for stored in self.tracker:
+            if not isinstance(await sender.outcome(stored.tx.hash), Unknown):
+                await sender.wait_mined(stored.tx.hash, poll_s=POLL_S)
         return (await dispute_reader(self.market).state(opened.id)).status
 
 
