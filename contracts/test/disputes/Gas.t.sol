@@ -16,7 +16,7 @@ contract DisputesGasTest is DisputesBase {
     uint256 private constant MOST_ANSWER = 215_000;
 
     function _snap(string memory name) private returns (uint256) {
-        return vm.snapshotGasLastCall("transactions", name);
+        return vm.snapshotGasLastCall("disputes", name);
     }
 
     function _noise(uint256 length, uint256 seed) private pure returns (bytes memory data) {
