@@ -205,11 +205,19 @@ class WorkerConfig(Settings):
 
     # journal
     evidence_s: int = Field(
-        3 * 24 * 3600,
+        5 * 24 * 3600,
         ge=0,
         le=2**31,
-        description="seconds after a job's deadline in which it can be audited. Then the journal "
-        "keeps its digests and amounts alone",
+        description="seconds after a job's deadline in which it can be audited. Until then the "
+        "journal keeps its sealed content, receipts and leaves, and the sealing keys. Then it "
+        "keeps digests and amounts alone. The offer states it",
+    )
+    min_free_disk_mib: int = Field(
+        1024,
+        ge=0,
+        le=2**31,
+        description="MiB that must be free on the disk of the worker's home. With less it takes no "
+        "new job and finishes those that it has",
     )
 
     # engine

@@ -197,6 +197,7 @@ async def _assemble(base: Foundations) -> Components:
         clock=clock,
         entropy=secrets.token_bytes,
         rotation_s=config.sealing_key_rotation_s,
+        evidence_s=config.evidence_s,
     )
     runtime = JobRuntime(
         journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
@@ -223,7 +224,15 @@ async def _assemble(base: Foundations) -> Components:
         openings=check,
         log=log,
     )
-    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock, fees=desk.asked)
+    board = OfferBoard(
+        journal,
+        terms,
+        domain=domain,
+        signer=operator,
+        clock=clock,
+        fees=desk.asked,
+        usual=runtime.recent.usual,
+    )
     return Components(base, keyring, runtime, channels, settler, worker, board)
 
 
@@ -292,6 +301,7 @@ def operator_terms(config: WorkerConfig, default_token: Address) -> OperatorTerm
             strangers=Amount(config.strangers_together),
         ),
         offer_lifetime_s=config.offer_lifetime_s,
+        evidence_s=config.evidence_s,
     )
 
 

@@ -45,7 +45,7 @@ NATIVE_COIN: Final = native_coin()
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One checked item."""
 
     item: str
@@ -66,14 +66,14 @@ class Checker:
         self._metrics = Metrics()
         self._board = FaultBoard(SystemClock(), self._metrics, logs.silent(), patience_s=0)
 
-    async def run(self) -> list[Finding]:
+    async def run(self) -> list[CheckResult]:
         """Return every finding. A check that needs what an earlier one missed says so."""
         findings = []
         for item, check in self._checks():
             try:
-                findings.append(Finding(item, True, await check()))
+                findings.append(CheckResult(item, True, await check()))
             except (PieceworkError, ModelError, OSError) as error:
-                findings.append(Finding(item, False, str(error)))
+                findings.append(CheckResult(item, False, str(error)))
         return findings
 
     def _checks(self) -> Iterator[tuple[str, Check]]:

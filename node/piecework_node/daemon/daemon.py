@@ -33,7 +33,7 @@ from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
-from piecework_node.daemon.surroundings import IndexWatch
+from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.benchmark_table import with_speeds
 from piecework_node.engine.link import EngineEvent, EngineFacts, EngineReady
@@ -125,6 +125,8 @@ class Daemon:
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
         base, config = components.base, components.base.config
+        faults, least_mib = components.channels.faults, config.min_free_disk_mib
+        self._disk = DiskWatch(faults, base.home.root, least_mib)
         peers = Peers(
             PeerLimits(
                 config.max_streams,
@@ -330,6 +332,7 @@ class Daemon:
     async def _ticks(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self._disk.look()
             await self._p.worker.tick()
             await self._p.keyring.rotate_if_due(self._base.config.sealing_key_rotation_s)
             self._grpc.serving(self.ready)

@@ -1,9 +1,11 @@
-"""What indexes tell of the worker: whether they show its offer, and whether its clock is right."""
+"""What is around the worker: what indexes tell of its offer and its clock, and room on its disk."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Final
 from urllib.parse import urlsplit
@@ -21,9 +23,38 @@ from piecework_protocol.limits import MAX_CLOCK_SKEW_S
 
 CLOCK: Final = "clock"
 """The name under which the clock is reported to the board."""
+DISK: Final = "disk"
+MIB: Final = 1024 * 1024
 FIRST_RETRY_S: Final = 2.0
 MAX_RETRY_S: Final = 60.0
 """An index that was away for seconds shows the worker again within seconds."""
+
+
+class DiskWatch:
+    """Reports to the board whether the disk has room. A journal that cannot write ends the worker.
+
+    So new jobs stop before that.
+    """
+
+    def __init__(
+        self,
+        board: FaultBoard,
+        folder: Path,
+        least_mib: int,
+        free_bytes: Callable[[Path], int] = lambda folder: shutil.disk_usage(folder).free,
+    ) -> None:
+        """`free_bytes` tells how many bytes a folder's disk has left."""
+        self._board, self._folder, self._least_mib = board, folder, least_mib
+        self._free_bytes = free_bytes
+
+    def look(self) -> None:
+        """Look at the disk once."""
+        free_mib = self._free_bytes(self._folder) // MIB
+        if free_mib >= self._least_mib:
+            self._board.passed(DISK)
+            return
+        detail = f"{free_mib} MiB are free, and min_free_disk_mib is {self._least_mib}"
+        self._board.failed(DISK, Code.DISK_LOW, detail)
 
 
 class IndexWatch:

@@ -27,6 +27,8 @@ class OperatorTerms:
     min_deposit: Amount
     credit: CreditTerms
     offer_lifetime_s: int
+    evidence_s: int = 0
+    """Seconds after a job's deadline in which it can be audited."""
 
     @property
     def capacity(self) -> int:

@@ -35,6 +35,7 @@ KEY_COLUMNS: Final = {
     "transactions": 1,
     "contradictions": 2,
     "traces": 2,
+    "contents": 1,
 }
 """Every table that is logged, and how many of its first columns are its key."""
 _TABLES: Final = tuple(KEY_COLUMNS)

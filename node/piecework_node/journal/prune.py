@@ -1,8 +1,10 @@
 """Let go of what nobody can ask for any more, in steps that are small enough between two commits.
 
 A job is pruned when it has ended and is paid, and the time to audit it is over. Its submission, its
-sealed outputs and the members of its receipts go. What stays of a paid canvas is its digest, its
-amount and its place in the accumulator. So every receipt is still provable, and every voucher too.
+sealed content and outputs, its leaves and the members of its receipts go. What stays of a paid
+canvas is its digest, its amount and its place in the accumulator. So every receipt is still
+provable, and every voucher too.
+
 Log rows of that age are folded: what they say of rows that are still there is said again in a new
 row, and the chain starts after them.
 """
@@ -70,6 +72,7 @@ def prune(db: apsw.Connection, batch: JournalBatch, now: int, window_s: int) -> 
     for job in jobs:
         batch.drop("traces", "job = ?", (job,))
         batch.drop("outputs", "job = ?", (job,))
+        batch.drop("contents", "job = ?", (job,))
         batch.drop("submissions", "job = ?", (job,))
         batch.fold("canvases", _FOLD_CANVASES, (job,))
         batch.fold("jobs", "UPDATE jobs SET pruned = 1 WHERE number = ?", (job,))

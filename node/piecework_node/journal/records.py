@@ -233,7 +233,9 @@ class MetaSet:
 
 @dataclass(frozen=True, slots=True)
 class StoredJob:
-    """An admitted job. The journal stores its `submission` without prompt and funding.
+    """An admitted job. The journal stores its `submission` without content and funding.
+
+    The sealed content of a replayable job is stored beside it (`SqliteJournal.sealed_content`).
 
     `at` is the time of its acceptance.
 
@@ -313,6 +315,14 @@ class StoredSealingKey:
     public: PublicKey
     wrapped: bytes
     created_at: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
+class EndedJob:
+    """A job's model and its last receipt, which holds the job's totals."""
+
+    model: Digest
+    last: Receipt
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,7 @@ from piecework_node.journal.prune import Pruned, prune
 from piecework_node.journal.records import (
     SEQUENCE_FLOOR,
     Earnings,
+    EndedJob,
     JournalRecord,
     MetaSet,
     PaidJob,
@@ -67,6 +68,12 @@ CREATE TABLE traces (
     PRIMARY KEY (job, canvas),
     FOREIGN KEY (job, canvas) REFERENCES outputs (job, canvas)
 ) STRICT, WITHOUT ROWID;
+-- The content of a replayable job as its client sealed it. With a sealing key the job can be
+-- replayed until its audit window is over.
+CREATE TABLE contents (
+    job INTEGER PRIMARY KEY REFERENCES submissions (job),
+    sealed BLOB NOT NULL
+) STRICT;
 """
 SCHEMA: Final = Schema(
     what="the worker's journal",
@@ -140,6 +147,12 @@ class SqliteJournal:
         found = await self._run(lambda: rows.jobs(self._db, rows.BY_ID, (job,)))
         return found[0] if found else None
 
+    async def sealed_content(self, job: JobId) -> bytes | None:
+        """Return the sealed content of a replayable job, until its audit window is over."""
+        query = "SELECT sealed FROM contents JOIN jobs ON job = number WHERE id = ?"
+        found: bytes | None = await self._run(lambda: self._db.execute(query, (job,)).get)
+        return found
+
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         return await self._alone(lambda: rows.jobs(self._db, rows.OPEN_JOBS, ()))
 
@@ -177,6 +190,9 @@ class SqliteJournal:
         query = "SELECT key, value FROM meta WHERE substr(key, 1, length(?1)) = ?1"
         rows = await self._run(lambda: self._db.execute(query, (prefix,)).fetchall())
         return {str(key): str(value) for key, value in rows}
+
+    async def recent_jobs(self, most: int) -> tuple[EndedJob, ...]:
+        return await self._alone(lambda: rows.recent_jobs(self._db, most))
 
     async def earnings(self) -> Earnings:
         return await self._run(self._totals_now)

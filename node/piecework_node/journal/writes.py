@@ -43,7 +43,7 @@ from piecework_node.journal.records import (
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import InvariantBroken, Reason
 from piecework_protocol.frames import ClientFrame, Funding
-from piecework_protocol.objects import Receipt
+from piecework_protocol.objects import Receipt, Service
 from piecework_protocol.ranges import check_all
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
@@ -186,6 +186,9 @@ class JournalBatch:
         frame = _frame(replace(r.submission, sealed_content=b"", funding=None))
         sql = "INSERT INTO submissions (job, offer, frame) VALUES (?, ?, ?)"
         self.put("submissions", sql, (row[0], job.offer, frame))
+        sealed = r.submission.sealed_content
+        if sealed and job.parameters.service is Service.REPLAYABLE:
+            self.put("contents", "INSERT INTO contents VALUES (?, ?)", (row[0], sealed))
         self.totals.moved(None, r.state)
 
     def state(self, r: StateRecord) -> None:

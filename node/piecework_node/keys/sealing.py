@@ -73,11 +73,13 @@ class SealingKeys:
         return not self.secrets or now - self.secrets[0][2] >= interval_s
 
     def rotated(
-        self, now: Timestamp, operator_secret: bytes, entropy: Entropy
+        self, now: Timestamp, operator_secret: bytes, entropy: Entropy, evidence_s: int = 0
     ) -> tuple[SealingKeys, tuple[SealingKeyAdded | SealingKeyDropped, ...]]:
         """Return the keys with a new one in front, and the records of the change.
 
-        A key is dropped once nothing sealed to it can arrive any more.
+        A key is dropped once nothing sealed to it can arrive any more, or be audited.
+
+        evidence_s: seconds after a job's deadline in which it can be audited.
         """
         secret, nonce = entropy(32), entropy(_NONCE_BYTES)
         public = public_key(secret)
@@ -85,7 +87,9 @@ class SealingKeys:
         every = ((public, secret, now), *self.secrets)
         # A key was replaced when the next newer one was made.
         kept = tuple(
-            key for i, key in enumerate(every) if i == 0 or now - every[i - 1][2] < KEY_ARRIVAL_S
+            key
+            for i, key in enumerate(every)
+            if i == 0 or now - every[i - 1][2] < KEY_ARRIVAL_S + evidence_s
         )
         dropped = tuple(SealingKeyDropped(key[0]) for key in every if key not in kept)
         return SealingKeys(kept), (SealingKeyAdded(public, wrapped, now), *dropped)
@@ -108,11 +112,16 @@ class SealingKeyring:
     """The sealing keys of a running worker. The journal holds what this holds."""
 
     def __init__(
-        self, journal: Journal, operator_secret: bytes, clock: Clock, entropy: Entropy
+        self,
+        journal: Journal,
+        operator_secret: bytes,
+        clock: Clock,
+        entropy: Entropy,
+        evidence_s: int = 0,
     ) -> None:
         self._journal, self._secret = journal, operator_secret
         self._clock, self._entropy = clock, entropy
-        self._keys = SealingKeys(())
+        self._keys, self._evidence_s = SealingKeys(()), evidence_s
 
     @classmethod
     async def load(
@@ -123,13 +132,16 @@ class SealingKeyring:
         clock: Clock,
         entropy: Entropy,
         rotation_s: int,
+        evidence_s: int = 0,
     ) -> Self:
         """Read the keys from the journal, and make a new one if it is time.
+
+        evidence_s: seconds after a job's deadline for which its content must stay readable.
 
         Raises:
             KeyFileError: the keys were wrapped under another operator key.
         """
-        keyring = cls(journal, operator_secret, clock, entropy)
+        keyring = cls(journal, operator_secret, clock, entropy, evidence_s)
         keyring._keys = SealingKeys.load(await journal.sealing_keys(), operator_secret)
         await keyring.rotate_if_due(rotation_s)
         return keyring
@@ -152,7 +164,7 @@ class SealingKeyring:
         time = now(self._clock)
         if not self._keys.rotation_due(time, rotation_s):
             return
-        keys, records = self._keys.rotated(time, self._secret, self._entropy)
+        keys, records = self._keys.rotated(time, self._secret, self._entropy, self._evidence_s)
         await self._journal.append(records)
         self._keys = keys
         forget_keys()

@@ -52,6 +52,7 @@ class Code(enum.Enum):
     LOGS_REFUSED = "logs-refused"
     JOURNAL_OLD = "journal-old"
     CHALLENGE_OPEN = "challenge-open"
+    DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
 
@@ -159,6 +160,11 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         Stops.NOTHING,
         "Start the worker before that time with the model, device and precision of the job, or a "
         "part of the stake is lost",
+    ),
+    Code.DISK_LOW: Condition(
+        "the worker's disk is nearly full",
+        Stops.JOBS,
+        "Free space on the disk of the worker's home, or lower min_free_disk_mib or evidence_s",
     ),
     Code.INDEX_DECLINES: Condition(
         "an index declines the offer", Stops.NOTHING, "Do what the index says, or remove it"

@@ -19,6 +19,8 @@ from piecework_protocol.objects import Acceptance
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import Address, JobId, Timestamp, Uint32, keccak256
 
+_UNSIGNED_SECTION: Final = "5."
+"""What a worker says of vouchers travels in frames that it signs for something else."""
 MAX_KEPT_PER_JOB: Final = 16
 """The first frame ends the job. More come only from a job that is taken up again."""
 
@@ -59,6 +61,8 @@ class Contradictions:
             Whether it is evidence. Other frames are not kept.
         """
         if not isinstance(frame, Accepted | CanvasDelivered):
+            return False
+        if violation.clause.startswith(_UNSIGNED_SECTION):
             return False
         if not self._is_signed(job, operator, frame):
             return False

@@ -217,6 +217,12 @@ def party(db: apsw.Connection, key: JobId) -> tuple[ChannelId, Address, Timestam
     return ChannelId(channel), Address(operator), Timestamp(created_at)
 
 
+def prompt_tokens(db: apsw.Connection, key: JobId) -> int | None:
+    """Give a job's prompt tokens, without parsing the job. None: no worker has accepted it."""
+    found: int | None = db.execute("SELECT prompt_tokens FROM jobs WHERE id = ?", (key,)).get
+    return found
+
+
 def is_live(db: apsw.Connection, key: JobId) -> bool:
     """Say whether a job is known and not over."""
     return bool(rows(db, "SELECT 1 FROM jobs WHERE id = ? AND status = 'live'", (key,)))

@@ -153,6 +153,12 @@ def _fifth(db: apsw.Connection) -> None:
 
 
 _SIXTH: Final = """
+-- How long a model's answers were that ended by themselves: sums that decay
+CREATE TABLE lengths (
+    model BLOB PRIMARY KEY, jobs REAL NOT NULL, tokens REAL NOT NULL, updated_at INTEGER NOT NULL
+) STRICT;
+"""
+_SEVENTH: Final = """
 -- acceptance: the worker's signed promise as its frame, without the account
 -- content: the exact bytes whose digest the job signs, while texts are kept
 ALTER TABLE jobs ADD COLUMN acceptance BLOB;
@@ -179,5 +185,6 @@ CLIENT_SCHEMA: Final = Schema(
         Migration(4, _fourth),
         Migration(5, _fifth),
         Migration(6, script(_SIXTH)),
+        Migration(7, script(_SEVENTH)),
     ),
 )

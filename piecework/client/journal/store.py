@@ -55,6 +55,10 @@ MAX_ID_DIGITS = 64
 NO_PART = Part()
 NO_LIMITS = Limits()
 """A job that nothing was reserved for. It counts in the client's own budget."""
+_AUTHORIZE = (
+    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?, one_step = ?"
+    " WHERE id = ?"
+)
 
 
 class Store:
@@ -338,11 +342,8 @@ class Store:
             if signs:
                 offer, taken = job.offer.offer, row.taken if pending else 0
                 fee = offer.top_up_fee if row.funded else offer.open_fee
-                db.execute(
-                    "UPDATE channels SET authorized = ?, fee = ?, funding_deadline = ?, taken = ?,"
-                    " one_step = ? WHERE id = ?",
-                    (str(total), str(fee), funding_deadline, str(taken), one_step, row.id),
-                )
+                amounts = (str(total), str(fee), funding_deadline, str(taken))
+                db.execute(_AUTHORIZE, (*amounts, one_step, row.id))
                 fees.replaced(db, row, total, counts=pending is not None)
                 fees.charge(db, row.id, job.id, fee, whole)
             requests.record(db, part, job.id)
@@ -361,7 +362,7 @@ class Store:
         """
         with self._database.change("record an acceptance", durable=False) as db:
             channel, _, _ = rows.party(db, job)
-            known = rows.job(db, job).prompt_tokens
+            known = rows.prompt_tokens(db, job)
             if known not in (None, event.prompt_tokens):
                 raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
             frame = wire.encode_worker_frame(replace(event, account=None))

@@ -43,7 +43,7 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.fake_chain import EXPLORER, TOKEN, TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
 from tests.support.offers import offer, operator, receiver
 from tests.support.waiting import until
@@ -219,7 +219,7 @@ async def test_offers_come_through_an_index_that_is_not_believed(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
     market = IndexServer(
-        OfferStore(tmp_path / "market.db", chain.domain), chain, TOKEN_INFO, clock=clock
+        OfferStore(tmp_path / "market.db", chain.domain, TOKEN), chain, EXPLORER, clock=clock
     )
     chain.register(operator("retired").address, receiver("retired"))
     await market.accept(wire.encode_offer(offer("retired", now=clock.now())))
@@ -620,6 +620,17 @@ MOST_PAID = {
 """Canvases that may have been paid when the lie is found; the lies about canvas 1 leave one."""
 
 
+UNSIGNED = {
+    Lie.UNSIGNED_ACCEPTANCE,
+    Lie.RECEIPT_BY_ANOTHER_KEY,
+    Lie.FALSE_COUNT_AT_THE_END,
+    Lie.PAYMENTS_NEVER_MADE,
+    Lie.VOUCHER_NEVER_SIGNED,
+    Lie.GARBAGE,
+}
+"""Lies that the operator put no signature under. All others are kept as evidence."""
+
+
 @pytest.mark.parametrize("lie", list(Lie), ids=lambda lie: lie.name.lower())
 async def test_a_lying_worker_is_caught_with_the_clause_and_paid_no_more(
     client: PieceworkClient, worker: FakeWorker, lie: Lie
@@ -633,6 +644,8 @@ async def test_a_lying_worker_is_caught_with_the_clause_and_paid_no_more(
     assert f"clause {lie.clause}" in job.detail
     paid_leaves = client.store.channels()[0].book.accumulator.count
     assert paid_leaves <= MOST_PAID.get(lie, 1)
+    kept = client.store.contradictions.of(job.id)
+    assert [frame.clause for frame in kept] == ([] if lie in UNSIGNED else [lie.clause])
     with pytest.raises(NoWorkerFits, match=f"broke clause {lie.clause} before"):
         await collect(client.run(ask()))
 

@@ -15,14 +15,14 @@ from piecework_protocol.objects import Kind
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount
-from tests.unit.node.test_admission import Case, content, funding, good
+from tests.unit.node.test_admission import AdmissionCase, content, funding, good
 
 U32 = st.integers(0, 2**32 - 1)
 AMOUNT = st.one_of(st.integers(0, 10**7), st.integers(0, 2**128 - 1))
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn) -> AdmissionCase:
     case = good()
     p = case.job.parameters.replace(
         max_tokens=draw(st.one_of(st.integers(0, 5000), U32)),
@@ -61,7 +61,7 @@ def cases(draw: st.DrawFn) -> Case:
 
 @settings(max_examples=300, deadline=None)
 @given(cases())
-def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: Case) -> None:
+def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: AdmissionCase) -> None:
     try:
         accepted = admit(case.submission, case.view, case.book, content(case.prompt_tokens))
     except Refusal:

@@ -24,12 +24,14 @@ from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support import pair
 from tests.support.clock import FakeClock
 from tests.support.node.harness import DOMAIN, OPERATOR
+from tests.support.traces import made_up_leaves
 
 CHANNEL = pair.channel()
 KEY = CHANNEL.id(DOMAIN)
 UNSIGNED = Signature(bytes(65))
 EVIDENCE_S = 3600
 DAY_S = 24 * 3600
+CONTENT = b"a sealed content"
 SEALED = b"\x55" * 1400
 """As large as the sealed output of a canvas of 256 tokens."""
 
@@ -83,11 +85,12 @@ class Life:
         job = pair.job(self.jobs, 4).replace(channel=KEY, deadline=deadline)
         key = job.id(DOMAIN)
         at = Timestamp(int(self.clock.wall()))
-        stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, b""), 7, at)
+        stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, CONTENT), 7, at)
         await self.journal.append([stored, StateRecord(key, JobState.RUNNING)])
         canvas = canvas_record(key, 0, 55)
         done = StateRecord(key, JobState.DELIVERED)
-        await self.journal.append([StoredCanvas(canvas.receipt, SEALED, b""), done])
+        leaves = made_up_leaves(key, 3)
+        await self.journal.append([StoredCanvas(canvas.receipt, SEALED, b"", leaves), done])
         ref = LeafRef(key, 0)
         self.ledger = self.ledger.issue(
             ref, Digest(DOMAIN.digest(canvas.receipt)), canvas.receipt.amount

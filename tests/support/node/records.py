@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from piecework.chain.fees import Fees
 from piecework.chain.rawtx import UnsignedTransaction
 from piecework_node.journal.records import (
@@ -48,7 +50,7 @@ from tests.unit.node.test_admission import CHANNEL, OFFER, funding, good
 
 SIGNATURE = Signature(b"\5" * 64 + b"\x1b")
 KEY = PublicKey(b"\7" * 32)
-SUBMISSION = good().submission
+SUBMISSION = replace(good().submission, sealed_content=b"sealed content")
 JOB = SUBMISSION.job.id(DOMAIN)
 CHANNEL_ID = CHANNEL.id(DOMAIN)
 LEAF = LeafRef(JOB, 0)

@@ -75,7 +75,7 @@ PROMPT_TOKENS = 10
 
 
 @dataclass(frozen=True)
-class Case:
+class AdmissionCase:
     """A submission with everything that admission looks at."""
 
     job: Job
@@ -100,7 +100,7 @@ def account(standing: PayerStanding = PayerStanding.FINAL, **amounts: int) -> Pa
     return PayerCredit(standing, **known, on_openings=Amount(0))
 
 
-def good() -> Case:
+def good() -> AdmissionCase:
     job = Job(
         channel=CHANNEL.id(DOMAIN),
         salt=Bytes32(bytes(32)),
@@ -140,30 +140,30 @@ def good() -> Case:
         stray_unpaid=False,
         closing=False,
     )
-    return Case(job, CHANNEL, PAYER, view, book)
+    return AdmissionCase(job, CHANNEL, PAYER, view, book)
 
 
-def job(**changes: Any) -> Callable[[Case], Case]:
+def job(**changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
     return lambda c: replace(c, job=c.job.replace(**changes))
 
 
-def view(**changes: Any) -> Callable[[Case], Case]:
+def view(**changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
     return lambda c: replace(c, view=replace(c.view, **changes))
 
 
-def book(**changes: Any) -> Callable[[Case], Case]:
+def book(**changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
     return lambda c: replace(c, book=replace(c.book, **changes))
 
 
-def channel(**changes: Any) -> Callable[[Case], Case]:
-    def change(c: Case) -> Case:
+def channel(**changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
+    def change(c: AdmissionCase) -> AdmissionCase:
         altered = c.channel.replace(**changes)
         return replace(c, channel=altered, job=c.job.replace(channel=altered.id(DOMAIN)))
 
     return change
 
 
-def parameter(**changes: Any) -> Callable[[Case], Case]:
+def parameter(**changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
     return lambda c: replace(c, job=c.job.replace(parameters=c.job.parameters.replace(**changes)))
 
 
@@ -180,13 +180,13 @@ def content(prompt_tokens: int) -> EncodedContent:
     return EncodedContent((1,) * prompt_tokens)
 
 
-def best_effort(**changes: Any) -> Callable[[Case], Case]:
+def best_effort(**changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
     return lambda c: replace(
         c, job=c.job.replace(parameters=best_effort_parameters(Uint32(40)).replace(**changes))
     )
 
 
-def served_at_best_effort(c: Case) -> Case:
+def served_at_best_effort(c: AdmissionCase) -> AdmissionCase:
     """The same worker over an engine that honours no seed."""
     offer = OFFER.replace(models=(BEST_EFFORT_MODEL,))
     seen = replace(
@@ -197,7 +197,7 @@ def served_at_best_effort(c: Case) -> Case:
 
 STRANGER = LocalSigner(bytes(keccak256(b"stranger")))
 NONE = {"state": ChannelState.NONE, "deposit": Amount(0)}
-REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
+REFUSALS: list[tuple[str, Callable[[AdmissionCase], AdmissionCase], Reason]] = [
     ("a job for another channel", job(channel=bytes(32)), Reason.WRONG_CHAIN),
     ("another operator", channel(operator=Address(bytes(20))), Reason.WRONG_WORKER),
     ("another receiver", channel(receiver=Address(bytes(20))), Reason.WRONG_WORKER),
@@ -314,7 +314,9 @@ REFUSALS: list[tuple[str, Callable[[Case], Case], Reason]] = [
 @pytest.mark.parametrize(
     ("change", "reason"), [r[1:] for r in REFUSALS], ids=[r[0] for r in REFUSALS]
 )
-def test_a_job_is_refused_for(change: Callable[[Case], Case], reason: Reason) -> None:
+def test_a_job_is_refused_for(
+    change: Callable[[AdmissionCase], AdmissionCase], reason: Reason
+) -> None:
     case = change(good())
     with pytest.raises(Refusal) as caught:
         admit(case.submission, case.view, case.book, content(case.prompt_tokens))

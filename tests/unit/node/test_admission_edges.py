@@ -36,7 +36,7 @@ from tests.unit.node.test_admission import (
     OFFER,
     PROMPT_TOKENS,
     STRANGER,
-    Case,
+    AdmissionCase,
     book,
     channel,
     content,
@@ -51,19 +51,26 @@ DELAY = TERMS.min_withdrawal_delay
 UNOPENED: dict[str, Any] = {"state": ChannelState.NONE, "deposit": Amount(0)}
 
 
-def verdict(case: Case) -> AcceptedJob | Reason:
+def verdict(case: AdmissionCase) -> AcceptedJob | Reason:
     try:
         return admit(case.submission, case.view, case.book, content(case.prompt_tokens))
     except Refusal as refusal:
         return refusal.reason
 
 
-def authorized(total: int, **changes: Any) -> Callable[[Case], Case]:
+def authorized(total: int, **changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
     lifetime = changes.pop("lifetime_s", 3600)
     return book(funding=funding(total, lifetime_s=lifetime), pooled=Amount(total), **changes)
 
 
-BOUNDS: list[tuple[str, Callable[[Case], Case], Callable[[Case], Case], Reason]] = [
+BOUNDS: list[
+    tuple[
+        str,
+        Callable[[AdmissionCase], AdmissionCase],
+        Callable[[AdmissionCase], AdmissionCase],
+        Reason,
+    ]
+] = [
     (
         "the latest deadline",
         job(deadline=LATEST),
@@ -112,8 +119,8 @@ BOUNDS: list[tuple[str, Callable[[Case], Case], Callable[[Case], Case], Reason]]
 @pytest.mark.parametrize(("name", "within", "beyond", "reason"), BOUNDS, ids=[b[0] for b in BOUNDS])
 def test_the_bound_itself_is_let_in_and_the_next_value_is_not(
     name: str,
-    within: Callable[[Case], Case],
-    beyond: Callable[[Case], Case],
+    within: Callable[[AdmissionCase], AdmissionCase],
+    beyond: Callable[[AdmissionCase], AdmissionCase],
     reason: Reason,
 ) -> None:
     assert isinstance(verdict(within(good())), AcceptedJob), name
@@ -182,7 +189,9 @@ def test_a_channel_without_deposit_and_authorization_is_backed_by_nothing() -> N
     [job(channel=bytes(32)), channel(operator=bytes(20)), lambda c: replace(c, signer=STRANGER)],
     ids=["chain", "worker", "signer"],
 )
-def test_identity_alone_is_checked_without_any_terms(change: Callable[[Case], Case]) -> None:
+def test_identity_alone_is_checked_without_any_terms(
+    change: Callable[[AdmissionCase], AdmissionCase],
+) -> None:
     case = replace(good(), view=replace(good().view, draining=True, offer=None))
     check_identity(case.submission, case.view)
     with pytest.raises(Refusal):

@@ -14,7 +14,7 @@ import pytest
 from piecework.chain.deployment import Deployment
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node.daemon import registration as enrolment
-from piecework_node.daemon.checks import Checker, Finding
+from piecework_node.daemon.checks import Checker, CheckResult
 from piecework_node.home import Home
 from piecework_node.keys.operator import create_keystore
 from piecework_node.runtime.faults import CONDITIONS, Code
@@ -43,7 +43,7 @@ def checkpoint(tmp_path: Path) -> Path:
 
 async def model_finding(
     root: Path, model: str | Path, store: str = "", item: str = "model", **settings: Any
-) -> Finding:
+) -> CheckResult:
     home = Home(root / "worker")
     payout = "0x00000000000000000000000000000000000000f1"
     values = {"payout": payout, "model": str(model), "model_store": store, **settings}
@@ -102,7 +102,9 @@ async def node_of_now() -> AsyncIterator[tuple[NodeProxy, Deployment]]:
         yield proxy, await deployed_once(chain, proxy)
 
 
-async def node_findings(root: Path, proxy: NodeProxy, deployment: Deployment) -> dict[str, Finding]:
+async def node_findings(
+    root: Path, proxy: NodeProxy, deployment: Deployment
+) -> dict[str, CheckResult]:
     home = Home(root / "worker")
     values = {"payout": "0x00000000000000000000000000000000000000f1", "rpc_url": proxy.url}
     home.create()

@@ -12,7 +12,7 @@ from piecework_node.errors import JournalCorrupt, SaltUsed
 from piecework_node.journal.records import MetaSet
 from piecework_protocol.merkle import Accumulator
 from tests.support.clock import FakeClock
-from tests.support.node.journal_life import DAY_S, EVIDENCE_S, SEALED, opened
+from tests.support.node.journal_life import CONTENT, DAY_S, EVIDENCE_S, SEALED, opened
 
 LIMIT_BYTES = 400
 
@@ -59,6 +59,9 @@ async def test_nothing_goes_before_the_audit_window_is_over_or_while_a_canvas_is
     assert await life.journal.job(paid.job) is None
     kept = await life.journal.job(unpaid.job)
     assert kept is not None and kept.canvases[0].sealed_output == SEALED
+    assert len(kept.canvases[0].leaves) == 4
+    assert await life.journal.sealed_content(unpaid.job) == CONTENT
+    assert await life.journal.sealed_content(paid.job) is None
     await life.pay(unpaid)
     await life.prune()
     assert await life.journal.job(unpaid.job) is None
@@ -80,7 +83,8 @@ async def test_totals_receipts_and_vouchers_are_what_they_were(tmp_path: Path) -
     raw = apsw.Connection(str(tmp_path / "journal.db"))
     leaves: list[Any] = raw.execute("SELECT digest FROM canvases ORDER BY leaf_index").fetchall()
     assert Accumulator().extend([row[0] for row in leaves]) == channel.ledger.accumulator
-    assert raw.execute("SELECT count(*) FROM outputs").get == 0
+    for table in ("outputs", "traces", "contents"):
+        assert raw.execute(f"SELECT count(*) FROM {table}").get == 0  # noqa: S608  our own names
     assert raw.execute("SELECT count(*) FROM submissions").get == 0
     assert raw.execute("SELECT count(*) FROM log").get < 10
     raw.close()

@@ -87,6 +87,19 @@ def test_a_replaced_key_still_opens_until_nothing_can_arrive_for_it() -> None:
         gone.open(sealed, b"context")
 
 
+def test_a_replaced_key_stays_for_as_long_as_its_jobs_can_be_audited() -> None:
+    old, _ = first_key()
+    assert old.current is not None
+    sealed, later = seal(b"text", old.current, b"context"), Timestamp(NOW + 3600)
+    keys, _ = old.rotated(later, OPERATOR.secret, entropy(5), 500)
+    end = later + KEY_ARRIVAL_S + 500
+    still, _ = keys.rotated(Timestamp(end - 1), OPERATOR.secret, entropy(9), 500)
+    assert still.open(sealed, b"context") == b"text"
+    gone, _ = still.rotated(Timestamp(end), OPERATOR.secret, entropy(13), 500)
+    with pytest.raises(MalformedInput):
+        gone.open(sealed, b"context")
+
+
 def test_rotation_is_due_by_age() -> None:
     keys, _ = first_key()
     assert SealingKeys(()).rotation_due(NOW, 600)

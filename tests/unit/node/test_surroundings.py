@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from email.utils import formatdate
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,8 @@ from piecework_node.config import check
 from piecework_node.daemon.surroundings import (
     FIRST_RETRY_S,
     MAX_RETRY_S,
+    MIB,
+    DiskWatch,
     IndexWatch,
     check_endpoint,
 )
@@ -189,3 +192,24 @@ def test_settings_that_cannot_work_are_refused_with_what_to_do(
 def test_a_worker_that_listens_everywhere_and_says_where_is_taken() -> None:
     values = {"payout": PAYOUT, "bind": "0.0.0.0:50051", "endpoint": "gpu1.example.org:50051"}
     assert check(values).endpoint == "gpu1.example.org:50051"
+
+
+def test_a_worker_takes_no_job_while_its_disk_is_nearly_full(tmp_path: Path) -> None:
+    board = FaultBoard(FakeClock(), Metrics(), logs.silent(), patience_s=0)
+    free = [10 * MIB]
+    watch = DiskWatch(board, tmp_path, 10, lambda folder: free[0] if folder == tmp_path else 0)
+    watch.look()
+    assert board.stopping is None
+    free[0] -= 1
+    watch.look()
+    assert board.stopping is not None and board.stopping.code is Code.DISK_LOW
+    assert "9 MiB are free" in board.stopping.line
+    free[0] += 1
+    watch.look()
+    assert board.stopping is None
+
+
+def test_the_room_on_a_disk_is_that_of_the_system(tmp_path: Path) -> None:
+    board = FaultBoard(FakeClock(), Metrics(), logs.silent(), patience_s=0)
+    DiskWatch(board, tmp_path, 2**40).look()
+    assert [fault.code for fault in board.faults] == [Code.DISK_LOW]
