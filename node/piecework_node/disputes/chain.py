@@ -13,7 +13,7 @@ from piecework_protocol.disputes import OpenedLeaf
 from piecework_protocol.types import Address, Bytes32, Timestamp
 
 
-class DisputePort(Protocol):
+class DefencePort(Protocol):
     """What the defence asks of the chain. Every method raises `ChainError`."""
 
     async def head(self) -> tuple[int, Timestamp]: ...
@@ -30,7 +30,7 @@ class DisputePort(Protocol):
 
 
 class DisputeLink:
-    """Implements `DisputePort` over the link that settlement uses: both share the nonces."""
+    """Implements `DefencePort` over the link that settlement uses: both share the nonces."""
 
     def __init__(self, link: ChainLink, operator: Address) -> None:
         self._link, self._operator = link, operator

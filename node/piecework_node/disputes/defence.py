@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.disputes import Challenge, ChallengeOpened
-from piecework_node.disputes.chain import DisputePort
+from piecework_node.disputes.chain import DefencePort
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth
 from piecework_node.runtime.faults import Code, FaultBoard
@@ -52,7 +52,7 @@ class Defence:
 
     def __init__(
         self,
-        port: DisputePort,
+        port: DefencePort,
         leaves: LeafSource,
         transactions: TransactionTracker,
         journal: Journal,
