@@ -1,7 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
-import {Challenge, JobOfChannel, SignedReceipt} from "../../src/interfaces/IEvidenceVerifier.sol";
+import {
+    Challenge,
+    IEvidenceVerifier,
+    JobOfChannel,
+    SignedReceipt
+} from "../../src/interfaces/IEvidenceVerifier.sol";
 import {Receipt} from "../../src/libraries/PieceworkTypes.sol";
 import {OpenedLeaf} from "../../src/libraries/TraceLeaves.sol";
 import {TraceProof, TraceRule} from "../../src/libraries/TraceRules.sol";
@@ -90,7 +95,12 @@ contract DisputesGasTest is DisputesBase {
     function test_gas_of_challenges() public {
         vm.deal(operator, 1);
         (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) = _largeJob();
-        (, Challenge memory asked) = ask(subject, signed, 1, ALL_STEP);
+        (Challenge memory asked,) = verifier.ask(payer, subject, signed, 1, ALL_STEP);
+        uint256 bond = disputes.requiredBond();
+        vm.prank(payer);
+        disputes.challenge{value: bond}(
+            abi.encodeCall(IEvidenceVerifier.ask, (payer, subject, signed, 1, ALL_STEP))
+        );
         _snap("challenge");
         OpenedLeaf memory leaf = TraceBuilder.open(trace, 1, ALL_STEP);
         uint256 id = vm.snapshotState();

@@ -54,8 +54,8 @@ MAX_IN_FLIGHT: Final = 16
 """Transactions under way at once. A node drops what comes far ahead of the mined nonce."""
 
 
-class Answers(Protocol):
-    """Answers challenges in a dispute contract."""
+class ChallengeWatch(Protocol):
+    """ChallengeWatch challenges in a dispute contract."""
 
     async def look(self) -> None:
         """Do one round. Raises `ChainError`."""
@@ -81,7 +81,7 @@ class Settler:
         poll_s: float,
         metrics: Metrics,
         log: Any,
-        defence: Answers | None = None,
+        defence: ChallengeWatch | None = None,
     ) -> None:
         """`defence` answers challenges. None: the market has no dispute contract."""
         self._defence = defence
