@@ -37,6 +37,7 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
         uint64 index;
         address offeredOwner;
         uint64 frozenUntil;
+        bool suspended;
         string endpoint;
     }
 
@@ -212,6 +213,14 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
     }
 
     /// @inheritdoc IWorkerRegistry
+    function suspend(address operator, bool suspended) external {
+        Worker storage worker = _findForSlasher(operator);
+        if (worker.suspended == suspended) return;
+        worker.suspended = suspended;
+        emit WorkerSuspended(operator, suspended);
+    }
+
+    /// @inheritdoc IWorkerRegistry
     function slash(address operator, uint128 amount, address payee) external {
         Worker storage worker = _findForSlasher(operator);
         if (amount == 0) revert ZeroAmount();
@@ -238,7 +247,8 @@ contract WorkerRegistry is IWorkerRegistry, EIP712, ReentrancyGuardTransient {
     /// @inheritdoc IWorkerRegistry
     function isActive(address operator) public view returns (bool) {
         Worker storage worker = _workers[operator];
-        return worker.id != 0 && worker.unbondRequestedAt == 0 && worker.stake >= minStake;
+        return
+            worker.id != 0 && worker.unbondRequestedAt == 0 && worker.stake >= minStake && !worker.suspended;
     }
 
     /// @inheritdoc IWorkerRegistry

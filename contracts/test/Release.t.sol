@@ -2,7 +2,9 @@
 pragma solidity 0.8.37;
 
 import {TestToken} from "../src/TestToken.sol";
+import {DisputeTerms, IDisputes} from "../src/interfaces/IDisputes.sol";
 import {IEscrow} from "../src/interfaces/IEscrow.sol";
+import {IEvidenceVerifier} from "../src/interfaces/IEvidenceVerifier.sol";
 import {IWorkerRegistry} from "../src/interfaces/IWorkerRegistry.sol";
 import {Deploy} from "./utils/Deploy.sol";
 
@@ -38,12 +40,11 @@ contract ReleaseTest is Deploy {
     }
 
     function test_the_bytes_under_test_are_the_frozen_ones() public view {
-        vm.assertEq(keccak256(vm.getCode("Escrow.sol:Escrow")), keccak256(_frozen("Escrow")), "Escrow");
-        vm.assertEq(
-            keccak256(vm.getCode("WorkerRegistry.sol:WorkerRegistry")),
-            keccak256(_frozen("WorkerRegistry")),
-            "WorkerRegistry"
-        );
+        string[4] memory names = ["Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes"];
+        for (uint256 i = 0; i < names.length; ++i) {
+            bytes memory built = vm.getCode(string.concat(names[i], ".sol:", names[i]));
+            vm.assertEq(keccak256(built), keccak256(_frozen(names[i])), names[i]);
+        }
     }
 
     function test_the_factory_puts_the_escrow_where_everybody_computes_it() public {
@@ -75,6 +76,40 @@ contract ReleaseTest is Deploy {
         );
         vm.assertEq(registry, _create2(initCode), "computed");
         vm.assertEq(IWorkerRegistry(registry).slasher(), FACTORY, "the slasher can only deploy");
+    }
+
+    function test_the_factory_puts_disputes_with_their_registry_where_their_terms_say() public {
+        address escrow = _deploy(_frozen("Escrow"));
+        address verifier = _deploy(bytes.concat(_frozen("EvidenceVerifier"), abi.encode(escrow)));
+        vm.assertEq(verifier, vm.parseJsonAddress(_addresses, ".verifier.address"), "verifier");
+        IDisputes disputes =
+            IDisputes(_deploy(bytes.concat(_frozen("Disputes"), abi.encode(_terms(verifier)))));
+        string memory example = ".disputes.example";
+        vm.assertEq(
+            address(disputes), vm.parseJsonAddress(_addresses, string.concat(example, ".address")), "disputes"
+        );
+        IWorkerRegistry registry = disputes.registry();
+        vm.assertEq(
+            address(registry),
+            vm.parseJsonAddress(_addresses, string.concat(example, ".registry")),
+            "registry"
+        );
+        vm.assertEq(registry.slasher(), address(disputes), "slasher");
+        vm.assertTrue(address(disputes).code.length < 24_576, "fits");
+        vm.assertTrue(verifier.code.length < 24_576, "fits");
+        vm.assertTrue(_frozen("Disputes").length < 2 * 24_576, "the init code fits");
+    }
+
+    function _terms(address verifier) private returns (DisputeTerms memory t) {
+        string memory terms = ".disputes.example.terms";
+        t.verifier = IEvidenceVerifier(verifier);
+        t.stakeToken = vm.parseJsonAddress(_addresses, string.concat(terms, ".token"));
+        vm.etch(t.stakeToken, address(new TestToken()).code);
+        t.minStake = uint128(vm.parseJsonUint(_addresses, string.concat(terms, ".min_stake")));
+        t.unbondingDelay = uint64(vm.parseJsonUint(_addresses, string.concat(terms, ".unbonding_seconds")));
+        t.provingCost = uint128(vm.parseJsonUint(_addresses, string.concat(terms, ".proving_cost")));
+        t.minBond = uint96(vm.parseJsonUint(_addresses, string.concat(terms, ".min_bond_wei")));
+        t.verdictFee = uint128(vm.parseJsonUint(_addresses, string.concat(terms, ".verdict_fee")));
     }
 
     function test_the_factory_deploys_the_escrow_once() public {

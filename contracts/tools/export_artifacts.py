@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-CONTRACTS = ("Escrow", "WorkerRegistry", "TestToken")
+CONTRACTS = ("Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes", "TestToken")
 # What decides the bytecode besides the sources: compiler settings, and the versions of solc and
 # OpenZeppelin.
 SETTINGS = ("foundry.toml", "package.json")

@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 RELEASE = ROOT / "release"
-CONTRACTS = ("Escrow", "WorkerRegistry")
+CONTRACTS = ("Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes")
 # The deterministic deployment proxy (https://github.com/Arachnid/deterministic-deployment-proxy).
 FACTORY = "0x4e59b44847b379578588920cA78FbF26c0B4956C"
 SALT = bytes(32)
@@ -27,6 +27,14 @@ EXAMPLE_TERMS: dict[str, Any] = {
     "token": "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913",
     "min_stake": 100_000_000,
     "unbonding_seconds": 604_800,
+}
+# The same for a dispute contract, beside the terms of its registry.
+EXAMPLE_DISPUTE_TERMS: dict[str, Any] = {
+    "proving_cost": 500_000,
+    "min_bond_wei": 100_000_000_000_000,
+    "verdict_fee": 5_000_000,
+    "committee": [],
+    "threshold": 0,
 }
 IMPORT = re.compile(r'^import (?:\{[^}]*\} from )?"([^"]+)";', re.MULTILINE)
 TYPE_STRING = re.compile(r'string internal constant \w+_TYPE\s*=\s*"([^"]+)"')
@@ -113,36 +121,56 @@ def keccak(data: bytes) -> bytes:
     return bytes.fromhex(ran.stdout)
 
 
-def create2(init_code: bytes) -> str:
-    """Where the factory puts init code with salt 0: EIP-1014."""
-    packed = b"\xff" + bytes.fromhex(FACTORY[2:]) + SALT + keccak(init_code)
+def create2(init_code: bytes, deployer: str = FACTORY) -> str:
+    """Where the factory, or another deployer, puts init code with salt 0: EIP-1014."""
+    packed = b"\xff" + bytes.fromhex(deployer[2:]) + SALT + keccak(init_code)
     return "0x" + keccak(packed)[12:].hex()
 
 
 def addresses(codes: dict[str, bytes]) -> dict[str, Any]:
     """The addresses that follow from the init codes."""
-    arguments = b"".join(
-        (
-            bytes.fromhex(str(EXAMPLE_TERMS["token"])[2:]).rjust(32, b"\0"),
-            int(EXAMPLE_TERMS["min_stake"]).to_bytes(32, "big"),
-            int(EXAMPLE_TERMS["unbonding_seconds"]).to_bytes(32, "big"),
-        )
-    )
+    token = int(str(EXAMPLE_TERMS["token"]), 16)
+    stakes = (token, EXAMPLE_TERMS["min_stake"], EXAMPLE_TERMS["unbonding_seconds"])
+    registry = codes["WorkerRegistry"] + words(*stakes)
+    escrow = create2(codes["Escrow"])
+    verifier = create2(codes["EvidenceVerifier"] + words(int(escrow, 16)))
+    more = EXAMPLE_DISPUTE_TERMS
+    terms = words(32, int(verifier, 16), *stakes)
+    terms += words(more["proving_cost"], more["min_bond_wei"], more["verdict_fee"])
+    terms += words(9 * 32, more["threshold"], len(more["committee"]))
+    disputes = create2(codes["Disputes"] + terms)
     return {
         "factory": FACTORY,
         "salt": "0x" + SALT.hex(),
         "escrow": {
             "initCodeHash": "0x" + keccak(codes["Escrow"]).hex(),
-            "address": create2(codes["Escrow"]),
+            "address": escrow,
         },
         "registry": {
             "initCodeHashWithoutArguments": "0x" + keccak(codes["WorkerRegistry"]).hex(),
             "example": {
                 "terms": EXAMPLE_TERMS,
-                "address": create2(codes["WorkerRegistry"] + arguments),
+                "address": create2(registry),
+            },
+        },
+        "verifier": {
+            "initCodeHashWithoutArguments": "0x" + keccak(codes["EvidenceVerifier"]).hex(),
+            "address": verifier,
+        },
+        "disputes": {
+            "initCodeHashWithoutArguments": "0x" + keccak(codes["Disputes"]).hex(),
+            "example": {
+                "terms": EXAMPLE_TERMS | EXAMPLE_DISPUTE_TERMS,
+                "address": disputes,
+                "registry": create2(registry, disputes),
             },
         },
     }
+
+
+def words(*values: int) -> bytes:
+    """Numbers as the ABI encodes them."""
+    return b"".join(int(value).to_bytes(32, "big") for value in values)
 
 
 def typed_data() -> dict[str, Any]:

@@ -359,7 +359,7 @@ def contracts_page() -> str:
         "The ABIs are in `contracts/artifacts/NAME.json`, as `{abi, bytecode}` like Hardhat's.\n"
         "The NatSpec comments in `contracts/src/interfaces` say what each function promises.\n"
     )
-    for name in ("Escrow", "WorkerRegistry"):
+    for name in ("Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes"):
         artifact = json.loads((ROOT / "contracts" / "artifacts" / f"{name}.json").read_text())
         parts.append(f"\n## {name}\n")
         for kind, title, key in (

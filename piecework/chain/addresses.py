@@ -11,6 +11,7 @@ https://github.com/Arachnid/deterministic-deployment-proxy.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cache
 from types import MappingProxyType
 from typing import Final
@@ -81,9 +82,9 @@ def require_create2(chain_id: int) -> None:
         )
 
 
-def create2_address(init_code: bytes, salt: Bytes32 = SALT) -> Address:
-    """Where the factory puts what this init code creates: EIP-1014."""
-    return Address(keccak256(b"\xff" + FACTORY + salt + keccak256(init_code))[12:])
+def create2_address(init_code: bytes, salt: Bytes32 = SALT, deployer: Address = FACTORY) -> Address:
+    """Where a deployer, by default the factory, puts what this init code creates: EIP-1014."""
+    return Address(keccak256(b"\xff" + deployer + salt + keccak256(init_code))[12:])
 
 
 def escrow_init_code() -> bytes:
@@ -97,9 +98,8 @@ def registry_init_code(token: Address, min_stake: Amount, unbonding_delay_s: Sec
 
     `min_stake` is in base units of the token.
     """
-    terms = (int.from_bytes(token, "big"), min_stake, unbonding_delay_s)
-    words = b"".join(term.to_bytes(32, "big") for term in terms)
-    return frozen_init_code("WorkerRegistry") + words
+    terms = (_word(token), min_stake, unbonding_delay_s)
+    return frozen_init_code("WorkerRegistry") + _words(*terms)
 
 
 @cache
@@ -112,3 +112,79 @@ def escrow_address() -> Address:
 def registry_address(token: Address, min_stake: Amount, unbonding_delay_s: Seconds) -> Address:
     """The registry of these terms. `min_stake` is in base units of the token."""
     return create2_address(registry_init_code(token, min_stake, unbonding_delay_s))
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeTerms:
+    """What a market's dispute contract was created with, beside the terms of its registry.
+
+    `proving_cost` and `verdict_fee` are in base units of the stake token: what one transaction of a
+    proof costs, and what a member gets for a verdict. `min_bond_wei` is the least bond of a
+    challenge. `threshold` members of the `committee`, in ascending order, make a verdict.
+    """
+
+    proving_cost: Amount
+    min_bond_wei: int
+    verdict_fee: Amount
+    committee: tuple[Address, ...] = ()
+    threshold: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StakeTerms:
+    """What a registry was created with. `min_stake` is in base units of the token."""
+
+    token: Address
+    min_stake: Amount
+    unbonding_delay_s: Seconds
+
+
+@cache
+def verifier_init_code() -> bytes:
+    """The verifier of evidence knows the escrow."""
+    return frozen_init_code("EvidenceVerifier") + _words(_word(escrow_address()))
+
+
+@cache
+def verifier_address() -> Address:
+    """The one verifier of every chain."""
+    return create2_address(verifier_init_code())
+
+
+@cache
+def disputes_init_code(stakes: StakeTerms, terms: DisputeTerms) -> bytes:
+    """The init code of a dispute contract ends with its terms, as the ABI encodes that struct."""
+    head = (
+        _word(verifier_address()),
+        _word(stakes.token),
+        stakes.min_stake,
+        stakes.unbonding_delay_s,
+        terms.proving_cost,
+        terms.min_bond_wei,
+        terms.verdict_fee,
+    )
+    members = (len(terms.committee), *map(_word, terms.committee))
+    offset = 32 * (len(head) + 2)
+    words = _words(32, *head, offset, terms.threshold, *members)
+    return frozen_init_code("Disputes") + words
+
+
+@cache
+def disputes_address(stakes: StakeTerms, terms: DisputeTerms) -> Address:
+    """The dispute contract of these terms."""
+    return create2_address(disputes_init_code(stakes, terms))
+
+
+@cache
+def disputed_registry_address(stakes: StakeTerms, terms: DisputeTerms) -> Address:
+    """The registry that the dispute contract of these terms deploys, and whose slasher it is."""
+    code = registry_init_code(stakes.token, stakes.min_stake, stakes.unbonding_delay_s)
+    return create2_address(code, deployer=disputes_address(stakes, terms))
+
+
+def _word(address: Address) -> int:
+    return int.from_bytes(address, "big")
+
+
+def _words(*values: int) -> bytes:
+    return b"".join(value.to_bytes(32, "big") for value in values)

@@ -15,8 +15,8 @@ from piecework.base.jsons import loads
 
 __all__ = ["CONTRACTS", "Artifact", "frozen_init_code", "load_artifact"]
 
-CONTRACTS = ("Escrow", "WorkerRegistry", "TestToken")
-RELEASED = ("Escrow", "WorkerRegistry")
+CONTRACTS = ("Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes", "TestToken")
+RELEASED = ("Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes")
 """Those that everybody computes the addresses of."""
 
 

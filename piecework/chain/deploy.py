@@ -15,9 +15,12 @@ from piecework.chain.addresses import (
     FACTORY_CREATOR,
     FACTORY_GAS_WEI,
     FACTORY_TRANSACTION,
+    DisputeTerms,
+    disputes_init_code,
     escrow_init_code,
     registry_init_code,
     require_create2,
+    verifier_init_code,
 )
 from piecework.chain.calls import create, create_by_factory, send_native
 from piecework.chain.deployment import Deployment
@@ -48,14 +51,17 @@ async def deploy(
     min_stake: Amount | str = DEFAULT_MIN_STAKE,
     unbonding_delay_s: Seconds = DEFAULT_UNBONDING_DELAY_S,
     token: Address | None = None,
+    disputes: DisputeTerms | None = None,
     fees: FeePolicy | None = None,
     poll_s: float = DEFAULT_POLL_S,
 ) -> Deployment:
     """Make sure that a chain has the factory, the escrow and the registry of these terms.
 
     Without `token` it creates a TestToken. `min_stake` is an amount in base units, or a text with a
-    number of tokens such as "100". The deployer gets no power over anything: the contracts have no
-    owner. The file names the node only if both are on this machine: a development chain.
+    number of tokens such as "100". With `disputes` it also creates the verifier of evidence and the
+    dispute contract, which creates the registry. The deployer gets no power over anything: the
+    contracts have no owner. The file names the node only if both are on this machine: a
+    development chain.
 
     Raises:
         AmountError: `min_stake` is not an amount of this token.
@@ -83,12 +89,26 @@ async def deploy(
             min_stake=stake,
             unbonding_delay_s=unbonding_delay_s,
             rpc_url=rpc_url if local else None,
+            disputes=disputes,
         )
         Deployment.from_json(made.to_json())  # what nobody could read is not made
-        registry = registry_init_code(token, stake, unbonding_delay_s)
-        await _ensure(sender, "Escrow", made.escrow, escrow_init_code(), poll_s)
-        await _ensure(sender, "WorkerRegistry", made.registry, registry, poll_s)
+        for contract, address, code in _contracts(made):
+            await _ensure(sender, contract, address, code, poll_s)
         return replace(made, from_block=await block_of_creation(rpc, made.escrow))
+
+
+def _contracts(made: Deployment) -> list[tuple[str, Address, bytes]]:
+    """The contracts that the factory creates, in their order."""
+    contracts = [("Escrow", made.escrow, escrow_init_code())]
+    if made.disputes is None or made.disputes_contract is None:
+        code = registry_init_code(made.token, made.min_stake, made.unbonding_delay_s)
+        return [*contracts, ("WorkerRegistry", made.registry, code)]
+    code = disputes_init_code(made.stake_terms, made.disputes)
+    return [
+        *contracts,
+        ("EvidenceVerifier", made.verifier, verifier_init_code()),
+        ("Disputes", made.disputes_contract, code),
+    ]
 
 
 async def block_of_creation(rpc: JsonRpc, address: Address) -> int | None:

@@ -18,12 +18,22 @@ from piecework.base.files import FileError, read, shown, write_public
 from piecework.base.hosts import LOOPBACK
 from piecework.base.jsons import loads
 from piecework.base.text import one_line
-from piecework.chain.addresses import escrow_address, registry_address
+from piecework.chain.addresses import (
+    DisputeTerms,
+    StakeTerms,
+    disputed_registry_address,
+    disputes_address,
+    escrow_address,
+    registry_address,
+    verifier_address,
+)
 from piecework.chain.errors import BadDeployment
 from piecework.chain.limits import (
     DEVELOPMENT_CHAIN_IDS,
     MAX_CHAIN_ID,
+    MAX_COMMITTEE,
     MAX_DEPLOYMENT_BYTES,
+    MAX_DISPUTE_AMOUNT,
     MAX_MIN_STAKE,
     MAX_UNBONDING_DELAY_S,
     MIN_UNBONDING_DELAY_S,
@@ -33,7 +43,8 @@ from piecework_protocol.types import Address, Amount, Seconds, parse_address, to
 
 VERSION: Final = 2
 _REQUIRED: Final = ("version", "chain_id", "token", "terms")
-_OPTIONAL: Final = ("from_block", "rpc_url")
+_OPTIONAL: Final = ("from_block", "rpc_url", "disputes")
+_DISPUTE_TERMS: Final = ("proving_cost", "min_bond_wei", "verdict_fee", "committee", "threshold")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +55,7 @@ class Deployment:
     are what the chain said, and `ChainReader` compares them with the chain again. `min_stake` is in
     base units. `from_block` is where the contracts were created, if known: no event of theirs is
     older. `rpc_url` is set for a market on this machine only, else everybody names a node of their
-    own.
+    own. `disputes` is None in a market without disputes: there nobody can take a stake.
     """
 
     chain_id: int
@@ -55,6 +66,7 @@ class Deployment:
     unbonding_delay_s: Seconds
     from_block: int | None = None
     rpc_url: str | None = None
+    disputes: DisputeTerms | None = None
 
     @property
     def escrow(self) -> Address:
@@ -63,8 +75,26 @@ class Deployment:
 
     @property
     def registry(self) -> Address:
-        """Where the registry of these terms is."""
+        """Where the registry of these terms is. The dispute contract has its own."""
+        if self.disputes is not None:
+            return disputed_registry_address(self.stake_terms, self.disputes)
         return registry_address(self.token, self.min_stake, self.unbonding_delay_s)
+
+    @property
+    def stake_terms(self) -> StakeTerms:
+        """The terms of the registry."""
+        return StakeTerms(self.token, self.min_stake, self.unbonding_delay_s)
+
+    @property
+    def verifier(self) -> Address:
+        """Where the verifier of evidence is: it follows from frozen init code."""
+        return verifier_address()
+
+    @property
+    def disputes_contract(self) -> Address | None:
+        """Where the dispute contract of these terms is, if the market has one."""
+        terms = self.disputes
+        return None if terms is None else disputes_address(self.stake_terms, terms)
 
     @property
     def domain(self) -> Domain:
@@ -96,6 +126,7 @@ class Deployment:
             },
             "from_block": self.from_block,
             "rpc_url": self.rpc_url,
+            "disputes": None if self.disputes is None else _dispute_terms_json(self.disputes),
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -125,6 +156,7 @@ class Deployment:
                 unbonding_delay_s=Seconds(delay),
                 from_block=_integer(raw, "from_block") if "from_block" in raw else None,
                 rpc_url=_loopback(raw["rpc_url"]) if "rpc_url" in raw else None,
+                disputes=_dispute_terms(raw) if "disputes" in raw else None,
             )
         except ValueError as error:
             raise BadDeployment(f"deployment: {error}") from error
@@ -180,6 +212,49 @@ def require_file_of_a_development_chain(path: Path) -> None:
         )
 
 
+def dispute_terms_of(found: bytes) -> DisputeTerms:
+    """Read the terms of a dispute contract: the JSON object that a deployment file has for them.
+
+    Raises:
+        BadDeployment: they are malformed, or the contract would refuse them.
+    """
+    try:
+        return _dispute_terms({"disputes": loads(found)})
+    except ValueError as error:
+        raise BadDeployment(f"the terms of a dispute contract: {error}") from error
+
+
+def _dispute_terms_json(terms: DisputeTerms) -> dict[str, Any]:
+    return {
+        "proving_cost": terms.proving_cost,
+        "min_bond_wei": terms.min_bond_wei,
+        "verdict_fee": terms.verdict_fee,
+        "committee": [to_hex(member) for member in terms.committee],
+        "threshold": terms.threshold,
+    }
+
+
+def _dispute_terms(raw: Mapping[str, Any]) -> DisputeTerms:
+    """The terms that the contract takes: what it refuses is no market."""
+    terms = _object(raw, "disputes", _DISPUTE_TERMS)
+    listed = terms["committee"]
+    if not isinstance(listed, list) or len(listed) > MAX_COMMITTEE:
+        raise ValueError(f"committee is not a list of up to {MAX_COMMITTEE} addresses")
+    committee = tuple(_address(member) for member in listed)
+    if list(committee) != sorted(set(committee)):
+        raise ValueError("the committee's addresses ascend, and each is there once")
+    if Address(bytes(20)) in committee:
+        raise ValueError("the zero address is no member of a committee")
+    least = len(committee) // 2 + 1 if committee else 0
+    return DisputeTerms(
+        proving_cost=Amount(_integer(terms, "proving_cost", 1, MAX_DISPUTE_AMOUNT)),
+        min_bond_wei=_integer(terms, "min_bond_wei", 0, MAX_DISPUTE_AMOUNT),
+        verdict_fee=Amount(_integer(terms, "verdict_fee", 0, MAX_DISPUTE_AMOUNT)),
+        committee=committee,
+        threshold=_integer(terms, "threshold", least, len(committee)),
+    )
+
+
 def _require_version(raw: Mapping[str, Any]) -> None:
     version = raw.get("version")
     if version == VERSION and isinstance(version, int):
@@ -224,7 +299,7 @@ def _integer(raw: Mapping[str, Any], name: str, least: int = 0, most: int = 2**6
 
 def _address(value: Any) -> Address:
     if not isinstance(value, str):
-        raise ValueError("the token's address is not text")
+        raise ValueError("an address is not text")
     return parse_address(value)
 
 

@@ -69,3 +69,7 @@ EMBEDDED_CHAIN_ID: Final = 131277322940537
 ANVIL_CHAIN_ID: Final = 31337
 DEVELOPMENT_CHAIN_IDS: Final = frozenset({EMBEDDED_CHAIN_ID, ANVIL_CHAIN_ID})
 """The chains on which the faucet's well-known key may be used."""
+# The dispute contract's own bounds. A committee of more members is not cheaper to corrupt, and each
+# vote costs gas.
+MAX_COMMITTEE: Final = 32
+MAX_DISPUTE_AMOUNT: Final = 2**96 - 1

@@ -47,13 +47,28 @@ async def presence_of_factory(rpc: JsonRpc) -> Presence:
 
 
 async def places(rpc: JsonRpc, deployment: Deployment) -> tuple[Place, ...]:
-    """The factory, the escrow and the registry of a market, and what is there."""
-    escrow, registry = deployment.escrow, deployment.registry
-    return (
-        Place("factory", FACTORY, await presence_of_factory(rpc)),
-        Place("escrow", escrow, await presence_of(rpc, "Escrow", escrow)),
-        Place("registry", registry, await presence_of(rpc, "WorkerRegistry", registry)),
-    )
+    """The factory and the contracts of a market, and what is there."""
+    found = [Place("factory", FACTORY, await presence_of_factory(rpc))]
+    for contract, address in contracts_of(deployment).items():
+        found.append(Place(_NAMES[contract], address, await presence_of(rpc, contract, address)))
+    return tuple(found)
+
+
+_NAMES = {
+    "Escrow": "escrow",
+    "WorkerRegistry": "registry",
+    "EvidenceVerifier": "verifier",
+    "Disputes": "disputes",
+}
+
+
+def contracts_of(deployment: Deployment) -> dict[str, Address]:
+    """The contracts of a market by their Solidity names."""
+    contracts = {"Escrow": deployment.escrow, "WorkerRegistry": deployment.registry}
+    disputes = deployment.disputes_contract
+    if disputes is not None:
+        contracts |= {"EvidenceVerifier": deployment.verifier, "Disputes": disputes}
+    return contracts
 
 
 def _judge(code: bytes, ours: bool) -> Presence:

@@ -29,7 +29,7 @@ from piecework.chain.events import (
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_WORKERS_PER_PAGE
 from piecework.chain.logs import LogSearch
-from piecework.chain.presence import Presence, presence_of
+from piecework.chain.presence import Presence, contracts_of, presence_of
 from piecework.chain.records import (
     UNKNOWN_CHANNEL,
     Block,
@@ -181,8 +181,8 @@ class ChainReader:
             WrongChain: something differs.
         """
         await self.verify_chain()
-        await self._verify_code("Escrow", self.deployment.escrow)
-        await self._verify_code("WorkerRegistry", self.deployment.registry)
+        for contract, address in contracts_of(self.deployment).items():
+            await self._verify_code(contract, address)
         (separator,) = await self._escrow("DOMAIN_SEPARATOR")
         if separator != self.domain.separator():
             raise WrongChain("the escrow signs under another domain than this program")

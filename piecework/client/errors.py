@@ -46,6 +46,13 @@ class StoreError(ClientError):
     """
 
 
+class DisputeError(ClientError):
+    """A dispute cannot be begun or go on: evidence, time, or another challenge stand against it.
+
+    Raised by `piecework client dispute`.
+    """
+
+
 class WorkerUnreachable(ClientError):
     """A worker or an index gave no answer, or the connection to it broke. Trying again may help.
 

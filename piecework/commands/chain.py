@@ -15,6 +15,7 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
+    from piecework.chain.addresses import DisputeTerms
     from piecework.chain.deployment import Deployment
     from piecework.chain.dev.anvil import Anvil
     from piecework.chain.dev.embedded import EmbeddedChain
@@ -98,6 +99,9 @@ def deploy(
     ] = None,
     min_stake: MinStake = "100",
     unbonding_days: Unbonding = 7.0,
+    disputes: Annotated[
+        Path | None, typer.Option(help="JSON file with the terms of a dispute contract.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Deploy the contracts to a chain.
@@ -113,14 +117,26 @@ def deploy(
     address = None if token is None else common.address("--token", token)
     delay = int(unbonding_days * _SECONDS_PER_DAY)
     deployer = _deployer(rpc, key_file, password_file, faucet_key)
+    terms = None if disputes is None else common.guard(lambda: _dispute_terms(disputes))
     made = common.run(
-        _deploy(rpc, deployer, token=address, min_stake=min_stake, unbonding_delay_s=delay)
+        _deploy(
+            rpc,
+            deployer,
+            token=address,
+            min_stake=min_stake,
+            unbonding_delay_s=delay,
+            disputes=terms,
+        )
     )
     common.guard(lambda: made.save(out))
-    addresses = _addresses(made)
     if json:
-        common.print_json({"file": str(out), "contracts": addresses, **made.to_json()})
+        common.print_json({"file": str(out), "contracts": _addresses(made), **made.to_json()})
         return
+    _show_deployment(made, out)
+
+
+def _show_deployment(made: Deployment, out: Path) -> None:
+    addresses = _addresses(made)
     token_found = made.payment_token
     common.say(f"chain        {made.chain_id}")
     for name, where in addresses.items():
@@ -275,6 +291,7 @@ async def _deploy(
     token: Address | None,
     min_stake: str,
     unbonding_delay_s: int,
+    disputes: DisputeTerms | None = None,
 ) -> Deployment:
     from piecework.chain.deploy import deploy as deploy_contracts
     from piecework_protocol.types import Seconds
@@ -285,6 +302,7 @@ async def _deploy(
         min_stake=min_stake,
         unbonding_delay_s=Seconds(unbonding_delay_s),
         token=token,
+        disputes=disputes,
     )
 
 
@@ -391,7 +409,25 @@ def _addresses(deployment: Deployment) -> dict[str, str]:
     """Where the contracts of a market are."""
     from piecework_protocol.types import to_hex
 
-    return {"escrow": to_hex(deployment.escrow), "registry": to_hex(deployment.registry)}
+    found = {"escrow": to_hex(deployment.escrow), "registry": to_hex(deployment.registry)}
+    disputes = deployment.disputes_contract
+    if disputes is not None:
+        found |= {"verifier": to_hex(deployment.verifier), "disputes": to_hex(disputes)}
+    return found
+
+
+def _dispute_terms(file: Path) -> DisputeTerms:
+    """Read the terms of a dispute contract.
+
+    Raises:
+        FileError: The file cannot be read.
+        BadDeployment: It does not hold such terms.
+    """
+    from piecework.base.files import read
+    from piecework.chain.deployment import dispute_terms_of
+    from piecework.chain.limits import MAX_DEPLOYMENT_BYTES
+
+    return dispute_terms_of(read(file, MAX_DEPLOYMENT_BYTES))
 
 
 def _writable(file: Path) -> Path:

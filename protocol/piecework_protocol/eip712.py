@@ -98,11 +98,12 @@ class TypedData:
         try:
             return self._struct_hash
         except AttributeError:
-            found = keccak256(self._encoded())
+            found = keccak256(self.encoded())
             object.__setattr__(self, "_struct_hash", found)
             return found
 
-    def _encoded(self) -> bytes:
+    def encoded(self) -> bytes:
+        """Give typeHash || encodeData(s): one word for the type, then one for each member."""
         cls = type(self)
         parts: list[bytes] = [type_hash(cls)]
         parts.extend([spec.encode(getattr(self, spec.attribute)) for spec in specs(cls)])

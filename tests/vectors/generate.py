@@ -96,7 +96,7 @@ from piecework_protocol.wire import (
     encode_offer,
     encode_worker_frame,
 )
-from tests.vectors import contents, traces
+from tests.vectors import contents, disputes, traces
 
 LATEST = Timestamp(2**40 - 1)
 HERE = Path(__file__).parent
@@ -514,6 +514,7 @@ def _hex(data: bytes) -> str:
 
 FILES = {
     "contents.json": contents.vectors,
+    "disputes.json": disputes.vectors,
     "eip712.json": eip712,
     "merkle.json": trees,
     "trace.json": traces.vectors,

@@ -30,7 +30,7 @@ struct Registration {
 /// @param registeredAt block time of the registration
 /// @param unbondRequestedAt block time of the owner's request to leave, 0 for none
 /// @param frozenUntil block time before which the slasher lets no stake out, 0 for never frozen
-/// @param active bonded with at least the minimum stake: what a client should choose from
+/// @param active bonded with at least the minimum stake, not suspended: what a client should choose from
 /// @param endpoint where it listens
 struct WorkerView {
     address operator;
@@ -127,6 +127,10 @@ interface IWorkerRegistry {
     /// @param operator the worker
     /// @param until block time before which it stays
     event StakeFrozen(address indexed operator, uint64 until);
+    /// @notice The slasher suspended the worker, or ended its suspension.
+    /// @param operator the worker
+    /// @param suspended whether it is suspended now
+    event WorkerSuspended(address indexed operator, bool suspended);
     /// @notice The slasher took stake.
     /// @param operator the worker
     /// @param payee who may claim it; zero when it is forfeited
@@ -240,6 +244,11 @@ interface IWorkerRegistry {
     /// @param until at most MAX_FREEZE_SECONDS from now
     function freeze(address operator, uint64 until) external;
 
+    /// @notice By the slasher: the worker is inactive until the suspension ends. It dies with the registration.
+    /// @param operator the worker
+    /// @param suspended whether it is suspended from now on
+    function suspend(address operator, bool suspended) external;
+
     /// @notice By the slasher: takes `amount` of the stake. It waits for pushReward(payee). With payee zero it is
     /// forfeited: counted, and nobody can ever claim it.
     /// @param operator the worker
@@ -253,7 +262,7 @@ interface IWorkerRegistry {
 
     // ------------------------------------------------------------------ views
 
-    /// @notice Registered, not leaving, stake at least the minimum.
+    /// @notice Registered, not leaving, not suspended, stake at least the minimum.
     /// @param operator the worker
     /// @return active whether clients should choose it
     function isActive(address operator) external view returns (bool active);

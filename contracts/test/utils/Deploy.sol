@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {DisputeTerms, IDisputes} from "../../src/interfaces/IDisputes.sol";
 import {IEscrow} from "../../src/interfaces/IEscrow.sol";
+import {IEvidenceVerifier} from "../../src/interfaces/IEvidenceVerifier.sol";
 import {IWorkerRegistry} from "../../src/interfaces/IWorkerRegistry.sol";
 import {Cheats} from "./Vm.sol";
 
@@ -27,6 +29,15 @@ abstract contract Deploy is Cheats {
     {
         bytes memory code = vm.getCode("WorkerRegistry.sol:WorkerRegistry");
         return bytes.concat(code, abi.encode(token, minStake, unbondingDelay));
+    }
+
+    function newVerifier(IEscrow escrow) internal returns (IEvidenceVerifier) {
+        bytes memory code = vm.getCode("EvidenceVerifier.sol:EvidenceVerifier");
+        return IEvidenceVerifier(_create(bytes.concat(code, abi.encode(escrow))));
+    }
+
+    function newDisputes(DisputeTerms memory terms) internal returns (IDisputes) {
+        return IDisputes(_create(bytes.concat(vm.getCode("Disputes.sol:Disputes"), abi.encode(terms))));
     }
 
     /// @dev Reverts with what the constructor reverted with.

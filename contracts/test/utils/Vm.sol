@@ -22,6 +22,7 @@ interface Vm {
     function prank(address sender) external;
     function warp(uint256 timestamp) external;
     function chainId(uint256 id) external;
+    function fee(uint256 baseFee) external;
     function getCode(string calldata artifact) external view returns (bytes memory);
     function deal(address who, uint256 wei_) external;
     function snapshotState() external returns (uint256 id);
@@ -33,6 +34,7 @@ interface Vm {
     function assume(bool condition) external pure;
     function expectRevert(bytes calldata reason) external;
     function expectRevert() external;
+    function expectPartialRevert(bytes4 selector) external;
     function expectEmit(address emitter) external;
     function snapshotGasLastCall(string calldata group, string calldata name) external returns (uint256);
     function trim(string calldata text) external pure returns (string memory);

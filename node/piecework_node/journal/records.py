@@ -143,6 +143,8 @@ class TxKind(enum.Enum):
     CLOSE = "close"
     PUSH = "push"
     """Sends what waits for the receiver to it."""
+    ANSWER = "answer"
+    """Opens what a challenge asks for."""
     CANCEL = "cancel"
     """A transfer of nothing to ourselves. It takes the nonce of one that is not worth its gas."""
 

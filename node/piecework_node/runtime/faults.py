@@ -51,6 +51,7 @@ class Code(enum.Enum):
     GAS_LOW = "gas-low"
     LOGS_REFUSED = "logs-refused"
     JOURNAL_OLD = "journal-old"
+    CHALLENGE_OPEN = "challenge-open"
     DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
@@ -153,6 +154,12 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         "the worker's journal lacks what the worker has signed",
         Stops.JOBS,
         "Stop the worker and run piecework worker recover",
+    ),
+    Code.CHALLENGE_OPEN: Condition(
+        "the worker cannot answer a challenge",
+        Stops.NOTHING,
+        "Start the worker before that time with the model, device and precision of the job, or a "
+        "part of the stake is lost",
     ),
     Code.DISK_LOW: Condition(
         "the worker's disk is nearly full",

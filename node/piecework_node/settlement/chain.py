@@ -199,13 +199,13 @@ class ChainLink:
         return tuple(event.channel for event in found)
 
     async def prepare_fund(self, funding: FundingAuthorization, worth: Worth) -> SignedTransaction:
-        return await self._prepare(self._fund_call(funding), worth)
+        return await self.prepare_call(self._fund_call(funding), worth)
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
-        return await self._prepare(settlement_calldata(self.deployment, claims), worth)
+        return await self.prepare_call(settlement_calldata(self.deployment, claims), worth)
 
     async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
-        return await self._prepare(calls.close(self.deployment, claim, fee), worth)
+        return await self.prepare_call(calls.close(self.deployment, claim, fee), worth)
 
     async def waiting_payout(self, token: Address, receiver: Address) -> Amount:
         return await self._reader.waiting_payout(token, receiver)
@@ -213,7 +213,7 @@ class ChainLink:
     async def prepare_push(
         self, token: Address, receiver: Address, worth: Worth
     ) -> SignedTransaction:
-        return await self._prepare(calls.push_payout(self.deployment, token, receiver), worth)
+        return await self.prepare_call(calls.push_payout(self.deployment, token, receiver), worth)
 
     async def replace(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         return await self._sender.replace(tx, value_at_stake=worth.wei)
@@ -240,5 +240,6 @@ class ChainLink:
         given = funding.opening if isinstance(funding, OneStepFunding) else funding
         return calls.submit_funding(self.deployment, funding.authorization.channel, given)
 
-    async def _prepare(self, call: Call, worth: Worth) -> SignedTransaction:
+    async def prepare_call(self, call: Call, worth: Worth) -> SignedTransaction:
+        """Sign a call as the operator's next transaction, within what it is worth."""
         return await self._sender.prepare(call, value_at_stake=worth.wei)

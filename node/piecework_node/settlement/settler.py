@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from piecework.base.clock import Clock
 from piecework.chain.calls import NO_SIGNATURE, Claim
@@ -55,6 +55,14 @@ MAX_IN_FLIGHT: Final = 16
 """Transactions under way at once. A node drops what comes far ahead of the mined nonce."""
 
 
+class ChallengeWatch(Protocol):
+    """ChallengeWatch challenges in a dispute contract."""
+
+    async def look(self) -> None:
+        """Do one round. Raises `ChainError`."""
+        ...
+
+
 class Settler:
     """Settlement of all channels. `tick` does one round. `run` repeats it."""
 
@@ -74,7 +82,10 @@ class Settler:
         poll_s: float,
         metrics: Metrics,
         log: Any,
+        defence: ChallengeWatch | None = None,
     ) -> None:
+        """`defence` answers challenges. None: the market has no dispute contract."""
+        self._defence = defence
         self._channels, self._transactions = channels, transactions
         self._port, self._journal, self._clock = port, journal, clock
         self._watch, self._board = watch, watch.board
@@ -189,6 +200,8 @@ class Settler:
         self._trouble = None
         for stored in self._transactions:
             await self._attempt(f"follow {stored.kind.value}", self._follow(stored))
+        if self._defence is not None:
+            await self._attempt("answer", self._defence.look())
         await self._watch_withdrawals()
         await self._attempt("credit", self._observe(self._channels.to_ask))
         await self._attempt("write off", self._write_off())

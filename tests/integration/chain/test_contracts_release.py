@@ -20,7 +20,7 @@ from piecework_protocol.types import Address, Amount, Seconds, keccak256
 RELEASE = Path(__file__).resolve().parents[3] / "contracts" / "release"
 # Explained in that standard.
 ERC5267 = ("eip712Domain", "EIP712DomainChanged")
-CONTRACTS = ("Escrow", "WorkerRegistry")
+CONTRACTS = ("Escrow", "WorkerRegistry", "EvidenceVerifier", "Disputes")
 CASES = json.loads((RELEASE.parents[1] / "tests" / "vectors" / "eip712.json").read_text())["cases"]
 
 
@@ -68,7 +68,8 @@ def test_every_function_and_event_is_explained_with_each_parameter_and_result(na
         state = natspec["dev"].get("stateVariables", {}).get(entry["name"], {})
         if not user.get("notice"):
             missing.append(f"{signature}: notice")
-        unexplained = {i["name"] for i in entry["inputs"]} - set(dev.get("params", {}))
+        params = {**dev.get("params", {}), **state.get("params", {})}
+        unexplained = {i["name"] for i in entry["inputs"]} - set(params)
         missing += [f"{signature}: {parameter}" for parameter in sorted(unexplained)]
         results = dev.get("returns", {}) or state.get("returns", {})
         if len(entry.get("outputs", ())) > len(results):

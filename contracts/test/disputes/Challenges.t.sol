@@ -1,0 +1,497 @@
+// SPDX-License-Identifier: Apache-2.0
+pragma solidity 0.8.37;
+
+import {DisputeTerms, IDisputes, Status} from "../../src/interfaces/IDisputes.sol";
+import {
+    Challenge,
+    IEvidenceVerifier,
+    JobOfChannel,
+    SignedReceipt
+} from "../../src/interfaces/IEvidenceVerifier.sol";
+import {IWorkerRegistry} from "../../src/interfaces/IWorkerRegistry.sol";
+import {Verdict} from "../../src/libraries/EvidenceTypes.sol";
+import {OpenedLeaf, TraceLeaves} from "../../src/libraries/TraceLeaves.sol";
+import {DisputesBase} from "./DisputesBase.sol";
+import {Trace, TraceBuilder} from "./TraceBuilder.sol";
+
+/// @notice The life of a challenge: opening, answer, silence, verdict, and where every coin goes.
+contract ChallengesTest is DisputesBase {
+    uint128 private constant SILENCE = 1000 * AMOUNT + 20 * PROVING_COST;
+
+    function _question(JobOfChannel memory subject, SignedReceipt memory signed, uint32 leaf, uint8 fields)
+        private
+        view
+        returns (bytes memory)
+    {
+        return abi.encodeCall(IEvidenceVerifier.ask, (payer, subject, signed, leaf, fields));
+    }
+
+    function _refused(bytes memory question, bytes4 reason) private {
+        uint256 bond = disputes.requiredBond();
+        vm.expectPartialRevert(reason);
+        vm.prank(payer);
+        disputes.challenge{value: bond}(question);
+    }
+
+    // ------------------------------------------------------------------ opening
+
+    function test_a_challenge_freezes_the_stake_through_its_verdict() public {
+        (bytes32 id, Challenge memory asked,) = challenged();
+        expectStatus(id, Status.Open);
+        vm.assertEq(disputes.getChallenge(id).answerBy, block.timestamp + DAY, "answerBy");
+        vm.assertEq(registry.getWorker(operator).frozenUntil, block.timestamp + 2 * DAY, "frozen");
+        vm.assertEq(disputes.openOf(asked.channel), id, "open");
+        vm.assertEq(disputes.openCount(operator), 1, "count");
+        vm.assertEq(address(disputes).balance, disputes.getChallenge(id).bond, "bond");
+    }
+
+    function test_the_bond_is_twice_an_answers_gas_and_at_least_the_minimum() public {
+        vm.fee(0);
+        vm.assertEq(disputes.requiredBond(), MIN_BOND, "minimum");
+        vm.fee(50 gwei);
+        vm.assertEq(disputes.requiredBond(), 420_000 * 50 gwei, "by base fee");
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        bytes memory question = _question(subject, signed, 1, 1);
+        uint256 bond = disputes.requiredBond();
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.BondTooSmall.selector, bond - 1, bond));
+        vm.prank(payer);
+        disputes.challenge{value: bond - 1}(question);
+    }
+
+    function test_only_payer_and_authorizer_challenge() public {
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        bytes memory question = abi.encodeCall(IEvidenceVerifier.ask, (stranger, subject, signed, 1, 1));
+        vm.deal(stranger, 1 ether);
+        vm.expectPartialRevert(IEvidenceVerifier.NotPayerOrAuthorizer.selector);
+        vm.prank(stranger);
+        disputes.challenge{value: 1 ether}(question);
+        question = _question(subject, signed, 1, 1);
+        vm.expectPartialRevert(IDisputes.NotChallenger.selector);
+        vm.prank(stranger);
+        disputes.challenge{value: 1 ether}(question);
+        question = abi.encodeCall(IEvidenceVerifier.ask, (authorizer, subject, signed, 1, 1));
+        vm.prank(authorizer);
+        disputes.challenge{value: 1 ether}(question);
+    }
+
+    function test_a_challenge_names_a_leaf_and_its_fields() public {
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        _refused(_question(subject, signed, 3, 1), IEvidenceVerifier.BadLeaf.selector);
+        _refused(_question(subject, signed, 1, 0), IEvidenceVerifier.BadLeaf.selector);
+        _refused(_question(subject, signed, 0, 0x40), IEvidenceVerifier.BadLeaf.selector);
+        _refused(_question(subject, signed, 1, 0x80), IEvidenceVerifier.BadLeaf.selector);
+        signed.receipt.steps = 0;
+        signed = signReceipt(signed.receipt);
+        _refused(_question(subject, signed, 0, 1), IEvidenceVerifier.BadLeaf.selector);
+    }
+
+    function test_no_challenge_comes_after_its_window() public {
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        vm.warp(subject.job.deadline + 3 * DAY + 1);
+        _refused(_question(subject, signed, 1, 1), IDisputes.ChallengeTooLate.selector);
+        vm.warp(subject.job.deadline + 3 * DAY);
+        ask(subject, signed, 1, 1);
+    }
+
+    function test_a_channel_has_one_open_challenge_and_a_question_is_asked_once() public {
+        (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        (, Challenge memory asked) = ask(subject, signed, 1, 1);
+        _refused(_question(subject, signed, 2, 1), IDisputes.ChannelHasChallenge.selector);
+        disputes.answer(asked, TraceBuilder.open(trace, 1, 1));
+        _refused(_question(subject, signed, 1, 1), IDisputes.AlreadyAsked.selector);
+        ask(subject, signed, 2, 1);
+    }
+
+    function test_what_is_no_question_opens_nothing() public {
+        (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        bytes memory proof = equivocation(subject, signed, signReceipt(receiptOf(subject, trace, 2)));
+        _refused(proof, IDisputes.NotAQuestion.selector);
+    }
+
+    function test_eight_windows_run_and_more_wait_in_line() public {
+        uint64 start = uint64(block.timestamp);
+        Challenge memory first;
+        OpenedLeaf memory leaf;
+        for (uint256 i = 0; i < 9; ++i) {
+            (bytes32 id, Challenge memory asked, OpenedLeaf memory opened) = challenged();
+            if (i == 0) (first, leaf) = (asked, opened);
+            uint64 answerBy = disputes.getChallenge(id).answerBy;
+            vm.assertEq(answerBy, i < 8 ? start + DAY : start + 2 * DAY, "answerBy");
+        }
+        vm.assertEq(disputes.openCount(operator), 9, "open");
+        vm.assertEq(registry.getWorker(operator).frozenUntil, start + 3 * DAY, "frozen");
+        disputes.answer(first, leaf);
+        vm.assertEq(disputes.openCount(operator), 8, "open");
+    }
+
+    function test_an_answer_frees_its_lane() public {
+        for (uint256 i = 0; i < 20; ++i) {
+            (bytes32 id, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+            vm.assertEq(disputes.getChallenge(id).answerBy, block.timestamp + DAY, "no line");
+            disputes.answer(asked, leaf);
+        }
+    }
+
+    function test_a_line_longer_than_a_freeze_is_refused() public {
+        for (uint256 i = 0; i < 8 * 29; ++i) {
+            (JobOfChannel memory s,, SignedReceipt memory r) = served(0, 1, 1, 0);
+            ask(s, r, 1, 1);
+        }
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 1, 0);
+        _refused(_question(subject, signed, 1, 1), IWorkerRegistry.FreezeTooLong.selector);
+    }
+
+    // ------------------------------------------------------------------ answering
+
+    function test_an_answer_ends_the_challenge_and_the_bond_is_the_operators() public {
+        (bytes32 id, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        uint96 bond = disputes.getChallenge(id).bond;
+        vm.expectEmit(address(disputes));
+        emit IDisputes.LeafOpened(id, true, leaf);
+        vm.prank(stranger);
+        disputes.answer(asked, leaf);
+        expectStatus(id, Status.Answered);
+        expectCredits(operator, 0, bond);
+        expectCredits(stranger, 0, 0);
+        vm.assertEq(stakeOf(operator), STAKE, "stake");
+        vm.assertEq(disputes.openCount(operator), 0, "count");
+        uint256 before = operator.balance;
+        disputes.pushCredits(operator);
+        vm.assertEq(operator.balance - before, bond, "sent");
+        vm.expectPartialRevert(IDisputes.WrongStatus.selector);
+        disputes.answer(asked, leaf);
+    }
+
+    function test_another_leaf_or_a_closed_field_is_no_answer() public {
+        (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        (, Challenge memory asked) = ask(subject, signed, 1, 0x06);
+        OpenedLeaf memory leaf = TraceBuilder.open(trace, 2, 0x06);
+        vm.expectPartialRevert(IDisputes.BadLeaf.selector);
+        disputes.answer(asked, leaf);
+        leaf = TraceBuilder.open(trace, 1, 0x02);
+        vm.expectPartialRevert(TraceLeaves.FieldClosed.selector);
+        disputes.answer(asked, leaf);
+        leaf = TraceBuilder.open(trace, 1, 0x06);
+        leaf.fields[1][0] ^= 0x01;
+        vm.expectPartialRevert(TraceLeaves.WrongField.selector);
+        disputes.answer(asked, leaf);
+        leaf = TraceBuilder.open(trace, 1, 0x06);
+        asked.leaf = 2;
+        vm.expectPartialRevert(IDisputes.WrongStatus.selector);
+        disputes.answer(asked, leaf);
+    }
+
+    function test_an_answer_comes_until_the_last_second() public {
+        (bytes32 id, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        later(DAY + 1);
+        vm.expectPartialRevert(IDisputes.TooLate.selector);
+        disputes.answer(asked, leaf);
+        vm.warp(block.timestamp - 1);
+        vm.expectPartialRevert(IDisputes.NotDue.selector);
+        disputes.conclude(asked);
+        disputes.answer(asked, leaf);
+        expectStatus(id, Status.Answered);
+    }
+
+    // ------------------------------------------------------------------ silence
+
+    function test_silence_gives_the_bond_back_and_pays_nobody() public {
+        (bytes32 id, Challenge memory asked,) = challenged();
+        uint96 bond = disputes.getChallenge(id).bond;
+        later(DAY + 1);
+        vm.expectEmit(address(disputes));
+        emit IDisputes.Silence(id, operator, SILENCE);
+        vm.prank(stranger);
+        disputes.conclude(asked);
+        expectStatus(id, Status.Silent);
+        expectCredits(payer, 0, bond);
+        vm.assertEq(stakeOf(operator), STAKE - SILENCE, "stake");
+        vm.assertEq(registry.forfeited(), SILENCE, "forfeited");
+        vm.assertTrue(registry.isActive(operator), "one silence suspends nobody");
+        vm.expectPartialRevert(IDisputes.WrongStatus.selector);
+        disputes.conclude(asked);
+    }
+
+    function test_a_channel_of_another_token_costs_the_fixed_part_of_a_silence() public {
+        (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) = served(0, 1, 1, 0);
+        subject.channel.token = address(0x707E);
+        subject.job.channel = escrow.channelId(subject.channel);
+        signed = signReceipt(receiptOf(subject, trace, 1));
+        (, Challenge memory asked) = ask(subject, signed, 1, 1);
+        later(DAY + 1);
+        disputes.conclude(asked);
+        vm.assertEq(stakeOf(operator), STAKE - 20 * PROVING_COST, "stake");
+    }
+
+    function _silences(uint256 count) private returns (Challenge[] memory asked, OpenedLeaf[] memory leaves) {
+        (asked, leaves) = (new Challenge[](count), new OpenedLeaf[](count));
+        for (uint256 i = 0; i < count; ++i) {
+            (JobOfChannel memory s, Trace memory trace, SignedReceipt memory r) = served(0, 1, 1, 0);
+            r.receipt.amount = 10 ** 9;
+            r = signReceipt(r.receipt);
+            (, asked[i]) = ask(s, r, 1, 1);
+            leaves[i] = TraceBuilder.open(trace, 1, 1);
+        }
+    }
+
+    function test_one_nights_outage_costs_at_most_a_tenth_however_it_is_concluded() public {
+        (Challenge[] memory asked,) = _silences(8);
+        later(DAY + 1);
+        for (uint256 i = 0; i < 8; ++i) {
+            disputes.conclude(asked[i]);
+            later(3 * DAY);
+        }
+        vm.assertEq(stakeOf(operator), STAKE - STAKE / 10, "stake");
+    }
+
+    function test_three_silences_in_seven_days_suspend_until_all_are_answered() public {
+        (Challenge[] memory asked, OpenedLeaf[] memory leaves) = _silences(3);
+        later(DAY + 1);
+        for (uint256 i = 0; i < 3; ++i) {
+            vm.assertTrue(registry.isActive(operator), "active");
+            disputes.conclude(asked[i]);
+        }
+        vm.assertTrue(!registry.isActive(operator), "suspended");
+        uint128 stake = stakeOf(operator);
+        for (uint256 i = 0; i < 3; ++i) {
+            vm.assertTrue(!registry.isActive(operator), "still suspended");
+            disputes.answer(asked[i], leaves[i]);
+            expectStatus(disputes.challengeId(asked[i]), Status.Late);
+        }
+        vm.assertTrue(registry.isActive(operator), "active again");
+        vm.assertEq(stakeOf(operator), stake, "a late answer gives nothing back");
+        expectCredits(operator, 0, 0);
+    }
+
+    function test_three_silences_over_more_days_suspend_nobody() public {
+        for (uint256 i = 0; i < 3; ++i) {
+            (, Challenge memory asked,) = challenged();
+            later(4 * DAY);
+            disputes.conclude(asked);
+        }
+        vm.assertTrue(registry.isActive(operator), "active");
+    }
+
+    function test_a_suspension_dies_with_the_registration() public {
+        (Challenge[] memory asked, OpenedLeaf[] memory leaves) = _silences(3);
+        later(DAY + 1);
+        for (uint256 i = 0; i < 3; ++i) {
+            disputes.conclude(asked[i]);
+        }
+        vm.prank(operator);
+        registry.requestUnbond(operator);
+        later(7 * DAY);
+        vm.prank(operator);
+        registry.withdrawStake(operator);
+        stakeFor(OPERATOR_KEY, STAKE);
+        vm.assertTrue(registry.isActive(operator), "a new registration");
+        disputes.answer(asked[0], leaves[0]);
+        vm.assertTrue(registry.isActive(operator), "an old silence means nothing to it");
+    }
+
+    function test_a_frozen_stake_cannot_leave_before_the_silence_is_concluded() public {
+        (, Challenge memory asked,) = challenged();
+        vm.prank(operator);
+        registry.requestUnbond(operator);
+        later(DAY + 1);
+        vm.expectPartialRevert(IWorkerRegistry.StillBonded.selector);
+        vm.prank(operator);
+        registry.withdrawStake(operator);
+        disputes.conclude(asked);
+        vm.assertEq(stakeOf(operator), STAKE - SILENCE, "stake");
+    }
+
+    function test_a_silence_of_a_worker_that_left_gives_the_bond_back() public {
+        vm.prank(operator);
+        registry.requestUnbond(operator);
+        (bytes32 id, Challenge memory asked,) = challenged();
+        later(7 * DAY);
+        vm.prank(operator);
+        registry.withdrawStake(operator);
+        uint96 bond = disputes.getChallenge(id).bond;
+        disputes.conclude(asked);
+        expectCredits(payer, 0, bond);
+        vm.assertEq(registry.forfeited(), 0, "nothing to slash");
+    }
+
+    // ------------------------------------------------------------------ the committee
+
+    function _escalated() private returns (bytes32 id, Challenge memory asked) {
+        OpenedLeaf memory leaf;
+        (id, asked, leaf) = challenged();
+        disputes.answer(asked, leaf);
+        approveEscalation();
+        vm.prank(payer);
+        disputes.escalate(asked);
+        expectStatus(id, Status.Escalated);
+    }
+
+    function test_guilty_pays_the_members_out_of_the_slash_and_gives_the_bond_back() public {
+        (bytes32 id, Challenge memory asked) = _escalated();
+        uint128 slashed = STAKE / 10;
+        vm.expectEmit(address(disputes));
+        emit IDisputes.VerdictGiven(id, operator, true, ROOT, slashed);
+        vm.prank(stranger);
+        disputes.judge(asked, true, ROOT, SOON, votes(id, true, SOON));
+        expectStatus(id, Status.Guilty);
+        uint128 reward = 20 * PROVING_COST;
+        expectCredits(payer, 3 * VERDICT_FEE + reward, 0);
+        expectCredits(vm.addr(memberKeys[0]), VERDICT_FEE, 0);
+        expectCredits(vm.addr(memberKeys[1]), VERDICT_FEE, 0);
+        vm.assertEq(stakeOf(operator), STAKE - slashed, "stake");
+        vm.assertEq(registry.forfeited(), slashed - 2 * VERDICT_FEE - reward, "forfeited");
+        disputes.pushCredits(payer);
+        disputes.pushCredits(vm.addr(memberKeys[0]));
+        disputes.pushCredits(vm.addr(memberKeys[1]));
+        vm.assertEq(token.balanceOf(address(disputes)), 0, "all is sent");
+    }
+
+    function test_not_guilty_pays_members_and_worker_out_of_the_bond() public {
+        (bytes32 id, Challenge memory asked) = _escalated();
+        disputes.judge(asked, false, ROOT, SOON, votes(id, false, SOON));
+        expectStatus(id, Status.NotGuilty);
+        expectCredits(payer, 0, 0);
+        expectCredits(vm.addr(memberKeys[0]), VERDICT_FEE, 0);
+        expectCredits(vm.addr(memberKeys[1]), VERDICT_FEE, 0);
+        (uint256 tokens,) = disputes.creditsOf(operator);
+        vm.assertEq(tokens, VERDICT_FEE, "the worker");
+        vm.assertEq(stakeOf(operator), STAKE, "stake");
+    }
+
+    function test_no_verdict_gives_the_bond_back_and_slashes_nothing() public {
+        (bytes32 id, Challenge memory asked) = _escalated();
+        later(2 * DAY);
+        vm.expectPartialRevert(IDisputes.NotDue.selector);
+        disputes.conclude(asked);
+        bytes[] memory signed = votes(id, true, SOON);
+        later(1);
+        vm.expectPartialRevert(IDisputes.TooLate.selector);
+        disputes.judge(asked, true, ROOT, SOON, signed);
+        disputes.conclude(asked);
+        expectStatus(id, Status.NoVerdict);
+        expectCredits(payer, 3 * VERDICT_FEE, 0);
+        vm.assertEq(stakeOf(operator), STAKE, "stake");
+    }
+
+    function test_a_verdict_takes_more_for_a_dear_receipt_and_never_more_than_the_stake() public {
+        (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) = served(0, 1, 1, 0);
+        signed.receipt.amount = 300_000;
+        signed = signReceipt(signed.receipt);
+        (bytes32 id, Challenge memory asked) = ask(subject, signed, 1, 1);
+        disputes.answer(asked, TraceBuilder.open(trace, 1, 1));
+        approveEscalation();
+        vm.prank(payer);
+        disputes.escalate(asked);
+        disputes.judge(asked, true, ROOT, SOON, votes(id, true, SOON));
+        vm.assertEq(stakeOf(operator), STAKE - 300_000_000, "1,000 times the receipt");
+        (subject, trace, signed) = served(0, 1, 1, 0);
+        signed.receipt.amount = 10 ** 12;
+        signed = signReceipt(signed.receipt);
+        (id, asked) = ask(subject, signed, 1, 1);
+        disputes.answer(asked, TraceBuilder.open(trace, 1, 1));
+        approveEscalation();
+        vm.prank(payer);
+        disputes.escalate(asked);
+        disputes.judge(asked, true, ROOT, SOON, votes(id, true, SOON));
+        vm.assertEq(stakeOf(operator), 0, "the stake");
+    }
+
+    function test_members_of_a_worker_without_stake_get_what_there_is() public {
+        (bytes32 id, Challenge memory asked) = _escalated();
+        convict();
+        disputes.judge(asked, true, ROOT, SOON, votes(id, true, SOON));
+        expectCredits(vm.addr(memberKeys[0]), 0, 0);
+        expectCredits(payer, 3 * VERDICT_FEE, 0);
+        disputes.endReward(1);
+        vm.assertEq(disputes.lost(), 20 * PROVING_COST, "the other challenge was upheld");
+    }
+
+    function test_a_verdict_needs_the_threshold_of_different_members() public {
+        (bytes32 id, Challenge memory asked) = _escalated();
+        bytes[] memory one = new bytes[](1);
+        one[0] = vote(memberKeys[0], Verdict(id, true, ROOT, SOON));
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.WrongNumberOfVotes.selector, 1, 2));
+        disputes.judge(asked, true, ROOT, SOON, one);
+        bytes[] memory two = votes(id, true, SOON);
+        two[1] = two[0];
+        vm.expectPartialRevert(IDisputes.NotOrdered.selector);
+        disputes.judge(asked, true, ROOT, SOON, two);
+        two[1] = vote(STRANGER_KEY, Verdict(id, true, ROOT, SOON));
+        vm.expectPartialRevert(IDisputes.NotAMember.selector);
+        disputes.judge(asked, true, ROOT, SOON, two);
+        two = votes(id, true, SOON);
+        vm.expectPartialRevert(IDisputes.NotAMember.selector);
+        disputes.judge(asked, false, ROOT, SOON, two);
+        two = votes(id, true, uint64(block.timestamp - 1));
+        vm.expectPartialRevert(IDisputes.TooLate.selector);
+        disputes.judge(asked, true, ROOT, uint64(block.timestamp - 1), two);
+    }
+
+    function test_only_an_answered_step_is_escalated_by_its_challenger_in_time() public {
+        (bytes32 id, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        approveEscalation();
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.WrongStatus.selector, id, Status.Open));
+        vm.prank(payer);
+        disputes.escalate(asked);
+        disputes.answer(asked, leaf);
+        vm.expectPartialRevert(IDisputes.NotChallenger.selector);
+        disputes.escalate(asked);
+        later(DAY + 12 hours + 1);
+        vm.expectPartialRevert(IDisputes.TooLate.selector);
+        vm.prank(payer);
+        disputes.escalate(asked);
+        (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) = served(0, 1, 1, 0);
+        (, asked) = ask(subject, signed, 0, 1);
+        disputes.answer(asked, TraceBuilder.open(trace, 0, 1));
+        vm.expectPartialRevert(IDisputes.BadLeaf.selector);
+        vm.prank(payer);
+        disputes.escalate(asked);
+    }
+
+    function test_without_a_committee_nothing_is_escalated() public {
+        delete memberKeys;
+        disputes = newDisputes(_withoutCommittee());
+        registry = disputes.registry();
+        stakeFor(OPERATOR_KEY, STAKE);
+        (, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        disputes.answer(asked, leaf);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.NoCommittee.selector));
+        vm.prank(payer);
+        disputes.escalate(asked);
+    }
+
+    function _withoutCommittee() private view returns (DisputeTerms memory t) {
+        t = terms();
+        t.threshold = 0;
+    }
+
+    function test_two_verdicts_of_one_member_are_shown() public {
+        (bytes32 id,) = _escalated();
+        bytes[2] memory signed = [
+            vote(memberKeys[2], Verdict(id, true, ROOT, SOON)),
+            vote(memberKeys[2], Verdict(id, false, ROOT, SOON))
+        ];
+        vm.expectEmit(address(disputes));
+        emit IDisputes.MemberContradicted(vm.addr(memberKeys[2]), id);
+        disputes.showContradiction(id, [true, false], [ROOT, ROOT], [SOON, SOON], signed);
+        vm.expectPartialRevert(IDisputes.NotContradictory.selector);
+        disputes.showContradiction(id, [true, true], [ROOT, ROOT], [SOON, SOON], [signed[0], signed[0]]);
+        signed[1] = vote(memberKeys[1], Verdict(id, false, ROOT, SOON));
+        vm.expectPartialRevert(IDisputes.NotContradictory.selector);
+        disputes.showContradiction(id, [true, false], [ROOT, ROOT], [SOON, SOON], signed);
+    }
+
+    // ------------------------------------------------------------------ payouts
+
+    function test_coins_that_are_refused_stay_credited() public {
+        payer = address(token);
+        vm.deal(payer, 1 ether);
+        (bytes32 id, Challenge memory asked,) = challenged();
+        uint96 bond = disputes.getChallenge(id).bond;
+        later(DAY + 1);
+        disputes.conclude(asked);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.CoinsRefused.selector, payer));
+        disputes.pushCredits(payer);
+        expectCredits(payer, 0, bond);
+    }
+}

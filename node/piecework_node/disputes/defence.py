@@ -1,0 +1,120 @@
+"""Answer challenges: find them on the chain, open what they ask for, and say early what cannot be.
+
+The chain holds the state. The journal holds the block up to which every challenge is over, and the
+signed answers, before they are broadcast. So a worker that was killed finds what it has to do
+again, and sends the same bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Protocol
+
+from piecework.base.errors import PieceworkError
+from piecework.chain.disputes import Challenge, ChallengeOpened
+from piecework_node.disputes.chain import DefencePort
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth
+from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_node.settlement.transactions import TransactionTracker
+from piecework_protocol.disputes import ChallengeStatus, OpenedLeaf
+from piecework_protocol.types import Amount, Timestamp
+
+CURSOR: Final = "challenges_over_through_block"
+CURSOR_OVERLAP_BLOCKS: Final = 64
+"""Challenges are read again this far back. A reorganization may have put new ones there."""
+CHECK: Final = "challenges"
+"""The name under which the defence reports to the board."""
+ANY_COST: Final = Worth(Amount(0), None)
+"""An answer saves more than any gas: a part of the stake, and the worker's place in the list."""
+
+
+class CannotOpen(PieceworkError):
+    """A leaf that a challenge asks for cannot be opened by this worker as it runs now."""
+
+
+class LeafSource(Protocol):
+    """Where the fields of the worker's leaves come from."""
+
+    async def open(self, asked: Challenge) -> OpenedLeaf:
+        """Open the fields that a challenge asks for.
+
+        Raises:
+            CannotOpen: the worker does not have them and cannot compute them as it runs now.
+        """
+        ...
+
+
+class Defence:
+    """The challenges to one worker. `look` does one round.
+
+    first_block: where the contracts were created. No challenge is older.
+    """
+
+    def __init__(
+        self,
+        port: DefencePort,
+        leaves: LeafSource,
+        transactions: TransactionTracker,
+        journal: Journal,
+        board: FaultBoard,
+        *,
+        first_block: int,
+        log: Any,
+    ) -> None:
+        self._port, self._leaves, self._journal = port, leaves, journal
+        self._transactions, self._board, self._log = transactions, board, log
+        self._first_block = first_block
+
+    async def look(self) -> None:
+        """Answer every open challenge that has no answer under way.
+
+        Raises:
+            ChainError: the node does not answer, or refuses.
+        """
+        stored = await self._journal.meta(CURSOR)
+        cursor = int(stored) if stored is not None else self._first_block - 1
+        height, time = await self._port.head()
+        start = max(self._first_block, cursor + 1 - CURSOR_OVERLAP_BLOCKS)
+        waiting: list[int] = []
+        troubles: list[str] = []
+        for opened in await self._port.challenges(start, height):
+            trouble, over = await self._defend(opened, time)
+            if not over:
+                waiting.append(opened.log.block)
+            if trouble is not None:
+                troubles.append(trouble)
+        if troubles:
+            self._board.failed(CHECK, Code.CHALLENGE_OPEN, "; ".join(troubles))
+        else:
+            self._board.passed(CHECK)
+        through = min(waiting, default=height + 1) - 1
+        if through != cursor:
+            await self._journal.append([MetaSet(CURSOR, str(through))])
+
+    async def _defend(self, opened: ChallengeOpened, time: Timestamp) -> tuple[str | None, bool]:
+        """Do what one challenge needs. Returns what is wrong, and whether it is over."""
+        asked = opened.challenge
+        status = (await self._port.state(opened.id)).status
+        if status not in (ChallengeStatus.OPEN, ChallengeStatus.SILENT):
+            return None, True
+        if self._transactions.is_claiming(asked.channel, TxKind.ANSWER):
+            return None, False
+        late = status is ChallengeStatus.OPEN and time > opened.answer_by
+        if late:
+            # Whoever concludes it makes it a silence. That can still be answered.
+            return f"challenge {_name(opened)} was not answered in time", False
+        try:
+            leaf = await self._leaves.open(asked)
+        except CannotOpen as error:
+            over = status is ChallengeStatus.SILENT
+            text = f"challenge {_name(opened)} wants an answer by {opened.answer_by}: {error}"
+            return text, over
+        tx = await self._port.prepare_answer(asked, leaf, ANY_COST)
+        self._log.info("a challenge is answered", challenge=opened.id, channel=asked.channel)
+        subjects = (TxSubject(asked.channel, Amount(0)),)
+        await self._transactions.send(TxKind.ANSWER, tx, subjects, ANY_COST)
+        return None, False
+
+
+def _name(opened: ChallengeOpened) -> str:
+    return f"0x{opened.id.hex()[:8]}"

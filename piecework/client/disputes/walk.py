@@ -1,0 +1,284 @@
+"""The way of a dispute from evidence to payout, one step at a time.
+
+The chain holds the state. So a walk that was stopped goes on where it was: it asks the chain, does
+what can be done now, and says what it waits for.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from piecework.chain import calls, disputes
+from piecework.chain.calls import Call
+from piecework.chain.deployment import Deployment
+from piecework.chain.disputes import Challenge, ChallengeState, Credits, LeafOpened
+from piecework.chain.evidence_calls import ReceiptEvidence, ask, prove_trace
+from piecework.client.disputes.proofs import FoundProof, can_be_challenged, find_proof, subject_of
+from piecework.client.disputes.traces import broken_rule
+from piecework.client.errors import DisputeError
+from piecework_protocol.disputes import (
+    CHALLENGE_SECONDS,
+    ESCALATE_SECONDS,
+    VERDICT_SECONDS,
+    ChallengeStatus,
+    OpenedLeaf,
+    TraceRule,
+)
+from piecework_protocol.evidence.file import EvidenceFile, ShownCanvas
+from piecework_protocol.trace import CanvasField, StepField
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Digest, Timestamp
+
+BOND_MARGIN = 2
+"""Times the bond of the latest block: the base fee may rise until the challenge is mined. What is
+too much is bond as well, and comes back or goes to the worker with it."""
+
+
+class DisputeStage(enum.Enum):
+    """How far a dispute is."""
+
+    NOTHING = "nothing to dispute"
+    PROVABLE = "the evidence proves a fault"
+    READY = "ready to challenge"
+    WAITING = "the worker has to answer"
+    SILENT = "the worker was silent"
+    HONEST = "the worker answered, and no exact rule is broken"
+    BEFORE_COMMITTEE = "the committee has to judge"
+    DECIDED = "decided"
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeReport:
+    """What a step did or found. deadline: what happens next is due by it. over: nothing is left."""
+
+    stage: DisputeStage
+    text: str
+    deadline: Timestamp | None = None
+    over: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class DisputedStep:
+    """The step of a canvas that a challenge is about."""
+
+    canvas: int
+    step: int
+
+
+class DisputePort(Protocol):
+    """What a walk asks of the chain. Every method raises `ChainError`."""
+
+    @property
+    def deployment(self) -> Deployment: ...
+
+    @property
+    def sender(self) -> Address:
+        """Who sends: the channel's payer or authorizer."""
+        ...
+
+    async def timestamp(self) -> Timestamp: ...
+
+    async def stake(self, operator: Address) -> Amount:
+        """Return the operator's stake, 0 when it is not registered."""
+        ...
+
+    async def state(self, challenge_id: Bytes32) -> ChallengeState: ...
+
+    async def challenge_id(self, asked: Challenge) -> Bytes32: ...
+
+    async def open_of(self, channel: ChannelId) -> Bytes32 | None: ...
+
+    async def required_bond(self) -> int: ...
+
+    async def escalation_bond(self) -> Amount: ...
+
+    async def credits_of(self, who: Address) -> Credits: ...
+
+    async def answer_to(self, challenge_id: Bytes32) -> LeafOpened | None: ...
+
+    async def execute(self, call: Call) -> None: ...
+
+
+class DisputeWalk:
+    """A dispute about one job.
+
+    about: the step to challenge when the evidence proves nothing alone. escalate: bring a step that
+    breaks no exact rule to the committee.
+
+    Raises:
+        DisputeError: The evidence is of another market, or has no such canvas or step.
+    """
+
+    def __init__(
+        self,
+        port: DisputePort,
+        evidence: EvidenceFile,
+        about: DisputedStep | None,
+        *,
+        escalate: bool = False,
+    ) -> None:
+        self._port, self._evidence, self._about = port, evidence, about
+        self._escalate = escalate
+        self._proof = find_proof(evidence)
+        if evidence.domain != port.deployment.domain:
+            raise DisputeError("the evidence is of another market than the deployment file")
+        if about is not None:
+            self._shown = self._canvas(about)
+
+    @property
+    def proof(self) -> FoundProof | None:
+        """The fault that the evidence proves alone."""
+        return self._proof
+
+    async def advance(self) -> DisputeReport:
+        """Do what can be done now. Call it again after the deadline that it gives."""
+        if self._proof is not None:
+            return await self._prove(self._proof)
+        if self._about is None:
+            text = "the evidence proves no fault alone. Name a canvas and a step to challenge"
+            return DisputeReport(DisputeStage.NOTHING, text, over=True)
+        answers: list[OpenedLeaf] = []
+        for leaf in (0, self._about.step + 1):
+            report, answer = await self._ask(leaf)
+            if answer is None:
+                return report
+            answers.append(answer)
+        return await self._judge(answers)
+
+    # --- a proof
+
+    async def _prove(self, found: FoundProof) -> DisputeReport:
+        operator = self._evidence.channel.operator
+        if await self._port.stake(operator):
+            await self._port.execute(disputes.prove(self._port.deployment, found.proof))
+        return await self._collect(found.fault)
+
+    async def _collect(self, what: str) -> DisputeReport:
+        """Send what the payer is credited. A reward may wait for other challenges."""
+        payer = self._evidence.channel.payer
+        found = await self._port.credits_of(payer)
+        if found.tokens or found.coins:
+            await self._port.execute(disputes.push_credits(self._port.deployment, payer))
+            text = f"{what}. The payer got {found.tokens} base units and {found.coins} wei"
+            return DisputeReport(DisputeStage.DECIDED, text, over=True)
+        text = f"{what}. Nothing waits for the payer now"
+        return DisputeReport(DisputeStage.DECIDED, text, over=True)
+
+    # --- a challenge
+
+    async def _ask(self, leaf: int) -> tuple[DisputeReport, OpenedLeaf | None]:
+        """Go on with the challenge of one leaf. Returns the leaf once it is open."""
+        asked = self._challenge(leaf)
+        challenge_id = await self._port.challenge_id(asked)
+        state = await self._port.state(challenge_id)
+        if state.status is ChallengeStatus.NONE:
+            await self._open(leaf)
+            state = await self._port.state(challenge_id)
+        now = await self._port.timestamp()
+        if state.status is ChallengeStatus.OPEN:
+            if now <= state.answer_by:
+                text = f"leaf {leaf} of canvas {self._shown.receipt.canvas} has to be opened"
+                return DisputeReport(DisputeStage.WAITING, text, state.answer_by), None
+            await self._port.execute(disputes.conclude(self._port.deployment, asked))
+            state = await self._port.state(challenge_id)
+        if state.status in (ChallengeStatus.SILENT, ChallengeStatus.LATE):
+            report = await self._collect("the worker was silent and lost a part of its stake")
+            return DisputeReport(DisputeStage.SILENT, report.text, over=True), None
+        if state.status is not ChallengeStatus.ANSWERED:
+            return await self._committee(asked, state), None
+        answered = await self._port.answer_to(challenge_id)
+        if answered is None:
+            raise DisputeError("the chain's node has no event of the answer. Use another node")
+        return DisputeReport(DisputeStage.HONEST, "answered"), answered.leaf
+
+    async def _open(self, leaf: int) -> None:
+        port, job = self._port, self._evidence.job.job
+        busy = await port.open_of(job.channel)
+        if busy is not None:
+            raise DisputeError(f"the channel has another open challenge: 0x{busy.hex()}")
+        latest = job.deadline + CHALLENGE_SECONDS
+        if await port.timestamp() > latest:
+            raise DisputeError("the time to challenge this job is over")
+        bond = BOND_MARGIN * await port.required_bond()
+        question = ask(port.sender, subject_of(self._evidence), self._signed, leaf, _all(leaf))
+        await port.execute(disputes.challenge(port.deployment, question, bond))
+
+    async def _judge(self, answers: Sequence[OpenedLeaf]) -> DisputeReport:
+        """Hold the opened leaves to the exact rules, and prove what is broken."""
+        job, (canvas_leaf, step_leaf) = self._evidence.job.job, answers
+        shown = broken_rule(job, self._shown, canvas_leaf, step_leaf)
+        if shown is not None:
+            if await self._port.stake(self._evidence.channel.operator):
+                proof = prove_trace(subject_of(self._evidence), self._signed, shown)
+                await self._port.execute(disputes.prove(self._port.deployment, proof))
+            return await self._collect(f"the trace breaks a rule: {_words(shown.rule)}")
+        if not self._escalate:
+            text = "the leaves are open and break no exact rule. The bonds are the worker's"
+            return DisputeReport(DisputeStage.HONEST, text, over=True)
+        return await self._bring_to_committee(step_leaf.index)
+
+    # --- the committee
+
+    async def _bring_to_committee(self, leaf: int) -> DisputeReport:
+        asked, port = self._challenge(leaf), self._port
+        state = await port.state(await port.challenge_id(asked))
+        if await port.timestamp() > state.answer_by + ESCALATE_SECONDS:
+            raise DisputeError("the time to go to the committee is over")
+        contract = disputes.contract_of(port.deployment)
+        bond = await port.escalation_bond()
+        await port.execute(calls.approve(port.deployment.token, contract, bond))
+        await port.execute(disputes.escalate(port.deployment, asked))
+        state = await port.state(await port.challenge_id(asked))
+        return await self._committee(asked, state)
+
+    async def _committee(self, asked: Challenge, state: ChallengeState) -> DisputeReport:
+        verdict_by = Timestamp(state.answer_by + VERDICT_SECONDS)
+        if state.status is ChallengeStatus.ESCALATED:
+            if await self._port.timestamp() <= verdict_by:
+                text = "give the committee the prompt, so that it can replay the step"
+                return DisputeReport(DisputeStage.BEFORE_COMMITTEE, text, verdict_by)
+            await self._port.execute(disputes.conclude(self._port.deployment, asked))
+            return await self._collect("the committee did not judge in time")
+        guilty = state.status is ChallengeStatus.GUILTY
+        return await self._collect(f"the committee judged: {'guilty' if guilty else 'not guilty'}")
+
+    # --- what is asked
+
+    def _canvas(self, about: DisputedStep) -> ShownCanvas:
+        shown = next((c for c in self._evidence.canvases if c.receipt.canvas == about.canvas), None)
+        if shown is None or not can_be_challenged(self._evidence, about.canvas):
+            raise DisputeError(f"the evidence has no canvas {about.canvas} with steps")
+        if not 0 <= about.step < shown.receipt.steps:
+            raise DisputeError(f"canvas {about.canvas} has {shown.receipt.steps} steps")
+        return shown
+
+    @property
+    def _signed(self) -> ReceiptEvidence:
+        return ReceiptEvidence(self._shown.receipt, self._shown.signature)
+
+    def _challenge(self, leaf: int) -> Challenge:
+        receipt, channel = self._shown.receipt, self._evidence.channel
+        return Challenge(
+            self._evidence.job.job.channel,
+            channel.payer,
+            channel.operator,
+            self._port.sender,
+            Digest(self._evidence.domain.digest(receipt)),
+            receipt.trace_root,
+            receipt.steps,
+            leaf,
+            _all(leaf),
+            channel.token,
+            receipt.amount,
+        )
+
+
+def _all(leaf: int) -> int:
+    """Every field of a leaf, as bits."""
+    return (1 << len(CanvasField if leaf == 0 else StepField)) - 1
+
+
+def _words(rule: TraceRule) -> str:
+    return rule.name.lower().replace("_", " ")

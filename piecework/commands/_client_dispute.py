@@ -1,0 +1,110 @@
+"""`piecework client dispute`: from an evidence file to payout."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from piecework.commands import _common as common
+from piecework.commands._client_home import Home, Json, PasswordFile, with_client
+
+if TYPE_CHECKING:
+    from piecework.client.disputes.walk import DisputeReport, DisputeWalk
+    from piecework.client.sdk import PieceworkClient
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to `piecework client`."""
+    app.command()(dispute)
+
+
+def dispute(
+    file: Annotated[Path, typer.Argument(help="The job's evidence file.")],
+    *,
+    canvas: Annotated[int | None, typer.Option(min=0, help="The canvas to challenge.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="The step of it to challenge.")] = None,
+    escalate: Annotated[
+        bool, typer.Option("--escalate", help="Bring an honest-looking step to the committee.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Stay until the dispute is over, for days perhaps.")
+    ] = False,
+    poll_seconds: Annotated[float, typer.Option(min=1, max=3600)] = 60.0,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before money is spent.")] = False,
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Take a worker's stake for what the evidence proves, or challenge a step.
+
+    Run it again after the deadline that it prints: the chain holds the state. What the evidence
+    proves alone needs no challenge. A challenge costs two bonds in the chain's coin, which come
+    back if the worker is silent.
+    """
+    if (canvas is None) != (step is None):
+        common.fail("give --canvas and --step together", 2)
+
+    async def work(client: PieceworkClient) -> dict[str, Any]:
+        walk = await _walk_of(client, file, canvas, step, escalate=escalate)
+        if not yes:
+            await asyncio.to_thread(_ask, walk)
+        report = await walk.advance()
+        while wait and not report.over:
+            if not json:
+                _print(report)
+            await asyncio.sleep(poll_seconds)
+            report = await walk.advance()
+        return _view(report)
+
+    found = with_client(home, password_file, work)
+    if json:
+        common.print_json(found)
+    else:
+        common.say(_line(found))
+
+
+async def _walk_of(
+    client: PieceworkClient, file: Path, canvas: int | None, step: int | None, *, escalate: bool
+) -> DisputeWalk:
+    from piecework.base.files import read
+    from piecework.client.disputes.port import ChainDisputePort
+    from piecework.client.disputes.walk import DisputedStep, DisputeWalk
+    from piecework_protocol.evidence.file import read_evidence
+    from piecework_protocol.limits import MAX_EVIDENCE_BYTES
+
+    evidence = read_evidence(await asyncio.to_thread(read, file, MAX_EVIDENCE_BYTES))
+    about = None if canvas is None or step is None else DisputedStep(canvas, step)
+    port = ChainDisputePort(client.reader, client.wallet.payer)
+    return DisputeWalk(port, evidence, about, escalate=escalate)
+
+
+def _ask(walk: DisputeWalk) -> None:
+    if walk.proof is not None:
+        text = f"The evidence proves: {walk.proof.fault}. Send the proof?"
+    else:
+        text = "A challenge costs up to two bonds if the worker answers. Go on?"
+    typer.confirm(text, abort=True)
+
+
+def _print(report: DisputeReport) -> None:
+    common.say(_line(_view(report)))
+
+
+def _view(report: DisputeReport) -> dict[str, Any]:
+    return {
+        "stage": report.stage.value,
+        "text": report.text,
+        "deadline": report.deadline,
+        "over": report.over,
+    }
+
+
+def _line(view: dict[str, Any]) -> str:
+    if view["deadline"] is None:
+        return f"{view['stage']}: {view['text']}"
+    until = datetime.fromtimestamp(view["deadline"], UTC).isoformat()
+    return f"{view['stage']}: {view['text']}. Until {until}. Run the command again after that"

@@ -1,0 +1,210 @@
+"""The worker's defence on a chain: it finds challenges by itself and answers each once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from piecework.base.clock import SystemClock
+from piecework.chain import disputes, evidence_calls
+from piecework.chain.dev.anvil import Anvil
+from piecework.chain.disputes import Challenge, ChallengeOpened
+from piecework.chain.errors import RpcUnavailable
+from piecework.chain.fees import FeePolicy
+from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.transactions import Unknown
+from piecework_node import logs
+from piecework_node.disputes.chain import DisputeLink
+from piecework_node.disputes.defence import CHECK, CURSOR, CannotOpen, Defence
+from piecework_node.journal.records import TxKind, TxState
+from piecework_node.metrics import Metrics
+from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_node.settlement.chain import ChainLink
+from piecework_node.settlement.transactions import TransactionTracker
+from piecework_protocol.disputes import ANSWER_SECONDS, ChallengeStatus, OpenedLeaf
+from tests.support.chains import ETHER, POLL_S, TestMarket, signer
+from tests.support.disputed import (
+    STAKE,
+    ServedCanvas,
+    dispute_reader,
+    disputed,
+    serve,
+    staked,
+)
+from tests.support.node.memory_journal import MemoryJournal
+
+pytestmark = pytest.mark.process
+
+PAYER, OPERATOR = signer("disputing"), signer("operator")
+
+
+@dataclass
+class KeptLeaves:
+    """The canvases that a worker can open, by receipt. `away` makes it unable to."""
+
+    canvases: dict[bytes, ServedCanvas] = field(default_factory=dict)
+    away: bool = False
+
+    async def open(self, asked: Challenge) -> OpenedLeaf:
+        if self.away or asked.receipt not in self.canvases:
+            raise CannotOpen("the worker runs in another precision than this job did")
+        return self.canvases[asked.receipt].open(asked.leaf, asked.fields)
+
+
+class DyingLink(ChainLink):
+    """Dies between the journal and the broadcast."""
+
+    dead = True
+
+    async def broadcast(self, tx: SignedTransaction) -> None:
+        if self.dead:
+            raise RpcUnavailable("eth_sendRawTransaction", "the worker was killed")
+        await super().broadcast(tx)
+
+
+@dataclass
+class DefendingWorker:
+    """A worker of one journal. `restart` makes another process of it."""
+
+    market: TestMarket
+    journal: MemoryJournal
+    leaves: KeptLeaves
+    link: type[ChainLink] = ChainLink
+
+    async def restart(self) -> None:
+        clock, metrics, log = SystemClock(), Metrics(), logs.silent()
+        link = self.link(self.market.reader, OPERATOR, FeePolicy())
+        self.tracker = await TransactionTracker.load(
+            self.journal, link, clock=clock, stuck_s=90, metrics=metrics, log=log
+        )
+        self.board = FaultBoard(clock, metrics, log, patience_s=0)
+        self.defence = Defence(
+            DisputeLink(link, OPERATOR.address),
+            self.leaves,
+            self.tracker,
+            self.journal,
+            self.board,
+            first_block=self.market.deployment.from_block or 0,
+            log=log,
+        )
+
+    async def follow(self) -> None:
+        """Ask for the outcome of what is under way."""
+
+        async def reverted(_: object) -> None:
+            raise AssertionError("an answer reverted")
+
+        for stored in self.tracker:
+            await self.tracker.follow(stored, reverted)
+
+    async def challenge(self, number: int = 0, leaf: int = 1) -> ChallengeOpened:
+        """A client challenges a canvas that this worker served."""
+        market = self.market
+        canvas = await serve(market, PAYER, OPERATOR, number)
+        self.leaves.canvases[market.reader.domain.digest(canvas.signed.receipt)] = canvas
+        question = evidence_calls.ask(PAYER.address, canvas.subject, canvas.signed, leaf, 0x7F)
+        reader = dispute_reader(market)
+        bond = 2 * await reader.required_bond()
+        mined = await market.run(PAYER, disputes.challenge(market.deployment, question, bond))
+        (opened,) = await reader.challenges_to(OPERATOR.address, mined.block, mined.block)
+        return opened
+
+    async def status(self, opened: ChallengeOpened) -> ChallengeStatus:
+        """Where it stands once all that was broadcast is mined."""
+        sender = self.market.sender(OPERATOR)
+        for stored in self.tracker:
+            if not isinstance(await sender.outcome(stored.tx.hash), Unknown):
+                await sender.wait_mined(stored.tx.hash, poll_s=POLL_S)
+        return (await dispute_reader(self.market).state(opened.id)).status
+
+
+@pytest.fixture
+async def worker(anvil: Anvil) -> AsyncIterator[DefendingWorker]:
+    async with disputed(anvil) as market:
+        await staked(market, OPERATOR)
+        await market.give(PAYER.address, wei=ETHER)
+        made = DefendingWorker(market, MemoryJournal(market.reader.domain), KeptLeaves())
+        await made.restart()
+        yield made
+
+
+async def test_a_challenge_is_answered_by_itself_and_once(worker: DefendingWorker) -> None:
+    opened = await worker.challenge()
+    await worker.defence.look()
+    assert await worker.status(opened) is ChallengeStatus.ANSWERED
+    (answer,) = worker.tracker
+    assert answer.kind is TxKind.ANSWER
+    await worker.follow()
+    await worker.defence.look()
+    assert len(worker.journal.txs) == 1
+    assert not worker.board.is_failing(CHECK)
+    height = await worker.market.reader.latest_block()
+    assert int(worker.journal.notes[CURSOR]) == height
+
+
+async def test_a_worker_killed_before_the_broadcast_sends_the_same_bytes(
+    worker: DefendingWorker,
+) -> None:
+    worker.link = DyingLink
+    await worker.restart()
+    opened = await worker.challenge()
+    with pytest.raises(RpcUnavailable):
+        await worker.defence.look()
+    assert await worker.status(opened) is ChallengeStatus.OPEN
+    (stored,) = worker.journal.txs.values()
+    worker.link = ChainLink
+    await worker.restart()
+    await worker.defence.look()
+    assert len(worker.journal.txs) == 1  # the one under way is enough
+    await worker.follow()
+    assert await worker.status(opened) is ChallengeStatus.ANSWERED
+    await worker.follow()
+    (after,) = worker.journal.txs.values()
+    assert after.tx == stored.tx
+    assert after.state in (TxState.MINED, TxState.FINAL)
+
+
+async def test_a_worker_that_cannot_open_says_so_before_it_is_too_late(
+    worker: DefendingWorker,
+) -> None:
+    worker.leaves.away = True
+    opened = await worker.challenge()
+    await worker.defence.look()
+    (fault,) = worker.board.failures(CHECK)
+    assert fault.code is Code.CHALLENGE_OPEN
+    assert str(opened.answer_by) in fault.detail and "another precision" in fault.detail
+    assert int(worker.journal.notes[CURSOR]) < opened.log.block
+    worker.leaves.away = False
+    await worker.restart()
+    await worker.defence.look()
+    assert await worker.status(opened) is ChallengeStatus.ANSWERED
+    assert not worker.board.is_failing(CHECK)
+
+
+async def test_a_silence_is_answered_afterwards(worker: DefendingWorker) -> None:
+    market = worker.market
+    opened = await worker.challenge()
+    await market.pass_time(ANSWER_SECONDS + 1)
+    await worker.defence.look()
+    (fault,) = worker.board.failures(CHECK)
+    assert "was not answered in time" in fault.detail
+    await market.run(PAYER, disputes.conclude(market.deployment, opened.challenge))
+    await worker.defence.look()
+    assert await worker.status(opened) is ChallengeStatus.LATE
+    assert not worker.board.is_failing(CHECK)
+    registered = await market.reader.worker(OPERATOR.address)
+    assert registered is not None and registered.stake < STAKE
+
+
+async def test_challenges_to_somebody_else_are_not_ours(worker: DefendingWorker) -> None:
+    market, other = worker.market, signer("another operator")
+    await staked(market, other)
+    canvas = await serve(market, PAYER, other, 7)
+    question = evidence_calls.ask(PAYER.address, canvas.subject, canvas.signed, 1, 1)
+    bond = 2 * await dispute_reader(market).required_bond()
+    await market.run(PAYER, disputes.challenge(market.deployment, question, bond))
+    await worker.defence.look()
+    assert not worker.journal.txs
+    assert not worker.board.is_failing(CHECK)

@@ -1,0 +1,200 @@
+"""The client's walk from evidence to payout, and the worker's defence, on a chain."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from piecework.chain import disputes
+from piecework.chain.dev.anvil import Anvil
+from piecework.client.disputes.port import ChainDisputePort
+from piecework.client.disputes.walk import DisputedStep, DisputeStage, DisputeWalk
+from piecework.client.errors import DisputeError
+from piecework_protocol.disputes import ANSWER_SECONDS, VERDICT_SECONDS
+from piecework_protocol.evidence.file import (
+    Contradiction,
+    EvidenceFile,
+    ShownCanvas,
+    ShownJob,
+    ShownOffer,
+)
+from piecework_protocol.objects import Finish
+from piecework_protocol.signing import sign
+from piecework_protocol.trace import read_ids, write_ids
+from piecework_protocol.types import Amount
+from tests.support.chains import ETHER, POLL_S, TestMarket, signer
+from tests.support.disputed import (
+    AMOUNT,
+    PROVING_COST,
+    STAKE,
+    VERDICT_FEE,
+    ServedCanvas,
+    dispute_reader,
+    disputed,
+    resigned,
+    serve,
+    signed_receipt,
+    staked,
+)
+from tests.support.offers import offer
+
+pytestmark = pytest.mark.process
+
+PAYER, OPERATOR, STRANGER = signer("disputing"), signer("operator"), signer("bystander")
+REWARD = Amount(20 * PROVING_COST)
+ABOUT = DisputedStep(canvas=0, step=0)
+
+
+@pytest.fixture
+async def market(anvil: Anvil) -> AsyncIterator[TestMarket]:
+    async with disputed(anvil) as market:
+        await staked(market, OPERATOR)
+        await market.give(PAYER.address, wei=ETHER)
+        await market.give(STRANGER.address, wei=ETHER)
+        yield market
+
+
+def evidence_of(market: TestMarket, canvas: ServedCanvas) -> EvidenceFile:
+    domain = market.reader.domain
+    job = canvas.subject.job
+    offered = offer("operator")
+    shown = ShownOffer(offered.offer, offered.signature, OPERATOR.address)
+    signed = ShownCanvas(
+        canvas.signed.receipt, canvas.signed.signature, canvas.leaves, canvas.output
+    )
+    return EvidenceFile(
+        domain,
+        canvas.subject.channel,
+        shown,
+        ShownJob(job, sign(domain, job, PAYER)),
+        None,
+        (signed,),
+    )
+
+
+def walk_of(
+    market: TestMarket,
+    evidence: EvidenceFile,
+    about: DisputedStep | None = ABOUT,
+    *,
+    escalate: bool = False,
+) -> DisputeWalk:
+    port = ChainDisputePort(market.reader, PAYER, poll_s=POLL_S)
+    return DisputeWalk(port, evidence, about, escalate=escalate)
+
+
+async def answer(market: TestMarket, canvas: ServedCanvas, leaf: int) -> None:
+    """What the worker does: open all that the newest challenge asks."""
+    reader = dispute_reader(market)
+    height = await market.reader.latest_block()
+    (*_, opened) = await reader.challenges_to(OPERATOR.address, 0, height)
+    assert opened.challenge.leaf == leaf
+    opening = canvas.open(leaf, opened.challenge.fields)
+    await market.run(OPERATOR, disputes.answer(market.deployment, opened.challenge, opening))
+
+
+async def stake(market: TestMarket) -> int:
+    worker = await market.reader.worker(OPERATOR.address)
+    assert worker is not None
+    return worker.stake
+
+
+async def test_a_contradiction_pays_the_payer_in_one_step(market: TestMarket) -> None:
+    canvas = await serve(market, PAYER, OPERATOR)
+    first = canvas.signed
+    other = signed_receipt(
+        market.reader.domain, OPERATOR, first.receipt.replace(finish=Finish.END_OF_TEXT)
+    )
+    pair = Contradiction(first.receipt, first.signature, other.receipt, other.signature)
+    evidence = replace(evidence_of(market, canvas), contradictions=(pair,))
+    report = await walk_of(market, evidence, None).advance()
+    assert report.stage is DisputeStage.DECIDED and report.over
+    assert "two receipts for canvas 0" in report.text
+    assert await stake(market) == 0
+    assert await market.reader.token_balance(market.token, PAYER.address) == REWARD
+    again = await walk_of(market, evidence, None).advance()
+    assert again.over and "Nothing waits" in again.text
+
+
+async def test_evidence_that_proves_nothing_asks_for_a_step(market: TestMarket) -> None:
+    evidence = evidence_of(market, await serve(market, PAYER, OPERATOR))
+    report = await walk_of(market, evidence, None).advance()
+    assert report.stage is DisputeStage.NOTHING and report.over
+    with pytest.raises(DisputeError, match="canvas 0 has 3 steps"):
+        walk_of(market, evidence, DisputedStep(0, 3))
+    with pytest.raises(DisputeError, match="no canvas 1"):
+        walk_of(market, evidence, DisputedStep(1, 0))
+
+
+async def test_an_honest_worker_ends_the_walk_with_both_bonds(market: TestMarket) -> None:
+    """Each call is a new process: the chain holds the state."""
+    canvas = await serve(market, PAYER, OPERATOR)
+    evidence = evidence_of(market, canvas)
+    for leaf in (0, 1):
+        report = await walk_of(market, evidence).advance()
+        assert report.stage is DisputeStage.WAITING and not report.over
+        assert report.deadline is not None
+        now = await market.reader.timestamp()
+        assert 0 < report.deadline - now <= ANSWER_SECONDS
+        same = await walk_of(market, evidence).advance()
+        assert same.deadline == report.deadline
+        await answer(market, canvas, leaf)
+    report = await walk_of(market, evidence).advance()
+    assert report.stage is DisputeStage.HONEST and report.over
+    assert await stake(market) == STAKE
+    assert (await dispute_reader(market).credits_of(OPERATOR.address)).coins > 0
+
+
+async def test_a_silent_worker_loses_a_part_and_the_bond_comes_back(market: TestMarket) -> None:
+    evidence = evidence_of(market, await serve(market, PAYER, OPERATOR))
+    await walk_of(market, evidence).advance()
+    await market.pass_time(ANSWER_SECONDS + 1)
+    report = await walk_of(market, evidence).advance()
+    assert report.stage is DisputeStage.SILENT and report.over
+    assert await stake(market) == STAKE - 1000 * AMOUNT - 20 * PROVING_COST
+    found = await dispute_reader(market).credits_of(PAYER.address)
+    assert (found.tokens, found.coins) == (0, 0)  # sent
+
+
+@pytest.mark.parametrize("field", ["before", "after"])
+async def test_an_invented_trace_is_proved_from_the_answers(market: TestMarket, field: str) -> None:
+    canvas = await serve(market, PAYER, OPERATOR)
+    first = canvas.steps[0]
+    changed = replace(first, **{field: write_ids([t ^ 1 for t in read_ids(getattr(first, field))])})
+    canvas = resigned(
+        market.reader.domain, OPERATOR, replace(canvas, steps=(changed, *canvas.steps[1:]))
+    )
+    evidence = evidence_of(market, canvas)
+    for leaf in (0, 1):
+        await walk_of(market, evidence).advance()
+        await answer(market, canvas, leaf)
+    report = await walk_of(market, evidence).advance()
+    assert report.stage is DisputeStage.DECIDED and report.over
+    assert "breaks a rule" in report.text
+    assert await stake(market) == 0
+    assert await market.reader.token_balance(market.token, PAYER.address) == REWARD
+
+
+async def test_an_escalated_step_without_a_verdict_gives_the_bond_back(market: TestMarket) -> None:
+    canvas = await serve(market, PAYER, OPERATOR)
+    evidence = evidence_of(market, canvas)
+    await market.give(PAYER.address, tokens=3 * VERDICT_FEE)
+    for leaf in (0, 1):
+        await walk_of(market, evidence).advance()
+        await answer(market, canvas, leaf)
+    report = await walk_of(market, evidence, escalate=True).advance()
+    assert report.stage is DisputeStage.BEFORE_COMMITTEE and not report.over
+    await market.pass_time(ANSWER_SECONDS + VERDICT_SECONDS + 1)
+    report = await walk_of(market, evidence, escalate=True).advance()
+    assert report.over and "did not judge in time" in report.text
+    assert await market.reader.token_balance(market.token, PAYER.address) == 3 * VERDICT_FEE
+    assert await stake(market) == STAKE
+
+
+async def test_evidence_of_another_market_is_refused(market: TestMarket) -> None:
+    evidence = evidence_of(market, await serve(market, PAYER, OPERATOR))
+    other = replace(evidence, domain=replace(evidence.domain, chain_id=1))
+    with pytest.raises(DisputeError, match="another market"):
+        walk_of(market, other)
