@@ -20,6 +20,7 @@ COMMANDS = {
     "client": "Buy text, check receipts, move your money.",
     "gateway": "Serve an OpenAI-compatible endpoint that pays per canvas.",
     "market": "Run an index of signed offers with an explorer page.",
+    "relay": "Run a relay for workers that have no public port.",
     "chain": "Deploy the contracts, or run a development chain.",
     "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",

@@ -47,6 +47,12 @@ NodeUrl = Annotated[
     ),
 ]
 Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")]
+RelayNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relay", help="Relay to be reached through; repeatable. Without --bind nothing listens."
+    ),
+]
 
 
 @app.command()
@@ -66,6 +72,7 @@ def init(
     owner: Owner = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
+    relay: RelayNames = None,
     rpc_url: NodeUrl = "",
     model: Model = "",
     vllm: VllmEndpoints = None,
@@ -88,8 +95,9 @@ def init(
     token = common.market_token(file)
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
-        "bind": bind,
+        "bind": "" if relay and "bind" not in _asked(context) and not endpoint else bind,
         "endpoint": endpoint,
+        "relays": tuple(relay or ()),
         "price_per_million_prompt_tokens": common.units(token, price_prompt),
         "price_per_million_output_tokens": common.units(token, price_output),
         "price_per_thousand_steps": common.units(token, price_steps or ("0" if vllm else "0.001")),
@@ -120,6 +128,7 @@ _SETTING_OF_OPTION = {
     "price_steps": "price_per_thousand_steps",
     "slots": "slots",
     "index": "indexes",
+    "relay": "relays",
     "rpc_url": "rpc_url",
     "model": "model",
     "vllm": "vllm_endpoints",
@@ -238,6 +247,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
+        ("relays", ", ".join(f"{name} {state}" for name, state in body["relays"].items()) or "-"),
         ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
