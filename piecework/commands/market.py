@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -15,6 +17,7 @@ app = common.group()
 STORE = "market.db"
 CONNECTIONS_PER_ADDRESS = 64
 """A client needs one or two. One address may be a NAT with many clients behind it."""
+MAX_TOKEN_USD: Final = 10**9
 
 
 @app.callback()
@@ -46,6 +49,18 @@ def start(
         list[str] | None,
         typer.Option(help="Address or network of a proxy whose X-Forwarded-For is believed."),
     ] = None,
+    public_url: Annotated[
+        str | None,
+        typer.Option(help="Where readers reach the index, for the commands on its page."),
+    ] = None,
+    token_usd: Annotated[
+        str | None,
+        typer.Option(help="What one token is worth in dollars. The page shows both then."),
+    ] = None,
+    transaction_url: Annotated[
+        str | None,
+        typer.Option(help="A block explorer's address of a transaction, with {} for its hash."),
+    ] = None,
 ) -> None:
     """Serve the index until SIGTERM or Ctrl-C.
 
@@ -60,28 +75,61 @@ def start(
     except ValueError as error:
         common.fail(str(error), 2)
     limits = http_limits(max_connections, CONNECTIONS_PER_ADDRESS, trusted)
-    common.run(_serve(deployment, folder, (host, port), limits, rpc))
+    shown = _Shown(public_url, _dollars(token_usd), _template(transaction_url))
+    common.run(_serve((deployment, rpc), folder, (host, port), limits, shown))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """What the explorer shows beside the offers. `usd`: what one token is worth."""
+
+    url: str | None
+    usd: Decimal | None
+    transactions: str | None
+
+
+def _dollars(text: str | None) -> Decimal | None:
+    if text is None:
+        return None
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        value = Decimal(0)
+    if not value.is_finite() or not 0 < value < MAX_TOKEN_USD:
+        common.fail(f"--token-usd is a number of dollars above 0 and below {MAX_TOKEN_USD:,}", 2)
+    return value
+
+
+def _template(text: str | None) -> str | None:
+    if text is not None and (not text.startswith(("https://", "http://")) or "{}" not in text):
+        common.fail("--transaction-url is an http address with {} in place of the hash", 2)
+    return text
 
 
 async def _serve(
-    file: Path, folder: Path, address: tuple[str, int], limits: ConnectionLimits, rpc: str | None
+    market: tuple[Path, str | None],
+    folder: Path,
+    address: tuple[str, int],
+    limits: ConnectionLimits,
+    shown: _Shown,
 ) -> None:
     from piecework.base.http_server import DEAF, HttpServer, serving
     from piecework.chain.deployment import Deployment
     from piecework.chain.reader import ChainReader
     from piecework.commands._server import logs_to_stderr, until_told_to_stop
+    from piecework.market.explorer.layout import Money
     from piecework.market.offer_store import OfferStore
-    from piecework.market.server import IndexServer
+    from piecework.market.server import ExplorerSettings, IndexServer
 
     logs_to_stderr()
-    host, port = address
+    (host, port), (file, rpc) = address, market
     deployment = Deployment.load(file)
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
-        store = OfferStore(folder / STORE, deployment.domain)
+        store = OfferStore(folder / STORE, deployment.domain, deployment.token)
+        money = Money(deployment.payment_token, shown.usd)
+        settings = ExplorerSettings(money, shown.url, shown.transactions)
         try:
-            index = IndexServer(
-                store, reader, deployment.payment_token, trusted_proxies=limits.trusted
-            )
+            index = IndexServer(store, reader, settings, trusted_proxies=limits.trusted)
             server = HttpServer(
                 index.application(),
                 limits,

@@ -28,3 +28,10 @@ MEAN_STEPS: Final = 27
 # A worker's own facts nest three deep; what we list must parse for everybody, wrapped in a page of
 # ours.
 MAX_DETAILS_DEPTH: Final = 16
+# The market is sampled this often, and its samples are kept this long: 26,000 rows.
+SAMPLE_INTERVAL_S: Final = 300
+HISTORY_DAYS: Final = 90
+# Payments that the page of a worker shows. Totals by day are kept for all.
+SETTLEMENTS_KEPT: Final = 50
+# The chain's final blocks are read this often.
+SETTLEMENTS_INTERVAL_S: Final = 30.0

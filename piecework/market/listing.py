@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlencode
 
 from piecework.base.jsons import loads
 from piecework.market.errors import Declined
@@ -17,18 +18,26 @@ from piecework.market.limits import (
     MAX_OFFERS,
     MEAN_STEPS,
 )
-from piecework.market.offer_store import Listed
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.service import service_name
-from piecework_protocol.types import Timestamp, to_hex
-from piecework_protocol.views import as_json, listed_models, members
+from piecework_protocol.types import Amount, Digest, Timestamp, to_hex
+from piecework_protocol.views import as_json, members
+from piecework_protocol.wire import SignedOffer
 
 
 class Sort(enum.Enum):
-    """The order of a list: cheapest or fastest first."""
+    """The order of a list. Equal ones stand by operator, so that a page is stable."""
 
     PRICE = "price"
+    """Cheapest first, by `blended_price`."""
     SPEED = "speed"
+    """Most tokens a second first."""
+    FIRST = "first"
+    """Shortest time to the first canvas first."""
+    FREE = "free"
+    """Most free slots first."""
+    STAKE = "stake"
+    """Most stake first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +53,22 @@ class Query:
     limit: int = DEFAULT_LISTED_OFFERS
     offset: int = 0
 
+    @property
+    def url(self) -> str:
+        """The address of the page that shows this."""
+        standard = Query()
+        values = {
+            "model": self.model,
+            "max_price": self.max_price,
+            "min_speed": self.min_speed,
+            "service": None if self.service is None else service_name(self.service),
+            "sort": None if self.sort is standard.sort else self.sort.value,
+            "limit": None if self.limit == standard.limit else self.limit,
+            "offset": self.offset or None,
+        }
+        chosen = {name: value for name, value in values.items() if value is not None}
+        return f"/?{urlencode(chosen)}" if chosen else "/"
+
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> Query:
         """From a URL's query; `Declined` (400) names what is wrong."""
@@ -56,7 +81,8 @@ class Query:
         try:
             sort = Sort(parameters.get("sort", "price"))
         except ValueError:
-            raise Declined(400, "bad_parameter", "sort is price or speed") from None
+            orders = ", ".join(sort.value for sort in Sort)
+            raise Declined(400, "bad_parameter", f"sort is one of {orders}") from None
         limit = _number(parameters, "limit", MAX_LISTED_OFFERS)
         return cls(
             model=parameters.get("model", "")[:256] or None,
@@ -67,6 +93,17 @@ class Query:
             limit=DEFAULT_LISTED_OFFERS if limit is None else limit,
             offset=_number(parameters, "offset", MAX_OFFERS) or 0,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One live offer. `wire_bytes` are passed on as they came; `stake` in the registry's base
+    units."""
+
+    signed: SignedOffer
+    wire_bytes: bytes
+    stake: Amount
+    received_at: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,28 +119,6 @@ def blended_price(model: ModelOffer) -> int:
     steps = min(model.max_steps, MEAN_STEPS)
     per_token = steps * model.price_per_thousand_steps * 1000 // model.canvas_size
     return model.price_per_million_output_tokens + per_token
-
-
-def select(offers: Iterable[Listed], query: Query) -> tuple[Entry, ...]:
-    """The rows that a query asks for, in its order; ties by operator, so that a page is stable."""
-    entries = [Entry(listed, model) for listed in offers for model in listed.signed.offer.models]
-    entries = [e for e in entries if _matches(e.model, query)]
-    if query.sort is Sort.SPEED:
-        entries.sort(key=lambda e: (-e.model.tokens_per_second, e.listed.signed.offer.operator))
-    else:
-        entries.sort(key=lambda e: (blended_price(e.model), e.listed.signed.offer.operator))
-    return tuple(entries)
-
-
-def offers_json(entries: Iterable[Entry], query: Query) -> dict[str, Any]:
-    """One page. Each offer once, at the place of its best row, with the bytes that a client
-    verifies itself."""
-    unique: dict[bytes, Listed] = {}
-    for entry in entries:
-        unique.setdefault(entry.listed.signed.offer.operator, entry.listed)
-    chosen = list(unique.values())
-    page = chosen[query.offset : query.offset + query.limit]
-    return {"offers": [offer_json(listed) for listed in page], "total": len(chosen)}
 
 
 def offer_json(listed: Listed) -> dict[str, Any]:
@@ -124,40 +139,70 @@ def model_json(model: ModelOffer) -> dict[str, Any]:
     return {**as_json(model), "blended_price_per_million_output_tokens": blended_price(model)}
 
 
+@dataclass(slots=True)
+class _Served:
+    """One model as the workers that serve it describe it."""
+
+    lowest: int
+    names: set[str] = field(default_factory=set)
+    services: set[str] = field(default_factory=set)
+    workers: int = 0
+    slots_free: int = 0
+    fastest: int = 0
+    context: int = 0
+    last: Listed | None = None
+    """The worker that was counted last. It may offer a model in several entries."""
+
+
 def models_json(offers: Iterable[Listed]) -> dict[str, Any]:
     """Every model that somebody serves, by digest: names are claims, the digest is the model."""
-    served = listed_models((listed.signed.offer for listed in offers), lambda model: model.digest)
+    served: dict[Digest, _Served] = {}
+    for listed in offers:
+        free = listed.signed.offer.slots_free
+        for model in listed.signed.offer.models:
+            price = blended_price(model)
+            row = served.get(model.digest)
+            if row is None:
+                row = served[model.digest] = _Served(price)
+            row.names.add(model.name)
+            row.services.add(service_name(model.service))
+            if row.last is not listed:
+                row.last = listed
+                row.workers += 1
+                row.slots_free += free
+            row.lowest = min(row.lowest, price)
+            row.fastest = max(row.fastest, model.tokens_per_second)
+            row.context = max(row.context, model.max_context)
     rows = [
         {
             "digest": to_hex(digest),
-            **members(model, "names", "services", "workers"),
-            "slots_free": sum(offer.slots_free for offer, _ in model.entries),
-            "lowest_blended_price_per_million_output_tokens": min(
-                blended_price(entry) for _, entry in model.entries
-            ),
-            "fastest_tokens_per_second": max(e.tokens_per_second for _, e in model.entries),
-            "max_context": max(entry.max_context for _, entry in model.entries),
+            "names": sorted(row.names),
+            "services": sorted(row.services),
+            "workers": row.workers,
+            "slots_free": row.slots_free,
+            "lowest_blended_price_per_million_output_tokens": row.lowest,
+            "fastest_tokens_per_second": row.fastest,
+            "max_context": row.context,
         }
-        for digest, model in served.items()
+        for digest, row in served.items()
     ]
     return {"models": sorted(rows, key=lambda row: (-int(str(row["workers"])), row["digest"]))}
 
 
-def workers_json(offers: Iterable[Listed], now: Timestamp) -> dict[str, Any]:
-    """Every worker with a live offer, in short."""
-    rows = [
-        {
-            **members(x.signed.offer, "operator", "endpoint", "slots", "slots_free", "queue_free"),
-            "models": [model.name for model in x.signed.offer.models],
-            "stake": x.stake,
-            "expires_in_s": x.signed.offer.expires_at - now,
-        }
-        for x in offers
-    ]
-    return {"workers": sorted(rows, key=lambda row: str(row["operator"]))}
+def worker_json(listed: Listed, now: Timestamp) -> dict[str, Any]:
+    """One worker with a live offer, in short."""
+    offer = listed.signed.offer
+    return {
+        **members(offer, "operator", "endpoint", "slots", "slots_free", "queue_free"),
+        "models": [model.name for model in offer.models],
+        "stake": listed.stake,
+        "expires_in_s": offer.expires_at - now,
+    }
 
 
-def _matches(model: ModelOffer, query: Query) -> bool:
+def matches(entry: Entry, query: Query) -> bool:
+    """Whether a query asks for a model at a worker."""
+    model = entry.model
     if query.model is not None and not _is(model, query.model):
         return False
     if query.max_price is not None and blended_price(model) > query.max_price:

@@ -9,14 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import apsw
 
+from piecework.market.catalogue import Catalogue
 from piecework.market.errors import Declined, OfferStoreError
+from piecework.market.history import History
 from piecework.market.limits import MAX_OFFERS
+from piecework.market.listing import Listed
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address, Amount, Timestamp, to_hex
@@ -33,21 +35,11 @@ CREATE TABLE IF NOT EXISTS last_offers (operator BLOB PRIMARY KEY, wire BLOB NOT
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """One live offer. `wire_bytes` are passed on as they came; `stake` in the registry's base
-    units."""
-
-    signed: SignedOffer
-    wire_bytes: bytes
-    stake: Amount
-    received_at: Timestamp
-
-
 class OfferStore:
     """One index's offers on one chain. Used from one thread."""
 
-    def __init__(self, file: Path, domain: Domain) -> None:
+    def __init__(self, file: Path, domain: Domain, token: Address) -> None:
+        """`token`: what the market pays in, for its history."""
         try:
             os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o600))
             self._db = apsw.Connection(str(file))
@@ -60,15 +52,15 @@ class OfferStore:
         except (apsw.Error, OSError) as error:
             raise OfferStoreError(f"cannot open {file}: {error}") from None
         self._bind(file, domain)
-        self._offers: dict[Address, Listed] = {}
+        self.history = History(self._db, token)
+        self.catalogue = Catalogue()
+        """What readers see."""
         self._sequences: dict[Address, int] = {}
         for operator, sequence in self._rows("SELECT operator, sequence FROM sequences"):
             self._sequences[operator] = sequence
         for data, stake, received in self._rows("SELECT wire, stake, received_at FROM offers"):
             signed = wire.decode_offer(data)
-            self._offers[signed.offer.operator] = Listed(
-                signed, data, Amount(int(stake)), Timestamp(received)
-            )
+            self.catalogue.put(Listed(signed, data, Amount(int(stake)), Timestamp(received)))
 
     def close(self) -> None:
         """Give the file back."""
@@ -84,7 +76,7 @@ class OfferStore:
         highest = self._sequences.get(offer.operator)
         if highest is None or offer.sequence > highest:
             return False
-        listed = self._offers.get(offer.operator)
+        listed = self.catalogue.get(offer.operator)
         if offer.sequence == highest and listed is not None and listed.signed == signed:
             return True
         raise Declined(409, "stale_sequence", f"the sequence number must be above {highest}")
@@ -92,9 +84,9 @@ class OfferStore:
     def put(self, listed: Listed, now: Timestamp) -> None:
         """Take in a verified offer in place of the worker's last one."""
         offer = listed.signed.offer
-        if offer.operator not in self._offers and len(self._offers) >= MAX_OFFERS:
+        if offer.operator not in self.catalogue and len(self.catalogue) >= MAX_OFFERS:
             self.sweep(now)
-            if len(self._offers) >= MAX_OFFERS:
+            if len(self.catalogue) >= MAX_OFFERS:
                 raise Declined(503, "index_full", "this index holds as many offers as it can")
         with self._change():
             self._db.execute(
@@ -116,7 +108,7 @@ class OfferStore:
                 "INSERT OR REPLACE INTO last_offers VALUES (?, ?)",
                 (offer.operator, listed.wire_bytes),
             )
-        self._offers[offer.operator] = listed
+        self.catalogue.put(listed)
         self._sequences[offer.operator] = offer.sequence
 
     def last(self, operator: Address) -> bytes | None:
@@ -124,22 +116,21 @@ class OfferStore:
         rows = self._rows("SELECT wire FROM last_offers WHERE operator = ?", (operator,))
         return rows[0][0] if rows else None
 
-    def live(self, now: Timestamp) -> tuple[Listed, ...]:
-        """The offers that have not expired."""
-        return tuple(
-            listed for listed in self._offers.values() if listed.signed.offer.expires_at > now
-        )
-
     def sweep(self, now: Timestamp) -> int:
         """Forget expired offers, not their sequence numbers; how many went."""
-        gone = [
-            operator for operator, x in self._offers.items() if x.signed.offer.expires_at <= now
-        ]
+        gone = self.catalogue.expired(now)
         for operator in gone:
-            del self._offers[operator]
+            self.catalogue.remove(operator)
         with self._change():
             self._db.execute("DELETE FROM offers WHERE expires_at <= ?", (now,))
         return len(gone)
+
+    def record(self, now: Timestamp) -> None:
+        """Take a sample of the market into its history."""
+        try:
+            self.history.take(self.catalogue.live(now), now)
+        except apsw.Error as error:
+            raise OfferStoreError(f"the index's database failed: {error}") from error
 
     def _bind(self, file: Path, domain: Domain) -> None:
         mine = {"chain": str(domain.chain_id), "escrow": to_hex(domain.verifying_contract)}

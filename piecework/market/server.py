@@ -3,7 +3,8 @@
     POST /v1/offers   a signed offer as protobuf bytes (`protocol.wire.encode_offer`)
     GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit= &offset=
     GET  /v1/offers/OPERATOR   the worker's last offer, also when it has expired
-    GET  /v1/models   GET /v1/workers   GET /health   GET /metrics   GET /
+    GET  /v1/models   GET /v1/workers   GET /v1/history   GET /health   GET /metrics
+    GET  /   GET /workers/OPERATOR   the explorer
 
 Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the
 operator, sequence, and only then the chain. Errors are `{"error": {"code", "message"}}`. An index
@@ -16,20 +17,23 @@ import asyncio
 import base64
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import structlog
 from aiohttp import hdrs, web
 
-from piecework.base.amounts import Token
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.connections import Networks
 from piecework.base.http_server import BodyReader, BodyRefused, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
-from piecework.market import page
+from piecework.chain.events import EscrowEvent
+from piecework.chain.records import Block
 from piecework.market.errors import Declined, OfferStoreError
+from piecework.market.explorer import layout, offers, worker
+from piecework.market.history import DAY_S
 from piecework.market.limits import (
     ADDRESS_POST_BURST,
     ADDRESS_POSTS_PER_MINUTE,
@@ -42,9 +46,10 @@ from piecework.market.limits import (
     STANDING_LIFETIME_S,
     SWEEP_INTERVAL_S,
 )
-from piecework.market.listing import Query, models_json, offers_json, select, workers_json
+from piecework.market.listing import Listed, Query
 from piecework.market.metrics import MarketMetrics
-from piecework.market.offer_store import Listed, OfferStore
+from piecework.market.offer_store import OfferStore
+from piecework.market.settlements import follow
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
@@ -86,13 +91,36 @@ class Registry(Protocol):
 
     async def is_signer(self, operator: Address, key: Address) -> bool: ...
 
+    async def finalized_block(self) -> int: ...
+
+    async def block(self, number: int | str) -> Block: ...
+
+    def scan(
+        self, names: Sequence[str], from_block: int | None = None, to_block: int | None = None
+    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]: ...
+
 
 def _limiter(per_minute: int, burst: int) -> RateLimiter:
     return RateLimiter(Rate.per_minute(per_minute, burst), keys=MAX_BUCKETS)
 
 
+@dataclass(frozen=True, slots=True)
+class ExplorerSettings:
+    """What its operator says of an index.
+
+    Attributes:
+        money: What prices are shown in.
+        url: Where readers reach the index, if it is not where a request says.
+        transactions: A block explorer's address of a transaction, with `{}` for its hash.
+    """
+
+    money: layout.Money
+    url: str | None = None
+    transactions: str | None = None
+
+
 class IndexServer:
-    """One index. `token` is what the explorer shows prices in.
+    """One index.
 
     Rates count by the client's address. A trusted proxy names it in X-Forwarded-For.
     """
@@ -101,12 +129,12 @@ class IndexServer:
         self,
         store: OfferStore,
         registry: Registry,
-        token: Token,
+        settings: ExplorerSettings,
         *,
         clock: Clock | None = None,
         trusted_proxies: Networks = (),
     ) -> None:
-        self._store, self._registry, self._token = store, registry, token
+        self._store, self._registry, self._settings = store, registry, settings
         self._trusted = trusted_proxies
         self._bodies = BodyReader(max_bytes=MAX_OFFER_BYTES, trusted=trusted_proxies)
         self._clock = clock or SystemClock()
@@ -125,10 +153,12 @@ class IndexServer:
         app.router.add_get("/v1/offers/{operator}", self._last_offer)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/workers", self._workers)
+        app.router.add_get("/v1/history", self._history)
+        app.router.add_get("/workers/{operator}", self._worker_page)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
         app.router.add_get("/", self._page)
-        app.cleanup_ctx.append(self._sweeping)
+        app.cleanup_ctx.append(self._working)
         return app
 
     @web.middleware
@@ -245,14 +275,12 @@ class IndexServer:
 
     async def _offers(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
-        return web.json_response(offers_json(select(self._live(), query), query))
+        text = self._store.catalogue.offers_text(query, self._now())
+        return web.json_response(text=text)
 
     async def _last_offer(self, request: web.Request) -> web.Response:
         """So that a worker whose journal was rolled back sees what it has signed."""
-        try:
-            operator = parse_address(request.match_info["operator"])
-        except ValueError as error:
-            raise Declined(400, "bad_parameter", str(error)) from None
+        operator = _operator(request)
         data = self._store.last(operator)
         if data is None:
             raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
@@ -261,47 +289,99 @@ class IndexServer:
         return web.json_response({"sequence": sequence, "signed_offer": signed})
 
     async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response(models_json(self._live()))
+        return web.json_response(self._store.catalogue.models(self._now()))
 
-    async def _workers(self, _: web.Request) -> web.Response:
-        return web.json_response(workers_json(self._live(), self._now()))
+    async def _workers(self, request: web.Request) -> web.Response:
+        query = Query.parse(request.query)
+        return web.json_response(self._store.catalogue.workers(query, self._now()))
+
+    async def _history(self, _: web.Request) -> web.Response:
+        history, since = self._store.history, self._now() - DAY_S
+        body = {
+            "samples": [asdict(one) for one in history.samples(Timestamp(since))],
+            "settled": [asdict(day) for day in history.settled()],
+        }
+        return web.json_response(body)
 
     async def _page(self, request: web.Request) -> web.Response:
-        query = Query.parse(request.query)
-        live = self._live()
-        text = page.render(select(live, query), models_json(live), query, self._now(), self._token)
-        headers = {
-            "Content-Security-Policy": page.CONTENT_SECURITY_POLICY,
-            "Referrer-Policy": "no-referrer",
-        }
-        return web.Response(text=text, content_type="text/html", headers=headers)
+        query, now, history = Query.parse(request.query), self._now(), self._store.history
+        overview = offers.Overview(
+            self._store.catalogue.find(query, now),
+            self._store.catalogue.models(now),
+            self._store.catalogue.sample(now),
+            history.samples(Timestamp(now - DAY_S)),
+            history.settled(),
+        )
+        url = self._settings.url or str(request.url.origin())
+        return _html(offers.render(overview, query, url, self._settings.money))
+
+    async def _worker_page(self, request: web.Request) -> web.Response:
+        operator, now, history = _operator(request), self._now(), self._store.history
+        listed = self._store.catalogue.get(operator)
+        if listed is not None and listed.signed.offer.expires_at <= now:
+            listed = None
+        uptime = history.uptime(operator)
+        if listed is None and uptime is None and self._store.last(operator) is None:
+            raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
+        stake = None
+        with contextlib.suppress(ChainError):
+            standing = await self._standing(operator)
+            stake = None if standing is None else standing.stake
+        shown = worker.WorkerFacts(
+            operator,
+            listed,
+            stake,
+            uptime,
+            history.settlements(operator),
+            history.settled(operator),
+            self._settings.transactions,
+        )
+        return _html(worker.render(shown, now, self._settings.money))
 
     async def _health(self, _: web.Request) -> web.Response:
-        return web.json_response({"status": "ok", "offers": len(self._live())})
+        count = self._store.catalogue.count(self._now())
+        return web.json_response({"status": "ok", "offers": count})
 
     async def _expose(self, _: web.Request) -> web.Response:
-        body = self.metrics.exposition(len(self._live()))
+        body = self.metrics.exposition(self._store.catalogue.count(self._now()))
         return web.Response(body=body, headers={hdrs.CONTENT_TYPE: self.metrics.content_type})
-
-    def _live(self) -> tuple[Listed, ...]:
-        return self._store.live(self._now())
 
     def _now(self) -> Timestamp:
         return Timestamp(int(self._clock.wall()))
 
-    async def _sweeping(self, _: web.Application) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._sweep_forever(), name="market sweep")
+    async def _working(self, _: web.Application) -> AsyncIterator[None]:
+        tasks = (
+            asyncio.create_task(self._sweep_forever(), name="market sweep"),
+            asyncio.create_task(
+                follow(self._store.history, self._registry, self._log), name="market settlements"
+            ),
+        )
         yield
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _sweep_forever(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             try:
                 self._store.sweep(self._now())
-            except (
-                OfferStoreError
-            ) as error:  # expired offers are not shown anyway; the next sweep tries again
+                self._store.record(self._now())
+            except OfferStoreError as error:
+                # Expired offers are not shown anyway, and the next round tries again.
                 self._log.error("database", error=str(error))
+
+
+def _operator(request: web.Request) -> Address:
+    try:
+        return parse_address(request.match_info["operator"])
+    except ValueError as error:
+        raise Declined(400, "bad_parameter", str(error)) from None
+
+
+def _html(text: str) -> web.Response:
+    headers = {
+        "Content-Security-Policy": layout.CONTENT_SECURITY_POLICY,
+        "Referrer-Policy": "no-referrer",
+    }
+    return web.Response(text=text, content_type="text/html", headers=headers)

@@ -3,18 +3,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from piecework.base.amounts import Token
 from piecework.chain.errors import RpcUnavailable
+from piecework.chain.events import EscrowEvent
 from piecework.chain.reader import UNKNOWN_CHANNEL, ChannelOnChain, RegisteredWorker
+from piecework.chain.records import Block
+from piecework.market.explorer.layout import Money
+from piecework.market.server import ExplorerSettings
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, keccak256
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 TOKEN = Address(b"\x33" * 20)
 TOKEN_INFO = Token(bytes(TOKEN), "tUSDC", 6)
+EXPLORER = ExplorerSettings(Money(TOKEN_INFO))
 
 
 class FakeChain:
@@ -31,6 +36,9 @@ class FakeChain:
         self.token_domain: Domain | None = None
         """None: the token knows no EIP-3009."""
         self.final: dict[ChannelId, ChannelOnChain] | None = None
+        self.events: list[EscrowEvent] = []
+        """What the escrow logged, in order. Block n was at second 1,800,000,000 + n."""
+        self.final_block = 1
         self.away = False
         self.reads = 0
 
@@ -74,6 +82,28 @@ class FakeChain:
         self._read()
         return self.registered.get(operator)
 
+    async def finalized_block(self) -> int:
+        self._read()
+        return self.final_block
+
+    async def block(self, number: int | str) -> Block:
+        self._read()
+        height = int(number)
+        return Block(height, keccak256(str(height).encode()), Timestamp(1_800_000_000 + height))
+
+    async def scan(
+        self, names: Sequence[str], from_block: int | None = None, to_block: int | None = None
+    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]:
+        """One part a block."""
+        for number in range(from_block or 0, (to_block or self.final_block) + 1):
+            self._read()
+            yield (
+                number,
+                tuple(
+                    e for e in self.events if e.log.block == number and type(e).__name__ in names
+                ),
+            )
+
     async def every_worker(self, maximum: int = 10_000) -> AsyncIterator[RegisteredWorker]:
         self._read()
         for worker in list(self.registered.values())[:maximum]:
@@ -87,10 +117,6 @@ class FakeChain:
         self._read()
         known = self.channels if block is None or self.final is None else self.final
         return known.get(channel_id, UNKNOWN_CHANNEL)
-
-    async def finalized_block(self) -> int:
-        self._read()
-        return 1
 
     async def pooled_balance(self, token: Address, owner: Address) -> Amount:
         self._read()

@@ -43,7 +43,7 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.fake_chain import EXPLORER, TOKEN, TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
 from tests.support.offers import offer, operator, receiver
 from tests.support.relays import running_relay
@@ -236,7 +236,7 @@ async def test_offers_come_through_an_index_that_is_not_believed(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
     market = IndexServer(
-        OfferStore(tmp_path / "market.db", chain.domain), chain, TOKEN_INFO, clock=clock
+        OfferStore(tmp_path / "market.db", chain.domain, TOKEN), chain, EXPLORER, clock=clock
     )
     chain.register(operator("retired").address, receiver("retired"))
     await market.accept(wire.encode_offer(offer("retired", now=clock.now())))

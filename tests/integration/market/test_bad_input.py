@@ -28,8 +28,9 @@ from piecework.client.jobs.events import CanvasText, JobFinished
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
+from piecework.market.explorer.layout import Money
 from piecework.market.offer_store import OfferStore
-from piecework.market.server import IndexServer
+from piecework.market.server import ExplorerSettings, IndexServer
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.errors import Reason
 from piecework_protocol.signing import LocalSigner
@@ -215,10 +216,10 @@ async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
 ) -> None:
     caplog.set_level(logging.DEBUG)
     async with deployed(embedded_chain) as market:
-        store = OfferStore(tmp_path / "market.db", market.deployment.domain)
-        async with TestServer(
-            IndexServer(store, market.reader, market.deployment.payment_token).application()
-        ) as index:
+        deployment = market.deployment
+        store = OfferStore(tmp_path / "market.db", deployment.domain, deployment.token)
+        settings = ExplorerSettings(Money(deployment.payment_token))
+        async with TestServer(IndexServer(store, market.reader, settings).application()) as index:
             url = str(index.make_url("")).rstrip("/")
             worker_process = await WorkerProcess.register(
                 tmp_path / "worker",

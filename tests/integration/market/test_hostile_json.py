@@ -24,7 +24,7 @@ from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock, open_client
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
 from tests.support.offers import offer, operator, receiver
 
 LIMIT_OF_PY_ECC = 100_000
@@ -55,7 +55,7 @@ async def index(tmp_path: Path) -> AsyncIterator[Http]:
     for name in ("worker", "other"):
         chain.register(operator(name).address, receiver(name))
     market = IndexServer(
-        OfferStore(tmp_path / "market.db", chain.domain), chain, TOKEN_INFO, clock=FakeClock()
+        OfferStore(tmp_path / "market.db", chain.domain, TOKEN), chain, EXPLORER, clock=FakeClock()
     )
     async with TestClient(TestServer(market.application())) as http:
         yield http

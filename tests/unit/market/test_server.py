@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import ssl
 import tempfile
 import time
@@ -37,7 +38,7 @@ from piecework_protocol.types import (
     to_hex,
 )
 from tests.support.client_side import FakeClock
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
 from tests.support.offers import model, offer, operator, receiver
 
 Http = TestClient[Any, Any]
@@ -54,9 +55,9 @@ class Index:
 
     def market(self, *trusted: str) -> IndexServer:
         return IndexServer(
-            OfferStore(self.file, self.chain.domain),
+            OfferStore(self.file, self.chain.domain, TOKEN),
             self.chain,
-            TOKEN_INFO,
+            EXPLORER,
             clock=self.clock,
             trusted_proxies=parse_networks(trusted),
         )
@@ -253,9 +254,9 @@ async def test_a_clock_that_is_set_back_locks_no_reader_out(index: Index) -> Non
 
 
 def test_a_database_of_another_chain_is_refused(tmp_path: Path) -> None:
-    OfferStore(tmp_path / "m.db", Domain(1, Address(bytes(20)))).close()
+    OfferStore(tmp_path / "m.db", Domain(1, Address(bytes(20))), TOKEN).close()
     with pytest.raises(OfferStoreError, match="made for chain 1, not 2"):
-        OfferStore(tmp_path / "m.db", Domain(2, Address(bytes(20))))
+        OfferStore(tmp_path / "m.db", Domain(2, Address(bytes(20))), TOKEN)
 
 
 # --- reading
@@ -325,9 +326,9 @@ async def test_lists_and_page_show_the_class_of_service_and_filter_by_it(http: H
     models = (await (await http.get("/v1/models")).json())["models"]
     assert sorted(m["services"] for m in models) == [["best_effort"], ["replayable"]]
     shown = await (await http.get("/")).text()
-    assert "<td>best effort</td>" in shown and "<td>replayable</td>" in shown
+    assert ">best effort</span>" in shown and ">replayable</span>" in shown
     only = await (await http.get("/?service=replayable")).text()
-    assert "<td>best effort</td>" not in only
+    assert ">best effort</span>" not in only
     assert (await http.get("/v1/offers?service=perfect")).status == 400
 
 
@@ -362,14 +363,17 @@ class Outline(HTMLParser):
         self.sources += [value or "" for name, value in attrs if name in ("src", "href", "action")]
 
 
-async def test_the_page_lists_everything_without_scripts_or_foreign_assets(full: Http) -> None:
+async def test_the_page_lists_everything_and_loads_nothing_from_elsewhere(full: Http) -> None:
     response = await full.get("/")
     text = await response.text()
     outline = Outline(text)
     assert "default-src 'none'" in response.headers["Content-Security-Policy"]
-    assert "script" not in outline.tags
+    script = text.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in response.headers["Content-Security-Policy"]
+    assert outline.tags.count("script") == 1
     assert all(source.startswith("/") for source in outline.sources)
-    for expected in ("tale-1", "cheap", "fast", "9.00", "2,000", "1 of 2 free", "in 5 min"):
+    for expected in ("tale-1", "cheap", "fast", "9.00", "2,000", "1 of 2 free", "5 min"):
         assert expected in text
     assert outline.tags.count("caption") == outline.tags.count("table") == 2
     assert 'lang="en"' in text
@@ -386,6 +390,7 @@ async def test_what_a_worker_writes_is_shown_as_text(http: Http) -> None:
     )
     assert (await post(http, evil)).status == 201
     text = await (await http.get("/")).text()
-    assert "<script" not in text
+    assert text.count("<script") == 1  # ours, which the policy names by its hash
+    assert "alert(1)</script>" not in text
     assert "&lt;script&gt;" in text
     assert (await (await http.get("/v1/offers")).json())["offers"][0]["details"] == {}

@@ -1,0 +1,256 @@
+"""The first page: the market in figures and charts, its offers, its models. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any, Final
+from urllib.parse import urlencode
+
+from piecework.market.catalogue import Found
+from piecework.market.explorer import charts
+from piecework.market.explorer.layout import (
+    Cell,
+    Column,
+    Money,
+    counted,
+    duration,
+    facts,
+    page,
+    short,
+    table,
+)
+from piecework.market.history import Sample, SettledDay
+from piecework.market.listing import Entry, Query, Sort, blended_price
+from piecework_protocol.objects import Kind, ModelOffer, Offer, Service
+from piecework_protocol.service import service_name
+from piecework_protocol.types import Timestamp, to_hex
+
+TITLE: Final = "Piecework market"
+SERVICES: Final = {Service.REPLAYABLE: "replayable", Service.BEST_EFFORT: "best effort"}
+ORDERS: Final = {
+    Sort.PRICE: "cheapest first",
+    Sort.SPEED: "fastest first",
+    Sort.FIRST: "shortest wait for the first canvas",
+    Sort.FREE: "most free slots",
+    Sort.STAKE: "most stake",
+}
+OFFER_COLUMNS: Final = (
+    Column("Worker"),
+    Column("Model"),
+    Column("Kinds"),
+    Column("Service"),
+    Column("With steps, 1M", number=True),
+    Column("Output, 1M", number=True),
+    Column("Prompt, 1M", number=True),
+    Column("1,000 steps", number=True),
+    Column("Tokens/s", number=True),
+    Column("Slots"),
+    Column("Lives", number=True),
+)
+MODEL_COLUMNS: Final = (
+    Column("Model"),
+    Column("Digest"),
+    Column("Workers", number=True),
+    Column("Free slots", number=True),
+    Column("From, 1M tokens", number=True),
+    Column("Fastest, tokens/s", number=True),
+    Column("Context, tokens", number=True),
+)
+_CAPTION: Final = (
+    'One row for each model at each worker. Prices are for a million tokens. "With steps" is '
+    "output with the denoising steps of a usual canvas. "
+    "Replayable: the client's seed decides the text, and each receipt commits to how it came "
+    "about. Best effort: neither."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the first page shows.
+
+    Attributes:
+        found: One page of offers.
+        models: As `listing.models_json` has them.
+        now: The sample of this moment.
+        samples: The last day's, oldest first.
+        settled: What was settled on each day, oldest first.
+    """
+
+    found: Found
+    models: dict[str, Any]
+    now: Sample
+    samples: Sequence[Sample]
+    settled: Sequence[SettledDay]
+
+
+def render(overview: Overview, query: Query, url: str, money: Money) -> str:
+    """Return the page. `url`: where readers reach this index."""
+    now = overview.now
+    volume = sum(day.amount for day in overview.settled)
+    figures = facts(
+        (f"{now.workers:,}", "workers"),
+        (f"{now.models:,}", "models"),
+        (f"{now.slots_free:,} of {now.slots:,}", "free slots"),
+        (money.price(volume), f"{money.token.symbol} settled on chain"),
+    )
+    body = "\n".join(
+        (
+            figures,
+            _charts(overview, money),
+            "<h2>Offers</h2>",
+            _form(query),
+            table(
+                _CAPTION,
+                OFFER_COLUMNS,
+                (offer_cells(entry, now.at, money) for entry in overview.found.entries),
+                "No live offer fits.",
+            ),
+            _pager(query, overview.found.total),
+            "<h2>Models</h2>",
+            _models_table(overview.models, money),
+            _how(url),
+        )
+    )
+    intro = """<p>Text by the canvas on other people's GPUs. Every offer below is signed by a bonded
+worker and expires within minutes. This index is only a cache: clients verify each offer against its
+signature and the chain.</p>"""
+    return page(TITLE, intro, body, now.at, money)
+
+
+def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
+    """Return the row of one model at one worker, for `OFFER_COLUMNS`."""
+    offer, model = entry.listed.signed.offer, entry.model
+    operator = to_hex(offer.operator)
+    link = "/?" + urlencode({"model": model.name})
+    return (
+        Cell(
+            f'<a href="/workers/{operator}"><code>{short(offer.operator)}</code></a>',
+            title=f"{operator} at {offer.endpoint}",
+        ),
+        Cell(
+            f'<a href="{escape(link)}">{escape(model.name)}</a>',
+            title=f"{model.name}, {model.profile}",
+        ),
+        Cell(escape(", ".join(kinds_of(model)))),
+        Cell(SERVICES[model.service]),
+        Cell(money.price(blended_price(model))),
+        Cell(money.price(model.price_per_million_output_tokens)),
+        Cell(money.price(model.price_per_million_prompt_tokens)),
+        Cell(money.price(model.price_per_thousand_steps)),
+        Cell(f"{model.tokens_per_second:,}"),
+        _slots(offer),
+        Cell(duration(offer.expires_at - now)),
+    )
+
+
+def kinds_of(model: ModelOffer) -> tuple[str, ...]:
+    """Return the names of the kinds of pieces that a model is offered for."""
+    return tuple(kind.name.lower() for kind in Kind if model.kinds & kind.bit)
+
+
+def _slots(offer: Offer) -> Cell:
+    if offer.slots_free:
+        return Cell(f"{offer.slots_free} of {offer.slots} free", "free")
+    waits = f"busy, {offer.queue_free} may wait" if offer.queue_free else "full"
+    return Cell(waits, "full")
+
+
+def _charts(overview: Overview, money: Money) -> str:
+    points = overview.samples
+    shown = {
+        "Price, 1M tokens, median over the last day": (
+            [(s.at, s.median_price) for s in points if s.median_price is not None],
+            money.token.number,
+        ),
+        "Tokens/s, median over the last day": (
+            [(s.at, s.median_speed) for s in points if s.median_speed is not None],
+            "{:,}".format,
+        ),
+        "Free slots over the last day": ([(s.at, s.slots_free) for s in points], "{:,}".format),
+    }
+    lines = [charts.line(title, values, show) for title, (values, show) in shown.items()]
+    days = overview.settled[-90:]
+    payments = sum(day.payments for day in days)
+    settled = charts.bars(
+        f"{money.token.symbol} settled a day",
+        [day.amount for day in days],
+        money.token.number,
+        f"{counted(payments, 'payment')} on {counted(len(days), 'day')}",
+    )
+    return f'<section class="charts" aria-label="History">{"".join([*lines, settled])}</section>'
+
+
+def _form(query: Query) -> str:
+    options = "".join(
+        f'<option value="{sort.value}"{" selected" if sort is query.sort else ""}>{label}</option>'
+        for sort, label in ORDERS.items()
+    )
+    services = "".join(
+        f'<option value="{value}"{" selected" if service is query.service else ""}>{label}</option>'
+        for service, value, label in (
+            (None, "", "either"),
+            *((s, service_name(s), SERVICES[s]) for s in Service),
+        )
+    )
+    model = escape(query.model or "")
+    speed = "" if query.min_speed is None else str(query.min_speed)
+    return f"""<form method="get" action="/">
+<label>Model <input name="model" value="{model}" placeholder="name or digest"></label>
+<label>Tokens a second, at least
+<input name="min_speed" inputmode="numeric" value="{speed}"></label>
+<label>Service <select name="service">{services}</select></label>
+<label>Order <select name="sort">{options}</select></label>
+<button>Show</button>
+</form>"""
+
+
+def _pager(query: Query, total: int) -> str:
+    """Return links to the pages before and behind, if there are any."""
+    last = min(query.offset + query.limit, total)
+    if total <= query.limit and not query.offset:
+        return ""
+    links = []
+    if query.offset:
+        before = replace(query, offset=max(0, query.offset - query.limit))
+        links.append(f'<a rel="prev" href="{escape(before.url)}">Page before</a>')
+    if last < total:
+        behind = replace(query, offset=query.offset + query.limit)
+        links.append(f'<a rel="next" href="{escape(behind.url)}">Next page</a>')
+    first = min(query.offset + 1, total)
+    return f'<nav aria-label="Pages">{"".join(links)} {first:,} to {last:,} of {total:,}</nav>'
+
+
+def _models_table(models: dict[str, Any], money: Money) -> str:
+    rows = (
+        (
+            Cell(
+                f'<a href="/?{escape(urlencode({"model": m["digest"]}))}">'
+                f"{escape(', '.join(m['names']))}</a>"
+            ),
+            Cell(f"<code>{m['digest'][:18]}…</code>", title=m["digest"]),
+            Cell(f"{m['workers']:,}"),
+            Cell(f"{m['slots_free']:,}"),
+            Cell(money.price(m["lowest_blended_price_per_million_output_tokens"])),
+            Cell(f"{m['fastest_tokens_per_second']:,}"),
+            Cell(f"{m['max_context']:,}"),
+        )
+        for m in models["models"]
+    )
+    caption = "By digest: the name is what workers call it, the digest is what it is."
+    return table(caption, MODEL_COLUMNS, rows, "Nobody serves a model right now.")
+
+
+def _how(url: str) -> str:
+    shown = escape(url)
+    return f"""<h2>Connect to this market</h2>
+<p>You need the market's deployment file. Then your programs talk to a gateway of your own, with any
+OpenAI client:</p>
+<pre><code>piecework client init --deployment deployment.json --index {shown}
+piecework gateway start</code></pre>
+<h2>Run a worker</h2>
+<p>The wizard writes a home with keys, settings and prices. This index lists you once you are
+registered and up:</p>
+<pre><code>piecework worker init --deployment deployment.json --index {shown}
+piecework worker start</code></pre>"""

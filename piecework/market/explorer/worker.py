@@ -1,0 +1,134 @@
+"""The page of one worker: stake, uptime, offer, and what the chain has paid it. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from html import escape
+from typing import Final
+
+from piecework.market.explorer import charts
+from piecework.market.explorer.layout import Cell, Column, Money, counted, facts, page, short, table
+from piecework.market.explorer.offers import OFFER_COLUMNS, offer_cells
+from piecework.market.history import SettledDay, Settlement, Uptime
+from piecework.market.listing import Entry, Listed
+from piecework_protocol.types import Address, Amount, Timestamp, to_hex
+
+PAYMENT_COLUMNS: Final = (
+    Column("When"),
+    Column("Amount", number=True),
+    Column("Block", number=True),
+    Column("Transaction"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What the page shows.
+
+    Attributes:
+        operator: The worker's key.
+        listed: Its offer, None if none is live.
+        stake: What it has bonded, None if it is not registered or the chain does not answer.
+        uptime: None if no sample of this index has seen it.
+        settlements: Its last payments, newest first.
+        settled: What it was paid on each day, oldest first.
+        explorer: A block explorer's address of a transaction, with `{}` for its hash, or None.
+    """
+
+    operator: Address
+    listed: Listed | None
+    stake: Amount | None
+    uptime: Uptime | None
+    settlements: Sequence[Settlement]
+    settled: Sequence[SettledDay]
+    explorer: str | None
+
+
+def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
+    """Return the page."""
+    days = worker.settled[-90:]
+    total = sum(day.amount for day in worker.settled)
+    figures = facts(
+        ("–" if worker.stake is None else money.price(worker.stake), "stake"),
+        (_share(worker.uptime), _uptime_label(worker.uptime)),
+        (money.price(total), f"{money.token.symbol} settled on chain"),
+        (f"{sum(day.payments for day in worker.settled):,}", "payments"),
+    )
+    chart = charts.bars(
+        f"{money.token.symbol} settled a day",
+        [day.amount for day in days],
+        money.token.number,
+        f"payments on {counted(len(days), 'day')}",
+    )
+    body = "\n".join(
+        (
+            figures,
+            f'<section class="charts" aria-label="History">{chart}</section>',
+            "<h2>Offers</h2>",
+            table(
+                "What the worker offers now. It signed each figure.",
+                OFFER_COLUMNS,
+                _rows(worker.listed, now, money),
+                "No offer is live.",
+            ),
+            _connection(worker.listed),
+            "<h2>Payments</h2>",
+            table(
+                "The last payments to this worker's channels, from final blocks.",
+                PAYMENT_COLUMNS,
+                (_payment(one, worker.explorer, money) for one in worker.settlements),
+                "The chain has paid this worker nothing yet.",
+            ),
+        )
+    )
+    intro = f'<p><code>{to_hex(worker.operator)}</code></p><nav><a href="/">All offers</a></nav>'
+    return page(f"Worker {short(worker.operator)}", intro, body, now, money)
+
+
+def _rows(listed: Listed | None, now: Timestamp, money: Money) -> Sequence[tuple[Cell, ...]]:
+    if listed is None:
+        return ()
+    models = listed.signed.offer.models
+    return [offer_cells(Entry(listed, model), now, money) for model in models]
+
+
+def _connection(listed: Listed | None) -> str:
+    if listed is None:
+        return ""
+    offer = listed.signed.offer
+    rows = (
+        ("Endpoints", ", ".join(endpoint.address for endpoint in offer.endpoints)),
+        ("TLS certificate", to_hex(offer.tls_certificate)),
+        ("Paid to", to_hex(offer.receiver)),
+        ("Profile", ", ".join(dict.fromkeys(model.profile for model in offer.models))),
+    )
+    lines = "\n".join(f"{name:<16} {value}" for name, value in rows)
+    return f"""<details><summary>Connect to this worker</summary>
+<p>A client of this market finds it by itself, and pins these keys when it dials:</p>
+<pre>{escape(lines)}</pre></details>"""
+
+
+def _payment(one: Settlement, explorer: str | None, money: Money) -> tuple[Cell, ...]:
+    at, hash_ = datetime.fromtimestamp(one.at, UTC), to_hex(one.transaction)
+    shown = f"<code>{hash_[:18]}…</code>"
+    if explorer is not None:
+        shown = f'<a href="{escape(explorer.replace("{}", hash_))}" rel="noreferrer">{shown}</a>'
+    return (
+        Cell(f'<time datetime="{at.isoformat()}">{at:%Y-%m-%d %H:%M:%S}</time>'),
+        Cell(money.price(one.amount)),
+        Cell(f"{one.block:,}"),
+        Cell(shown, title=hash_),
+    )
+
+
+def _share(uptime: Uptime | None) -> str:
+    return "–" if uptime is None else f"{100 * uptime.share:.1f} %"
+
+
+def _uptime_label(uptime: Uptime | None) -> str:
+    if uptime is None:
+        return "uptime, not seen yet by this index"
+    since = datetime.fromtimestamp(uptime.since, UTC)
+    return f"uptime seen by this index since {since:%Y-%m-%d}"

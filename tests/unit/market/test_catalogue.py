@@ -1,0 +1,136 @@
+"""The catalogue gives the same pages as sorting all live offers at each request would."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from piecework.market.catalogue import Catalogue
+from piecework.market.listing import (
+    Entry,
+    Listed,
+    Query,
+    Sort,
+    blended_price,
+    matches,
+    offer_json,
+)
+from piecework_protocol.types import Address, Amount, Timestamp, Uint32, to_hex
+from piecework_protocol.wire import encode_offer
+from tests.support.offers import model, offer, operator
+
+NAMES = ("a", "b", "c", "d", "e")
+START = 1_800_000_000
+ORDERS: dict[Sort, Callable[[Entry], int]] = {
+    Sort.PRICE: lambda e: blended_price(e.model),
+    Sort.SPEED: lambda e: -e.model.tokens_per_second,
+    Sort.FIRST: lambda e: e.model.first_canvas_ms,
+    Sort.FREE: lambda e: -e.listed.signed.offer.slots_free,
+    Sort.STAKE: lambda e: -e.listed.stake,
+}
+
+
+def listed(name: str, prices: tuple[int, ...], life: int, speed: int, stake: int) -> Listed:
+    models = tuple(
+        model(
+            f"model-{i % 2}",
+            price_per_million_output_tokens=Amount(price),
+            tokens_per_second=Uint32(speed + i),
+            first_canvas_ms=Uint32(1000 - speed),
+        )
+        for i, price in enumerate(prices)
+    )
+    free = Uint32(speed % 3)
+    signed = offer(name, models=models, expires_at=Timestamp(START + life), slots_free=free)
+    return Listed(signed, encode_offer(signed), Amount(stake), Timestamp(START))
+
+
+puts = st.builds(
+    listed,
+    st.sampled_from(NAMES),
+    st.lists(st.integers(0, 3), min_size=1, max_size=3).map(tuple),
+    st.integers(1, 9),
+    st.integers(0, 5),
+    st.integers(0, 2),
+)
+queries = st.builds(
+    Query,
+    model=st.sampled_from((None, "model-0")),
+    max_price=st.sampled_from((None, 50_000)),
+    min_speed=st.sampled_from((None, 3)),
+    sort=st.sampled_from(Sort),
+    limit=st.integers(0, 4),
+    offset=st.integers(0, 3),
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(puts, max_size=12), queries, st.integers(0, 9))
+def test_a_page_is_that_of_a_sort_of_all(offers: list[Listed], query: Query, passed: int) -> None:
+    catalogue, known = Catalogue(), dict[Address, Listed]()
+    for one in offers:
+        catalogue.put(one)
+        known[one.signed.offer.operator] = one
+        catalogue.offers_text(query, Timestamp(START))  # what was shown before must not stay
+    now = Timestamp(START + passed)
+    entries = [
+        Entry(x, m)
+        for x in known.values()
+        if x.signed.offer.expires_at > now
+        for m in x.signed.offer.models
+    ]
+    entries = [entry for entry in entries if matches(entry, query)]
+    entries.sort(key=lambda e: (ORDERS[query.sort](e), e.listed.signed.offer.operator))
+    found = catalogue.find(query, now)
+    assert found.total == len(entries)
+    assert found.entries == tuple(entries[query.offset : query.offset + query.limit])
+    unique = list({e.listed.signed.offer.operator: e.listed for e in reversed(entries)})
+    first = [
+        e.listed for i, e in enumerate(entries) if e.listed not in [x.listed for x in entries[:i]]
+    ]
+    answer: dict[str, Any] = json.loads(catalogue.offers_text(query, now))
+    page = first[query.offset : query.offset + query.limit]
+    assert answer["total"] == len(unique)
+    assert answer["offers"] == json.loads(json.dumps([offer_json(one) for one in page]))
+    for gone in catalogue.expired(now):
+        catalogue.remove(gone)
+    assert catalogue.find(query, now) == found
+    assert set(catalogue.live(now)) == {
+        x for x in known.values() if x.signed.offer.expires_at > now
+    }
+
+
+def test_in_a_large_market_a_new_offer_is_seen_after_a_second_and_a_withdrawn_one_at_once() -> None:
+    catalogue, everything = Catalogue(exact=0), Query()
+    catalogue.put(listed("a", (1,), 9, 1, 0))
+    first = Timestamp(START)
+    assert catalogue.find(everything, first).total == 1
+    catalogue.put(listed("b", (1,), 9, 1, 0))
+    assert catalogue.find(everything, first).total == 1
+    catalogue.remove(operator("a").address)
+    assert json.loads(catalogue.offers_text(everything, first))["offers"] == []
+    later = Timestamp(START + 1)
+    shown = json.loads(catalogue.offers_text(everything, later))
+    assert [one["operator"] for one in shown["offers"]] == [to_hex(operator("b").address)]
+
+
+def test_a_worker_with_two_entries_of_one_model_counts_once() -> None:
+    catalogue = Catalogue()
+    catalogue.put(listed("a", (1, 2, 3), 9, 1, 0))
+    rows = catalogue.models(Timestamp(START))["models"]
+    assert [row["workers"] for row in rows] == [1, 1]
+    assert [row["slots_free"] for row in rows] == [1, 1]
+
+
+def test_workers_come_by_operator_and_page_by_page_to_the_end() -> None:
+    catalogue = Catalogue()
+    for name in NAMES:
+        catalogue.put(listed(name, (1,), 9, 1, 0))
+    pages = [catalogue.workers(Query(limit=2, offset=at), Timestamp(START)) for at in (0, 2, 4, 6)]
+    assert {page["total"] for page in pages} == {len(NAMES)}
+    shown = [row["operator"] for page in pages for row in page["workers"]]
+    assert shown == sorted(to_hex(operator(name).address) for name in NAMES)
