@@ -95,9 +95,7 @@ def init(
     token = common.market_token(file)
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
-        "bind": "" if relay and "bind" not in _asked(context) and not endpoint else bind,
-        "endpoint": endpoint,
-        "relays": tuple(relay or ()),
+        **_where(context, bind, endpoint, relay),
         "price_per_million_prompt_tokens": common.units(token, price_prompt),
         "price_per_million_output_tokens": common.units(token, price_output),
         "price_per_thousand_steps": common.units(token, price_steps or ("0" if vllm else "0.001")),
@@ -143,6 +141,14 @@ def _asked(context: typer.Context) -> frozenset[str]:
         for option, setting in _SETTING_OF_OPTION.items()
         if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
     )
+
+
+def _where(
+    context: typer.Context, bind: str, endpoint: str, relays: list[str] | None
+) -> dict[str, Any]:
+    """Where clients find the worker. With relays it listens only if it is told where."""
+    listens = not relays or bool(endpoint) or "bind" in _asked(context)
+    return {"bind": bind if listens else "", "endpoint": endpoint, "relays": tuple(relays or ())}
 
 
 def _print_steps(done: dict[str, Any], as_json: bool) -> None:

@@ -31,9 +31,9 @@ from piecework_protocol.relaying import (
     MAX_LINE_BYTES,
     TOKEN_BYTES,
     Admitted,
-    Answer,
     Challenge,
-    Declined,
+    ChallengeAnswer,
+    ClientDeclined,
     Incoming,
     NotAdmitted,
     Ping,
@@ -67,7 +67,7 @@ class Gatekeeper:
     operators: RegisteredOperators
     clock: Clock
 
-    async def admit(self, operator: Address, challenge: Challenge, answer: Answer) -> None:
+    async def admit(self, operator: Address, challenge: Challenge, answer: ChallengeAnswer) -> None:
         """Check a worker's answer. The signature comes first, because it costs no call.
 
         Raises:
@@ -151,7 +151,7 @@ class JoinedWorker:
         self._say(challenge)
         answer = await self._hear()
         self._link.disarm()
-        if not isinstance(answer, Answer):
+        if not isinstance(answer, ChallengeAnswer):
             raise LinkEnded("no answer to the challenge")
         try:
             await self._gatekeeper.admit(self.operator, challenge, answer)
@@ -179,7 +179,7 @@ class JoinedWorker:
                 case Ping():
                     await self._check_again()
                     self._say(Ping())
-                case Declined(token):
+                case ClientDeclined(token):
                     client = self.taken(token)
                     if client is not None:
                         count("worker_declined")

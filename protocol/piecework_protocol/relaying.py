@@ -129,7 +129,7 @@ class Challenge:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ChallengeAnswer:
     """The worker: a signed `RelayAdmission`."""
 
     at: Timestamp
@@ -161,7 +161,7 @@ class Incoming:
 
 
 @dataclass(frozen=True, slots=True)
-class Declined:
+class ClientDeclined:
     """The worker: it does not take this client."""
 
     token: bytes
@@ -172,7 +172,7 @@ class Ping:
     """Either side: the link is alive."""
 
 
-RelayLine = Challenge | Answer | Admitted | NotAdmitted | Incoming | Declined | Ping
+RelayLine = Challenge | ChallengeAnswer | Admitted | NotAdmitted | Incoming | ClientDeclined | Ping
 
 
 def encode_line(line: RelayLine) -> bytes:
@@ -180,7 +180,7 @@ def encode_line(line: RelayLine) -> bytes:
     match line:
         case Challenge(relay, nonce):
             values: dict[str, Any] = {"is": "challenge", "relay": relay, "nonce": nonce.hex()}
-        case Answer(at, signature):
+        case ChallengeAnswer(at, signature):
             values = {"is": "answer", "at": at, "signature": signature.hex()}
         case Admitted(clients):
             values = {"is": "admitted", "clients": clients}
@@ -188,7 +188,7 @@ def encode_line(line: RelayLine) -> bytes:
             values = {"is": "not admitted", "why": why, "retry_s": retry_s}
         case Incoming(token, peer):
             values = {"is": "incoming", "token": token.hex(), "peer": peer}
-        case Declined(token):
+        case ClientDeclined(token):
             values = {"is": "declined", "token": token.hex()}
         case Ping():
             values = {"is": "ping"}
@@ -240,7 +240,7 @@ def _challenge(values: dict[str, Any]) -> RelayLine:
 
 def _answer(values: dict[str, Any]) -> RelayLine:
     signature = Signature(_hex(values, "signature", SIGNATURE_BYTES))
-    return Answer(Timestamp(_number(values, "at", 2**40 - 1)), signature)
+    return ChallengeAnswer(Timestamp(_number(values, "at", 2**40 - 1)), signature)
 
 
 def _not_admitted(values: dict[str, Any]) -> RelayLine:
@@ -261,6 +261,6 @@ _READERS: Final[dict[str, Callable[[dict[str, Any]], RelayLine]]] = {
     "admitted": lambda values: Admitted(Uint32(_number(values, "clients", MAX_CLIENTS))),
     "not admitted": _not_admitted,
     "incoming": _incoming,
-    "declined": lambda values: Declined(_token(values)),
+    "declined": lambda values: ClientDeclined(_token(values)),
     "ping": lambda _: Ping(),
 }

@@ -29,9 +29,9 @@ from piecework_protocol.relaying import (
     MAX_LINE_BYTES,
     MAX_REFUSAL_CHARACTERS,
     Admitted,
-    Answer,
     Challenge,
-    Declined,
+    ChallengeAnswer,
+    ClientDeclined,
     Incoming,
     Join,
     NotAdmitted,
@@ -126,7 +126,7 @@ class RelayLink:
             raise RelayDeclines(f"it calls itself {calls}. Write that name in relays")
         admission = RelayAdmission(name, challenge.nonce, now(credentials.clock))
         signature = sign(credentials.domain, admission, credentials.operator)
-        self.say(Answer(admission.at, signature))
+        self.say(ChallengeAnswer(admission.at, signature))
         verdict = await self.hear()
         if isinstance(verdict, NotAdmitted):
             why = one_line(verdict.why, MAX_REFUSAL_CHARACTERS)
@@ -234,7 +234,7 @@ class RelayDialer:
         too_fast = self._rate.take(None, self._credentials.clock.monotonic())
         connection = None if too_fast else self._front.admit(self._via, client.peer)
         if connection is None:
-            link.say(Declined(client.token))
+            link.say(ClientDeclined(client.token))
             return
         work = self._take(link.address, client.token, connection)
         task = asyncio.create_task(work, name="relay client")

@@ -20,9 +20,9 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.relaying import (
     Admitted,
-    Answer,
     Challenge,
-    Declined,
+    ChallengeAnswer,
+    ClientDeclined,
     Incoming,
     Join,
     NotAdmitted,
@@ -108,7 +108,7 @@ async def answered(
     assert isinstance(challenge, Challenge) and challenge.relay == relay.name
     at = Timestamp(int(SystemClock().wall()) - late_s)
     admission = RelayAdmission(name or relay.name, Bytes32(nonce or challenge.nonce), at)
-    wire.say(Answer(at, sign(domain, admission, key)))
+    wire.say(ChallengeAnswer(at, sign(domain, admission, key)))
     return wire, await wire.hear()
 
 
@@ -282,7 +282,7 @@ async def test_a_client_that_its_worker_declines_is_cut_off(relay: RunningRelay)
     client = await Wire.dial(relay, HELLO)
     incoming = await worker.hear()
     assert isinstance(incoming, Incoming)
-    worker.say(Declined(incoming.token))
+    worker.say(ClientDeclined(incoming.token))
     assert await client.rest() == b""
 
 
@@ -367,11 +367,11 @@ async def test_a_reader_that_is_slow_holds_its_writer_back(relay: RunningRelay) 
     "line",
     [
         Challenge("relay.example:7443", Bytes32(bytes(range(32)))),
-        Answer(Timestamp(1_800_000_000), Signature(bytes(65))),
+        ChallengeAnswer(Timestamp(1_800_000_000), Signature(bytes(65))),
         Admitted(Uint32(256)),
         NotAdmitted("not today", Uint32(30)),
         Incoming(bytes(16), "2001:db8::1"),
-        Declined(bytes(16)),
+        ClientDeclined(bytes(16)),
         Ping(),
     ],
 )
