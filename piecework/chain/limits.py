@@ -69,3 +69,5 @@ EMBEDDED_CHAIN_ID: Final = 131277322940537
 ANVIL_CHAIN_ID: Final = 31337
 DEVELOPMENT_CHAIN_IDS: Final = frozenset({EMBEDDED_CHAIN_ID, ANVIL_CHAIN_ID})
 """The chains on which the faucet's well-known key may be used."""
+TEST_CHAIN_IDS: Final = frozenset({11155111, 560048, 84532, 421614, 11155420})
+"""Public test networks: Sepolia, Hoodi, and the Sepolia ones of Base, Arbitrum and Optimism."""

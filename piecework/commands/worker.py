@@ -11,6 +11,8 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
+    from piecework_node.daemon.checks import Finding
+    from piecework_node.home import Home
 
 app = common.group()
 
@@ -117,6 +119,68 @@ def init(
     _print_steps(common.run(setup), json)
 
 
+@app.command()
+def join(
+    context: typer.Context,
+    url: Annotated[str, typer.Argument(help="URL or file of the market's descriptor.")],
+    *,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The market's key, so that nothing is asked.")
+    ] = None,
+    payout: Payout = None,
+    endpoint: Annotated[str, typer.Option(help="host:port that clients dial.")] = "",
+    bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "",
+    relay: RelayNames = None,
+    index: Indexes = None,
+    price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "",
+    price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "",
+    price_steps: Annotated[str, typer.Option(help="Tokens for a thousand steps.")] = "",
+    stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    rpc_url: NodeUrl = "",
+    model: Model = "",
+    faucet: Faucet = False,
+    no_start: Annotated[bool, typer.Option("--no-start", help="Stop before the check.")] = False,
+    home: HomeOption = None,
+    password_file: PasswordFile = None,
+) -> None:
+    """Join a market by its descriptor: accept its key, register, check, and start.
+
+    It asks for what is missing. Run again, it follows the market's indexes and relays. A key that
+    changed is refused, and so is another chain, token or other terms.
+    """
+    from piecework.commands import _join
+    from piecework_node.home import Home
+
+    place = Home(common.home("worker", home))
+    given = {"payout": payout, "endpoint": endpoint, "bind": bind, "rpc_url": rpc_url}
+    given |= {"relays": tuple(relay or ()), "indexes": tuple(index or ())}
+    given |= _model_settings(model) if model else {}
+    asked = {name: value for name, value in given.items() if value}
+    wishes = _join.Wishes(
+        asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
+    )
+    _print_steps(_join.join(place, url, wishes, password_file), as_json=False)
+    if no_start:
+        return
+    check_all(place, common.password(password_file))
+    context.invoke(start, home=place.root, password_file=password_file)
+
+
+def check_all(place: Home, password: str) -> None:
+    """Run every check, and end with exit code 1 if anything fails."""
+    from piecework_node.daemon.checks import Checker
+
+    findings = common.run(Checker(place, password).run())
+    _print_findings(findings)
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    for finding in findings:
+        common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+
+
 _SETTING_OF_OPTION = {
     "payout": "payout",
     "bind": "bind",
@@ -192,8 +256,7 @@ def check(
     if json:
         common.print_json({"good": good, "findings": [asdict(f) for f in findings]})
     else:
-        for finding in findings:
-            common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+        _print_findings(findings)
     raise typer.Exit(0 if good else 1)
 
 
