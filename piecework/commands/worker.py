@@ -152,8 +152,8 @@ def join(
     from piecework_node.home import Home
 
     place = Home(common.home("worker", home))
-    given = {"payout": payout, "endpoint": endpoint, "bind": bind, "rpc_url": rpc_url}
-    given |= {"relays": tuple(relay or ()), "indexes": tuple(index or ())}
+    given: dict[str, Any] = {"payout": payout, "endpoint": endpoint, "bind": bind}
+    given |= {"rpc_url": rpc_url, "relays": tuple(relay or ()), "indexes": tuple(index or ())}
     given |= _model_settings(model) if model else {}
     asked = {name: value for name, value in given.items() if value}
     wishes = _join.Wishes(
