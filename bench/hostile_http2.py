@@ -13,6 +13,9 @@ import ssl
 import struct
 from typing import Final, Self
 
+from piecework_protocol.relaying import server_name
+from piecework_protocol.types import Address
+
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 WORKER: Final = "/piecework.v2.Worker/"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
@@ -82,7 +85,7 @@ class Http2:
                 host,
                 port,
                 ssl=trusting_context(),
-                server_hostname="piecework-worker",
+                server_hostname=server_name(Address(bytes(20))),
                 local_addr=(source, 0),
             )
         made = cls(reader, writer)

@@ -20,7 +20,7 @@ from piecework.base.connections import ConnectionLimits
 from piecework.base.listener import raise_descriptor_limit
 from piecework.base.rates import Rate, RateLimiter
 from piecework_node.keys.tls import create_tls
-from piecework_protocol.types import Timestamp
+from piecework_protocol.types import Address, Timestamp
 
 OPEN_WINDOW = 2**31 - 1
 """So that flow control never stops the attacker."""
@@ -41,7 +41,7 @@ class Sink(asyncio.Protocol):
 
 def tls_context() -> ssl.SSLContext:
     """A certificate as a worker has one."""
-    certificate, key = create_tls(Timestamp(int(time.time())))
+    certificate, key = create_tls(Address(bytes(20)), Timestamp(int(time.time())))
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.set_alpn_protocols(["h2"])
     with tempfile.TemporaryDirectory() as folder:

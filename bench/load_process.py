@@ -1,7 +1,8 @@
 """A process of `bench.load`: `python -m bench.load_process echo|client ...`.
 
 `echo` serves the bare gRPC echo until it is killed. `client` is a whole client of one payer, which
-takes orders on standard input and answers on standard output, one JSON object a line.
+takes orders on standard input and answers on standard output, one JSON object a line. It may be
+told the one address that it dials (`bench.relay`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from piecework.client.config import load_config
 from piecework.client.jobs.events import JobFinished
 from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.client.journal.store import Store
+from piecework.client.network.transport import WorkerLink
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.conversation import Conversation, Message
+from piecework_protocol.types import Address, Digest
 from tests.support.chains import signer
 
 PAYER = "the payer of the load benchmark"
@@ -83,15 +86,24 @@ async def timed(
     return {"span_s": time.perf_counter() - start, "times_ms": times}
 
 
-async def serve_client(home: Path, deployment: Deployment, echo_port: int) -> None:
-    """Take orders: `{"what": "echo" | "jobs", "count": n, "streams": n}`."""
-    payer, seeds = signer(PAYER), itertools.count()
+async def serve_client(home: Path, deployment: Deployment, echo_port: int, via: str) -> None:
+    """Take orders: `{"what": "echo" | "jobs", "count": n, "streams": n}`.
+
+    via: the address to dial, whatever offers name. Empty: theirs.
+    """
+    payer, seeds = signer(PAYER + via), itertools.count()
+
+    async def connect(address: str, operator: Address, digest: Digest | None) -> WorkerLink:
+        return await WorkerLink.connect(via or address, operator, digest)
+
     store = Store(home / "client.db", deployment.domain, payer.address)
     config = load_config(home / "no file", {"deposit": "50.0"})
     token = deployment.payment_token
     async with (
         await ChainReader.connect(deployment) as reader,
-        PieceworkClient(store, reader, Wallet(payer, payer), token, config) as client,
+        PieceworkClient(
+            store, reader, Wallet(payer, payer), token, config, connect=connect
+        ) as client,
         grpc.aio.insecure_channel(f"127.0.0.1:{echo_port}") as channel,
     ):
         say = channel.unary_unary("/Echo/Say", None, None)
@@ -115,7 +127,8 @@ def main() -> None:
         asyncio.run(serve_echo())
     else:
         home, deployment, port = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-        asyncio.run(serve_client(home, Deployment.load(deployment), port))
+        via = sys.argv[5] if len(sys.argv) > 5 else ""
+        asyncio.run(serve_client(home, Deployment.load(deployment), port, via))
 
 
 if __name__ == "__main__":

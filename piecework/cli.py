@@ -23,6 +23,7 @@ COMMANDS = {
     "market": "Run an index of signed offers with an explorer page.",
     "verify-reply": "Check a saved answer or an evidence file, offline.",
     "provenance": "Write and check C2PA credentials of answers.",
+    "relay": "Run a relay for workers that have no public port.",
     "chain": "Deploy the contracts, or run a development chain.",
     "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",

@@ -27,9 +27,11 @@ from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_fi
 from piecework_protocol.limits import (
     MAX_CHANNEL_AMOUNT,
     MAX_ENDPOINT_BYTES,
+    MAX_OFFER_ENDPOINTS,
     MAX_OFFER_LIFETIME_S,
     MAX_OFFER_TOKENS,
 )
+from piecework_protocol.relaying import MAX_RELAY_NAME_BYTES
 from piecework_protocol.types import Address, Amount, parse_address
 
 VARIABLES: Final = Variables(
@@ -48,6 +50,8 @@ MAX_RPC_URLS: Final = 16
 MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
+MAX_RELAYS: Final = MAX_OFFER_ENDPOINTS - 1
+"""An offer names the worker's own address beside them."""
 
 CREDIT_FROM_PRICES: Final = ("credit_first", "credit_mined", "credit_max")
 """Settings that follow the prices unless they are set."""
@@ -118,12 +122,19 @@ class WorkerConfig(Settings):
 
     # network
     bind: str = Field(
-        "127.0.0.1:50051", description="host:port to listen on. Port 0 picks a free one"
+        "127.0.0.1:50051",
+        description="host:port to listen on. Port 0 picks a free one. Empty: clients come through "
+        "relays alone",
     )
     endpoint: str = Field(
         "",
         max_length=MAX_ENDPOINT_BYTES,
         description="host:port that clients dial. Empty: as bound",
+    )
+    relays: tuple[str, ...] = Field(
+        (),
+        max_length=MAX_RELAYS,
+        description="relays to be reached through, each as it calls itself: host:port",
     )
     indexes: tuple[str, ...] = Field((), max_length=MAX_INDEXES)
     offer_lifetime_s: int = Field(300, ge=30, le=MAX_OFFER_LIFETIME_S)
@@ -151,8 +162,8 @@ class WorkerConfig(Settings):
     trusted_proxies: tuple[str, ...] = Field(
         (),
         max_length=64,
-        description="addresses or networks of relays that speak for many clients. The bounds of "
-        "one address do not apply to them",
+        description="addresses or networks of proxies in front of bind that speak for many "
+        "clients. The bounds of one address do not apply to them",
     )
     admin_host: str = "127.0.0.1"
     admin_port: int = Field(0, ge=0, le=65535)
@@ -315,6 +326,16 @@ class WorkerConfig(Settings):
             split_endpoint(value)
         return value
 
+    @field_validator("relays")
+    @classmethod
+    def _relays_are_host_and_port(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for relay in value:
+            if len(relay) > MAX_RELAY_NAME_BYTES or split_endpoint(relay)[1] == 0:
+                raise ValueError("a relay is host:port")
+        if len(set(value)) != len(value):
+            raise ValueError("a relay is given twice")
+        return value
+
     @field_validator("trusted_proxies")
     @classmethod
     def _proxies_are_networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -369,7 +390,11 @@ class WorkerConfig(Settings):
             raise ValueError("rpc_quorum is more than there are rpc_urls")
         if self.rpc_urls and self.rpc_url:
             raise ValueError("set rpc_url or rpc_urls, not both")
-        if is_unspecified(split_endpoint(self.endpoint or self.bind)[0]):
+        if not self.listens and not self.relays:
+            raise ValueError("bind is empty and there are no relays: no client could come")
+        if not self.listens and self.endpoint:
+            raise ValueError("endpoint is set and bind is empty: nothing listens for it")
+        if self.listens and is_unspecified(split_endpoint(self.endpoint or self.bind)[0]):
             raise ValueError(
                 f"{self.endpoint or self.bind} means every address, and clients cannot dial it: "
                 "set endpoint to the host:port that they dial"
@@ -405,6 +430,16 @@ class WorkerConfig(Settings):
     def receiver(self) -> Address:
         """The payout address."""
         return parse_address(self.payout)
+
+    @property
+    def listens(self) -> bool:
+        """Whether clients can dial the worker itself."""
+        return bool(self.bind)
+
+    @property
+    def first_address(self) -> str:
+        """What is registered: the worker's own address, or its first relay."""
+        return self.endpoint or self.bind or self.relays[0]
 
     def tokens(self, default: Address) -> tuple[Address, ...]:
         """The accepted tokens. `default` is the deployment's."""

@@ -23,6 +23,11 @@ class Home:
         return self.root / "deployment.json"
 
     @property
+    def market(self) -> Path:
+        """The market's descriptor that this home accepted, and whose key signed it."""
+        return self.root / "market.json"
+
+    @property
     def operator(self) -> Path:
         return self.root / "operator.json"
 

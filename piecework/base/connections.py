@@ -41,6 +41,7 @@ class Refused(StrEnum):
     RATE = "rate"
     BARRED = "barred"
     DESCRIPTORS = "descriptors"
+    RELAY = "relay"
 
 
 class Connection(Protocol):

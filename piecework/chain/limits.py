@@ -73,3 +73,5 @@ DEVELOPMENT_CHAIN_IDS: Final = frozenset({EMBEDDED_CHAIN_ID, ANVIL_CHAIN_ID})
 # vote costs gas.
 MAX_COMMITTEE: Final = 32
 MAX_DISPUTE_AMOUNT: Final = 2**96 - 1
+TEST_CHAIN_IDS: Final = frozenset({11155111, 560048, 84532, 421614, 11155420})
+"""Public test networks: Sepolia, Hoodi, and the Sepolia ones of Base, Arbitrum and Optimism."""

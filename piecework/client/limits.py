@@ -20,6 +20,10 @@ REGISTRY_PARALLEL: Final = 16
 REGISTRY_FRESH_S: Final = 2.5
 # A worker's offer at its registered endpoint: a connection and one small answer.
 ASK_TIMEOUT_S: Final = 5.0
+# An offer's addresses are dialled one after the other: the next one after this much silence.
+NEXT_WAY_S: Final = 1.0
+# An address over which a stream failed is dialled last for this long, if there are others.
+WAY_REST_S: Final = 60.0
 # Strangers are asked side by side: a few at once, twice as many after each pause, so many in all.
 # Each is a socket, and a process may have 1,024.
 FIRST_DIALS: Final = 8

@@ -148,3 +148,69 @@ async def _serve(
                 await until_told_to_stop()
         finally:
             store.close()
+
+
+@app.command()
+def describe(
+    *,
+    deployment: Annotated[Path, typer.Option(help="The market's deployment file.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write. Its signature goes beside it, as FILE.sig.")
+    ] = Path("market.json"),
+    key: Annotated[
+        Path, typer.Option(help="Keystore of the market's key. It is made if there is none.")
+    ] = Path("market-key.json"),
+    index: Annotated[list[str] | None, typer.Option(help="URL of an index; repeatable.")] = None,
+    relay: Annotated[
+        list[str] | None, typer.Option(help="host:port of a relay; repeatable.")
+    ] = None,
+    faucet: Annotated[str | None, typer.Option(help="URL of a faucet. Test networks only.")] = None,
+    password_file: Annotated[
+        Path | None, typer.Option(help="File with the key's password.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write what somebody needs to know to join this market, and sign it.
+
+    Publish both files, and the fingerprint somewhere else. Keep the key: worker homes pin it.
+    """
+    from piecework.commands import _descriptor
+
+    made = common.guard(
+        lambda: _descriptor.described(
+            deployment, indexes=tuple(index or ()), relays=tuple(relay or ()), faucet=faucet
+        )
+    )
+    secret = common.password(password_file, confirm=not key.is_file())
+    signer = common.guard(lambda: _descriptor.describe(made, key, secret, out))
+    if json:
+        common.print_json({**_descriptor.market_json(made, signer), "file": str(out)})
+        return
+    _descriptor.say_market(made, signer)
+    common.say(f"wrote {out} and {_descriptor.signature_file(out)}")
+
+
+@app.command()
+def verify(
+    place: Annotated[str, typer.Argument(help="URL or file of a descriptor.")],
+    *,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The address whose key must have signed it.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Check a market's descriptor and its signature, and show what it says.
+
+    The signature says whose key made it. Whether that key is the market's, only its fingerprint
+    from elsewhere can tell.
+    """
+    from piecework.commands import _descriptor
+
+    wanted = None if fingerprint is None else common.address("--fingerprint", fingerprint)
+    found, signer = common.run(_descriptor.fetch(place))
+    if json:
+        common.print_json(_descriptor.market_json(found, signer))
+    else:
+        _descriptor.say_market(found, signer)
+    if wanted is not None and signer != wanted:
+        common.fail("another key signed this descriptor than --fingerprint names")

@@ -11,6 +11,8 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
+    from piecework_node.daemon.checks import Finding
+    from piecework_node.home import Home
 
 app = common.group()
 
@@ -47,6 +49,12 @@ NodeUrl = Annotated[
     ),
 ]
 Indexes = Annotated[list[str] | None, typer.Option(help="Index to publish offers to; repeatable.")]
+RelayNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--relay", help="Relay to be reached through; repeatable. Without --bind nothing listens."
+    ),
+]
 
 
 @app.command()
@@ -66,6 +74,7 @@ def init(
     owner: Owner = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
+    relay: RelayNames = None,
     rpc_url: NodeUrl = "",
     model: Model = "",
     vllm: VllmEndpoints = None,
@@ -88,8 +97,7 @@ def init(
     token = common.market_token(file)
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
-        "bind": bind,
-        "endpoint": endpoint,
+        **_where(context, bind, endpoint, relay),
         "price_per_million_prompt_tokens": common.written(token, price_prompt),
         "price_per_million_output_tokens": common.written(token, price_output),
         "price_per_thousand_steps": common.written(token, price_steps or _steps_price(vllm)),
@@ -116,6 +124,68 @@ def _steps_price(vllm: list[str] | None) -> str:
     return "0" if vllm else "0.001"
 
 
+@app.command()
+def join(
+    context: typer.Context,
+    url: Annotated[str, typer.Argument(help="URL or file of the market's descriptor.")],
+    *,
+    fingerprint: Annotated[
+        str | None, typer.Option(help="The market's key, so that nothing is asked.")
+    ] = None,
+    payout: Payout = None,
+    endpoint: Annotated[str, typer.Option(help="host:port that clients dial.")] = "",
+    bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "",
+    relay: RelayNames = None,
+    index: Indexes = None,
+    price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "",
+    price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "",
+    price_steps: Annotated[str, typer.Option(help="Tokens for a thousand steps.")] = "",
+    stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    rpc_url: NodeUrl = "",
+    model: Model = "",
+    faucet: Faucet = False,
+    no_start: Annotated[bool, typer.Option("--no-start", help="Stop before the check.")] = False,
+    home: HomeOption = None,
+    password_file: PasswordFile = None,
+) -> None:
+    """Join a market by its descriptor: accept its key, register, check, and start.
+
+    It asks for what is missing. Run again, it follows the market's indexes and relays. A key that
+    changed is refused, and so is another chain, token or other terms.
+    """
+    from piecework.commands import _join
+    from piecework_node.home import Home
+
+    place = Home(common.home("worker", home))
+    given: dict[str, Any] = {"payout": payout, "endpoint": endpoint, "bind": bind}
+    given |= {"rpc_url": rpc_url, "relays": tuple(relay or ()), "indexes": tuple(index or ())}
+    given |= _model_settings(model) if model else {}
+    asked = {name: value for name, value in given.items() if value}
+    wishes = _join.Wishes(
+        asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
+    )
+    _print_steps(_join.join(place, url, wishes, password_file), as_json=False)
+    if no_start:
+        return
+    check_all(place, common.password(password_file))
+    context.invoke(start, home=place.root, password_file=password_file)
+
+
+def check_all(place: Home, password: str) -> None:
+    """Run every check, and end with exit code 1 if anything fails."""
+    from piecework_node.daemon.checks import Checker
+
+    findings = common.run(Checker(place, password).run())
+    _print_findings(findings)
+    if not all(finding.good for finding in findings):
+        raise typer.Exit(1)
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    for finding in findings:
+        common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+
+
 _SETTING_OF_OPTION = {
     "payout": "payout",
     "bind": "bind",
@@ -125,6 +195,7 @@ _SETTING_OF_OPTION = {
     "price_steps": "price_per_thousand_steps",
     "slots": "slots",
     "index": "indexes",
+    "relay": "relays",
     "rpc_url": "rpc_url",
     "model": "model",
     "vllm": "vllm_endpoints",
@@ -139,6 +210,14 @@ def _asked(context: typer.Context) -> frozenset[str]:
         for option, setting in _SETTING_OF_OPTION.items()
         if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
     )
+
+
+def _where(
+    context: typer.Context, bind: str, endpoint: str, relays: list[str] | None
+) -> dict[str, Any]:
+    """Where clients find the worker. With relays it listens only if it is told where."""
+    listens = not relays or bool(endpoint) or "bind" in _asked(context)
+    return {"bind": bind if listens else "", "endpoint": endpoint, "relays": tuple(relays or ())}
 
 
 def _print_steps(done: dict[str, Any], as_json: bool) -> None:
@@ -182,8 +261,7 @@ def check(
     if json:
         common.print_json({"good": good, "findings": [asdict(f) for f in findings]})
     else:
-        for finding in findings:
-            common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+        _print_findings(findings)
     raise typer.Exit(0 if good else 1)
 
 
@@ -245,6 +323,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
         ("jobs", f"{body['active']} active of {body['slots']} slots and {body['queue']} queued"),
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
+        ("relays", ", ".join(f"{name} {state}" for name, state in body["relays"].items()) or "-"),
         ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
         ("price", _rate(offer, token)),
         ("accepted", token.format(earned["accepted"])),

@@ -64,7 +64,7 @@ class Kind(enum.IntEnum):
 
 
 class Route(enum.IntEnum):
-    """How an endpoint is reached. Relays come later."""
+    """How an endpoint is reached."""
 
     DIRECT = 0
     RELAYED = 1
@@ -306,7 +306,7 @@ class ModelOffer(TypedData):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(TypedData):
-    """One way to a worker. A direct one has the address `host:port`."""
+    """One way to a worker: its own address or that of a relay, as `host:port`."""
 
     route: Route
     address: str
@@ -347,9 +347,21 @@ class Offer(TypedData):
 
     @property
     def endpoint(self) -> str:
-        """Give the address of the first direct endpoint, or "" when there is none."""
-        direct = (e.address for e in self.endpoints if e.route is Route.DIRECT)
-        return next(direct, "")
+        """Give the address that is dialled first, or "" when there is none."""
+        return next((e.address for e in self.ways), "")
+
+    @property
+    def ways(self) -> tuple[Endpoint, ...]:
+        """Give the endpoints in the order in which they are dialled: direct ones first."""
+        return tuple(sorted(self.endpoints, key=lambda endpoint: endpoint.route))
+
+    @property
+    def place(self) -> str:
+        """Name where the worker is. Workers behind one relay have places of their own."""
+        way = next(iter(self.ways), None)
+        if way is None or way.route is Route.DIRECT:
+            return self.endpoint
+        return f"{way.address} {self.operator.hex()}"
 
     def entry(self, job: Job) -> ModelOffer | None:
         """Find the model that a job names, or None when entry and digest do not agree."""

@@ -58,7 +58,6 @@ CANVAS: Final = _upto(MAX_CANVASES_PER_JOB - 1)
 CANVASES: Final = _upto(MAX_CANVASES_PER_JOB)
 STEPS: Final = _upto(MAX_DENOISING_STEPS)
 UNITS: Final = _upto(MAX_CANVAS_TOKENS)
-ZERO: Final = _upto(0)
 KIND_BITS: Final = Range(1, sum(kind.bit for kind in Kind))
 KIND: Final = _upto(max(KINDS))
 SERVICE: Final = _upto(max(Service))
@@ -126,7 +125,7 @@ RANGES: Final[Table] = {
         tokens_per_second=TOTAL,
         first_canvas_ms=TOTAL,
     ),
-    **_of(objects.Endpoint, route=ZERO),
+    **_of(objects.Endpoint, route=_upto(max(objects.Route))),
     **_of(
         objects.Offer,
         sequence=SEQUENCE,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import datetime
 import enum
 import hashlib
 from collections.abc import Callable, Sequence
@@ -19,13 +18,12 @@ from typing import Any
 
 import grpc
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from cryptography.hazmat.primitives import serialization
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2  # type: ignore[import-untyped]
 
+from piecework_node.keys.tls import create_tls
 from piecework_protocol import wire
 from piecework_protocol.content import output_digest
 from piecework_protocol.eip712 import Domain
@@ -100,10 +98,12 @@ from piecework_protocol.worker_session import (
 )
 from tests.support.fake_chain import TOKEN, FakeChain
 from tests.support.offers import NO_CREDIT_TERMS
+from tests.support.relays import BehindRelays
 from tests.support.traces import made_up_leaves
 from tests.support.waiting import pass_time
 
 CANVAS = 8
+CERTIFIED_AT = Timestamp(1_600_000_000)
 STORY = tuple(
     "Once upon a time a fox found a lantern by the river . It lit the lantern and the "  # noqa: SIM905
     "river shone like silver . The fox slept well that night .".split()
@@ -207,7 +207,9 @@ class FakeWorker:
         script: Script | None = None,
         models: tuple[ModelOffer, ...] = (),
         mines: bool = True,
+        relays: tuple[str, ...] = (),
     ) -> None:
+        """`relays`: listen on no address, and be reached through these."""
         self.chain, self.clock, self.mines = chain, clock, mines
         self.script = script or Script()
         self.domain: Domain = chain.domain
@@ -230,7 +232,10 @@ class FakeWorker:
         self.terms: dict[str, Any] = {}
         """Members that every offer has instead of the usual ones."""
         self.token = TOKEN
-        self._certificate, self._key = _certificate()
+        self.ways = tuple(Endpoint(Route.RELAYED, relay) for relay in relays)
+        """What offers name instead of `endpoint`, if there is something."""
+        self._behind = BehindRelays(self.operator, relays) if relays else None
+        self._certificate, self._key = create_tls(self.operator.address, CERTIFIED_AT)
 
     async def __aenter__(self) -> FakeWorker:
         self._server = grpc.aio.server()
@@ -245,13 +250,18 @@ class FakeWorker:
             (grpc.method_handlers_generic_handler("piecework.v2.Worker", handlers),)
         )
         credentials = grpc.ssl_server_credentials([(self._key, self._certificate)])
-        port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        target = "127.0.0.1:0" if self._behind is None else self._behind.front.target
+        port = self._server.add_secure_port(target, credentials)
         await self._server.start()
-        self.endpoint = f"127.0.0.1:{port}"
+        self.endpoint = f"127.0.0.1:{port}" if self._behind is None else self.ways[0].address
         self.chain.register(self.operator.address, self.receiver, self.endpoint)
+        if self._behind is not None:
+            await self._behind.join()
         return self
 
     async def __aexit__(self, *exception: object) -> None:
+        if self._behind is not None:
+            await self._behind.leave()
         await self._server.stop(None)
 
     async def go_away(self) -> None:
@@ -274,7 +284,7 @@ class FakeWorker:
             sequence=Uint64(self.sequence),
             issued_at=Timestamp(now),
             expires_at=Timestamp(now + 300),
-            endpoints=(Endpoint(Route.DIRECT, self.endpoint),),
+            endpoints=self.ways or (Endpoint(Route.DIRECT, self.endpoint),),
             tls_certificate=self.certificate_digest,
             sealing_key=public_key(self.sealing_secret),
             tokens=(self.token,),
@@ -710,28 +720,3 @@ async def _refuse(context: Any, refusal: Refusal) -> None:
         status.details.append(packed)
     context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
     await context.abort(code, str(refusal))
-
-
-def _certificate() -> tuple[bytes, bytes]:
-    """A self-signed certificate for "piecework-worker" and its key, both PEM."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "piecework-worker")])
-    start = datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(start)
-        .not_valid_after(start + datetime.timedelta(days=365 * 50))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("piecework-worker")]), critical=False
-        )
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(
-        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-    return certificate.public_bytes(pem), private

@@ -13,7 +13,7 @@ from piecework.client.errors import WorkerUnreachable
 from piecework.client.limits import CONNECT_TIMEOUT_S
 from piecework.client.network.transport import JobStream
 from piecework_protocol.frames import Account, ShowReceiptsRequest
-from piecework_protocol.types import Digest
+from piecework_protocol.types import Address, Digest
 from piecework_protocol.wire import SignedOffer
 from tests.support.fake_worker import FakeWorker
 from tests.support.memory_grpc import MemoryCall
@@ -59,8 +59,9 @@ class _WorkerEnd:
 class MemoryLink:
     """Implements what the client uses of `WorkerLink`."""
 
-    def __init__(self, worker: FakeWorker) -> None:
+    def __init__(self, worker: FakeWorker, address: str) -> None:
         self.worker, self.certificate_digest = worker, worker.certificate_digest
+        self.address = address
         self.calls: list[FakeWorkerCall] = []
 
     async def get_offer(self) -> SignedOffer:
@@ -97,13 +98,13 @@ class MemoryMarket:
         worker.chain.register(worker.operator.address, worker.receiver, worker.endpoint)
         self.workers[worker.endpoint] = worker
 
-    async def connect(self, address: str, digest: Digest | None) -> Any:
+    async def connect(self, address: str, operator: Address, digest: Digest | None) -> Any:
         """Implements `links.Connect`."""
         if address in self.dead:
             await pass_time(CONNECT_TIMEOUT_S)
             raise WorkerUnreachable("timed out")
         await pass_time(0.02)
-        link = MemoryLink(self.workers[address])
+        link = MemoryLink(self.workers[address], address)
         self.links.append(link)
         return link
 

@@ -15,7 +15,7 @@ from piecework.client.limits import CONNECT_TIMEOUT_S, INDEX_TIMEOUT_S
 from piecework.client.network.discovery import serves
 from piecework.client.network.transport import JobStream
 from piecework_protocol import wire
-from piecework_protocol.types import Digest
+from piecework_protocol.types import Address, Digest
 from piecework_protocol.wire import SignedOffer
 from tests.support.fake_chain import FakeChain
 from tests.support.offers import offer, receiver
@@ -84,7 +84,7 @@ class SimulatedNet:
         self.places[address] = Place(signed, delay_s)
         return signed
 
-    async def connect(self, address: str, digest: Digest | None) -> Any:
+    async def connect(self, address: str, operator: Address, digest: Digest | None) -> Any:
         """Implements `links.Connect`."""
         self.dials[address] += 1
         place = self.places[address]

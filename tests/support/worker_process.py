@@ -45,6 +45,8 @@ class WorkerProcess:
     descriptors: int = 0
     """The hard limit of open files of the daemon. 0: as here."""
     process: asyncio.subprocess.Process | None = None
+    within: tuple[str, ...] = ()
+    """How the daemon's command line begins, if it is to run in another place."""
 
     @classmethod
     async def register(
@@ -52,6 +54,8 @@ class WorkerProcess:
     ) -> WorkerProcess:
         """Make the home and register with the chain's own money."""
         home, endpoint = Home(root), f"127.0.0.1:{free_port()}"
+        if settings.get("bind") == "":
+            endpoint = settings["relays"][0]
         home.create()
         light = Account.encrypt(OPERATOR_SECRET, PASSWORD, kdf="pbkdf2", iterations=1)
         home.operator.write_text(json.dumps(light))
@@ -82,6 +86,7 @@ class WorkerProcess:
         """Run the daemon; returns its ready line."""
         with (self.home.root / "daemon.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
+                *self.within,
                 *limited(self.descriptors),
                 sys.executable,
                 "-m",

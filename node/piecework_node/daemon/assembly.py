@@ -18,7 +18,7 @@ from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework_node import logs
 from piecework_node.config import WorkerAmounts, WorkerConfig
-from piecework_node.daemon.surroundings import check_endpoint
+from piecework_node.daemon.surroundings import check_endpoints
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
@@ -28,7 +28,7 @@ from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import load_operator
+from piecework_node.keys.operator import keystore_address, load_operator
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
@@ -52,7 +52,7 @@ from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Seconds
+from piecework_protocol.types import Address, Seconds, parse_address
 
 if TYPE_CHECKING:
     from piecework_node.vllm.link import VllmSettings
@@ -118,8 +118,9 @@ async def build(
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
     amounts = config.amounts(deployment.payment_token)
-    check_endpoint(config.endpoint or config.bind, deployment.chain_id, config.indexes)
-    tls = load_tls(home.certificate, home.certificate_key)
+    check_endpoints(config, deployment.chain_id)
+    named = parse_address("0x" + keystore_address(home.operator))
+    tls = load_tls(home.certificate, home.certificate_key, named)
     backend = _backend(config, home, clock, log, engine)
     life = asyncio.create_task(backend.run(), name="engine")
     journal: SqliteJournal | None = None

@@ -21,7 +21,8 @@ from piecework_node import logs
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ask_daemon
 from piecework_node.daemon.assembly import checkpoint_of, connect, owner_rules, vllm_settings
-from piecework_node.daemon.surroundings import CLOCK, IndexWatch, ask_indexes, check_endpoint
+from piecework_node.daemon.relays import RelayAway, RelayCredentials, RelayDeclines, RelayLink
+from piecework_node.daemon.surroundings import CLOCK, IndexWatch, ask_indexes, check_endpoints
 from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
@@ -36,6 +37,7 @@ from piecework_node.runtime.faults import Fault, FaultBoard, Stops
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.watch import CHECKS as NODE_CHECKS
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
+from piecework_protocol.relaying import relay_domain
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import address_hex, parse_address
 
@@ -96,6 +98,8 @@ class Checker:
             ("owner", self._owner),
             ("model", self._model),
         )
+        if self._config is not None and self._config.relays:
+            yield "relays", self._relays
         if self._config is not None and self._config.backend == "vllm":
             yield "endpoints", self._endpoints
         else:
@@ -118,7 +122,9 @@ class Checker:
         return address_hex(self._operator.address)
 
     async def _tls(self) -> str:
-        return "0x" + load_tls(self._home.certificate, self._home.certificate_key).digest.hex()
+        named = parse_address("0x" + keystore_address(self._home.operator))
+        tls = load_tls(self._home.certificate, self._home.certificate_key, named)
+        return "0x" + tls.digest.hex()
 
     async def _journal(self) -> str:
         operator = parse_address("0x" + keystore_address(self._home.operator))
@@ -164,9 +170,25 @@ class Checker:
 
     async def _endpoint(self) -> str:
         config, deployment = self._need(self._config), self._need(self._deployment)
-        endpoint = config.endpoint or config.bind
-        check_endpoint(endpoint, deployment.chain_id, config.indexes)
-        return endpoint
+        check_endpoints(config, deployment.chain_id)
+        return config.endpoint or config.bind or "none. Clients come through relays alone"
+
+    async def _relays(self) -> str:
+        """Join each relay as the worker would, and hang up."""
+        config, deployment = self._need(self._config), self._need(self._deployment)
+        if self._running:
+            return "joined by the running worker. Its status has them"
+        domain = relay_domain(deployment.chain_id, deployment.registry)
+        credentials = RelayCredentials(self._need(self._operator), domain, SystemClock())
+        troubles = []
+        for relay in config.relays:
+            try:
+                (await RelayLink.join(relay, credentials)).close()
+            except (RelayAway, RelayDeclines) as error:
+                troubles.append(f"{relay}: {error}")
+        if troubles:
+            raise ConfigError("; ".join(troubles))
+        return ", ".join(config.relays)
 
     async def _indexes(self) -> str:
         indexes, dates = self._need(self._config).indexes, Dates()
@@ -293,10 +315,11 @@ class Checker:
         if self._running:
             return "in use by the running worker"
         config = self._need(self._config)
-        host, port = split_endpoint(config.bind)
-        for where in ((host, port), (config.admin_host, config.admin_port)):
+        places = [split_endpoint(config.bind)] if config.listens else []
+        places.append((config.admin_host, config.admin_port))
+        for where in places:
             _bindable(*where)
-        return f"{config.bind} and {config.admin_host}:{config.admin_port} are free"
+        return f"{' and '.join(f'{host}:{port}' for host, port in places)} free"
 
     async def _connect(self) -> ChainReader:
         return await connect(self._need(self._config), self._need(self._deployment))

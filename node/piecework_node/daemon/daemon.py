@@ -33,6 +33,7 @@ from piecework_node.daemon.assembly import Components, build
 from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.daemon.relays import RelayCredentials, Relays
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
@@ -52,7 +53,9 @@ from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publ
 from piecework_node.jobs.rollback import last_offer, notice
 from piecework_node.metrics import Metrics
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
-from piecework_protocol.types import address_hex
+from piecework_protocol.objects import Endpoint, Route
+from piecework_protocol.relaying import relay_domain
+from piecework_protocol.types import PublicKey, address_hex
 
 TICK_S: Final = 0.5
 HEARTBEAT_S: Final = 0.8 * PROGRESS_INTERVAL_MS / 1000
@@ -66,6 +69,8 @@ POLL_S: Final = 0.1
 FIRST_PUBLISH_S: Final = 5.0
 """Wait at most this long for the indexes before printing the ready line. Then clients can find the
 worker once the line is printed."""
+FIRST_JOIN_S: Final = 5.0
+"""Wait at most this long for the relays before the first offer names them."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
 HANDSHAKES_PER_S: Final = 20.0
@@ -92,7 +97,7 @@ class Ports:
         """
         jobs: Sequence[socket.socket] = ()
         try:
-            jobs = bind(*split_endpoint(config.bind))
+            jobs = bind(*split_endpoint(config.bind)) if config.listens else ()
             return cls(jobs, bind(config.admin_host, config.admin_port))
         except CannotListen as error:
             for sock in jobs:
@@ -114,8 +119,9 @@ def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock)
         opened_per_s=HANDSHAKES_PER_S,
         trusted=parse_networks(config.trusted_proxies),
     )
+    relayed = (fitting // 2 if config.listens else fitting) // max(1, len(config.relays))
     return Front(
-        FrontLimits(limits),
+        FrontLimits(limits, of_one_relay=max(1, relayed)),
         has_paid=peers.has_paid,
         on_refused=lambda why: metrics.connection_refused("jobs", why),
         clock=clock,
@@ -145,6 +151,17 @@ class Daemon:
             )
         )
         self._front = front_of(config, peers, base.metrics, base.clock)
+        self._relays = Relays(
+            config.relays,
+            RelayCredentials(
+                base.operator,
+                relay_domain(base.deployment.chain_id, base.deployment.registry),
+                base.clock,
+            ),
+            self._front,
+            components.channels.faults,
+            listens=config.listens,
+        )
         servicer = WorkerServicer(
             components.worker,
             components.settler.close_channel,
@@ -190,7 +207,7 @@ class Daemon:
 
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
-        return {**shown, "seen_by": self._indexes.seen_by}
+        return {**shown, "seen_by": self._indexes.seen_by, "relays": self._relays.states}
 
     async def console(self) -> Snapshot:
         return await self._feed.snapshot()
@@ -241,6 +258,7 @@ class Daemon:
         # While the engine loads, clients are told so and monitoring sees a worker that starts.
         admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
+        tasks.append(group.create_task(self._kept(self._relays.run), name="relays"))
         events = aiter(base.engine.events())
         tasks.append(group.create_task(self._kept(p.owner.run), name="owner"))
         first = await self._first_ready(events)
@@ -259,6 +277,7 @@ class Daemon:
             "console": self._feed.run,
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
+        await self._relays.settled(FIRST_JOIN_S)
         await self._issue(first)
         shown = asyncio.Event()
         tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
@@ -313,7 +332,8 @@ class Daemon:
             "role": "worker",
             "operator": address_hex(base.operator.address),
             "receiver": address_hex(self._p.worker.terms.receiver),
-            "endpoint": self._endpoint(),
+            "endpoint": self._endpoints()[0].address,
+            "relays": self._relays.states,
             "grpc_port": self._grpc_port,
             "admin_port": admin_port,
             "admin_url": f"http://{host}:{admin_port}",
@@ -421,7 +441,7 @@ class Daemon:
         key = self._p.keyring.current
         if key is None or not self._started or self._p.worker.draining:
             return False
-        return self._p.board.is_due(key, self._shown_load())
+        return self._p.board.is_due(self._address(key), self._shown_load())
 
     def _shown_load(self) -> int:
         """The load that the offer states. Of a worker that takes no jobs, every place is taken."""
@@ -435,18 +455,24 @@ class Daemon:
             raise ConfigError("there is no sealing key")
         signed = await p.board.issue(
             with_speeds(base.home, facts),
-            OfferAddress(self._endpoint(), base.tls.digest, key),
+            self._address(key),
             active=self._shown_load(),
         )
         p.worker.remember_offer(signed)
         base.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
 
-    def _endpoint(self) -> str:
+    def _address(self, key: PublicKey) -> OfferAddress:
+        return OfferAddress(self._endpoints(), self._base.tls.digest, key)
+
+    def _endpoints(self) -> tuple[Endpoint, ...]:
+        """The worker's own address first, then its relays."""
         config = self._base.config
-        if config.endpoint:
-            return config.endpoint
-        host, _ = split_endpoint(config.bind)
-        return f"[{host}]:{self._grpc_port}" if ":" in host else f"{host}:{self._grpc_port}"
+        own: tuple[Endpoint, ...] = ()
+        if config.listens:
+            host, _ = split_endpoint(config.bind)
+            bound = f"[{host}]:{self._grpc_port}" if ":" in host else f"{host}:{self._grpc_port}"
+            own = (Endpoint(Route.DIRECT, config.endpoint or bound),)
+        return own + self._relays.endpoints
 
     # --- stopping
 

@@ -8,6 +8,9 @@ connection a request came over. docs/adr/0010 has the reasons and what the relay
 Bounds: connections in total, of one address and a second (`piecework.base.connections`); a deadline
 for the first byte; bytes a second of an address that has never paid; and the bytes that have
 arrived and do not make a whole message yet, over all connections.
+
+What comes through a relay (`daemon.relays`) is a connection like any other. The address that the
+relay names counts within that relay, and a relay has a bound for all that it brings.
 """
 
 from __future__ import annotations
@@ -24,9 +27,9 @@ from pathlib import Path
 from typing import Final, cast
 
 from piecework.base.clock import Clock
-from piecework.base.connections import MAX_ADDRESSES, ConnectionLimits, ConnectionTable
+from piecework.base.connections import MAX_ADDRESSES, ConnectionLimits, ConnectionTable, Refused
 from piecework.base.listener import AcceptedConnection, Listener, OnRefused
-from piecework.base.rates import Rate, RateLimiter, is_in
+from piecework.base.rates import Rate, RateLimiter, is_in, peer_key
 
 DESCRIPTORS_EACH: Final = 3
 """Of one relayed connection: the client's socket and both ends of the Unix socket."""
@@ -63,6 +66,8 @@ class FrontLimits:
     """Of all addresses that have never paid together. Those that have paid share as much again."""
     unread_s: float = 15.0
     """A connection above `unread_small` for so long is cut off."""
+    of_one_relay: int = 128
+    """Connections of one relay, over all addresses that it names."""
 
 
 class _UnreadBudget:
@@ -99,9 +104,10 @@ class _UnreadBudget:
 class FrontConnection(AcceptedConnection, asyncio.BufferedProtocol):
     """One client's connection, and its counterpart to gRPC. `streams` counts its open requests."""
 
-    def __init__(self, peer: str, front: Front) -> None:
+    def __init__(self, peer: str, front: Front, via: str = "") -> None:
+        """`via` is the relay that it came through."""
         super().__init__(peer)
-        self._front = front
+        self._front, self.via = front, via
         self.trusted = is_in(peer, front.limits.connections.trusted)
         """The address is a proxy or relay that speaks for many clients."""
         self.streams = 0
@@ -308,6 +314,7 @@ class Front:
         self._numbers = itertools.count(1)
         self._folder = Path(tempfile.mkdtemp(prefix="piecework-"))
         self._by_name: dict[str, FrontConnection] = {}
+        self._relayed: dict[str, set[FrontConnection]] = {}
         self._listener: Listener | None = None
 
     @property
@@ -316,7 +323,10 @@ class Front:
         return f"unix:{self._folder / 'grpc'}"
 
     def start(self, sockets: Sequence[socket.socket]) -> int:
-        """Accept on bound sockets from now on. gRPC listens already. Returns the port."""
+        """Accept on bound sockets from now on. gRPC listens already. Returns the port, or 0 for no
+        socket: then everything comes through relays."""
+        if not sockets:
+            return 0
         self._listener = Listener(
             sockets,
             self.table,
@@ -339,6 +349,29 @@ class Front:
         for connection in list(self._by_name.values()):
             connection.abort()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def admit(self, via: str, peer: str) -> FrontConnection | None:
+        """Count a connection that a relay brings, and return its protocol. None: there is no room.
+
+        Its socket is still to come. `gone` undoes it.
+
+        Args:
+            via: The relay. No address can be written like it.
+            peer: The client's address, by the relay's word.
+        """
+        address = f"{via}/{peer_key(peer)}"
+        brought = self._relayed.setdefault(via, set())
+        if len(brought) >= self.limits.of_one_relay:
+            self._on_refused(Refused.RELAY)
+            return None
+        refused = self.table.refusal(address, self.clock.monotonic())
+        if refused is not None:
+            self._on_refused(refused)
+            return None
+        connection = FrontConnection(address, self, via)
+        self.table.add(connection)
+        brought.add(connection)
+        return connection
 
     def connection(self, grpc_peer: str) -> FrontConnection | None:
         """Return the connection that a request came over. None: it is gone."""
@@ -376,9 +409,10 @@ class Front:
         return sock
 
     def gone(self, connection: FrontConnection) -> None:
-        """A client's connection has ended."""
+        """A client's connection has ended, or never came. It may be told twice."""
         self.table.remove(connection)
         self._by_name.pop(connection.name, None)
+        self._relayed.get(connection.via, set()).discard(connection)
 
     def budget(self, address: str) -> _UnreadBudget:
         """The bytes of unfinished messages that this address shares with others."""

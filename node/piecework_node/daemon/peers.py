@@ -4,6 +4,10 @@ Pure bookkeeping: time is an argument. A stranger is an address that no paying c
 from lately. Strangers together get half of the streams, so that they cannot shut out who pays. A
 stream counts against its address until its job is admitted. From then on the worker's slots and
 queue bound it.
+
+Of a client behind a relay only the relay says where it comes from, and a relay may lie. So such
+addresses count within their relay, and all that never paid has, for each relay, a bound on its
+streams and its rate.
 """
 
 from __future__ import annotations
@@ -32,6 +36,10 @@ ABUSE_BURST_S: Final = 2.0
 """At that speed. A refusal costs as much as a small answer."""
 PAID_STREAMS: Final = 4
 """An address that has paid may hold this many times the streams of a stranger."""
+RELAY_STREAMS: Final = 4
+"""All strangers of one relay together get at most one in so many streams."""
+RELAY_RATE: Final = 16
+"""And so many times the rate of one address."""
 FULL_RETRY_S: Final = 1.0
 
 
@@ -117,10 +125,13 @@ class Peers:
         self._limits = limits
         self._soft = _limiter(limits.requests_per_minute)
         self._hard = _limiter(limits.requests_per_minute * ABUSE, ABUSE_BURST_S)
+        self._relays = _limiter(limits.requests_per_minute * RELAY_RATE)
         self._channels = _limiter(limits.paid_requests_per_minute)
         self._paid: OrderedDict[str, float] = OrderedDict()
         self._now = 0.0
         self._waiting: dict[str, Counter[FrontConnection]] = {}
+        self._strangers_of: Counter[str] = Counter()
+        """By relay: streams of addresses that had not paid, apart from admitted jobs."""
         self._strangers = 0
         self._total = 0
 
@@ -168,11 +179,14 @@ class Peers:
         connection.asked = True
         address, paid = connection.address, self.has_paid(connection.address)
         wait_s = 0.0 if connection.trusted else self._wait_s(address, now)
+        if connection.via and not paid:
+            wait_s = max(wait_s, self._relays.take(connection.via, now))
         self._check_room(connection, paid=paid)
         stream = Stream(connection, 0.0 if paid else wait_s, stranger=not paid)
         connection.streams += 1
         self._total += 1
         self._strangers += stream.stranger
+        self._strangers_of[connection.via] += stream.stranger
         self._waiting.setdefault(address, Counter())[connection] += 1
         try:
             yield stream
@@ -188,6 +202,7 @@ class Peers:
         stream.admitted = True
         connection = stream.connection
         self._strangers -= stream.stranger
+        self._strangers_of[connection.via] -= stream.stranger
         mine = self._waiting[connection.address]
         mine[connection] -= 1
         if not mine[connection]:
@@ -202,6 +217,9 @@ class Peers:
             raise _full("too many open requests of this address")
         if self._total >= self._limits.streams:
             raise _full("the worker has too many open requests")
+        of_relay = self._strangers_of[connection.via] if connection.via and not paid else 0
+        if of_relay >= max(1, self._limits.streams // RELAY_STREAMS):
+            raise _full("too many open requests of this relay")
         if not paid and self._strangers >= max(1, self._limits.streams // 2):
             self._make_room(here)
             raise _full("too many open requests of addresses that have not paid yet")

@@ -21,7 +21,7 @@ from piecework_node import config as settings
 from piecework_node.config import AMOUNTS, WorkerConfig
 from piecework_node.errors import HomeDiffers, NotFunded
 from piecework_node.home import Home
-from piecework_node.keys.operator import create_keystore, load_operator
+from piecework_node.keys.operator import create_keystore, keystore_address, load_operator
 from piecework_node.keys.tls import create_tls
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner
@@ -31,6 +31,7 @@ from piecework_protocol.types import (
     Timestamp,
     Uint256,
     address_hex,
+    parse_address,
     to_hex,
 )
 
@@ -67,7 +68,7 @@ def prepare_home(
         create_keystore(home.operator, password, secrets.token_bytes(32))
     steps.append(_once(home.certificate.is_file(), "certificate", str(home.certificate)))
     if steps[-1].new:
-        certificate, key = create_tls(now)
+        certificate, key = create_tls(parse_address("0x" + keystore_address(home.operator)), now)
         write_private(home.certificate_key, key, replace=True)
         write_private(home.certificate, certificate)
     steps.append(_once(home.config.is_file(), "settings", str(home.config)))

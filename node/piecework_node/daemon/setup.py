@@ -100,7 +100,7 @@ async def _register(
             operator,
             payout=config.receiver,
             owner=stake.owner,
-            endpoint=config.endpoint or config.bind,
+            endpoint=config.first_address,
             stake=stake.amount,
             now=now,
         )

@@ -14,6 +14,7 @@ from piecework.base.clock import Clock
 from piecework.base.hosts import is_loopback, is_unspecified
 from piecework.base.http import HttpError, HttpReader, HttpStatus, host_of
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
+from piecework_node.config import WorkerConfig
 from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import ConfigError
 from piecework_node.jobs.offers import Dates, IndexAnswer
@@ -26,6 +27,8 @@ CLOCK: Final = "clock"
 DISK: Final = "disk"
 MIB: Final = 1024 * 1024
 FIRST_RETRY_S: Final = 2.0
+_SET: Final = "Set endpoint to the host:port that clients dial, or name relays and leave bind empty"
+_SET_RELAYS: Final = "Set relays to what relays call themselves"
 MAX_RETRY_S: Final = 60.0
 """An index that was away for seconds shows the worker again within seconds."""
 
@@ -128,7 +131,21 @@ async def ask_indexes(
     return tuple(await asyncio.gather(*map(ask, indexes)))
 
 
-def check_endpoint(endpoint: str, chain_id: int, indexes: Sequence[str]) -> None:
+def check_endpoints(config: WorkerConfig, chain_id: int) -> None:
+    """Refuse addresses that no client of this market could dial: the worker's own and its relays'.
+
+    Raises:
+        ConfigError: one means every address, or this machine only. The text says what to set.
+    """
+    if config.listens:
+        check_endpoint(config.endpoint or config.bind, chain_id, config.indexes)
+    for relay in config.relays:
+        check_endpoint(relay, chain_id, config.indexes, _SET_RELAYS)
+
+
+def check_endpoint(
+    endpoint: str, chain_id: int, indexes: Sequence[str], remedy: str = _SET
+) -> None:
     """Refuse an address that no client of this market could dial.
 
     Raises:
@@ -136,7 +153,7 @@ def check_endpoint(endpoint: str, chain_id: int, indexes: Sequence[str]) -> None
     """
     host, _ = split_endpoint(endpoint)
     if is_unspecified(host):
-        raise ConfigError(f"{endpoint} means every address, and clients cannot dial it. {_SET}")
+        raise ConfigError(f"{endpoint} means every address, and clients cannot dial it. {remedy}")
     if not is_loopback(host):
         return
     public = [index for index in indexes if not is_loopback(urlsplit(index).hostname or "")]
@@ -146,7 +163,4 @@ def check_endpoint(endpoint: str, chain_id: int, indexes: Sequence[str]) -> None
         where = f"chain {chain_id} is no development chain"
     else:
         return
-    raise ConfigError(f"{endpoint} is this machine only, and {where}. {_SET}")
-
-
-_SET: Final = "Set endpoint to the host:port that clients dial"
+    raise ConfigError(f"{endpoint} is this machine only, and {where}. {remedy}")

@@ -27,7 +27,7 @@ from piecework_node.runtime.fees import NO_FEES, OfferedFees
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
-from piecework_protocol.objects import Endpoint, ModelOffer, Offer, Route, Service
+from piecework_protocol.objects import Endpoint, ModelOffer, Offer, Service
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
@@ -55,8 +55,7 @@ MIN_REFRESH_S: Final = 5.0
 class OfferAddress:
     """Where clients reach the worker, and the keys that they need for it."""
 
-    endpoint: str
-    """host:port"""
+    endpoints: tuple[Endpoint, ...]
     tls_certificate: Digest
     sealing_key: PublicKey
 
@@ -98,7 +97,7 @@ def build_offer(
         sequence=Uint64(sequence),
         issued_at=now,
         expires_at=Timestamp(now + terms.offer_lifetime_s),
-        endpoints=(Endpoint(Route.DIRECT, address.endpoint),),
+        endpoints=address.endpoints,
         tls_certificate=address.tls_certificate,
         sealing_key=address.sealing_key,
         tokens=terms.tokens,
@@ -133,15 +132,16 @@ def slots_free(terms: OperatorTerms, active: int) -> int:
     return max(0, terms.slots - active)
 
 
-def refresh_due(current: Offer, now: Timestamp, free: int, sealing_key: PublicKey) -> bool:
+def refresh_due(current: Offer, now: Timestamp, free: int, address: OfferAddress) -> bool:
     """Whether to issue a new offer: half of its life is over, or it is no longer true.
 
     free: how many jobs could start at once now.
     """
     age, life = now - current.issued_at, current.expires_at - current.issued_at
-    if age * 2 >= life or age < 0 or current.sealing_key != sealing_key:
+    if age * 2 >= life or age < 0 or current.sealing_key != address.sealing_key:
         return True
-    return current.slots_free != free and age >= MIN_REFRESH_S
+    changed = current.slots_free != free or current.endpoints != address.endpoints
+    return changed and age >= MIN_REFRESH_S
 
 
 class OfferBoard:
@@ -214,12 +214,12 @@ class OfferBoard:
         self.current = signed
         return signed
 
-    def is_due(self, sealing_key: PublicKey, active: int) -> bool:
+    def is_due(self, address: OfferAddress, active: int) -> bool:
         """Whether the current offer should be replaced."""
         if self.current is None:
             return False
         free = slots_free(self.terms, active)
-        return refresh_due(self.current.offer, now(self._clock), free, sealing_key)
+        return refresh_due(self.current.offer, now(self._clock), free, address)
 
 
 class HttpPoster(Protocol):

@@ -55,6 +55,9 @@ class Code(enum.Enum):
     DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
+    RELAY_DECLINES = "relay-declines"
+    RELAY_AWAY = "relay-away"
+    UNREACHABLE = "unreachable"
 
 
 class Stops(enum.Enum):
@@ -171,6 +174,19 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
     ),
     Code.INDEX_AWAY: Condition(
         "an index does not answer", Stops.NOTHING, "Check its address in indexes, or remove it"
+    ),
+    Code.RELAY_DECLINES: Condition(
+        "a relay does not admit the worker",
+        Stops.NOTHING,
+        "Do what the relay says, or remove it from relays",
+    ),
+    Code.RELAY_AWAY: Condition(
+        "a relay does not answer", Stops.NOTHING, "Check its address in relays, or remove it"
+    ),
+    Code.UNREACHABLE: Condition(
+        "no client can reach the worker",
+        Stops.JOBS,
+        "Add a relay that admits this worker, or set bind and endpoint to a public address",
     ),
 }
 

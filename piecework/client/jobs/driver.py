@@ -184,8 +184,9 @@ class JobDriver:
             try:
                 return await self._stream()
             except WorkerUnreachable as error:
-                if not self._heard:
-                    self._context.links.retire(self._job.offer.offer)
+                offer = self._job.offer.offer
+                if not self._heard or len(offer.endpoints) > 1:
+                    self._context.links.retire(offer)
                 if not self.sent:
                     raise
                 lost, why, wait = True, str(error), None

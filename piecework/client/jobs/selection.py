@@ -156,7 +156,7 @@ def within_cap(
     asked: dict[str, Amount] = {}
     for choice in ranking.choices:
         if choice.operator in answered and not choice.resting:
-            place = choice.signed.offer.endpoint
+            place = choice.signed.offer.place
             asked[place] = min(choice.expected, asked.get(place, choice.expected))
     if not asked:
         return ranking

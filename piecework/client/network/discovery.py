@@ -318,7 +318,7 @@ class Discovery:
         this very connection, which is kept for the job."""
         try:
             async with asyncio.timeout(ASK_TIMEOUT_S):
-                link = await self._links.connect(worker.endpoint, None)
+                link = await self._links.connect(worker.endpoint, worker.operator, None)
                 try:
                     signed = await link.get_offer()
                 except BaseException:
@@ -335,7 +335,7 @@ class Discovery:
         except BaseException:
             link.retire()
             raise
-        if signed.offer.endpoint == worker.endpoint:
+        if worker.endpoint in (e.address for e in signed.offer.endpoints):
             self._links.adopt(signed.offer, link)
         else:
             link.retire()

@@ -39,10 +39,10 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_OFFER_BYTES, MAX_REASON_BYTES
 from piecework_protocol.objects import Channel, CloseChannel, Offer
-from piecework_protocol.types import Digest, Signature
+from piecework_protocol.relaying import server_name
+from piecework_protocol.types import Address, Digest, Signature
 from piecework_protocol.wire import SignedOffer
 
-CERTIFICATE_NAME: Final = "piecework-worker"
 _EOF: Final = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 _SERVICE: Final = "/piecework.v2.Worker/"
 _BARE_CODES: Final = {
@@ -83,9 +83,9 @@ class WorkerEndpoint:
         return f"dns:///{host}:{self.port}"
 
 
-async def fetch_certificate(endpoint: WorkerEndpoint) -> bytes:
-    """The DER certificate that the endpoint shows now. Nothing is trusted yet: compare it, then pin
-    it."""
+async def fetch_certificate(endpoint: WorkerEndpoint, name: str) -> bytes:
+    """The DER certificate that the endpoint shows now under a server name, by which a relay finds
+    the worker. Nothing is trusted yet: compare it, then pin it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -93,7 +93,7 @@ async def fetch_certificate(endpoint: WorkerEndpoint) -> bytes:
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             _, writer = await asyncio.open_connection(
-                endpoint.host, endpoint.port, ssl=context, server_hostname=CERTIFICATE_NAME
+                endpoint.host, endpoint.port, ssl=context, server_hostname=name
             )
     except (OSError, TimeoutError) as error:
         raise WorkerUnreachable(
@@ -114,15 +114,17 @@ class WorkerLink:
     Nobody closes it under the others: `retire` closes it once its last stream and call have ended.
     """
 
-    def __init__(self, endpoint: WorkerEndpoint, certificate: bytes) -> None:
-        self.endpoint = endpoint
+    def __init__(self, address: str, certificate: bytes, name: str) -> None:
+        """`name` is the operator's server name, which the certificate has."""
+        self.address = address
+        endpoint = WorkerEndpoint.parse(address)
         self._users = 0
         self._retired = False
         self._closing: asyncio.Task[None] | None = None
         self.certificate_digest = Digest(hashlib.sha256(certificate).digest())
         credentials = grpc.ssl_channel_credentials(ssl.DER_cert_to_PEM_cert(certificate).encode())
         options = (
-            ("grpc.ssl_target_name_override", CERTIFICATE_NAME),
+            ("grpc.ssl_target_name_override", name),
             ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
             ("grpc.max_send_message_length", MAX_FRAME_BYTES),
             ("grpc.keepalive_time_ms", 30_000),
@@ -135,20 +137,40 @@ class WorkerLink:
         self._channel = grpc.aio.secure_channel(endpoint.target, credentials, options)
 
     @classmethod
-    async def connect(cls, address: str, certificate_digest: Digest | None) -> WorkerLink:
+    async def connect(
+        cls, address: str, operator: Address, certificate_digest: Digest | None
+    ) -> WorkerLink:
         """Connect and pin. With a digest, another certificate is the worker's or a stranger's:
         refused.
 
         Without one (the registry's bare endpoint) the caller compares `certificate_digest` with the
         offer.
         """
-        endpoint = WorkerEndpoint.parse(address)
-        certificate = await fetch_certificate(endpoint)
-        link = cls(endpoint, certificate)
+        name = server_name(operator)
+        certificate = await fetch_certificate(WorkerEndpoint.parse(address), name)
+        link = cls(address, certificate, name)
         if certificate_digest is not None and link.certificate_digest != certificate_digest:
             await link.close()
             raise WorkerUnreachable("the worker's certificate is not the one in its offer")
+        try:
+            await link._ready()
+        except BaseException:
+            await link.close()
+            raise
         return link
+
+    async def _ready(self) -> None:
+        """Wait until gRPC has a connection under the pinned certificate."""
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                state = self._channel.get_state(try_to_connect=True)
+                while state is not grpc.ChannelConnectivity.READY:
+                    if state is grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+                        raise WorkerUnreachable(f"no TLS connection to {self.address}")
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+        except TimeoutError:
+            raise WorkerUnreachable(f"no TLS connection to {self.address}: timed out") from None
 
     async def close(self) -> None:
         """Drop the connection at once, and every stream on it."""

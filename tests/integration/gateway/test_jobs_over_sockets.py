@@ -46,6 +46,7 @@ from tests.support.client_side import (
 from tests.support.fake_chain import EXPLORER, TOKEN, TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
 from tests.support.offers import offer, operator, receiver
+from tests.support.relays import running_relay
 from tests.support.waiting import until
 
 WHOLE = " ".join(STORY)
@@ -72,14 +73,28 @@ async def client(
 
 
 @pytest.fixture
-async def worker(chain: FakeChain, clock: FakeClock) -> AsyncIterator[FakeWorker]:
-    async with FakeWorker(chain, clock) as worker:
+async def worker(
+    chain: FakeChain, clock: FakeClock, request: pytest.FixtureRequest
+) -> AsyncIterator[FakeWorker]:
+    """A worker that is dialled directly, or (`both_ways`) one behind a relay."""
+    if getattr(request, "param", "direct") == "direct":
+        async with FakeWorker(chain, clock) as worker:
+            yield worker
+        return
+    async with (
+        running_relay(chain) as relay,
+        FakeWorker(chain, clock, relays=(relay.name,)) as worker,
+    ):
         yield worker
+
+
+both_ways = pytest.mark.parametrize("worker", ["direct", "relayed"], indirect=True)
 
 
 # --- paying
 
 
+@both_ways
 async def test_every_canvas_is_paid_and_confirmed(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
@@ -119,6 +134,7 @@ async def test_a_pending_opening_is_sent_again_until_the_chain_shows_it(
         assert worker.submissions[0].funding == worker.submissions[1].funding
 
 
+@both_ways
 async def test_ten_jobs_at_once_share_one_channel(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
@@ -215,6 +231,7 @@ async def test_no_text_is_left_on_disk(
 # --- choosing
 
 
+@both_ways
 async def test_offers_come_through_an_index_that_is_not_believed(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
@@ -280,6 +297,7 @@ async def test_when_everybody_is_busy_the_caller_learns_how_long(
     assert caught.value.retry_after_s == 7
 
 
+@both_ways
 async def test_a_worker_that_is_gone_is_replaced_and_remembered(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
@@ -395,6 +413,7 @@ QUESTIONS = (
 )
 
 
+@both_ways
 async def test_a_read_gives_means_and_errors_and_is_paid(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
@@ -459,6 +478,7 @@ async def test_an_engine_that_fails_later_ends_the_job_and_only_what_came_is_pai
 # --- resuming
 
 
+@both_ways
 async def test_a_dropped_stream_is_resumed_and_nothing_is_paid_twice(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:
@@ -471,6 +491,7 @@ async def test_a_dropped_stream_is_resumed_and_nothing_is_paid_twice(
     assert worker.violations == []
 
 
+@both_ways
 async def test_a_worker_that_does_not_come_back_leaves_a_job_that_a_restarted_client_finishes(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
@@ -487,6 +508,7 @@ async def test_a_worker_that_does_not_come_back_leaves_a_job_that_a_restarted_cl
     assert worker.violations == []
 
 
+@both_ways
 async def test_a_lost_voucher_is_covered_by_the_next_submission(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
@@ -534,6 +556,7 @@ async def test_a_journal_restored_from_an_old_copy_adopts_the_workers_record(
     assert worker.violations == []
 
 
+@both_ways
 async def test_a_channel_with_unpaid_canvases_is_settled_before_the_next_job(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
@@ -564,6 +587,7 @@ async def test_a_channel_that_was_closed_on_chain_is_replaced(
 # --- cancelling
 
 
+@both_ways
 async def test_cancelling_pays_for_what_came_and_stops_the_worker(
     client: PieceworkClient, worker: FakeWorker
 ) -> None:

@@ -20,7 +20,7 @@ from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.jobs.preparing import prepare
 from piecework.client.network.links import Links
 from piecework.client.network.transport import WorkerLink
-from piecework_protocol.types import Digest
+from piecework_protocol.types import Address, Digest
 from tests.support.client_side import MONEY, PAYER, FakeClock, ask, collect, open_client, text_of
 from tests.support.fake_chain import FakeChain
 from tests.support.fake_worker import STORY, FakeWorker
@@ -45,7 +45,9 @@ async def worker(chain: FakeChain) -> AsyncIterator[FakeWorker]:
 
 @pytest.fixture
 async def link(worker: FakeWorker) -> AsyncIterator[WorkerLink]:
-    link = await WorkerLink.connect(worker.endpoint, worker.certificate_digest)
+    link = await WorkerLink.connect(
+        worker.endpoint, worker.operator.address, worker.certificate_digest
+    )
     yield link
     await link.close()
 
@@ -94,7 +96,9 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_a_worker(
 ) -> None:
     for name in ("grpc_proxy", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
-    link = await WorkerLink.connect(worker.endpoint, worker.certificate_digest)
+    link = await WorkerLink.connect(
+        worker.endpoint, worker.operator.address, worker.certificate_digest
+    )
     signed = await link.get_offer()
     assert signed.offer.operator == worker.operator.address
     await link.close()
@@ -103,9 +107,9 @@ async def test_a_proxy_of_the_environment_is_not_asked_for_a_worker(
 async def test_callers_at_the_same_time_share_one_dial(worker: FakeWorker) -> None:
     dials = []
 
-    async def connect(address: str, digest: Digest | None) -> WorkerLink:
+    async def connect(address: str, operator: Address, digest: Digest | None) -> WorkerLink:
         dials.append(address)
-        return await WorkerLink.connect(address, digest)
+        return await WorkerLink.connect(address, operator, digest)
 
     links = Links(connect)
     offer = worker.offer().offer

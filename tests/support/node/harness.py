@@ -41,7 +41,7 @@ from piecework_protocol.frames import (
 )
 from piecework_protocol.kinds import Content
 from piecework_protocol.ledger import closing_of
-from piecework_protocol.objects import Channel, FundChannel, Parameters, Service
+from piecework_protocol.objects import Channel, Endpoint, FundChannel, Parameters, Route, Service
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Address,
@@ -92,7 +92,9 @@ ROTATION_S = 3600
 
 def address_with(sealing_key: PublicKey) -> OfferAddress:
     """Where the worker under test is reached."""
-    return OfferAddress("127.0.0.1:50051", Digest(bytes(32)), sealing_key)
+    return OfferAddress(
+        (Endpoint(Route.DIRECT, "127.0.0.1:50051"),), Digest(bytes(32)), sealing_key
+    )
 
 
 class ListSink:

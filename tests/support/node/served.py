@@ -109,7 +109,7 @@ async def serve_worker(
         harness.journal, harness.terms, domain=DOMAIN, signer=OPERATOR, clock=harness.clock
     )
     board.current = harness.offer
-    certificate, key = create_tls(harness.clock.now())
+    certificate, key = create_tls(OPERATOR.address, harness.clock.now())
     made = Served(harness, certificate)
     made.peers = Peers(peers)
     made.front = Front(

@@ -8,11 +8,11 @@ from typing import Any
 
 import grpc
 
-from piecework_node.keys.tls import TLS_NAME
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import CloseChannelRequest, CloseChannelResponse, Funding
 from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import Channel
+from piecework_protocol.relaying import server_name
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.wire import (
     SignedOffer,
@@ -44,7 +44,7 @@ class WireClient(ScriptedClient):
     ) -> None:
         super().__init__(domain, signer, channel, deposit)
         credentials = grpc.ssl_channel_credentials(certificate or _shown_by(endpoint))
-        options = (("grpc.ssl_target_name_override", TLS_NAME),)
+        options = (("grpc.ssl_target_name_override", server_name(channel.operator)),)
         self.grpc: Any = grpc.aio.secure_channel(endpoint, credentials, options)
 
     async def close(self) -> None:

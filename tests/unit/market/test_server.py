@@ -189,7 +189,7 @@ async def test_an_address_that_reads_too_often_waits(http: Http) -> None:
 async def tls_proxy(port: int) -> AsyncIterator[str]:
     """A proxy that ends TLS in front of a port, as nginx does; its own address."""
     with tempfile.TemporaryDirectory() as folder:
-        certificate, key = create_tls(Timestamp(int(time.time())))
+        certificate, key = create_tls(Address(bytes(20)), Timestamp(int(time.time())))
         pem = Path(folder) / "both.pem"
         pem.write_bytes(certificate + key)
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -33,7 +33,7 @@ async def served() -> AsyncIterator[Served]:
 
 @pytest.fixture
 async def link(served: Served) -> AsyncIterator[WorkerLink]:
-    made = await WorkerLink.connect(f"127.0.0.1:{served.port}", None)
+    made = await WorkerLink.connect(f"127.0.0.1:{served.port}", OPERATOR.address, None)
     yield made
     await made.close()
 
@@ -107,7 +107,7 @@ async def test_receipts_that_a_worker_lost_heal_it_over_the_wire() -> None:
     async with serve_worker() as before:
         job = await ran(before)
     async with serve_worker() as after:
-        link = await WorkerLink.connect(f"127.0.0.1:{after.port}", None)
+        link = await WorkerLink.connect(f"127.0.0.1:{after.port}", OPERATOR.address, None)
         request = shows(after.payer, job)
         account = await link.show_receipts(request)
         assert account.voucher == request.voucher.voucher
@@ -122,7 +122,7 @@ async def test_what_is_shown_and_does_not_add_up_is_refused_with_its_clause() ->
     async with serve_worker() as before:
         job = await ran(before)
     async with serve_worker() as after:
-        link = await WorkerLink.connect(f"127.0.0.1:{after.port}", None)
+        link = await WorkerLink.connect(f"127.0.0.1:{after.port}", OPERATOR.address, None)
         with pytest.raises(Refusal) as caught:
             await link.show_receipts(shows(after.payer, job, from_=1))
         assert caught.value.reason is Reason.BROKEN_CLAUSE

@@ -13,7 +13,7 @@ from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.live import LiveChannel
 from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, PayerStanding, ceiling
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import Channel
+from piecework_protocol.objects import Channel, Endpoint, Route
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import (
     Address,
@@ -98,7 +98,9 @@ def test_a_model_whose_first_canvas_nobody_new_could_begin_is_named_with_the_lea
     model = build_offer(
         fits,
         FACTS,
-        OfferAddress("127.0.0.1:1", Digest(bytes(32)), PublicKey(bytes(32))),
+        OfferAddress(
+            (Endpoint(Route.DIRECT, "127.0.0.1:1"),), Digest(bytes(32)), PublicKey(bytes(32))
+        ),
         operator=Address(bytes(20)),
         sequence=1,
         now=Timestamp(1),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from piecework_node.jobs.offers import (
 )
 from piecework_node.metrics import Metrics
 from piecework_protocol.errors import Reason
+from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.offers import check_terms
 from piecework_protocol.types import PublicKey, Timestamp
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
@@ -46,13 +48,14 @@ from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.snapshots import a_snapshot
 
 KEY = PublicKey(bytes(32))
+ADDRESS = address_with(KEY)
 
 
 def offer(now: int = 1_700_000_000, *, active: int = 0) -> SignedOffer:
     made = build_offer(
         TERMS,
         FACTS,
-        address_with(KEY),
+        ADDRESS,
         operator=OPERATOR.address,
         sequence=1,
         now=Timestamp(now),
@@ -132,12 +135,16 @@ def test_an_offer_says_what_is_free(active: int, slots: int, queue: int) -> None
 def test_an_offer_is_renewed_at_half_its_life_or_when_it_is_not_true_any_more() -> None:
     made = offer().offer
     early = Timestamp(made.issued_at + 10)
-    assert not refresh_due(made, early, made.slots_free, KEY)
-    assert refresh_due(made, early, made.slots_free - 1, KEY)
-    assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free - 1, KEY)
-    assert refresh_due(made, early, made.slots_free, PublicKey(bytes([1]) * 32))
+    assert not refresh_due(made, early, made.slots_free, ADDRESS)
+    assert refresh_due(made, early, made.slots_free - 1, ADDRESS)
+    assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free - 1, ADDRESS)
+    other = replace(ADDRESS, sealing_key=PublicKey(bytes([1]) * 32))
+    assert refresh_due(made, early, made.slots_free, other)
+    moved = replace(ADDRESS, endpoints=(Endpoint(Route.RELAYED, "relay.example:7443"),))
+    assert refresh_due(made, early, made.slots_free, moved)
+    assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free, moved)
     assert refresh_due(
-        made, Timestamp(made.issued_at + TERMS.offer_lifetime_s // 2), made.slots_free, KEY
+        made, Timestamp(made.issued_at + TERMS.offer_lifetime_s // 2), made.slots_free, ADDRESS
     )
 
 

@@ -26,7 +26,9 @@ from piecework.base.connections import ConnectionLimits, Refused, parse_networks
 from piecework_node.daemon.peers import PeerLimits
 from piecework_node.daemon.server import StreamTimes
 from piecework_protocol.limits import MAX_FRAME_BYTES
+from piecework_protocol.relaying import server_name
 from tests.support.http_attackers import RawConnection
+from tests.support.node.harness import OPERATOR
 from tests.support.node.served import CONNECTIONS, FRONT, PEERS, Served, serve_worker
 from tests.support.node.wire_client import WireClient
 from tests.support.waiting import until
@@ -266,7 +268,7 @@ async def test_clients_behind_a_trusted_relay_do_not_count_as_one() -> None:
 
 async def test_who_comes_around_the_front_is_not_served(served: Served) -> None:
     credentials = grpc.ssl_channel_credentials(served.certificate)
-    options = (("grpc.ssl_target_name_override", "piecework-worker"),)
+    options = (("grpc.ssl_target_name_override", server_name(OPERATOR.address)),)
     async with grpc.aio.secure_channel(served.front.target, credentials, options) as channel:
         with pytest.raises(grpc.aio.AioRpcError):
             await channel.unary_unary(WORKER + "GetOffer")(b"")  # type: ignore[call-arg]

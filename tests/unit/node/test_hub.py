@@ -18,7 +18,7 @@ from piecework_node.keys.tls import create_tls
 from piecework_node.models.hub import MAX_ANSWER_BYTES, Hub, parse_endpoint, redirect_target
 from piecework_node.models.name import HubFile
 from piecework_node.models.retries import RetryableError, RetryPolicy
-from piecework_protocol.types import Timestamp
+from piecework_protocol.types import Address, Timestamp
 from tests.support.hub import (
     FakeHub,
     Fault,
@@ -290,7 +290,7 @@ async def test_another_range_is_worth_another_attempt_from_the_start(
 async def test_a_hub_with_a_certificate_of_its_own_making_is_not_asked_twice(
     tmp_path: Path,
 ) -> None:
-    certificate, key = create_tls(Timestamp(int(datetime.now(UTC).timestamp())))
+    certificate, key = create_tls(Address(bytes(20)), Timestamp(int(datetime.now(UTC).timestamp())))
     (tmp_path / "tls.pem").write_bytes(certificate + key)
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(tmp_path / "tls.pem")

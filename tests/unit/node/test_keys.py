@@ -15,10 +15,11 @@ from piecework_node.errors import KeyFileError
 from piecework_node.journal.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
 from piecework_node.keys.operator import create_keystore, keystore_address, load_operator
 from piecework_node.keys.sealing import KEY_ARRIVAL_S, SealingKeys
-from piecework_node.keys.tls import TLS_NAME, create_tls, load_tls
+from piecework_node.keys.tls import create_tls, load_tls
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.relaying import server_name
 from piecework_protocol.sealing import seal
-from piecework_protocol.types import Timestamp
+from piecework_protocol.types import Address, Timestamp
 from tests.support.node.harness import OPERATOR
 
 NOW = Timestamp(1_700_000_000)
@@ -127,18 +128,20 @@ def test_a_key_file_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_the_certificate_is_pinned_by_the_digest_of_its_der_form(tmp_path: Path) -> None:
-    certificate, key = create_tls(NOW)
+    certificate, key = create_tls(OPERATOR.address, NOW)
     (tmp_path / "tls.pem").write_bytes(certificate)
     (tmp_path / "tls.key").write_bytes(key)
-    loaded = load_tls(tmp_path / "tls.pem", tmp_path / "tls.key")
+    loaded = load_tls(tmp_path / "tls.pem", tmp_path / "tls.key", OPERATOR.address)
     parsed = x509.load_pem_x509_certificate(certificate)
     from cryptography.hazmat.primitives.serialization import Encoding
 
     assert loaded.digest == sha256(parsed.public_bytes(Encoding.DER)).digest()
     names = parsed.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    assert names.get_values_for_type(x509.DNSName) == [TLS_NAME]
+    assert names.get_values_for_type(x509.DNSName) == [server_name(OPERATOR.address)]
+    with pytest.raises(KeyFileError, match="does not name this operator"):
+        load_tls(tmp_path / "tls.pem", tmp_path / "tls.key", Address(bytes(20)))
     with pytest.raises(KeyFileError, match="worker init"):
-        load_tls(tmp_path / "none.pem", tmp_path / "tls.key")
+        load_tls(tmp_path / "none.pem", tmp_path / "tls.key", OPERATOR.address)
 
 
 @pytest.mark.parametrize("folder", ["none", "file"])
@@ -148,7 +151,9 @@ def test_a_home_without_keys_gets_lines_without_error_numbers(tmp_path: Path, fo
     for use in (
         lambda: load_operator(key, "password"),
         lambda: keystore_address(key),
-        lambda: load_tls(tmp_path / folder / "tls.pem", tmp_path / folder / "tls.key"),
+        lambda: load_tls(
+            tmp_path / folder / "tls.pem", tmp_path / folder / "tls.key", OPERATOR.address
+        ),
     ):
         with pytest.raises(KeyFileError) as caught:
             use()

@@ -1,0 +1,261 @@
+"""A market's descriptor: what somebody needs to know to join it, signed by whoever runs it.
+
+It is JSON in one form, so that its bytes can be signed. Chain, token and terms are those of a
+deployment, and contracts are computed from them (`chain.addresses`). Indexes and relays are hints
+that may change. A faucet is named on test networks alone.
+
+The signature lies beside it. What is trusted is the address of the key that made it: a person
+compares it once with what the market publishes elsewhere, and afterwards it may not change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from piecework.base.errors import PieceworkError
+from piecework.base.jsons import loads
+from piecework.base.text import one_line
+from piecework.chain.deployment import Deployment
+from piecework.chain.errors import BadDeployment
+from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS, TEST_CHAIN_IDS
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import MAX_ENDPOINT_BYTES
+from piecework_protocol.signing import Signer, recover, sign
+from piecework_protocol.types import (
+    SIGNATURE_BYTES,
+    Address,
+    Digest,
+    Signature,
+    address_hex,
+    parse_hex,
+    to_hex,
+)
+
+FORMAT: Final = "piecework-market/1"
+MARKET_NAME: Final = "Piecework Market"
+MAX_DESCRIPTOR_BYTES: Final = 64 * 1024
+MAX_SIGNATURE_FILE_BYTES: Final = 1024
+MAX_PLACES: Final = 16
+"""Indexes, and relays."""
+MAX_URL_CHARACTERS: Final = 1024
+_MEMBERS: Final = ("format", "deployment", "indexes", "relays", "faucet")
+
+
+class BadDescriptor(PieceworkError):
+    """A market's descriptor, or its signature, cannot be used. The text says why."""
+
+
+class MarketChanged(PieceworkError):
+    """A descriptor may not take the place of the one that was pinned."""
+
+
+@dataclass(frozen=True, slots=True)
+class MarketStatement(TypedData):
+    """What is signed: the SHA-256 of the descriptor's bytes."""
+
+    content: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class MarketDescriptor:
+    """One market, and where its public services are.
+
+    indexes: URLs. relays: `host:port`, as each calls itself. faucet: a URL, on test networks.
+    """
+
+    deployment: Deployment
+    indexes: tuple[str, ...] = ()
+    relays: tuple[str, ...] = ()
+    faucet: str | None = None
+
+    def encode(self) -> bytes:
+        """Write the one form that there is: sorted names, no spaces, UTF-8."""
+        return _canonical(
+            {
+                "format": FORMAT,
+                "deployment": self.deployment.to_json(),
+                "indexes": list(self.indexes),
+                "relays": list(self.relays),
+                "faucet": self.faucet,
+            }
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> MarketDescriptor:
+        """Read what `encode` writes, and nothing else.
+
+        Raises:
+            BadDescriptor: it has another form, or a member is missing, unknown or malformed.
+        """
+        if len(data) > MAX_DESCRIPTOR_BYTES:
+            raise BadDescriptor(f"a market's descriptor is at most {MAX_DESCRIPTOR_BYTES} bytes")
+        try:
+            raw = loads(data)
+        except (ValueError, RecursionError):
+            raise BadDescriptor("the market's descriptor is not JSON") from None
+        try:
+            found = cls._read(raw)
+        except (ValueError, BadDeployment) as error:
+            raise BadDescriptor(f"the market's descriptor: {error}") from None
+        if found.encode() != data:
+            raise BadDescriptor("the market's descriptor is not in its canonical form")
+        return found
+
+    @classmethod
+    def _read(cls, raw: Any) -> MarketDescriptor:
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise ValueError(f"its format is not {FORMAT}")
+        unknown = sorted(set(raw) - set(_MEMBERS))
+        if unknown or len(raw) != len(_MEMBERS):
+            named = one_line(", ".join(unknown[:5]), 100) or "nothing"
+            raise ValueError(f"a member is missing or unknown: {named}")
+        deployment = Deployment.from_json(raw["deployment"])
+        faucet = None if raw["faucet"] is None else checked_url(raw["faucet"])
+        testing = DEVELOPMENT_CHAIN_IDS | TEST_CHAIN_IDS
+        if faucet is not None and deployment.chain_id not in testing:
+            raise ValueError(f"chain {deployment.chain_id} is no test network, so it has no faucet")
+        return cls(
+            deployment,
+            tuple(checked_url(url) for url in _places(raw, "indexes")),
+            tuple(checked_relay(relay) for relay in _places(raw, "relays")),
+            faucet,
+        )
+
+    @property
+    def _domain(self) -> Domain:
+        return Domain(self.deployment.chain_id, self.deployment.escrow, MARKET_NAME)
+
+    def sign(self, signer: Signer) -> bytes:
+        """Return the signature file of this descriptor."""
+        return _canonical({"signature": to_hex(sign(self._domain, self._statement(), signer))})
+
+    def signer(self, signature_file: bytes) -> Address:
+        """Find whose key made a signature file for exactly this descriptor.
+
+        Raises:
+            BadDescriptor: the file is malformed. Another descriptor's gives some other address.
+        """
+        try:
+            if len(signature_file) > MAX_SIGNATURE_FILE_BYTES:
+                raise ValueError("it is too large")
+            raw = loads(signature_file)
+            text = raw["signature"] if isinstance(raw, dict) else None
+            if not isinstance(text, str):
+                raise ValueError("it has no signature")
+            signature = Signature(parse_hex(text, SIGNATURE_BYTES, "signature"))
+            return recover(self._domain.digest(self._statement()), signature)
+        except (ValueError, KeyError, RecursionError, MalformedInput) as error:
+            raise BadDescriptor(f"the signature of the market's descriptor: {error}") from None
+
+    def _statement(self) -> MarketStatement:
+        return MarketStatement(Digest(hashlib.sha256(self.encode()).digest()))
+
+
+@dataclass(frozen=True, slots=True)
+class PinnedMarket:
+    """A descriptor that somebody has accepted, and whose key signed it."""
+
+    url: str
+    signer: Address
+    descriptor: MarketDescriptor
+
+    def encode(self) -> bytes:
+        """Write it for the home of whoever accepted it."""
+        content = self.descriptor.encode().decode()
+        values = {"url": self.url, "signer": address_hex(self.signer), "descriptor": content}
+        return _canonical(values)
+
+    @classmethod
+    def decode(cls, data: bytes) -> PinnedMarket:
+        """Read what `encode` writes.
+
+        Raises:
+            BadDescriptor: it is damaged.
+        """
+        try:
+            raw = loads(data)
+            signer = Address(parse_hex(raw["signer"], 20, "signer"))
+            return cls(str(raw["url"]), signer, MarketDescriptor.decode(raw["descriptor"].encode()))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise BadDescriptor("the pinned market of this home is damaged") from None
+
+    def check_successor(self, newer: MarketDescriptor, signer: Address) -> None:
+        """Hold a descriptor to the pinned one. Indexes, relays and the faucet may change.
+
+        Raises:
+            MarketChanged: another key signed it, or chain, token or terms are others.
+        """
+        if signer != self.signer:
+            raise MarketChanged(
+                f"the market's descriptor is signed by {address_hex(signer)}. This home pinned "
+                f"{address_hex(self.signer)}. Ask the people who run the market why, and use "
+                "another --home if that is right"
+            )
+        before, after = self.descriptor.deployment, newer.deployment
+        for what, one, other in (
+            ("chain", before.chain_id, after.chain_id),
+            ("token", _token(before), _token(after)),
+            ("terms", _terms(before), _terms(after)),
+        ):
+            if one != other:
+                raise MarketChanged(
+                    f"the market's descriptor names another {what} ({other}, before {one}). A "
+                    "market cannot change that. Use another --home for another market"
+                )
+
+
+def checked_url(value: Any) -> str:
+    """Return a plain http or https URL.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, str) and len(value) <= MAX_URL_CHARACTERS and value.isprintable():
+        parts = urlsplit(value)
+        plain = not (parts.username or parts.password or parts.fragment)
+        if parts.scheme in ("http", "https") and parts.hostname and plain:
+            return value
+    raise ValueError("an address is not a plain http:// or https:// URL")
+
+
+def checked_relay(value: Any) -> str:
+    """Return `host:port`.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, str) and len(value) <= MAX_ENDPOINT_BYTES and value.isprintable():
+        host, _, port = value.rpartition(":")
+        if host and not set(host) & set("/?#@ ") and port.isdecimal() and 0 < int(port) < 65536:
+            return value
+    raise ValueError("a relay is not host:port")
+
+
+def _canonical(values: Mapping[str, Any]) -> bytes:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode() + b"\n"
+
+
+def _places(raw: Mapping[str, Any], name: str) -> list[Any]:
+    places = raw[name]
+    if not isinstance(places, list) or len(places) > MAX_PLACES:
+        raise ValueError(f"{name} is not a list of at most {MAX_PLACES}")
+    if len({place if isinstance(place, str) else "" for place in places}) != len(places):
+        raise ValueError(f"{name} has something twice, or something that is no text")
+    return places
+
+
+def _token(deployment: Deployment) -> str:
+    token = deployment.payment_token
+    return f"{to_hex(deployment.token)} {token.symbol} with {token.decimals} decimals"
+
+
+def _terms(deployment: Deployment) -> str:
+    delay = deployment.unbonding_delay_s
+    return f"stake {deployment.min_stake} base units, unbonding {delay} s"

@@ -1,0 +1,116 @@
+"""`piecework relay`: an untrusted relay for workers behind routers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from piecework.base.connections import ConnectionLimits
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from piecework.relay.limits import RelayLimits
+
+app = common.group()
+
+
+@app.callback()
+def _relay() -> None:
+    """Run a relay for workers that have no public port.
+
+    A relay passes sealed bytes. Anybody may run one, and nobody has to trust it.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a relay listens, and what it calls itself."""
+
+    host: str
+    port: int
+    name: str
+
+
+@app.command()
+def start(
+    *,
+    deployment: Annotated[
+        Path, typer.Option(help="The deployment file of the market whose workers it takes.")
+    ],
+    name: Annotated[
+        str, typer.Option(help="host:port that workers and clients dial. Empty: as bound.")
+    ] = "",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; a relay is meant to be public.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 7443,
+    rpc: Annotated[
+        str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")
+    ] = None,
+    max_connections: Annotated[
+        int,
+        typer.Option(min=16, max=100_000, help="Connections held at once. A client takes two."),
+    ] = 2048,
+    connections_per_address: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Of one client or worker address.")
+    ] = 64,
+    workers: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Workers admitted at once.")
+    ] = 256,
+    clients_per_worker: Annotated[
+        int, typer.Option(min=1, max=10_000, help="Clients' connections of one worker.")
+    ] = 256,
+    idle_s: Annotated[
+        float, typer.Option(min=1, max=86_400, help="Seconds without a byte that end a client.")
+    ] = 120.0,
+) -> None:
+    """Pass clients on to the workers that dial in, until SIGTERM or Ctrl-C.
+
+    It admits operators with an active stake. It prints one JSON line when it is ready.
+    """
+    from piecework.base.listener import connections_that_fit
+    from piecework.relay.limits import RelayLimits
+
+    fitting = connections_that_fit(max_connections, 1)
+    limits = RelayLimits(
+        ConnectionLimits(fitting, min(connections_per_address, max(1, fitting // 2))),
+        workers=workers,
+        clients_per_worker=clients_per_worker,
+        idle_s=idle_s,
+    )
+    common.run(_serve(deployment, _Place(host, port, name), limits, rpc))
+
+
+async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None) -> None:
+    import structlog
+
+    from piecework.base.clock import SystemClock
+    from piecework.base.listener import bind
+    from piecework.chain.deployment import Deployment
+    from piecework.chain.reader import ChainReader
+    from piecework.commands._server import logs_to_stderr, until_told_to_stop
+    from piecework.relay.joined import Gatekeeper
+    from piecework.relay.operators import RegisteredOperators
+    from piecework.relay.server import Relay
+    from piecework_protocol.relaying import relay_domain
+
+    logs_to_stderr()
+    deployment, clock = Deployment.load(file), SystemClock()
+    sockets = bind(place.host, place.port)
+    bound = sockets[0].getsockname()[1]
+    shown = f"[{place.host}]" if ":" in place.host else place.host
+    name = place.name or f"{shown}:{bound}"
+    async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
+        domain = relay_domain(deployment.chain_id, deployment.registry)
+        gatekeeper = Gatekeeper(name, domain, RegisteredOperators(reader, clock), clock)
+        relay = Relay(gatekeeper, limits, clock=clock, log=structlog.get_logger())
+        relay.start(sockets)
+        try:
+            ready = {"ready": True, "role": "relay", "name": name, "port": bound}
+            common.print_json({**ready, "chain_id": deployment.chain_id})
+            await until_told_to_stop()
+        finally:
+            await relay.close()

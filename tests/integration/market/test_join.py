@@ -1,0 +1,91 @@
+"""`piecework worker join URL` with real commands, a real chain, and a descriptor over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework_node import config
+from tests.support.chains import TestMarket, deployed, signer
+from tests.support.commands import Said, piecework
+
+pytestmark = pytest.mark.process
+
+PAYOUT = "0x" + signer("a cold address").address.hex()
+ENVIRONMENT = {"PIECEWORK_PASSWORD": "a test password"}
+
+
+@asynccontextmanager
+async def published(folder: Path) -> AsyncIterator[str]:
+    """Serve a folder's files, as any web server does."""
+    application = web.Application()
+    application.router.add_static("/", folder)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/market.json"
+    finally:
+        await runner.cleanup()
+
+
+async def describe(folder: Path, *more: str, key: str = "key.json") -> str:
+    """Write and sign the descriptor; the fingerprint of its key."""
+    said = await piecework(
+        *("market", "describe", "--json", "--deployment", str(folder / "deployment.json")),
+        *("--out", str(folder / "market.json"), "--key", str(folder / key), *more),
+        environment=ENVIRONMENT,
+    )
+    return str(said.json()["signer"])
+
+
+async def join(url: str, home: Path, *more: str) -> Said:
+    return await piecework(
+        *("worker", "join", url, "--home", str(home), "--no-start", "--faucet", *more),
+        environment=ENVIRONMENT,
+    )
+
+
+async def test_one_line_joins_a_market_and_follows_what_may_change(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    public, home = tmp_path / "public", tmp_path / "worker"
+    public.mkdir()
+    async with deployed(embedded_chain) as market, published(public) as url:
+        market.deployment.save(public / "deployment.json")
+        index = ("--index", "http://127.0.0.1:9")
+        key = await describe(public, "--relay", "127.0.0.1:7443", *index)
+
+        unasked = await join(url, home, "--payout", PAYOUT)
+        assert unasked.code == 2 and key in unasked.err and "--fingerprint" in unasked.err
+        assert not home.exists()
+
+        joined = await join(url, home, "--payout", PAYOUT, "--fingerprint", key)
+        assert joined.code == 0, joined.err
+        assert "no index of this market shows a bonded worker" in joined.out
+        made = config.load(home, environment={})
+        assert (made.bind, made.relays) == ("", ("127.0.0.1:7443",))
+        await _is_registered(market, joined)
+
+        differs = await join(url, home, "--price-output", "9")
+        assert "price_per_million_output_tokens = 9000000" in differs.line()
+
+        await describe(public, "--relay", "127.0.0.1:7444", *index)
+        followed = await join(url, home)
+        assert "relays follow the market: 127.0.0.1:7444" in followed.out
+        assert config.load(home, environment={}).relays == ("127.0.0.1:7444",)
+
+        await describe(public, key="other.json")
+        assert "This home pinned" in (await join(url, home)).line()
+
+
+async def _is_registered(market: TestMarket, joined: Said) -> None:
+    """With the first relay as its address."""
+    (worker,) = [worker async for worker in market.reader.every_worker()]
+    assert worker.active and worker.endpoint == "127.0.0.1:7443"
+    assert "0x" + worker.operator.hex() in joined.out.lower()
