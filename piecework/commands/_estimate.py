@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from piecework.base.amounts import Token
     from piecework_node.config import WorkerConfig
     from piecework_node.console.cards import Card
-    from piecework_node.console.estimate import Estimate, Figure, Prices, Speed
-    from piecework_node.console.model import Money
+    from piecework_node.console.estimate import AskedPrices, Estimate, Figure, WorkerSpeed
+    from piecework_node.console.model import ShownMoney
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,10 @@ class Estimator:
         self.home, self._wishes = Home(root), wishes
         self.config: WorkerConfig = common.guard(lambda: config.load(root))
         self.token: Token = common.market_token(self.home.deployment)
-        self._market: tuple[Prices, Figure] | None = None
+        self._market: tuple[AskedPrices, Figure] | None = None
         self._gas: Figure | None = None
 
-    def of(self, speed: Speed, model: str, watts: Figure) -> Estimate:
+    def of(self, speed: WorkerSpeed, model: str, watts: Figure) -> Estimate:
         """What a speed would earn with a model. `watts`: of the busy card."""
         from piecework_node.console.estimate import Figure, estimate
 
@@ -62,19 +62,19 @@ class Estimator:
         return estimate(speed, prices, busy, watts=watts, money=self.money, gas_a_day=self._gas)
 
     @property
-    def money(self) -> Money:
+    def money(self) -> ShownMoney:
         """How amounts are shown: the settings, or what the caller says."""
-        from piecework_node.console.model import Money
+        from piecework_node.console.model import ShownMoney
 
         own, token = self._wishes, self.token
         of_token = self.config.usd_per_token if own.usd_per_token is None else own.usd_per_token
         of_power = self.config.usd_per_kwh if own.usd_per_kwh is None else own.usd_per_kwh
-        return Money(token.symbol, token.decimals, of_token or None, of_power or None)
+        return ShownMoney(token.symbol, token.decimals, of_token or None, of_power or None)
 
-    async def _ask_market(self, model: str) -> tuple[Prices, Figure]:
+    async def _ask_market(self, model: str) -> tuple[AskedPrices, Figure]:
         """The prices of the first index that answers, or the home's own."""
         from piecework.base.http import HttpError, HttpReader, host_of
-        from piecework_node.console.estimate import Figure, Prices, market
+        from piecework_node.console.estimate import AskedPrices, Figure, market
         from piecework_node.jobs.offers import PUBLISH_LIMITS
 
         config, why = self.config, "no index is set"
@@ -91,7 +91,7 @@ class Estimator:
                 why = f"{host_of(index)}: {busy.source}"
         own = f"your own prices, because {why}"
         output, steps = config.price_per_million_output_tokens, config.step_price
-        return Prices(output, steps, own), Figure(None, why)
+        return AskedPrices(output, steps, own), Figure(None, why)
 
     async def _ask_gas(self) -> Figure:
         """What settlements cost in a day at the gas price of now, in base units."""
@@ -132,13 +132,13 @@ def watts_of(card: Card | None, number: int = 0) -> Figure:
     return Figure(limit, "the power limit of this card, by NVML")
 
 
-def this_speed(estimator: Estimator) -> tuple[Speed, str]:
+def this_speed(estimator: Estimator) -> tuple[WorkerSpeed, str]:
     """The speed of this machine with its model: of the running worker, or as bench measured it.
 
     The program ends with one line if nobody has measured it.
     """
     from piecework.base.errors import PieceworkError
-    from piecework_node.console.estimate import Speed, best_line
+    from piecework_node.console.estimate import WorkerSpeed, best_line
     from piecework_node.daemon.admin import ask_daemon
     from piecework_node.engine.benchmark_table import kept_table
 
@@ -146,7 +146,7 @@ def this_speed(estimator: Estimator) -> tuple[Speed, str]:
         engine = asyncio.run(ask_daemon(estimator.home.root, "GET", "/status"))["engine"]
         tokens, steps = engine["tokens_per_second"], engine["steps_per_second"]
         source = "measured by the running worker at its start"
-        return Speed(float(tokens), float(steps), source), str(engine["model"])
+        return WorkerSpeed(float(tokens), float(steps), source), str(engine["model"])
     except (PieceworkError, KeyError):
         pass
     model, lines = kept_table(estimator.home)
@@ -171,7 +171,7 @@ def card_named(text: str) -> Card:
     return (exact or found)[0]
 
 
-def planned(card: Card, estimator: Estimator) -> tuple[Speed, str] | str:
+def planned(card: Card, estimator: Estimator) -> tuple[WorkerSpeed, str] | str:
     """The bound of a card's speed with the home's model, in the precision that fits it.
 
     A text says why there is none.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -71,17 +72,23 @@ def plan(
         )
         return
     common.say(f"{name} on {'a GPU' if devices[0].kind == 'cuda' else 'a CPU'}")
+    _say_table(table)
+    for choice in choices:
+        common.say(f"{choice['device']}: {choice['reason']}")
+    if home is not None:
+        _say_earnings(home, frozenset(card or ()))
+
+
+def _say_table(table: Sequence[Need]) -> None:
+    from piecework_model.checkpoint.memory import size_text
+
     common.say(
         f"{'precision':10}{'context':>9}{'jobs':>6}{'weights':>12}{'KV':>12}{'step':>12}{'all':>12}"
     )
     for need in table:
         sizes = (need.weights_bytes, need.kv_bytes, need.work_bytes, need.device_bytes)
-        figures = "".join(f"{memory.size_text(size):>12}" for size in sizes)
+        figures = "".join(f"{size_text(size):>12}" for size in sizes)
         common.say(f"{need.precision:10}{need.context:>9,}{need.sequences:>6}{figures}")
-    for choice in choices:
-        common.say(f"{choice['device']}: {choice['reason']}")
-    if home is not None:
-        _say_earnings(home, frozenset(card or ()))
 
 
 def _say_earnings(home: Path, sizes: frozenset[int]) -> None:

@@ -11,7 +11,7 @@ from statistics import median_low
 from typing import Any, Final
 
 from piecework_node.console.cards import GIGA, Card
-from piecework_node.console.model import Money
+from piecework_node.console.model import ShownMoney
 
 DAY_S: Final = 24 * 3600
 MONTH_DAYS: Final = 30
@@ -31,7 +31,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Speed:
+class WorkerSpeed:
     """Charged tokens and denoising steps a second, of all jobs at once."""
 
     tokens: float
@@ -40,7 +40,7 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
+class AskedPrices:
     """Base units for a million output tokens and for a thousand steps."""
 
     output: int
@@ -52,8 +52,8 @@ class Prices:
 class Estimate:
     """What a day would bring. Amounts are base units. Prompt tokens and fees are left out."""
 
-    speed: Speed
-    prices: Prices
+    speed: WorkerSpeed
+    prices: AskedPrices
     utilization: Figure
     watts: Figure
     gross: int
@@ -68,14 +68,14 @@ class Estimate:
         return int(self.gross - self.power.value - self.gas.value)
 
 
-def planned_speed(card: Card, weights_bytes: int, *, canvas_size: int) -> Speed:
+def planned_speed(card: Card, weights_bytes: int, *, canvas_size: int) -> WorkerSpeed:
     """Bound the speed of a card that nobody has measured: one job at a time, by its memory.
 
     A step reads every weight once. No card is faster than that, and most are slower.
     """
     steps = card.bandwidth * GIGA / weights_bytes
     tokens = steps * canvas_size / MEAN_STEPS
-    return Speed(
+    return WorkerSpeed(
         tokens,
         steps,
         f"at most, one job at a time: {card.bandwidth} GB/s ({card.source}) over "
@@ -83,7 +83,7 @@ def planned_speed(card: Card, weights_bytes: int, *, canvas_size: int) -> Speed:
     )
 
 
-def market(offers: Mapping[str, Any], model: str) -> tuple[Prices | None, Figure]:
+def market(offers: Mapping[str, Any], model: str) -> tuple[AskedPrices | None, Figure]:
     """Read an index's page of offers: the median price of a model, and how busy its workers are.
 
     model: its name, or its digest in hex. Raises `ValueError` if the page is not one of an index.
@@ -104,7 +104,7 @@ def market(offers: Mapping[str, Any], model: str) -> tuple[Prices | None, Figure
     if not outputs:
         return None, Figure(None, "no worker offers the model")
     count = len(outputs)
-    prices = Prices(
+    prices = AskedPrices(
         median_low(outputs), median_low(steps), f"the median of what {count} workers ask now"
     )
     if not slots:
@@ -122,12 +122,12 @@ def _units(value: Any) -> int:
 
 
 def estimate(
-    speed: Speed,
-    prices: Prices,
+    speed: WorkerSpeed,
+    prices: AskedPrices,
     utilization: Figure,
     *,
     watts: Figure,
-    money: Money,
+    money: ShownMoney,
     gas_a_day: Figure,
 ) -> Estimate:
     """Put it together for a day. utilization: the busy share of the time, from 0 to 1.
@@ -152,7 +152,7 @@ def estimate(
     )
 
 
-def _power(watts: Figure, busy_s: float, money: Money) -> Figure:
+def _power(watts: Figure, busy_s: float, money: ShownMoney) -> Figure:
     if watts.value is None:
         return Figure(None, watts.source)
     if money.usd_per_kwh is None or money.usd_per_token is None:
@@ -163,7 +163,7 @@ def _power(watts: Figure, busy_s: float, money: Money) -> Figure:
     return Figure(units, f"{kwh:.2f} kWh a day at ${money.usd_per_kwh}, while busy")
 
 
-def best_line(lines: Sequence[Mapping[str, Any]], slots: int) -> Speed | None:
+def best_line(lines: Sequence[Mapping[str, Any]], slots: int) -> WorkerSpeed | None:
     """Take the speed at the worker's number of slots from a table of `piecework bench`."""
     fitting = [line for line in lines if isinstance(line.get("rows"), int | float)]
     fitting = [line for line in fitting if line["rows"] <= slots] or fitting[:1]
@@ -174,6 +174,6 @@ def best_line(lines: Sequence[Mapping[str, Any]], slots: int) -> Speed | None:
         tokens, steps = float(best["tokens_per_second"]), float(best["steps_per_second"])
     except (KeyError, TypeError, ValueError):
         return None
-    return Speed(
+    return WorkerSpeed(
         tokens, steps, f"measured here by piecework bench, {best['rows']:.0f} jobs at once"
     )

@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework_node.console.model import Rates
+from piecework_node.console.model import ConsoleRates
 from piecework_node.owner.readings import GpuReading
 
 WINDOW_S: Final = 60.0
@@ -60,16 +60,16 @@ class ConsoleMeter:
         return (gpu.power_w + last.power_w) / 2 * (at - then)
 
     @property
-    def rates(self) -> Rates:
+    def rates(self) -> ConsoleRates:
         """What happened in the window."""
         if len(self._samples) < 2:
-            return Rates()
+            return ConsoleRates()
         first, last = self._samples[0], self._samples[-1]
         span = last.at - first.at
         if span <= 0:
-            return Rates()
+            return ConsoleRates()
         tokens = last.tokens - first.tokens
         joules = None
         if tokens and last.joules is not None and first.joules is not None:
             joules = 1000 * (last.joules - first.joules) / tokens
-        return Rates(tokens / span, (last.steps - first.steps) / span, joules)
+        return ConsoleRates(tokens / span, (last.steps - first.steps) / span, joules)

@@ -10,7 +10,7 @@ from piecework_node.owner.readings import GpuReading
 
 
 @dataclass(frozen=True, slots=True)
-class Money:
+class ShownMoney:
     """How base units are shown. usd_per_token and usd_per_kwh are the owner's own settings."""
 
     symbol: str
@@ -54,7 +54,7 @@ class Earned:
 
 
 @dataclass(frozen=True, slots=True)
-class Rates:
+class ConsoleRates:
     """What happens in a second, over the last minute, and joules for a thousand tokens."""
 
     tokens: float | None = None
@@ -73,7 +73,7 @@ class Alert:
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
+class OpenBalance:
     """What is not settled, what may be lost, and how long the gas lasts. Base units.
 
     settlements_left: at the present gas price.
@@ -109,14 +109,14 @@ class Snapshot:
     days: tuple[Earned, ...]
     models: tuple[Earned, ...]
     clients: tuple[Earned, ...]
-    balance: Balance
-    rates: Rates
+    balance: OpenBalance
+    rates: ConsoleRates
     gpu: GpuReading | None
     gpu_missing: str
     head_age_s: float | None
     indexes: dict[str, bool]
     alerts: tuple[Alert, ...]
-    money: Money
+    money: ShownMoney
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from piecework.base.amounts import Token
-from piecework_node.console.model import Earned, LiveCanvas, Money, Snapshot
+from piecework_node.console.model import Earned, LiveCanvas, ShownMoney, Snapshot
 
 UNKNOWN: Final = "–"
 JOULES_PER_KWH: Final = 3_600_000
@@ -57,7 +57,7 @@ def clock(at: int) -> str:
     return datetime.fromtimestamp(at, UTC).strftime("%m-%d %H:%M:%S")
 
 
-def dollars(money: Money, units: int | None) -> str:
+def dollars(money: ShownMoney, units: int | None) -> str:
     """Return base units in dollars, by the owner's own price of the token."""
     if units is None or money.usd_per_token is None:
         return UNKNOWN
@@ -65,7 +65,7 @@ def dollars(money: Money, units: int | None) -> str:
     return f"{value:,.2f}" if abs(value) >= 1 or not value else f"{value:,.6f}"
 
 
-def power_units(money: Money, joules: float | None) -> int | None:
+def power_units(money: ShownMoney, joules: float | None) -> int | None:
     """Return what energy cost, in base units, rounded up. None: joules or prices are unknown."""
     if joules is None or money.usd_per_kwh is None or not money.usd_per_token:
         return None
@@ -73,7 +73,7 @@ def power_units(money: Money, joules: float | None) -> int | None:
     return -int(-usd / money.usd_per_token * 10**money.decimals // 1)
 
 
-def net_units(money: Money, earned: Earned) -> int | None:
+def net_units(money: ShownMoney, earned: Earned) -> int | None:
     """Return what is left after gas and power, in base units, or None if one is unknown."""
     power = power_units(money, earned.joules)
     if earned.fees is None or earned.gas is None or power is None:
@@ -81,7 +81,7 @@ def net_units(money: Money, earned: Earned) -> int | None:
     return earned.gross + earned.fees - earned.gas - power
 
 
-def _tokens(money: Money, units: int | None) -> str:
+def _tokens(money: ShownMoney, units: int | None) -> str:
     if units is None:
         return UNKNOWN
     return Token(None, money.symbol, money.decimals).number(units)
@@ -167,7 +167,7 @@ def _gpu(shown: Snapshot) -> Iterable[Row]:
     yield "Other programs", str(len(gpu.processes))
 
 
-def _earned(key: str, title: str, rows: Sequence[Earned], money: Money) -> Panel:
+def _earned(key: str, title: str, rows: Sequence[Earned], money: ShownMoney) -> Panel:
     columns = ("When", "Jobs", "Gross", "Fees", "Gas", "Power", "Net", "Net in $")
     made = tuple(
         (
@@ -186,7 +186,7 @@ def _earned(key: str, title: str, rows: Sequence[Earned], money: Money) -> Panel
     return Panel(key, title, columns, made, frozenset(range(1, 8)), "nothing yet", note)
 
 
-def _shares(key: str, title: str, rows: Sequence[Earned], money: Money) -> Panel:
+def _shares(key: str, title: str, rows: Sequence[Earned], money: ShownMoney) -> Panel:
     columns = ("Who" if key == "clients" else "Model", "Jobs", "Canvases", "Gross", "Gross in $")
     made = tuple(
         (

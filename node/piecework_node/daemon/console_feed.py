@@ -13,7 +13,7 @@ from piecework.base.amounts import Token, native_coin
 from piecework.base.http import HttpReader
 from piecework_node.console.alerts import WEBHOOK_LIMITS, AlertBook, Webhook
 from piecework_node.console.meter import HOUR_S, ConsoleMeter
-from piecework_node.console.model import Balance, Earned, LiveCanvas, Money, Snapshot
+from piecework_node.console.model import Earned, LiveCanvas, OpenBalance, ShownMoney, Snapshot
 from piecework_node.daemon.assembly import Components
 from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel
 from piecework_node.runtime.live import LiveJob
@@ -262,10 +262,10 @@ class ConsoleFeed:
             money=money_of(base.deployment.payment_token, base.config),
         )
 
-    def _balance(self) -> Balance:
+    def _balance(self) -> OpenBalance:
         p, held = self._p, self._p.base.metrics.gas_held
         price, desk = settle_wei(p.settler.gas_price), p.runtime.credit
-        return Balance(
+        return OpenBalance(
             unsettled=p.channels.unsettled,
             waiting=sum(p.settler.payouts.waiting.values()),
             exposure=p.channels.exposure,
@@ -275,16 +275,16 @@ class ConsoleFeed:
         )
 
 
-class Prices(Protocol):
+class OwnersPrices(Protocol):
     """The owner's prices (`WorkerConfig`). 0: not known."""
 
     usd_per_token: float
     usd_per_kwh: float
 
 
-def money_of(token: Token, prices: Prices) -> Money:
+def money_of(token: Token, prices: OwnersPrices) -> ShownMoney:
     """Return how amounts of a token are shown."""
-    return Money(
+    return ShownMoney(
         token.symbol, token.decimals, prices.usd_per_token or None, prices.usd_per_kwh or None
     )
 

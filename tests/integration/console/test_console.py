@@ -23,6 +23,7 @@ from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token, 
 from piecework_node.owner.readings import GpuReading
 from tests.support.browser import CONTRAST, OVERFLOW, Page, browser
 from tests.support.node.snapshots import CARD, a_snapshot
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.process
 
@@ -91,9 +92,11 @@ async def served(home: Path) -> AsyncIterator[Shown]:
 
 async def becomes(page: Page, expression: str) -> None:
     """Wait until an expression is true in the page."""
-    async with asyncio.timeout(30):
-        while not await page.value(expression):  # noqa: ASYNC110  the page tells nobody
-            await asyncio.sleep(0.1)
+
+    async def holds() -> bool:
+        return bool(await page.value(expression))
+
+    await until(holds, within_s=30, poll_s=0.1)
 
 
 async def test_the_page_fits_and_is_readable_at_every_width_in_both_schemes(

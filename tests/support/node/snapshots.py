@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from piecework_node.console.model import (
     Alert,
-    Balance,
+    ConsoleRates,
     Earned,
     LiveCanvas,
-    Money,
-    Rates,
+    OpenBalance,
+    ShownMoney,
     Snapshot,
 )
 from piecework_node.owner.readings import GpuProcess, GpuReading
@@ -56,8 +56,8 @@ def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
         days=(Earned("2026-11-29", 1204, 4816, 1_481_481_468, 48_000, 852_000, joules),),
         models=(Earned("google/diffusiongemma-26b", 1204, 4816, 1_481_481_468),),
         clients=(Earned("0xabcdef01…", 1000, 4000, 1_300_000_000), Earned("others", 204, 816, 1)),
-        balance=Balance(5_000_000, 0, 12_345, 8_000_000, "0.0123 coin", 340),
-        rates=Rates(812.4, 96.1, 384.0 if gpu else None),
+        balance=OpenBalance(5_000_000, 0, 12_345, 8_000_000, "0.0123 coin", 340),
+        rates=ConsoleRates(812.4, 96.1, 384.0 if gpu else None),
         gpu=gpu,
         gpu_missing="" if gpu else "NVML does not show card 0: Driver Not Loaded",
         head_age_s=3.2,
@@ -66,5 +66,5 @@ def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
             Alert(AT - 900, "gas-low", "the worker cannot pay for settlements. Send some."),
             Alert(AT - 60, "gas-low", "the worker cannot pay for settlements. Send some.", True),
         ),
-        money=Money("USDC", 6, 1.0, 0.3) if gpu else Money("USDC", 6),
+        money=ShownMoney("USDC", 6, 1.0, 0.3) if gpu else ShownMoney("USDC", 6),
     )

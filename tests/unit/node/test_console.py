@@ -16,7 +16,7 @@ from piecework.base.http import HttpUnreachable
 from piecework_node import logs
 from piecework_node.console.alerts import ATTEMPTS, MAX_WAITING, AlertBook, Webhook
 from piecework_node.console.meter import HOUR_S, MAX_HOURS, ConsoleMeter
-from piecework_node.console.model import Alert, Earned, Money, Rates, Snapshot
+from piecework_node.console.model import Alert, ConsoleRates, Earned, ShownMoney, Snapshot
 from piecework_node.console.page import render
 from piecework_node.console.panels import (
     UNKNOWN,
@@ -34,7 +34,7 @@ from piecework_protocol.wire import SignedOffer
 from tests.support.clock import FakeClock
 from tests.support.node.snapshots import AT, CARD, a_snapshot
 
-MONEY = Money("USDC", 6, 1.0, 0.36)
+MONEY = ShownMoney("USDC", 6, 1.0, 0.36)
 
 
 def panel(shown: Snapshot, key: str) -> Panel:
@@ -122,7 +122,7 @@ def test_the_page_and_the_terminal_have_the_same_words() -> None:
 
 def test_rates_are_those_of_the_last_minute() -> None:
     meter = ConsoleMeter()
-    assert meter.rates == Rates()
+    assert meter.rates == ConsoleRates()
     for second in range(121):
         tokens = 10 * max(0, second - 60)
         card = GpuReading("card", energy_j=1000.0 + 50 * second)

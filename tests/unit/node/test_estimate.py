@@ -12,20 +12,20 @@ from piecework_node.console.estimate import (
     ASSUMED_UTILIZATION,
     DAY_S,
     MEAN_STEPS,
+    AskedPrices,
     Estimate,
     Figure,
-    Prices,
-    Speed,
+    WorkerSpeed,
     best_line,
     estimate,
     market,
     planned_speed,
 )
-from piecework_node.console.model import Money
+from piecework_node.console.model import ShownMoney
 
-MONEY = Money("USDC", 6, 1.0, 0.36)
-SPEED = Speed(100.0, 10.0, "measured")
-PRICES = Prices(200_000, 1_000, "the market")
+MONEY = ShownMoney("USDC", 6, 1.0, 0.36)
+SPEED = WorkerSpeed(100.0, 10.0, "measured")
+PRICES = AskedPrices(200_000, 1_000, "the market")
 
 
 def offer(name: str = "m", output: int = 100, slots: int = 4, free: int = 1) -> dict[str, Any]:
