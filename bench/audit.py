@@ -30,7 +30,7 @@ from bench import audit_table
 from bench.audit_workers import (
     Numerics,
     Run,
-    ShownCanvas,
+    ServedCanvas,
     ask,
     cached,
     claiming,
@@ -70,7 +70,7 @@ OTHER_CHUNKS: Final = Numerics("bfloat16", chunk_canvases=1)
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class TrialWorker:
     """A worker, and who audits him.
 
     name: of its file. claimed: what his offer says. auditors: of forced audits. replayer: of
@@ -128,7 +128,7 @@ def _honest(numerics: Numerics) -> Callable[[Models], Run]:
     def make(models: Models) -> Run:
         loaded = models.of(numerics)
 
-        def run(requests: Sequence[Any]) -> list[ShownCanvas]:
+        def run(requests: Sequence[Any]) -> list[ServedCanvas]:
             with threads(numerics.threads):
                 return serve(loaded, requests)
 
@@ -162,14 +162,14 @@ def _invented(models: Models) -> Run:
     return invented(partial(serve, loaded), width, loaded.limits.vocab_size)
 
 
-def _cheat(name: str, make: Callable[[Models], Run]) -> Condition:
-    return Condition(name, BFLOAT16, (FLOAT32,), BFLOAT16, cheat=True, make=make)
+def _cheat(name: str, make: Callable[[Models], Run]) -> TrialWorker:
+    return TrialWorker(name, BFLOAT16, (FLOAT32,), BFLOAT16, cheat=True, make=make)
 
 
 def _honest_worker(
     name: str, claimed: Numerics, auditors: tuple[Numerics, ...], runs: Numerics
-) -> Condition:
-    return Condition(name, claimed, auditors, claimed, cheat=False, make=_honest(runs))
+) -> TrialWorker:
+    return TrialWorker(name, claimed, auditors, claimed, cheat=False, make=_honest(runs))
 
 
 CONDITIONS: Final = (
@@ -199,7 +199,7 @@ def key(numerics: Numerics) -> str:
 
 
 def audit(
-    models: Models, condition: Condition, canvas: ShownCanvas, replay: bool
+    models: Models, condition: TrialWorker, canvas: ServedCanvas, replay: bool
 ) -> dict[str, Any]:
     """Audit a canvas at every level. A score is None where there is nothing to score."""
     row: dict[str, Any] = {
@@ -237,7 +237,7 @@ def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
 # Running
 
 
-class Figures:
+class WorkerFigures:
     """The figures of one worker: a file with one line a request, after one that says whose."""
 
     def __init__(self, file: Path, model: str) -> None:
@@ -270,7 +270,7 @@ class Figures:
             out.write(json.dumps({"request": number, "canvases": rows}) + "\n")
 
 
-def measure(models: Models, condition: Condition, figures: Figures, wanted: int) -> None:
+def measure(models: Models, condition: TrialWorker, figures: WorkerFigures, wanted: int) -> None:
     """Let a worker answer requests until there are so many canvases."""
     if figures.canvases >= wanted:
         return
@@ -335,7 +335,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if condition.name == "older-checkpoint" and older is None:
                 print("older-checkpoint     left out: there is no earlier edition")
                 continue
-            figures = Figures(wanted.raw / f"{condition.name}.jsonl", digest)
+            figures = WorkerFigures(wanted.raw / f"{condition.name}.jsonl", digest)
             count = wanted.cheats if condition.cheat else wanted.honest
             measure(models, condition, figures, count)
     if wanted.write:
@@ -346,7 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
 
 
-def _chosen(names: Iterable[str]) -> list[Condition]:
+def _chosen(names: Iterable[str]) -> list[TrialWorker]:
     wanted = set(names)
     unknown = wanted - {condition.name for condition in CONDITIONS}
     if unknown:

@@ -200,7 +200,7 @@ def _fitted(seen: Sequence[Scores]) -> Iterator[tuple[str, judgement.Tail]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class AuditedRow:
     """One worker, one kind, one auditor: on the half that did not make the thresholds.
 
     found: of forced audits. found_ten: of drawn tens. tests: which tests found how many.
@@ -217,7 +217,7 @@ class Row:
 
 def count(
     figures: Mapping[str, list[Canvas]], table: Mapping[Pairing, Tails], model: str
-) -> Iterator[Row]:
+) -> Iterator[AuditedRow]:
     """Count what forced audits find."""
     for name, canvases in figures.items():
         for auditor in auditors(canvases):
@@ -228,7 +228,7 @@ def count(
                     yield _row(name, kind, auditor, held, table[pairing])
 
 
-def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tails) -> Row:
+def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tails) -> AuditedRow:
     seen = [(c.number, s) for c in held if (s := c.scores(auditor)) is not None]
     alone = [scores for _, scores in seen]
     tests = {
@@ -237,7 +237,7 @@ def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tail
     }
     draw = random.Random(len(seen))  # noqa: S311  resampling, no secret
     tens = [_ten(seen, draw) for _ in range(DRAWS)]
-    return Row(
+    return AuditedRow(
         name,
         kind,
         auditor,
@@ -287,12 +287,12 @@ def write(raw: Path, model: str, source: str) -> None:
     page = PAGE.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = "\n".join([BEGIN, "", *_tables(figures, rows, model, source), "", END])
+    made = "\n".join([BEGIN, "", *tables(figures, rows, model, source), "", END])
     PAGE.write_text(before + made + after, encoding="utf-8")
 
 
-def _tables(
-    figures: Mapping[str, list[Canvas]], rows: Sequence[Row], model: str, source: str
+def tables(
+    figures: Mapping[str, list[Canvas]], rows: Sequence[AuditedRow], model: str, source: str
 ) -> Iterator[str]:
     canvases = sum(len(figures.get(name, [])) for name in HONEST)
     yield f"Made by `{source}`: {canvases} honest canvases and"
@@ -321,7 +321,7 @@ def _tables(
     yield from _forced(rows)
 
 
-def _forced(rows: Sequence[Row]) -> Iterator[str]:
+def _forced(rows: Sequence[AuditedRow]) -> Iterator[str]:
     for row in rows:
         missed = "" if row.worker in HONEST else _small(row.missed_ten)
         tests = ", ".join(f"{name} {hits}" for name, hits in row.tests.items() if hits) or "–"

@@ -41,7 +41,7 @@ SEED: Final = 20261129
 
 
 @dataclass(frozen=True, slots=True)
-class ShownCanvas:
+class ServedCanvas:
     """A canvas as its worker shows it.
 
     request: what was asked for, with the canvases before as committed. records, softs: one a step.
@@ -69,7 +69,7 @@ class ShownCanvas:
 
 
 Requests = Sequence[GenerationRequest]
-Run = Callable[[Requests], list[ShownCanvas]]
+Run = Callable[[Requests], list[ServedCanvas]]
 """Ask for requests, and get all canvases of all of them."""
 
 
@@ -164,7 +164,7 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(1)
 
 
-def serve(loaded: LoadedModel, requests: Requests) -> list[ShownCanvas]:
+def serve(loaded: LoadedModel, requests: Requests) -> list[ServedCanvas]:
     """Answer requests together, as a worker does, and show every canvas."""
     made: dict[tuple[str, int], list[tuple[StepRecord, Tensor]]] = {}
 
@@ -175,7 +175,7 @@ def serve(loaded: LoadedModel, requests: Requests) -> list[ShownCanvas]:
     engine = Engine(loaded, max_sequences=SEQUENCES, max_queued=len(requests), executor=executor)
     asked = {request.request_id: request for request in requests}
     texts: dict[str, list[tuple[int, ...]]] = {name: [] for name in asked}
-    shown: list[ShownCanvas] = []
+    shown: list[ServedCanvas] = []
     for request in requests:
         engine.submit(request)
     while engine.has_runnable:
@@ -186,7 +186,7 @@ def serve(loaded: LoadedModel, requests: Requests) -> list[ShownCanvas]:
                 before = texts[event.request_id]
                 records, softs = zip(*made.pop((event.request_id, event.canvas)), strict=True)
                 request = replace(asked[event.request_id], committed=tuple(before))
-                shown.append(ShownCanvas(request, records, softs, event.token_ids))
+                shown.append(ServedCanvas(request, records, softs, event.token_ids))
                 before.append(event.token_ids)
     return shown
 
@@ -194,7 +194,7 @@ def serve(loaded: LoadedModel, requests: Requests) -> list[ShownCanvas]:
 def claiming(run: Run, change: Callable[[GenerationRequest], GenerationRequest]) -> Run:
     """Run something else than what is asked for, and claim what was asked for."""
 
-    def changed(requests: Requests) -> list[ShownCanvas]:
+    def changed(requests: Requests) -> list[ServedCanvas]:
         asked = {request.request_id: request for request in requests}
         return [
             replace(
@@ -228,7 +228,7 @@ def other_seed(request: GenerationRequest) -> GenerationRequest:
 def cached(run: Run) -> Run:
     """Answer with the trace of another request."""
 
-    def others(requests: Requests) -> list[ShownCanvas]:
+    def others(requests: Requests) -> list[ServedCanvas]:
         texts = [request for request in requests if not request.template]
         asked = {r.request_id: r for r in texts}
         following = dict(zip(asked, [*list(asked)[1:], *list(asked)[:1]], strict=True))
@@ -249,7 +249,7 @@ def cached(run: Run) -> Run:
 def edited(run: Run) -> Run:
     """Replace one free token of a finished canvas, in its trace too."""
 
-    def edit(canvas: ShownCanvas, draw: random.Random, vocabulary: int) -> ShownCanvas:
+    def edit(canvas: ServedCanvas, draw: random.Random, vocabulary: int) -> ServedCanvas:
         last = canvas.records[-1]
         argmax = np.frombuffer(last.argmax, dtype="<u4").copy()
         template = canvas.request.template
@@ -260,7 +260,7 @@ def edited(run: Run) -> Run:
         records = (*canvas.records[:-1], replace(last, argmax=argmax.tobytes()))
         return replace(canvas, records=records, token_ids=tuple(argmax.tolist()))
 
-    def edits(requests: Requests) -> list[ShownCanvas]:
+    def edits(requests: Requests) -> list[ServedCanvas]:
         draw = random.Random(requests[0].seed)  # noqa: S311  a cheat, no secret
         shown = [canvas for canvas in run(requests) if _has_free(canvas)]
         return [edit(canvas, draw, VOCABULARY) for canvas in shown]
@@ -272,7 +272,7 @@ VOCABULARY: Final = 1000
 """Ids below are in every edition of the bundled vocabulary."""
 
 
-def _has_free(canvas: ShownCanvas) -> bool:
+def _has_free(canvas: ServedCanvas) -> bool:
     size, template = len(canvas.token_ids), canvas.request.template
     start = len(canvas.request.committed) * size
     return canvas.kind == "text" and (not template or min(template[start : start + size]) < 0)
@@ -285,7 +285,7 @@ def forged(run: Run, honest: LoadedModel) -> Run:
     """
     forced = ForcedPass(honest)
 
-    def forge(canvas: ShownCanvas) -> ShownCanvas:
+    def forge(canvas: ServedCanvas) -> ServedCanvas:
         opened = canvas.opened(honest.limits)
         seen = forced.figures(canvas.request, opened)
         apart = np.stack([seen.entropy, seen.log_probability, seen.gap], axis=-1)
@@ -305,7 +305,7 @@ def invented(run: Run, width: int, vocabulary: int) -> Run:
     Every random id, every accepted set and the end follow the rules. The numbers are made up.
     """
 
-    def invent(canvas: ShownCanvas) -> ShownCanvas:
+    def invent(canvas: ServedCanvas) -> ServedCanvas:
         records, softs = _invented(canvas, width, vocabulary)
         return replace(canvas, records=records, softs=softs)
 
@@ -315,7 +315,7 @@ def invented(run: Run, width: int, vocabulary: int) -> Run:
 
 
 def _invented(
-    canvas: ShownCanvas, width: int, vocabulary: int
+    canvas: ServedCanvas, width: int, vocabulary: int
 ) -> tuple[tuple[StepRecord, ...], tuple[Tensor, ...]]:
     """Accept a quarter of the positions more at each step, and be sure of all at the last two."""
     request, text = canvas.request, np.array(canvas.token_ids, dtype=np.int64)

@@ -7,7 +7,8 @@ import importlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Annotated, NoReturn
+from types import ModuleType
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -20,6 +21,8 @@ COMMANDS = {
     "client": "Buy text, check receipts, move your money.",
     "gateway": "Serve an OpenAI-compatible endpoint that pays per canvas.",
     "market": "Run an index of signed offers with an explorer page.",
+    "verify-reply": "Check a saved answer or an evidence file, offline.",
+    "provenance": "Write and check C2PA credentials of answers.",
     "chain": "Deploy the contracts, or run a development chain.",
     "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",
@@ -50,11 +53,32 @@ def build(chosen: str | None) -> typer.Typer:
     app.callback()(_root)
     for name, summary in COMMANDS.items():
         if name == chosen:
-            module = importlib.import_module(f"piecework.commands.{name}")
-            app.add_typer(module.app, name=name, help=summary)
+            module = module_of(name)
+            if hasattr(module, "command"):
+                app.command(name=name)(module.command)
+            else:
+                app.add_typer(module.app, name=name, help=summary)
         else:
             app.command(name=name, help=summary)(_unmounted)
     return app
+
+
+def module_of(name: str) -> ModuleType:
+    """Import a command's module. It has an `app` with commands of its own, or a `command`.
+
+    A group of typer takes no option behind an argument, so a command that has one is no group.
+    """
+    return importlib.import_module(f"piecework.commands.{name.replace('-', '_')}")
+
+
+def parsed(name: str) -> Any:
+    """Return a command of the program as click has it."""
+    module = module_of(name)
+    if hasattr(module, "command"):
+        app = typer.Typer()
+        app.command(name=name)(module.command)
+        return typer.main.get_command(app)
+    return typer.main.get_command(module.app)
 
 
 def _print_version(wanted: bool) -> None:

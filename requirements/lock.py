@@ -71,6 +71,12 @@ def main() -> None:
         _without(chain, worker),
     )
     _write(
+        "provenance",
+        "What C2PA credentials need beside a client.",
+        HOW.format("-r requirements/client.lock -r requirements/provenance.lock"),
+        _without(_resolve(_requirements(["provenance", "gateway", "market"])), client),
+    )
+    _write(
         "build",
         "What builds the wheel.",
         HOW.format("-r requirements/build.lock"),

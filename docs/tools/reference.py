@@ -150,11 +150,7 @@ def default_of(schema: Mapping[str, Any]) -> str:
 
 def commands_page() -> str:
     """Every command with its arguments and options."""
-    import importlib
-
-    import typer.main
-
-    from piecework.cli import COMMANDS
+    from piecework.cli import COMMANDS, parsed
 
     parts = [HEAD, "# Command line\n"]
     parts.append(
@@ -167,8 +163,7 @@ def commands_page() -> str:
         "folder for user data.\n"
     )
     for name, summary in COMMANDS.items():
-        module = importlib.import_module(f"piecework.commands.{name}")
-        command = typer.main.get_command(module.app)
+        command = parsed(name)
         parts.append(f"\n## piecework {name}\n\n{paragraph(summary)}\n")
         children: Mapping[str, Any] = getattr(command, "commands", {})
         if not children or getattr(command, "invoke_without_command", False):

@@ -30,6 +30,7 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
     "cli": frozenset({"rich", "structlog", "typer"}),
     "gateway": frozenset({"jsonschema", "prometheus_client", "regex"}),
     "market": frozenset({"prometheus_client"}),
+    "provenance": frozenset({"c2pa"}),
     "vllm": frozenset(
         {
             "grpc_health",

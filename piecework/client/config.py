@@ -262,6 +262,21 @@ class ClientConfig(Settings):
         default=False, description="Keep prompts and answers in the client's database."
     )
 
+    audit_rate: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description=(
+            "The share of finished jobs of which one canvas is replayed in the background, on a "
+            "machine like the worker's. It needs the engine. A failed audit that a second replay "
+            "confirms ends the relation with that worker."
+        ),
+    )
+    audit_model: Path | None = Field(
+        default=None,
+        description="The checkpoint's folder for audits. Not set: the bundled one.",
+    )
+
     gateway_api_key: str | None = Field(
         default=None,
         min_length=8,

@@ -100,3 +100,7 @@ FIRST_CANVAS_SLACK: Final = 8.0
 GOODBYE_TIMEOUT_S: Final = 1.0
 # For the worker to end a stream on which all is said. Then it is reset.
 LEAVE_TIMEOUT_S: Final = 5.0
+# Loading a large model from disk takes minutes, and one canvas of it some seconds.
+AUDIT_TIMEOUT_S: Final = 1800.0
+# Jobs that wait for their audit in the background. More are not audited: the rate is a wish.
+MAX_WAITING_AUDITS: Final = 64

@@ -13,10 +13,10 @@ from piecework.base.amounts import Token, TokenAmount
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
+from piecework.client.auditing import Audits, EngineAuditor
 from piecework.client.config import ClientConfig, ClientHome, load_config
-from piecework.client.errors import (
-    StoreError,
-)
+from piecework.client.errors import StoreError
+from piecework.client.evidence import NO_TEXTS, known_texts, make_evidence
 from piecework.client.funds import Funds
 from piecework.client.jobs.channels import ChannelManager
 from piecework.client.jobs.choosing import Chooser
@@ -54,6 +54,7 @@ from piecework.client.network.transport import WorkerLink
 from piecework.client.wallet import Wallet, open_wallet
 from piecework_protocol.conversation import Tool
 from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.kinds.read import Question
 from piecework_protocol.kinds.text import TemplatePart
 from piecework_protocol.types import Address, Amount, ChannelId, JobId
@@ -165,12 +166,9 @@ class PieceworkClient:
             store, chain, wallet, token=token, config=config, clock=clock, entropy=entropy
         )
         amounts = config.amounts(token)
+        limits = Limits(amounts.spend_per_day, amounts.spend_per_month)
         self._spending = Spending(
-            store.budgets,
-            Limits(amounts.spend_per_day, amounts.spend_per_month),
-            token,
-            clock,
-            lifetime_s=config.job_lifetime_s,
+            store.budgets, limits, token, clock, lifetime_s=config.job_lifetime_s
         )
         self._context = JobContext(
             store,
@@ -196,7 +194,9 @@ class PieceworkClient:
             default_max_tokens=config.default_max_tokens,
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
+        self.audits = Audits(self._context, EngineAuditor(config.audit_model))
         self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
+        self._fail_over.watch = self.audits.watching
         self._runs: set[JobRun] = set()
         self._reader = chain if isinstance(chain, ChainReader) else None
         self._funds: Funds | None = None
@@ -286,6 +286,7 @@ class PieceworkClient:
     async def close(self) -> None:
         """Cancel what runs, pay for what was delivered, and give everything back."""
         await asyncio.gather(*(run.aclose() for run in list(self._runs)))
+        await self.audits.close()
         await self._chooser.close()
         await self.discovery.close()
         await self.reachability.written()
@@ -531,6 +532,32 @@ class PieceworkClient:
         await self._fail_over.replay(row, caller)
 
     # --- looking back
+
+    async def evidence(self, job: JobId, *, with_text: bool = True) -> tuple[EvidenceFile, str]:
+        """Make the evidence file of a job, which proves it to somebody who has nothing else.
+
+        The text is in it as far as it is known: a client that keeps no text asks the worker for the
+        outputs again.
+
+        Args:
+            job: The job's id.
+            with_text: Whether the prompt and the answer are in it.
+
+        Returns:
+            The file, and what is missing of the text. That is empty if nothing is.
+
+        Raises:
+            StoreError: The journal does not know the job.
+            EvidenceRefused: What the journal has of the job does not hold together.
+
+        Example:
+            >>> file, missing = await client.evidence(answer.job)
+            >>> Path("evidence.json").write_bytes(write_evidence(file))
+        """
+        texts, missing = NO_TEXTS, ""
+        if with_text:
+            texts, missing = await known_texts(self.store, job, self.resume)
+        return await make_evidence(self._context, job, texts), missing
 
     async def balance(self) -> Balance:
         """Return where the client's money is.

@@ -12,6 +12,7 @@ from piecework.commands import _common as common
 from piecework.commands import _gateway_keys
 
 if TYPE_CHECKING:
+    from piecework.client.auditing import CanvasReport
     from piecework.client.config import ClientConfig
 
 app = common.single("[COMMAND]")
@@ -65,6 +66,21 @@ def serve(
     common.run(_serve(folder, config, common.password(password_file), host, port))
 
 
+def _log_audit(report: CanvasReport, file: Path | None) -> None:
+    """Log what an audit in the background found."""
+    import structlog
+
+    log = structlog.get_logger("audit")
+    facts = {"canvas": report.canvas, "level": report.level.name.lower()}
+    if file is not None:
+        found = "; ".join(report.findings)
+        log.error("a worker failed an audit, and gets no more jobs", file=str(file), why=found)
+    elif report.reason:
+        log.warning("an audit has no verdict", reason=report.reason, **facts)
+    else:
+        log.info("audited", outcome=report.outcome.name.lower(), **facts)
+
+
 async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, port: int) -> None:
     from piecework.base.connections import parse_networks
     from piecework.base.http_server import HttpServer, http_limits, serving
@@ -89,6 +105,7 @@ async def _serve(folder: Path, config: ClientConfig, secret: str, host: str, por
             strict_parameters=config.gateway_strict_parameters,
             token_usd_price=config.token_usd_price,
         )
+        client.audits.on_report = _log_audit
         gateway = Gateway(client, options)
         total = config.gateway_max_connections
         # Requests that still run when we are told to stop are cancelled at the worker and paid.

@@ -28,6 +28,7 @@ LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "worker": (("worker", "gateway", "market"), ("torch",)),
     "torch": (("worker",), ("worker",)),
     "chain": (("chain",), ("worker",)),
+    "provenance": (("provenance",), ("client",)),
     "build": ((), ()),
 }
 OF_ITS_OWN = {"halmos", "agents-newer", "agents-older", "agents-aider"}

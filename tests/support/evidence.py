@@ -9,11 +9,11 @@ from piecework_protocol.charges import usage_after
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.evidence.file import (
+    CanvasEvidence,
     Contradiction,
     EvidenceFile,
     PaidCanvas,
     ShownAcceptance,
-    ShownCanvas,
     ShownJob,
     ShownOffer,
     ShownPayment,
@@ -77,13 +77,17 @@ class Story:
     contradictory: bool = False
 
 
-def evidence(story: Story = Story()) -> EvidenceFile:
-    """Make the evidence of a text job that ran as the story says."""
-    content = TextContent(Conversation((Message("user", story.prompt),)))
+DEFAULT = Story()
+
+
+def evidence(story: Story = DEFAULT, asked: TextContent | None = None) -> EvidenceFile:
+    """Make the evidence of a text job that ran as the story says. `asked` is its content."""
+    content = asked or TextContent(Conversation((Message("user", story.prompt),)))
     outputs = [
         TextOutput.plain(_tokens(story, i), sentence) for i, sentence in enumerate(story.sentences)
     ]
     limit = SIZE * len(outputs) + (0 if story.cancelled else 1)
+    limit = 4096 if content.template else limit
     return _whole(story, content, list(outputs), limit, Finish.END_OF_TEXT)
 
 
@@ -181,7 +185,7 @@ def _job(story: Story, content: Content, channel: Channel, offered: Digest, limi
 
 def _canvases(
     story: Story, job: Job, outputs: list[Output], key: LocalSigner, end: Finish
-) -> tuple[ShownCanvas, ...]:
+) -> tuple[CanvasEvidence, ...]:
     key_of_job, found, last = job.id(DOMAIN), [], None
     kind = model(canvas_size=Uint32(SIZE))
     if story.best_effort:
@@ -205,7 +209,7 @@ def _canvases(
         )
         shown = output.encode() if story.with_text else None
         kept = leaves if story.with_leaves else None
-        found.append(ShownCanvas(receipt, sign(DOMAIN, receipt, key), kept, shown))
+        found.append(CanvasEvidence(receipt, sign(DOMAIN, receipt, key), kept, shown))
         last = receipt
     return tuple(found)
 
@@ -231,7 +235,7 @@ def _receipt(
     )
 
 
-def _payment(story: Story, channel: Channel, canvases: tuple[ShownCanvas, ...]) -> ShownPayment:
+def _payment(story: Story, channel: Channel, canvases: tuple[CanvasEvidence, ...]) -> ShownPayment:
     other = [Bytes32(keccak256(bytes([n]))) for n in range(story.others)]
     mine = [Bytes32(DOMAIN.digest(canvas.receipt)) for canvas in canvases]
     tree, proofs = merkle.prove_all([*other, *mine])

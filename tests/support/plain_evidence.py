@@ -1,7 +1,8 @@
-"""A second reader of evidence files, written from docs/protocol.md alone (clauses 10.1 to 10.6).
+"""A second reader of evidence files, written from docs/protocol.md alone (clauses 10.1 to 10.8).
 
 It imports nothing of ours, so that an error of the first one cannot hide in it. The types are read
 from the page itself. `fault` gives None for a file that holds, and else what does not.
+`reply_fault` does so for a gateway's answer of one job that wrote freely.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from coincurve import PublicKey
 from sha3 import keccak_256
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
-TYPES = dict(re.findall(r"^  (\w+)\((.+)\)$", PAGE, re.MULTILINE))
+TYPES = dict(re.findall(r"^  (\w+)\((.+)\)$", re.sub(r",\s+", ",", PAGE), re.MULTILINE))
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 MEMBERS = (
     "acceptance chain channel content contradictions escrow format job offer receipts vouchers"
@@ -113,8 +114,9 @@ def climb(leaf: bytes, index: int, count: int, siblings: list[bytes]) -> bytes:
     return keccak(b"\1" + sibling + climb(leaf, index - half, count - half, below))
 
 
-def units_of(kind: int, data: bytes) -> int:
-    at = 0
+def read_output(kind: int, data: bytes) -> tuple[int, str]:
+    """The units of an output, and its final text."""
+    at, final = 0, ""
 
     def take(size: int) -> bytes:
         nonlocal at
@@ -130,17 +132,19 @@ def units_of(kind: int, data: bytes) -> int:
         take(4 * count() if kind else 4)
     if kind == 0:
         for _ in range(count()):
-            need(take(1)[0] < 4, "output")
-            take(count()).decode()
+            segment = take(1)[0]
+            need(segment < 4, "output")
+            text = take(count()).decode()
+            final += "" if segment else text
     need(at == len(data), "output")
-    return 0 if kind else first
+    return (0 if kind else first), final
 
 
 class Reader:
     """One file whose form is that of clause 10.1."""
 
     def __init__(self, file: dict[str, Any]) -> None:
-        self.file, self.job = file, file["job"]["object"]
+        self.file, self.job, self.text = file, file["job"]["object"], ""
         domain = (
             "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
         )
@@ -236,7 +240,9 @@ class Reader:
             data = raw(shown["output"])
             salted = keccak(self.id + receipt["canvas"].to_bytes(4, "big") + data)
             need(salted == raw(receipt["outputDigest"]), "output")
-            need(units_of(self.job["kind"], data) == receipt["units"], "output")
+            units, text = read_output(self.job["kind"], data)
+            need(units == receipt["units"], "output")
+            self.text += text
 
     def contradiction(self, pair: Any) -> None:
         need(set(pair) == {"type", "first", "second"}, "contradictions")
@@ -267,5 +273,54 @@ def fault(data: bytes) -> str | None:
         need(" ".join(file) == MEMBERS and file["format"] == "piecework-evidence/1", "members")
         Reader(file).check()
     except Exception as error:  # noqa: BLE001  a file of a stranger breaks where it breaks
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def plain(value: Any) -> Any:
+    """A value of an answer as clause 10.7 signs it."""
+    if isinstance(value, dict):
+        return {name: plain(one) for name, one in value.items() if one is not None}
+    if isinstance(value, list):
+        return [plain(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def written(reply: dict[str, Any]) -> str:
+    """The text of an answer with one choice."""
+    if "output" in reply:
+        return "".join(p["text"] for item in reply["output"] for p in item["content"])
+    [choice] = reply["choices"]
+    return str(choice["text"] if "text" in choice else choice["message"]["content"])
+
+
+def check_reply(reply: dict[str, Any]) -> None:
+    shown = reply["piecework"]["evidence"]
+    need(set(shown) == {"request", "jobs", "signature"}, "evidence")
+    [job] = shown["jobs"]
+    need(set(job) == {"part", "evidence"} and job["part"] == 0, "jobs")
+    reader = Reader(job["evidence"])
+    reader.check()
+    inner = {name: one for name, one in shown.items() if name != "signature"}
+    signed = {**reply, "piecework": {**reply["piecework"], "evidence": inner}}
+    body = json.dumps(plain(signed), sort_keys=True, separators=(",", ":")) + "\n"
+    kind = keccak(b"ReplyStatement(bytes32 body)")
+    digest = keccak(b"\x19\x01" + reader.domain + keccak(kind + keccak(body.encode())))
+    by = signer(digest, raw(shown["signature"], 65))
+    need(by == address(reader.file["channel"]["authorizer"]), "signature")
+    last = reader.file["receipts"][-1]["object"]
+    need(written(reply) == reader.text, "text")
+    usage = reply["usage"]
+    tokens = [usage.get("prompt_tokens", usage.get("input_tokens"))]
+    tokens += [usage.get("completion_tokens", usage.get("output_tokens"))]
+    need(tokens == [last["totalPromptTokens"], last["totalUnits"]], "usage")
+    need(reply["piecework"]["cost"] == last["totalAmount"], "cost")
+
+
+def reply_fault(reply: Any) -> str | None:
+    """Judge a gateway's answer of one job."""
+    try:
+        check_reply(reply)
+    except Exception as error:  # noqa: BLE001  an answer of a stranger breaks where it breaks
         return f"{type(error).__name__}: {error}"
     return None

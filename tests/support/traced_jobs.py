@@ -14,6 +14,7 @@ from piecework_model import templates
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.reference import ReferenceExecutor
+from piecework_model.jobs import generation_request
 from piecework_model.requests import (
     HOLE,
     CanvasEvent,
@@ -21,7 +22,6 @@ from piecework_model.requests import (
     GenerationRequest,
     StoppedEvent,
 )
-from piecework_node.runtime.requests import generation_request
 from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.content import output_digest
 from piecework_protocol.kinds import Output

@@ -67,7 +67,10 @@ class Replayer:
     def __init__(self, loaded: LoadedModel) -> None:
         self._loaded, self._steps = loaded, _Steps()
         observe: StepObserver = self._steps.observe
-        self._executor: Executor = BatchedExecutor(loaded.model, loaded.limits, observe=observe)
+        executor = BatchedExecutor(loaded.model, loaded.limits, observe=observe)
+        self.kernels = executor.kernels
+        """What decides last bits, as in the engine profile."""
+        self._executor: Executor = executor
 
     def replay(self, request: GenerationRequest, *, steps: int | None = None) -> ReplayedCanvas:
         """Replay the canvas that follows the request's committed ones.

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal, Protocol
@@ -15,6 +16,7 @@ import psutil
 import pynvml
 
 from piecework_model.checkpoint.loading import LoadedModel
+from piecework_protocol.limits import MAX_NAME_BYTES
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: a number of bytes, or "max"
@@ -208,6 +210,35 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str
             f"{torch.get_num_threads()}-threads",
         ]
     return "/".join(_slug(part) for part in parts)[:_MAX_PROFILE_CHARS]
+
+
+def short_profile(profile: str) -> str:
+    """Shorten the profile to the room of an offer. A longer one keeps its start and a digest of all
+    of it.
+    """
+    if len(profile.encode()) <= MAX_NAME_BYTES:
+        return profile
+    digest = sha256(profile.encode()).hexdigest()[:12]
+    return profile.encode()[: MAX_NAME_BYTES - 13].decode(errors="ignore") + "-" + digest
+
+
+@dataclass(frozen=True, slots=True)
+class ProfilePrecision:
+    """What a profile says of the worker's precision. threads: on a CPU, else 0."""
+
+    dtype: str
+    quantization: str
+    threads: int
+
+
+def read_precision(profile: str) -> ProfilePrecision | None:
+    """Read the precision out of a profile, or None if it is not one of `engine_profile`."""
+    parts = profile.split("/")
+    if len(parts) < 5 or parts[2] not in ("float32", "bfloat16"):
+        return None
+    count = parts[-1].removesuffix("-threads") if parts[-1].endswith("-threads") else ""
+    known = count.isascii() and count.isdecimal() and len(count) < 6
+    return ProfilePrecision(parts[2], parts[3], int(count) if known else 0)
 
 
 def use_threads(loaded: LoadedModel, asked: int) -> int:

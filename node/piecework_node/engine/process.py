@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
@@ -37,7 +36,6 @@ from piecework_node.engine.wire import (
     encode_report,
 )
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
@@ -153,7 +151,7 @@ def measure(
     """Measure what the offer says about this engine."""
     from piecework_model.fast_paths import describe
     from piecework_model.machine.benchmark import measure
-    from piecework_model.machine.probe import engine_profile, probe
+    from piecework_model.machine.probe import engine_profile, probe, short_profile
 
     loaded, hardware = planned.loaded, probe()
     measured = measure(
@@ -188,16 +186,6 @@ def measure(
             "defaults": asdict(loaded.defaults),
         },
     )
-
-
-def short_profile(profile: str) -> str:
-    """Shorten the profile to the room of an offer. A longer one keeps its start and a digest of all
-    of it.
-    """
-    if len(profile.encode()) <= MAX_NAME_BYTES:
-        return profile
-    digest = sha256(profile.encode()).hexdigest()[:12]
-    return profile.encode()[: MAX_NAME_BYTES - 13].decode(errors="ignore") + "-" + digest
 
 
 def main(arguments: list[str]) -> int:

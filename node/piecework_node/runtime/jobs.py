@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from piecework.base.clock import Clock
+from piecework_model.jobs import generation_request
 from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
 from piecework_node.journal.protocol import Journal
@@ -24,7 +25,6 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.recent import RecentJobs
-from piecework_node.runtime.requests import generation_request
 from piecework_node.runtime.traces import RunningRequest
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData

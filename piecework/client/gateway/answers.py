@@ -20,6 +20,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.client.errors import RequestRefused, WorkerUnreachable
 from piecework.client.gateway.bill import Bill
+from piecework.client.gateway.exhibits import Exhibits
 from piecework.client.gateway.formats.asks import Ask, Called, Filled, Free, Structured
 from piecework.client.gateway.formats.common import ApiError, StopCutter, bad, derived_id
 from piecework.client.gateway.formats.content import arguments_of, instructed
@@ -43,7 +44,7 @@ from piecework.client.gateway.formats.structured import (
 )
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.pot import Pot
-from piecework.client.gateway.turns import RunningJob, Turns
+from piecework.client.gateway.turns import JobSource, RunningJob
 from piecework.client.jobs.events import (
     CanvasText,
     DraftText,
@@ -80,12 +81,14 @@ class Answers:
     def __init__(
         self,
         ask: Ask,
-        turns: Turns,
+        turns: JobSource,
         metrics: GatewayMetrics,
         bill: Bill,
+        exhibits: Exhibits | None = None,
     ) -> None:
+        """`exhibits` collects the evidence of the jobs, if the request asks for it."""
         self._ask, self._turns, self._metrics = ask, turns, metrics
-        self.bill = bill
+        self.bill, self._exhibits = bill, exhibits
         price = ask.wanted.max_price
         self._pot = None if price is None else Pot(price, ask.answers)
         self._log = structlog.get_logger("gateway")
@@ -126,12 +129,12 @@ class Answers:
 
         A single job reserves what it may cost by itself, and so does a repair.
         """
-        purchase, count = self._turns.purchase, self._ask.answers
+        count = self._ask.answers
         first = [self._first(index) for index in range(count)] if count > 1 else []
         requests = [request for request in first if request is not None]
         if not requests:
-            return tuple(purchase.part(index) for index in range(count))
-        return await stack.enter_async_context(purchase.parts(requests))
+            return tuple(self._turns.part(index) for index in range(count))
+        return await stack.enter_async_context(self._turns.parts(requests))
 
     def _first(self, index: int) -> TextRequest | None:
         """The request of an answer's first job. None if there is nothing to ask."""
@@ -173,7 +176,7 @@ class Answers:
         """The place of an answer's job in the request. `first` is that of its first job."""
         if not job:
             return first
-        return self._turns.purchase.part(self._ask.answers + index * MAX_JOBS + job)
+        return self._turns.part(self._ask.answers + index * MAX_JOBS + job)
 
     def _conversation(self, index: int) -> Conversation:
         return self._ask.conversations[index // self._ask.choices]
@@ -250,7 +253,10 @@ class Answers:
         try:
             async with self._turns.job(request, part) as job:
                 self.bill.started(job.started)
-                yield job if pot is None else replace(job, events=_drawn(job.events, pot, index))
+                events = job.events if pot is None else _drawn(job.events, pot, index)
+                if self._exhibits is not None:
+                    events = self._exhibits.watched(events, request, part.number)
+                yield replace(job, events=events)
         finally:
             if pot is not None:
                 pot.put_back(index)
@@ -569,7 +575,7 @@ def _failed(reason: str) -> ApiError:
 
 
 async def read(
-    ask: ReadAsk, turns: Turns, metrics: GatewayMetrics, bill: Bill
+    ask: ReadAsk, turns: JobSource, metrics: GatewayMetrics, bill: Bill
 ) -> list[list[float]]:
     """Run a read, and return the mean probabilities of each question's labels.
 
@@ -586,7 +592,7 @@ async def read(
         wanted.max_price,
         wanted.best_effort,
     )
-    async with turns.job(request, turns.purchase.part()) as job:
+    async with turns.job(request, turns.part()) as job:
         bill.started(job.started)
         sums = await _read(job, ask.questions, bill, metrics)
     return means(sums, ONE, wanted.draws)

@@ -23,10 +23,18 @@ from piecework.base.http_server import BodyReader
 from piecework.base.jsons import loads
 from piecework.client.gateway.answers import Answers, read
 from piecework.client.gateway.bill import Bill
+from piecework.client.gateway.exhibits import Exhibits, SelfProving
 from piecework.client.gateway.failures import translated
 from piecework.client.gateway.formats import chat, completions, decisions, responses
 from piecework.client.gateway.formats.asks import Ask, Called, Structured
-from piecework.client.gateway.formats.common import ApiError, FormatOptions, Head, Totals, named
+from piecework.client.gateway.formats.common import (
+    ApiError,
+    FormatOptions,
+    Head,
+    Totals,
+    bad,
+    named,
+)
 from piecework.client.gateway.formats.decisions import Asked, ReadAsk
 from piecework.client.gateway.formats.pieces import Frame, Piece, Reply
 from piecework.client.gateway.idempotency import Idempotency, Purchase
@@ -130,15 +138,24 @@ class Endpoints:
         ask = await asyncio.to_thread(form.parse, body, self._options)
         with self._metrics.request(form.name, stream=ask.stream):
             async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
-                return await self._answer(request, form, ask, purchase)
+                exhibits = purchase.exhibits(body) if ask.wanted.evidence else None
+                return await self._answer(request, form, ask, purchase, exhibits)
 
     async def _answer(
-        self, request: web.Request, form: TextFormat, ask: Ask, purchase: Purchase
+        self,
+        request: web.Request,
+        form: TextFormat,
+        ask: Ask,
+        purchase: Purchase,
+        exhibits: Exhibits | None,
     ) -> web.StreamResponse:
         bill = Bill(self._client.payment_token, self._usd_price, ask.ignored)
         turns = Turns(self._line, purchase, request[BUDGET])
-        answers = Answers(ask, turns, self._metrics, bill)
+        answers = Answers(ask, turns, self._metrics, bill, exhibits)
         reply = form.reply(ask)
+        if exhibits is not None:
+            context = self._client.context
+            reply = SelfProving(reply, exhibits, context.domain, context.wallet.authorizer)
         with self._bought_once(bill):
             async with answers.running() as pieces:
                 first = await anext(pieces)
@@ -236,6 +253,8 @@ class Endpoints:
     ) -> web.Response:
         raw, parsed = await self._body(request)
         ask = parse(parsed, self._options)
+        if ask.wanted.evidence:
+            bad("decisions have no evidence here", "piecework.evidence")
         bill = Bill(self._client.payment_token, self._usd_price, ask.ignored)
         with self._metrics.request("decisions", stream=False):
             async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:

@@ -15,16 +15,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.client.errors import JobFollowed, RequestDiffers, RequestFollowed, TooManyRequests
+from piecework.client.evidence import Texts, make_evidence
+from piecework.client.gateway.exhibits import Exhibits
 from piecework.client.gateway.formats.common import ApiError
 from piecework.client.jobs.requests import JobRequest, TextRequest
 from piecework.client.jobs.run import JobRun
@@ -32,6 +34,7 @@ from piecework.client.journal.records import Part, RequestKey
 from piecework.client.journal.requests import KnownRequest, Requests
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.types import JobId, Timestamp
 
 HEADER: Final = "Idempotency-Key"
@@ -138,6 +141,12 @@ class Idempotency:
         """Follow a job again."""
         return self._client.resume(job)
 
+    async def evidence(
+        self, job: JobId, content: bytes, outputs: Mapping[int, bytes]
+    ) -> EvidenceFile:
+        """Make the evidence of a job that has ended."""
+        return await make_evidence(self._client.context, job, Texts(content, outputs))
+
     async def is_paid(self, job: JobId) -> bool:
         """Whether any canvas of a job was paid."""
         store = self._client.store
@@ -226,6 +235,10 @@ class Purchase:
         async with self._owner.reserve(asked, whose) as held:
             parts |= {part.number: part for part in held}
             yield tuple(parts.values())
+
+    def exhibits(self, request: Any) -> Exhibits:
+        """Collect the evidence of the jobs of an answer. `request` is the body that was sent."""
+        return Exhibits(self._owner.evidence, request)
 
     async def starts_again(self, part: Part) -> bool:
         """Whether a part whose answer cannot be fetched is bought from the beginning.

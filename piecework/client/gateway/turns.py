@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 from piecework.client.errors import JobFailed, JobInterrupted, NoWorkerFits, WorkerUnreachable
 from piecework.client.gateway.formats.common import ApiError
 from piecework.client.gateway.idempotency import Purchase
 from piecework.client.gateway.line import LineFull, WaitingLine, WaitOver
 from piecework.client.jobs.events import JobEvent, JobStarted
-from piecework.client.jobs.requests import JobRequest
+from piecework.client.jobs.requests import JobRequest, TextRequest
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.records import Part
 from piecework_protocol.errors import Refusal
@@ -29,13 +29,44 @@ class RunningJob:
     run: JobRun
 
 
+class JobSource(Protocol):
+    """Where the jobs of one request come from: workers, or the evidence of an earlier answer."""
+
+    def part(self, number: int = 0) -> Part:
+        """Return the part of this number, without a hold."""
+        ...
+
+    def parts(
+        self, requests: Sequence[TextRequest]
+    ) -> AbstractAsyncContextManager[tuple[Part, ...]]:
+        """Reserve what several requests may cost, all or nothing."""
+        ...
+
+    def job(self, request: JobRequest, part: Part) -> AbstractAsyncContextManager[RunningJob]:
+        """Run a job, from its acceptance on. Leaving the block early cancels it."""
+        ...
+
+
 class Turns:
-    """Runs the jobs of one request. A job whose workers are all busy waits in line."""
+    """Runs the jobs of one request. A job whose workers are all busy waits in line.
+
+    Implements `JobSource`.
+    """
 
     def __init__(self, line: WaitingLine, purchase: Purchase, budget: str) -> None:
         """`budget` is the name of the API key that pays, or "" for the client itself."""
         self._line, self._budget = line, budget
         self.purchase = purchase
+
+    def part(self, number: int = 0) -> Part:
+        """Return the part of this number, without a hold."""
+        return self.purchase.part(number)
+
+    def parts(
+        self, requests: Sequence[TextRequest]
+    ) -> AbstractAsyncContextManager[tuple[Part, ...]]:
+        """Reserve what several requests may cost, all or nothing."""
+        return self.purchase.parts(requests)
 
     @asynccontextmanager
     async def job(self, request: JobRequest, part: Part) -> AsyncIterator[RunningJob]:

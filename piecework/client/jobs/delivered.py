@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from piecework.client.jobs.events import CanvasText, ReadAnswers
+from typing import Final
+
+from piecework.client.jobs.events import CanvasText, FinishReason, ReadAnswers
 from piecework.client.journal.records import JobRow, Payment
 from piecework_protocol.client_session import CanvasVerified
 from piecework_protocol.kinds.read import on_canvas
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, ModelOffer
 from piecework_protocol.types import Amount
+
+_FINISHES: Final = {
+    Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
+    Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
+}
+
+
+def finish_reason(last: Finish) -> FinishReason:
+    """Say why a text ends, from the job's last receipt."""
+    return _FINISHES.get(last, FinishReason.CANCELLED)
 
 
 def delivered(
@@ -29,6 +41,7 @@ def delivered(
             leaf_index=payment.leaf_index,
             last=last,
             again=payment.again,
+            token_ids=output.token_ids,
         )
     outline = job.outline
     asked = on_canvas(len(outline.labels), outline.draws, receipt.canvas, model.canvas_size)

@@ -16,10 +16,9 @@ from piecework.base.clock import Clock
 from piecework.client.config import ClientConfig
 from piecework.client.errors import JobFailed, JobInterrupted, WorkerUnreachable
 from piecework.client.jobs.channels import ChannelManager
-from piecework.client.jobs.delivered import delivered
+from piecework.client.jobs.delivered import delivered, finish_reason
 from piecework.client.jobs.events import (
     DraftText,
-    FinishReason,
     JobFinished,
     JobResuming,
     JobStarted,
@@ -476,12 +475,8 @@ class JobDriver:
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
         usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
         await self._over(status, lesson=self._lesson(usage, last))
-        finishes = {
-            objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
-            objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
-        }
         ended = JobFinished(
-            finish=finishes.get(last, FinishReason.CANCELLED),
+            finish=finish_reason(last),
             job=job.id,
             channel=job.channel_id,
             operator=job.offer.offer.operator,

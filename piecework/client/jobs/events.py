@@ -52,7 +52,8 @@ class CanvasText:
 
     `segments` is what the canvas adds to the answer: final text, thoughts and tool calls. `cost` is
     what the whole job has cost so far. `leaf_index` is the receipt's place in the channel's
-    accumulator. `again`: it had been paid before and was replayed after a resume.
+    accumulator. `again`: it had been paid before and was replayed after a resume. `token_ids` are
+    those that the receipt charges.
     """
 
     canvas: int
@@ -65,6 +66,7 @@ class CanvasText:
     leaf_index: int
     last: bool
     again: bool
+    token_ids: tuple[int, ...] = ()
 
     @property
     def text(self) -> str:

@@ -47,6 +47,10 @@ DEFAULT_RETRY_AFTER_S = 2.0
 Fund = Callable[[ChannelId, Amount], Awaitable[None]]
 
 
+Watch = Callable[[Caller, bytes], Caller]
+"""Takes a caller and the content of a job, and returns a caller that passes all events on."""
+
+
 class FailOver:
     """Runs requests of one client."""
 
@@ -56,6 +60,8 @@ class FailOver:
         """`fund` brings a channel to a total by a transaction of the client's own."""
         self._context, self._chooser, self._discovery = context, chooser, discovery
         self._fund = fund
+        self.watch: Watch = lambda caller, content: caller
+        """Stands between a request's jobs and its caller."""
         self._settling: dict[ChannelId, asyncio.Lock] = {}
 
     async def run(self, request: JobRequest, caller: Caller, part: Part = NO_PART) -> None:
@@ -68,7 +74,7 @@ class FailOver:
         """
         attempts = _Attempts(part)
         try:
-            await self._run(request, caller, attempts)
+            await self._run(request, self.watch(caller, request.prompt), attempts)
         finally:
             self._context.spending.release(attempts.part)
             await self._context.reachability.written()

@@ -96,6 +96,8 @@ class Store:
             StoreError: the file cannot be used, or belongs to somebody else.
         """
         self._domain = domain
+        self.folder = file.parent
+        """The client's home."""
         self._database = Database(file, watcher, committer)
         try:
             self._database.bind(domain, payer)

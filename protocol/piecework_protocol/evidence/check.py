@@ -1,4 +1,4 @@
-"""Whether an evidence file proves what it says (clauses 10.3 to 10.6). Pure.
+"""Whether an evidence file proves what it says (clauses 10.3 to 10.8). Pure.
 
 Every byte of a file is held by a signature, a digest or a proof of it, so nothing in it can be
 changed unnoticed. What only the chain can say (the stake, the code of the escrow, who may sign
@@ -15,11 +15,11 @@ from piecework_protocol.charges import charge_fault
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
-from piecework_protocol.evidence.file import Contradiction, EvidenceFile, ShownCanvas
+from piecework_protocol.evidence.file import CanvasEvidence, Contradiction, EvidenceFile
 from piecework_protocol.kinds import KINDS, Content, Output
 from piecework_protocol.objects import Acceptance, Finish, ModelOffer, Receipt, Voucher
 from piecework_protocol.pricing import Usage, usage_of
-from piecework_protocol.service import parameters_fault
+from piecework_protocol.service import leaves_fault, parameters_fault
 from piecework_protocol.signing import recover, signed_by
 from piecework_protocol.types import Address, Amount, Bytes32, Digest, JobId, Timestamp
 
@@ -173,7 +173,7 @@ class _Check:
         return tuple(outputs) if whole else None
 
     def _receipt(
-        self, where: str, canvas: ShownCanvas, last: Receipt | None, model: ModelOffer
+        self, where: str, canvas: CanvasEvidence, last: Receipt | None, model: ModelOffer
     ) -> None:
         receipt = canvas.receipt
         previous = Digest(self._id if last is None else self._domain.digest(last))
@@ -194,17 +194,13 @@ class _Check:
         if fault is not None:
             raise EvidenceRefused(where, f"clause {fault[0]} is broken: {fault[1]}")
 
-    def _leaves(self, where: str, canvas: ShownCanvas) -> None:
-        leaves, receipt = canvas.leaves, canvas.receipt
-        if leaves is None:
-            return
-        if len(leaves) != (receipt.steps + 1 if receipt.steps else 0):
-            raise EvidenceRefused(f"{where}.leaves", "there is one for the canvas and each step")
-        if merkle.root(leaves) != receipt.trace_root:
-            raise EvidenceRefused(f"{where}.leaves", "they do not lead to the trace root")
+    def _leaves(self, where: str, canvas: CanvasEvidence) -> None:
+        fault = None if canvas.leaves is None else leaves_fault(canvas.receipt, canvas.leaves)
+        if fault is not None:
+            raise EvidenceRefused(f"{where}.leaves", f"clause {fault[0]} is broken: {fault[1]}")
 
     def _output(
-        self, where: str, canvas: ShownCanvas, model: ModelOffer, content: Content | None
+        self, where: str, canvas: CanvasEvidence, model: ModelOffer, content: Content | None
     ) -> Output | None:
         data, receipt = canvas.output, canvas.receipt
         if data is None:

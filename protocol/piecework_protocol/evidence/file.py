@@ -89,7 +89,7 @@ class ShownAcceptance:
 
 
 @dataclass(frozen=True, slots=True)
-class ShownCanvas:
+class CanvasEvidence:
     """A receipt with the operator's signature, and what it commits to.
 
     leaves: those of the trace, or None where they were not kept.
@@ -147,7 +147,7 @@ class EvidenceFile:
     offer: ShownOffer
     job: ShownJob
     acceptance: ShownAcceptance | None
-    canvases: tuple[ShownCanvas, ...]
+    canvases: tuple[CanvasEvidence, ...]
     payments: tuple[ShownPayment, ...] = ()
     contradictions: tuple[Contradiction, ...] = ()
     content: bytes | None = None
@@ -219,7 +219,7 @@ def _text_json(text: bytes | None) -> str | None:
     return None if text is None else hexed(text)
 
 
-def _canvas_json(canvas: ShownCanvas) -> dict[str, Any]:
+def _canvas_json(canvas: CanvasEvidence) -> dict[str, Any]:
     leaves = canvas.leaves
     return {
         **_signed(canvas.receipt, canvas.signature),
@@ -308,12 +308,12 @@ def _acceptance_of(raw: Any) -> ShownAcceptance:
     return ShownAcceptance(*_taken_signed(Acceptance, raw, "acceptance"))
 
 
-def _canvas_of(raw: Any, where: str) -> ShownCanvas:
+def _canvas_of(raw: Any, where: str) -> CanvasEvidence:
     receipt, signature = _taken_signed(Receipt, raw, where, "leaves", "output")
     most = MAX_DENOISING_STEPS + 1
     leaves = _optional(raw["leaves"], lambda x: _list(x, f"{where}.leaves", most, _digest))
     output = _optional(raw["output"], lambda x: data(x, f"{where}.output", MAX_OUTPUT_BYTES))
-    return ShownCanvas(receipt, signature, leaves, output)
+    return CanvasEvidence(receipt, signature, leaves, output)
 
 
 def _payment_of(raw: Any, where: str) -> ShownPayment:

@@ -183,6 +183,38 @@ async def test_the_whole_life_of_a_client(harness: CommandStage) -> None:
     assert (found["found"], found["note"]) == (False, "closed")
 
 
+async def test_a_job_is_exported_held_against_the_chain_and_made_a_credential(
+    harness: CommandStage,
+) -> None:
+    await make_client(harness, 5 * USD)
+    await harness.json("client", "deposit", "5")
+    job = (await harness.json("client", "run", "Tell me a story."))["job"]
+    file, story = harness.folder / "evidence.json", harness.folder / "story.txt"
+    export = ("client", "evidence", "export", job, "--output", str(file))
+    exported = await harness.json(*export)
+    assert exported["canvases"] == 4
+    assert exported["missing"].startswith("the prompt")
+    assert "exists" in await harness.command(*export, expect=1)
+
+    market = ("--deployment", str(harness.folder / "deployment.json"))
+    node = ("--rpc", str(harness.market.deployment.rpc_url))
+    words = await harness.command("verify-reply", str(file), *market, *node, home=False)
+    assert "is bonded with" in words and "the contracts have the code" in words
+    assert words.endswith("it holds\n")
+    alone = await harness.command("verify-reply", str(file), "--json", home=False)
+    assert json.loads(alone)["texts"] == [WHOLE]
+
+    await harness.command("provenance", "write", str(file), "--text", str(story))
+    assert story.read_text() == WHOLE
+    assert "it holds" in await harness.command("provenance", "verify", str(story), home=False)
+    story.write_text(WHOLE[:-1] + "?")
+    said = await harness.command("provenance", "verify", str(story), expect=1, home=False)
+    assert "the text or its manifest was changed" in said
+    file.write_bytes(file.read_bytes().replace(b'"canvas":0', b'"canvas":1', 1))
+    said = await harness.command("verify-reply", str(file), expect=1, home=False)
+    assert said.startswith("error: ")
+
+
 async def test_a_client_without_gas_deposits_through_somebody_else(harness: CommandStage) -> None:
     payer = await make_client(harness, 3 * USD, wei=0)
     file = harness.folder / "deposit.json"

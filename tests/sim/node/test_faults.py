@@ -204,8 +204,8 @@ async def test_promises_hold_under_any_faults(seed: int) -> None:
 
 def text_of(line: JobStream, canvas: int) -> str:
     """What the engine always makes of a canvas of this job."""
+    from piecework_model.jobs import generation_request
     from piecework_model.requests import EncodedContent
-    from piecework_node.runtime.requests import generation_request
 
     request = generation_request(
         "any",

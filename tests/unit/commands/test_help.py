@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import subprocess
 import sys
@@ -10,16 +9,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from piecework.cli import COMMANDS, build
+from piecework.cli import COMMANDS, build, parsed
 
 
 def commands() -> Iterator[str]:
     for name in COMMANDS:
-        found = typer.main.get_command(importlib.import_module(f"piecework.commands.{name}").app)
-        yield from named(name, found)
+        yield from named(name, parsed(name))
 
 
 def named(path: str, command: Any) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from piecework.base.clock import SystemClock
+from piecework_model.machine.probe import short_profile
 from piecework_model.requests import (
     HOLE,
     CanvasEvent,
@@ -30,7 +31,6 @@ from piecework_node import logs
 from piecework_node.engine import wire as engine_wire
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineLost, EngineReady
-from piecework_node.engine.process import short_profile
 from piecework_node.engine.supervisor import (
     EngineCommandLine,
     EnginePatience,

@@ -11,9 +11,9 @@ import pytest
 from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import (
+    CanvasEvidence,
     EvidenceFile,
     ShownAcceptance,
-    ShownCanvas,
     ShownJob,
     canonical,
     evidence_json,
@@ -34,7 +34,7 @@ OPERATOR = operator("worker")
 GOOD = evidence(Story(contradictory=True))
 
 
-def resigned(canvas: ShownCanvas, /, **changes: Any) -> ShownCanvas:
+def resigned(canvas: CanvasEvidence, /, **changes: Any) -> CanvasEvidence:
     """A receipt that its operator signed with some members changed."""
     receipt = canvas.receipt.replace(**changes)
     return replace(canvas, receipt=receipt, signature=sign(DOMAIN, receipt, OPERATOR))

@@ -11,9 +11,10 @@ How the parameters of other servers map:
 * `stop`: up to four strings. The text is cut before the first that appears, and the job is
   cancelled. Canvases that were delivered by then are paid in full.
 * `piecework`: an object of our own: `max_steps`, `max_price` (base units for the whole request),
-  `entropy_bound`, `temperature_start`, `drafts`, `draws`, and `best_effort` (true lets in models
-  that honour no seed and leave no trace). A request that sets `seed`, `temperature` or any of ours
-  but `max_price` goes to replayable models only.
+  `entropy_bound`, `temperature_start`, `drafts`, `draws`, `evidence` (the answer proves itself),
+  and `best_effort` (true lets in models that honour no seed and leave no trace). A request that
+  sets `seed`, `temperature` or any of ours but `max_price` and `evidence` goes to replayable
+  models only.
 
 A parameter that cannot be honoured is left out, and the answer names it. A gateway that is strict
 refuses it. Amounts are base units, as whole numbers, but for `usage.cost`, which is in tokens.
@@ -89,6 +90,7 @@ _OURS = frozenset(
         "best_effort",
         "drafts",
         "draws",
+        "evidence",
     }
 )
 PARAMETERS: Mapping[str, str] = {
@@ -319,6 +321,7 @@ class Wanted:
         best_effort: Whether models without seed and trace will do.
         drafts: Whether unfinished canvases are shown.
         draws: Samples of a read.
+        evidence: Whether the answer has what proves it.
     """
 
     model: str
@@ -327,6 +330,7 @@ class Wanted:
     best_effort: bool
     drafts: bool
     draws: int
+    evidence: bool = False
 
     @property
     def wanted_model(self) -> str | None:
@@ -357,6 +361,7 @@ def take_wanted(fields: Fields, options: FormatOptions, *limits: str) -> Wanted:
         best_effort=ours.flag("best_effort", options.best_effort),
         drafts=ours.flag("drafts", False),
         draws=ours.integer("draws", 1, MAX_DRAWS) or 1,
+        evidence=ours.flag("evidence", False),
     )
 
 

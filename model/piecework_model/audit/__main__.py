@@ -1,0 +1,159 @@
+"""The auditor's own process: `python -P -m piecework_model.audit`.
+
+An evidence file comes on stdin, one line, and behind it an openings file if the level is forced.
+One JSON object goes to stdout. The process loads the worker's precision, audits one canvas and
+ends. Who starts it needs no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from piecework_model.errors import AuditError, ModelError
+from piecework_protocol.errors import EvidenceRefused
+from piecework_protocol.evidence.check import check_evidence
+from piecework_protocol.evidence.file import read_evidence
+from piecework_protocol.limits import MAX_EVIDENCE_BYTES
+from piecework_protocol.objects import AuditLevel, AuditOutcome
+
+if TYPE_CHECKING:
+    from piecework_model.audit.job import CanvasAudit
+    from piecework_model.checkpoint.loading import LoadedModel
+
+MAX_OPENINGS_BYTES: Final = 512 * 2**20
+"""48 steps of the released model in hex take 140 MB."""
+LEVELS: Final = {"replay": AuditLevel.REPLAY, "forced": AuditLevel.FORCED}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Audit, and write the report. 0 whatever the outcome is, 2 if there was nothing to audit."""
+    parser = argparse.ArgumentParser(prog="piecework_model.audit")
+    parser.add_argument("--canvas", type=int, required=True)
+    parser.add_argument("--level", choices=tuple(LEVELS), required=True)
+    parser.add_argument("--model", default="", help="checkpoint folder, empty for the bundled one")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    chosen = parser.parse_args(arguments)
+    # Libraries print. stdout is ours alone.
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    try:
+        report = audit(chosen)
+    except (ModelError, EvidenceRefused) as error:
+        report = {"error": str(error)}
+    out.write(json.dumps(report) + "\n")
+    out.flush()
+    return 2 if "error" in report else 0
+
+
+def audit(chosen: argparse.Namespace) -> dict[str, Any]:
+    """Read what stdin has and audit one canvas of it.
+
+    Raises:
+        EvidenceRefused: The evidence does not hold.
+        ModelError: It cannot be audited here.
+    """
+    evidence = read_evidence(sys.stdin.buffer.readline(MAX_EVIDENCE_BYTES + 1))
+    proven = check_evidence(evidence)
+    from piecework_model.audit.job import JobAudit
+    from piecework_model.audit.judgement import load_table
+    from piecework_model.audit.openings import opened_steps, read_openings
+    from piecework_model.machine.probe import read_precision
+
+    said = read_precision(proven.model.profile)
+    if said is None:
+        reason = f"the worker's profile names no precision: {proven.model.profile}"
+        return _nothing(chosen, reason)
+    level = LEVELS[chosen.level]
+    loaded = _load(chosen, said.dtype, said.quantization, level)
+    job = JobAudit(evidence, proven, loaded)
+    if level is AuditLevel.REPLAY:
+        import torch
+
+        # A number that this machine lacks leads to another profile, and so to no verdict.
+        if 0 < said.threads <= (os.cpu_count() or 1) and loaded.device == "cpu":
+            torch.set_num_threads(said.threads)
+        return _replay(chosen, job, loaded)
+    shown = evidence.canvases[chosen.canvas] if chosen.canvas < len(evidence.canvases) else None
+    if shown is None or shown.leaves is None:
+        raise AuditError("the evidence has no leaves of this canvas")
+    from piecework_model.audit.forced import ForcedPass
+
+    openings = read_openings(sys.stdin.buffer.readline(MAX_OPENINGS_BYTES))
+    width = loaded.model.config.text_config.hidden_size
+    opened = opened_steps(openings, shown.leaves, loaded.limits, width)
+    started = time.perf_counter()
+    found = job.forced(ForcedPass(loaded), load_table(), chosen.canvas, opened)
+    return _report(found, started, "")
+
+
+def _replay(chosen: argparse.Namespace, job: Any, loaded: LoadedModel) -> dict[str, Any]:
+    from piecework_model.audit.replay import Replayer
+    from piecework_model.machine.probe import engine_profile, probe, short_profile
+
+    replayer = Replayer(loaded)
+    here = short_profile(engine_profile(loaded, probe(), replayer.kernels))
+    if here != job.profile:
+        reason = (
+            f"the worker computes as {job.profile}, and this machine as {here}. A replay says "
+            "something on the worker's profile alone. A forced audit works on any"
+        )
+        return _nothing(chosen, reason)
+    started = time.perf_counter()
+    return _report(job.replay(replayer, chosen.canvas), started, here)
+
+
+def _load(
+    chosen: argparse.Namespace, dtype: str, quantization: str, level: AuditLevel
+) -> LoadedModel:
+    """Load the worker's precision. A forced audit computes in float32 on a CPU, which is nearer to
+    the model than any worker.
+    """
+    import torch
+
+    from piecework_model.checkpoint.loading import load
+
+    on_cpu = chosen.device == "cpu" or not torch.cuda.is_available()
+    exact = level is AuditLevel.FORCED and on_cpu and dtype != "float32"
+    return load(
+        Path(chosen.model) if chosen.model else None,
+        device=chosen.device,
+        dtype="float32" if exact else dtype,  # type: ignore[arg-type]
+        quantization=quantization,  # type: ignore[arg-type]
+    )
+
+
+def _nothing(chosen: argparse.Namespace, reason: str) -> dict[str, Any]:
+    return {
+        "level": chosen.level,
+        "outcome": AuditOutcome.NO_VERDICT.name.lower(),
+        "canvas": chosen.canvas,
+        "steps": 0,
+        "findings": [],
+        "reason": reason,
+        "seconds": 0.0,
+        "profile": "",
+    }
+
+
+def _report(found: CanvasAudit, started: float, profile: str) -> dict[str, Any]:
+    return {
+        "level": found.level.name.lower(),
+        "outcome": found.outcome.name.lower(),
+        "canvas": found.canvas,
+        "steps": found.steps,
+        "findings": list(found.findings),
+        "reason": found.reason,
+        "seconds": round(time.perf_counter() - started, 3),
+        "profile": profile,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

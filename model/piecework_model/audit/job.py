@@ -1,0 +1,253 @@
+"""The audit of one canvas of a job, from its evidence file.
+
+`JobAudit` knows the job: its request, its canvases, what its worker signed. It finds what is wrong
+by replay or by a forced pass, and says when this machine cannot say anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from piecework_model import kinds, templates
+from piecework_model.audit.forced import ForcedPass
+from piecework_model.audit.judgement import Pairing, Table, judge, precision_name
+from piecework_model.audit.opening import OpenedStep
+from piecework_model.audit.replay import ReplayedCanvas, Replayer, first_difference
+from piecework_model.audit.scores import scores
+from piecework_model.charging import charge_of
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.errors import AuditError, OpeningError, PromptError, RequestError
+from piecework_model.jobs import generation_request
+from piecework_model.machine.probe import read_precision
+from piecework_model.requests import HOLE
+from piecework_protocol.evidence.check import ProvenJob
+from piecework_protocol.evidence.file import EvidenceFile, ShownCanvas
+from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.read import ReadOutput
+from piecework_protocol.kinds.text import TextOutput
+from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind
+from piecework_protocol.trace import CanvasRecord, pinned_root, trace_root
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CanvasAudit:
+    """What an audit of a canvas found.
+
+    findings: what is wrong, one line each, if the outcome is FAIL. reason: why there is no verdict.
+    steps: of the canvas.
+    """
+
+    level: AuditLevel
+    outcome: AuditOutcome
+    canvas: int
+    steps: int
+    findings: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class JobAudit:
+    """One job and the auditor's model of the same digest."""
+
+    def __init__(self, evidence: EvidenceFile, proven: ProvenJob, loaded: LoadedModel) -> None:
+        """Encode the job's content.
+
+        Raises:
+            AuditError: The file lacks the text, or the job is not one of this model.
+        """
+        if proven.content is None:
+            raise AuditError("the evidence has no text. Export it with its text")
+        if evidence.job.job.model != loaded.digest:
+            raise AuditError("the job is of another model than the one here")
+        self._evidence, self._proven, self._loaded = evidence, proven, loaded
+        self._job = evidence.job.job
+        limits = loaded.limits
+        try:
+            content = kinds.encode(loaded, proven.content, limits.canvas_size, limits.max_context)
+        except PromptError as error:
+            raise AuditError(f"this model cannot be asked that: {error}") from error
+        self._request = generation_request(
+            "audit",
+            content,
+            self._job.parameters,
+            canvas_limit=1,
+            committed=(),
+            drafts=False,
+        )
+
+    @property
+    def canvases(self) -> int:
+        """How many canvases the evidence has."""
+        return len(self._evidence.canvases)
+
+    @property
+    def profile(self) -> str:
+        """The engine profile that the worker's offer names."""
+        return self._proven.model.profile
+
+    def replay(self, replayer: Replayer, canvas: int) -> CanvasAudit:
+        """Compare a canvas with a replay on the worker's own profile.
+
+        Raises:
+            AuditError: The replay failed here.
+        """
+        shown = self._shown(canvas)
+        steps = int(shown.receipt.steps)
+        if not steps:
+            return self._no_verdict(AuditLevel.REPLAY, canvas, "it has no denoising step")
+        replayed: ReplayedCanvas | None = None
+        committed: list[Ids] = []
+        try:
+            for index in range(canvas + 1):
+                known = self._known(index) if index < canvas else None
+                if known is None:
+                    request = replace(self._request, committed=tuple(committed))
+                    replayed = replayer.replay(request, steps=steps if index == canvas else None)
+                    known = replayed.token_ids
+                committed.append(known)
+        except RequestError as error:
+            raise AuditError(f"this job cannot be replayed: {error}") from error
+        if replayed is None:
+            raise AuditError("nothing was replayed")
+        found = self._differences(shown, replayed, tuple(committed[:-1]))
+        outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
+        return CanvasAudit(AuditLevel.REPLAY, outcome, canvas, steps, tuple(found))
+
+    def forced(
+        self, auditor: ForcedPass, table: Table, canvas: int, opened: Sequence[OpenedStep]
+    ) -> CanvasAudit:
+        """Judge the opened steps of a canvas. Their leaves were compared by the caller.
+
+        Raises:
+            AuditError: The model failed here.
+        """
+        level = AuditLevel.FORCED
+        said = read_precision(self.profile)
+        if said is None:
+            return self._no_verdict(level, canvas, "the worker's profile names no precision")
+        worker = precision_name(said.dtype, said.quantization)
+        here = precision_name(self._loaded.dtype, self._loaded.quantization)
+        kind = "read" if self._job.kind is Kind.READ else "text"
+        pairing = Pairing(self._loaded.digest.hex(), kind, worker, here)
+        if pairing not in table:
+            reason = f"no thresholds for a worker in {worker} and an auditor in {here}"
+            return self._no_verdict(level, canvas, f"{reason} with this model")
+        committed = [self._known(index) for index in range(canvas)]
+        if any(ids is None for ids in committed):
+            return self._no_verdict(level, canvas, "a canvas before it is not known in full")
+        request = replace(
+            self._request, committed=tuple(ids for ids in committed if ids is not None)
+        )
+        try:
+            figures = auditor.figures(request, opened)
+        except OpeningError as error:
+            return self._failed(level, canvas, [str(error)])
+        found = judge([scores(figures)], table[pairing])
+        lines = [
+            f"{_TESTS[failure.test]}: {failure.score:.4g}, and honest canvases stay below "
+            f"{failure.threshold:.4g}"
+            for failure in found.failures
+        ]
+        if lines:
+            return self._failed(level, canvas, lines)
+        steps = int(self._shown(canvas).receipt.steps)
+        return CanvasAudit(level, AuditOutcome.PASS, canvas, steps)
+
+    def _shown(self, canvas: int) -> ShownCanvas:
+        if not 0 <= canvas < self.canvases:
+            raise AuditError(f"the job has {self.canvases} canvases, and none of index {canvas}")
+        return self._evidence.canvases[canvas]
+
+    def _known(self, canvas: int) -> Ids | None:
+        """Return the ids of a canvas that the engine committed, if the evidence tells them."""
+        size, request = self._loaded.limits.canvas_size, self._request
+        if request.reads:
+            pins = templates.pins(request, canvas, size)
+            return tuple(0 if entry == HOLE else entry for entry in pins)
+        data = self._evidence.canvases[canvas].output
+        output = None if data is None else KINDS[self._job.kind].decode_output(data)
+        if request.template or not isinstance(output, TextOutput):
+            return None
+        return output.token_ids if len(output.token_ids) == size else None
+
+    def _differences(
+        self, shown: ShownCanvas, replayed: ReplayedCanvas, committed: tuple[Ids, ...]
+    ) -> list[str]:
+        """List what differs between what the worker signed and the replay."""
+        receipt, found = shown.receipt, list[str]()
+        leaves = (self._canvas_leaf(len(committed)), *replayed.leaves)
+        if trace_root(leaves) != receipt.trace_root:
+            found.append(_trace_difference(leaves, shown.leaves))
+        if len(replayed.steps) != receipt.steps:
+            found.append(
+                f"{receipt.steps} steps are charged, and the canvas takes {len(replayed.steps)}"
+            )
+        if receipt.finish is Finish.CANCELLED:
+            return found
+        if not replayed.finished:
+            found.append(f"the canvas is not finished after {receipt.steps} steps")
+        if len(self._request.prompt_ids) != receipt.total_prompt_tokens:
+            found.append(
+                f"{receipt.total_prompt_tokens} prompt tokens are charged, and the prompt has "
+                f"{len(self._request.prompt_ids)}"
+            )
+        if shown.output is not None and not self._is_output(shown.output, replayed, committed):
+            found.append("the delivered output is another than the canvas")
+        return found
+
+    def _canvas_leaf(self, canvas: int) -> bytes:
+        size = self._loaded.limits.canvas_size
+        pins = templates.pins(self._request, canvas, size)
+        return CanvasRecord(
+            canvas=canvas,
+            size=size,
+            vocab_size=self._loaded.limits.vocab_size,
+            kind=self._job.kind,
+            seed=self._job.parameters.seed,
+            parameters=self._job.parameters.struct_hash(),
+            content=self._job.content,
+            pinned=pinned_root((i, token) for i, token in enumerate(pins) if token != HOLE),
+            prompt_tokens=self._evidence.canvases[canvas].receipt.total_prompt_tokens,
+        ).leaf()
+
+    def _is_output(self, data: bytes, replayed: ReplayedCanvas, committed: tuple[Ids, ...]) -> bool:
+        """Say whether the delivered tokens or answers are those of the replayed canvas."""
+        output = KINDS[self._job.kind].decode_output(data)
+        if isinstance(output, ReadOutput):
+            return output.answers == replayed.answers
+        loaded = self._loaded
+        charge = charge_of(
+            self._request, loaded.limits.canvas_size, loaded.eos_ids, loaded.tokenizer.control_ids
+        )
+        for canvas in committed:
+            charge.append(canvas)
+        return output.token_ids == charge.append(replayed.token_ids)[0]
+
+    def _failed(self, level: AuditLevel, canvas: int, found: Sequence[str]) -> CanvasAudit:
+        steps = int(self._shown(canvas).receipt.steps)
+        return CanvasAudit(level, AuditOutcome.FAIL, canvas, steps, tuple(found))
+
+    def _no_verdict(self, level: AuditLevel, canvas: int, reason: str) -> CanvasAudit:
+        steps = int(self._shown(canvas).receipt.steps)
+        return CanvasAudit(level, AuditOutcome.NO_VERDICT, canvas, steps, reason=reason)
+
+
+_TESTS: Final = {
+    "logits": "the logits are further from this model's than rounding explains",
+    "soft": "the soft embeddings are further from this model's than rounding explains",
+    "argmax": "a delivered token is not the most likely one",
+    "sampling": "a token is not the one that the seed picks",
+}
+
+
+def _trace_difference(ours: Sequence[bytes], theirs: Sequence[bytes] | None) -> str:
+    """Say where two traces part."""
+    if theirs is None:
+        return "the trace is another one"
+    place = first_difference(ours, theirs)
+    if place == 0:
+        return "the canvas leaf binds other terms than the job's"
+    return f"the trace differs from step {(place or 1) - 1} on"

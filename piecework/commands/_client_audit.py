@@ -1,0 +1,147 @@
+"""`piecework client audit`: was a canvas really made by the model that was paid for?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from piecework.commands import _common as common
+from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
+
+if TYPE_CHECKING:
+    from piecework.client.auditing import CanvasReport
+    from piecework_protocol.evidence.file import EvidenceFile
+
+LEVELS: Final = ("rules", "replay", "forced")
+NO_VERDICT: Final = 3
+"""The exit code. 2 says that the command was wrong."""
+MAX_OPENINGS_BYTES: Final = 512 * 2**20
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `piecework client`."""
+    app.command()(audit)
+
+
+def audit(
+    job: Annotated[str | None, typer.Argument(help="The job's id, or its first digits.")] = None,
+    *,
+    evidence: Annotated[
+        Path | None, typer.Option(help="An evidence file instead of a job of this client.")
+    ] = None,
+    canvas: Annotated[
+        int | None, typer.Option(min=0, help="Which canvas. Default: one at random.")
+    ] = None,
+    level: Annotated[str, typer.Option(help="rules, replay or forced.")] = "replay",
+    by: Annotated[str, typer.Option(help="Who audits: self.")] = "self",
+    openings: Annotated[
+        Path | None, typer.Option(help="The steps that the worker opened. For rules and forced.")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="The checkpoint's folder. Default: the bundled one.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    home: Home = None,
+    password_file: PasswordFile = None,
+    json: Json = False,
+) -> None:
+    """Audit one canvas of a job.
+
+    Exit code 0: it passed. 1: it failed. 3: no verdict is possible here.
+    """
+    if (job is None) == (evidence is None):
+        common.fail("give a JOB, or --evidence FILE", 2)
+    common.one_of("--level", level, LEVELS)
+    common.one_of("--by", by, ("self",))
+    common.one_of("--device", device, ("auto", "cpu", "cuda"))
+    if level == "forced" and openings is None:
+        common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
+    if evidence is not None:
+        file = common.guard(lambda: _read(evidence))
+        missing = ""
+    else:
+        file, missing = with_client(home, password_file, lambda client: _export(client, job or ""))
+    report = _audit(file, canvas=canvas, level=level, openings=openings, model=model, device=device)
+    _print(report, missing, json=json)
+    raise typer.Exit(_exit_code(report))
+
+
+async def _export(client: Any, job: str) -> tuple[EvidenceFile, str]:
+    import asyncio
+
+    key = await asyncio.to_thread(client.store.job_named, job)
+    exported: tuple[EvidenceFile, str] = await client.evidence(key)
+    return exported
+
+
+def _read(path: Path) -> EvidenceFile:
+    from piecework.base.files import read
+    from piecework_protocol.evidence.file import read_evidence
+    from piecework_protocol.limits import MAX_EVIDENCE_BYTES
+
+    return read_evidence(read(path, MAX_EVIDENCE_BYTES))
+
+
+def _audit(
+    file: EvidenceFile,
+    *,
+    canvas: int | None,
+    level: str,
+    openings: Path | None,
+    model: Path | None,
+    device: str,
+) -> CanvasReport:
+    import secrets
+
+    from piecework.base.files import read
+    from piecework.client.auditing import EngineAuditor, audit_rules, choose_canvas
+    from piecework_protocol.evidence.file import write_evidence
+    from piecework_protocol.objects import AuditLevel
+
+    opened = b"" if openings is None else common.guard(lambda: read(openings, MAX_OPENINGS_BYTES))
+    drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas
+    if drawn is None:
+        common.fail("this job has no canvas with a trace")
+    if drawn >= len(file.canvases):
+        common.fail(f"the job has {len(file.canvases)} canvases, and none of index {drawn}", 2)
+    if level == "rules":
+        return common.guard(lambda: audit_rules(file, drawn, opened))
+    auditor = EngineAuditor(model, device)
+    data = write_evidence(file)
+    return common.run(auditor.audit(data, drawn, AuditLevel[level.upper()], opened))
+
+
+def _exit_code(report: CanvasReport) -> int:
+    from piecework_protocol.objects import AuditOutcome
+
+    return {AuditOutcome.PASS: 0, AuditOutcome.FAIL: 1}.get(report.outcome, NO_VERDICT)
+
+
+def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
+    level, outcome = report.level.name.lower(), report.outcome.name.lower()
+    if json:
+        common.print_json(
+            {
+                "level": level,
+                "outcome": outcome,
+                "canvas": report.canvas,
+                "steps": report.steps,
+                "findings": list(report.findings),
+                "reason": report.reason,
+                "seconds": report.seconds,
+            }
+        )
+        return
+    words = {"pass": "passed", "fail": "FAILED", "no_verdict": "no verdict"}
+    common.say(
+        f"canvas {report.canvas}, {level}: {words[outcome]}"
+        f"  ({report.steps} steps, {report.seconds:.2f} s)"
+    )
+    for finding in report.findings:
+        common.say(f"    {safe(finding)}")
+    if report.reason:
+        common.say(f"    {safe(report.reason)}")
+    if missing and outcome == "no_verdict":
+        common.say(f"    the evidence lacks {safe(missing)}", err=True)

@@ -1,0 +1,211 @@
+"""Evidence of jobs that the bundled engine really ran, signed by keys of the tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bench.audit_workers import ServedCanvas, serve
+from piecework_model import kinds
+from piecework_model.charging import charge_of
+from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.jobs import generation_request
+from piecework_model.requests import GenerationRequest
+from piecework_model.text.segments import SegmentStream
+from piecework_protocol.charges import usage_after
+from piecework_protocol.content import content_digest, output_digest
+from piecework_protocol.evidence.file import (
+    EvidenceFile,
+    ShownAcceptance,
+    ShownCanvas,
+    ShownJob,
+    ShownOffer,
+)
+from piecework_protocol.kinds.text import TextContent, TextOutput
+from piecework_protocol.objects import (
+    Acceptance,
+    Channel,
+    Finish,
+    Job,
+    Kind,
+    ModelOffer,
+    Parameters,
+    Receipt,
+    Service,
+)
+from piecework_protocol.pricing import price
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.trace import CanvasRecord, pinned_root, trace_root
+from piecework_protocol.types import (
+    Amount,
+    Bytes32,
+    Digest,
+    Micros,
+    PublicKey,
+    Seconds,
+    Timestamp,
+    Uint32,
+    Uint64,
+    keccak256,
+)
+from tests.support.conversations import said
+from tests.support.fake_chain import DOMAIN, TOKEN
+from tests.support.offers import model, offer, operator, receiver
+
+NOW = 1_800_000_000
+PAYER = LocalSigner(bytes(keccak256(b"payer of an audit")))
+WORKER = operator("worker")
+Served = Callable[[list[GenerationRequest]], list[ServedCanvas]]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditedJob:
+    """A job that ran: its evidence, and what its worker could open."""
+
+    evidence: EvidenceFile
+    canvases: tuple[ServedCanvas, ...]
+
+
+def audited_job(
+    loaded: LoadedModel, profile: str, *, max_tokens: int = 64, served: Served | None = None
+) -> AuditedJob:
+    """Run a job of the bundled model and sign what its worker would.
+
+    served: who runs it, an honest worker on `loaded` if not given.
+    """
+    content = TextContent(said("Write a story about a fox, a lantern and a river."))
+    entry = _entry(loaded, profile)
+    signed = offer("worker", NOW, models=(entry,))
+    channel = _channel()
+    job = _job(content, channel, Digest(DOMAIN.digest(signed.offer)), entry, max_tokens)
+    encoded = kinds.encode(loaded, content, loaded.limits.canvas_size, loaded.limits.max_context)
+    request = generation_request(
+        "job", encoded, job.parameters, canvas_limit=99, committed=(), drafts=False
+    )
+    run = served or (lambda requests: serve(loaded, requests))
+    canvases = tuple(run([request]))
+    count = len(encoded.prompt_ids)
+    accepted = Acceptance(job.id(DOMAIN), Uint32(count), Timestamp(NOW + 5))
+    evidence = EvidenceFile(
+        domain=DOMAIN,
+        channel=channel,
+        offer=ShownOffer(signed.offer, signed.signature, WORKER.address),
+        job=ShownJob(job, sign(DOMAIN, job, PAYER)),
+        acceptance=ShownAcceptance(accepted, sign(DOMAIN, accepted, WORKER)),
+        canvases=_receipts(loaded, job, entry, request, canvases),
+        content=content.encode(),
+    )
+    return AuditedJob(evidence, canvases)
+
+
+def _entry(loaded: LoadedModel, profile: str) -> ModelOffer:
+    limits = loaded.limits
+    return model(
+        digest=Digest(loaded.digest),
+        profile=profile,
+        canvas_size=Uint32(limits.canvas_size),
+        max_steps=Uint32(limits.max_steps),
+        max_context=Uint32(limits.max_context),
+        max_output=Uint32(limits.max_context),
+    )
+
+
+def _channel() -> Channel:
+    return Channel(
+        payer=PAYER.address,
+        authorizer=PAYER.address,
+        receiver=receiver("worker"),
+        operator=WORKER.address,
+        token=TOKEN,
+        withdrawal_delay=Seconds(3600),
+        salt=Bytes32(bytes(32)),
+    )
+
+
+def _job(
+    content: TextContent, channel: Channel, offered: Digest, entry: ModelOffer, limit: int
+) -> Job:
+    salt = keccak256(b"salt")
+    return Job(
+        channel=channel.id(DOMAIN),
+        salt=salt,
+        offer=offered,
+        entry=Uint32(0),
+        model=entry.digest,
+        kind=Kind.TEXT,
+        content=content_digest(salt, content.encode()),
+        parameters=Parameters(
+            seed=Uint64(2**63 + 5),
+            max_tokens=Uint32(limit),
+            max_steps=Uint32(6),
+            temperature_start=Micros(800_000),
+            temperature_end=Micros(400_000),
+            entropy_bound=Micros(100_000),
+            confidence_threshold=Micros(5_000),
+            stability_steps=Uint32(1),
+            service=Service.REPLAYABLE,
+        ),
+        max_amount=Amount(10**12),
+        deadline=Timestamp(NOW + 3600),
+        reply_key=PublicKey(bytes(32)),
+    )
+
+
+def _receipts(
+    loaded: LoadedModel,
+    job: Job,
+    entry: ModelOffer,
+    request: GenerationRequest,
+    canvases: tuple[ServedCanvas, ...],
+) -> tuple[ShownCanvas, ...]:
+    key, prompt = job.id(DOMAIN), len(request.prompt_ids)
+    codec = loaded.tokenizer
+    charge = charge_of(request, loaded.limits.canvas_size, loaded.eos_ids, codec.control_ids)
+    stream = SegmentStream(codec)
+    shown: list[ShownCanvas] = []
+    for index, canvas in enumerate(canvases):
+        charged, finish = charge.append(canvas.token_ids)
+        segments = stream.append(charged, final=bool(finish))
+        output = TextOutput(charged, segments).encode()
+        leaves = (_canvas_leaf(loaded, job, index, prompt), *map(Digest, canvas.leaves))
+        last = shown[-1].receipt if shown else None
+        receipt = Receipt(
+            job=key,
+            canvas=Uint32(index),
+            output_digest=output_digest(key, Uint32(index), output),
+            trace_root=trace_root(leaves),
+            steps=Uint32(len(canvas.records)),
+            units=Uint32(len(charged)),
+            amount=Amount(0),
+            finish=Finish(int(finish)),
+            total_prompt_tokens=Uint32(prompt),
+            total_units=Uint32(0),
+            total_steps=Uint32(0),
+            total_amount=Amount(0),
+            previous=Digest(key if last is None else DOMAIN.digest(last)),
+        )
+        after = usage_after(last, receipt, prompt)
+        total, before = price(entry, after), last.total_amount if last is not None else 0
+        receipt = receipt.replace(
+            total_units=Uint32(after.output_tokens),
+            total_steps=Uint32(after.denoising_steps),
+            total_amount=total,
+            amount=Amount(total - before),
+        )
+        shown.append(ShownCanvas(receipt, sign(DOMAIN, receipt, WORKER), leaves, output))
+    return tuple(shown)
+
+
+def _canvas_leaf(loaded: LoadedModel, job: Job, canvas: int, prompt_tokens: int) -> Digest:
+    limits = loaded.limits
+    return CanvasRecord(
+        canvas=canvas,
+        size=limits.canvas_size,
+        vocab_size=limits.vocab_size,
+        kind=job.kind,
+        seed=job.parameters.seed,
+        parameters=job.parameters.struct_hash(),
+        content=job.content,
+        pinned=pinned_root(()),
+        prompt_tokens=prompt_tokens,
+    ).leaf()

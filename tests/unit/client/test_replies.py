@@ -1,0 +1,230 @@
+"""A saved answer is made again out of its evidence, and refused where it differs."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from piecework.client.gateway.exhibits import signed
+from piecework.client.gateway.replies import check_reply
+from piecework_protocol.errors import EvidenceRefused
+from piecework_protocol.evidence.file import evidence_json
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import keccak256
+from tests.support.evidence import PAYER, SIZE, Story, evidence
+from tests.support.fake_chain import DOMAIN
+from tests.support.plain_evidence import reply_fault
+from tests.support.replies import answered
+
+ASKED: dict[str, Any] = {"model": "any", "messages": [{"role": "user", "content": "Tell me."}]}
+STRANGER = LocalSigner(bytes(keccak256(b"another gateway")))
+TALE = Story(steps=(3, 5, 2), sentences=("Once ", "upon a time", " it was."))
+
+
+async def refusal(reply: Any) -> str:
+    """The member that is blamed."""
+    with pytest.raises(EvidenceRefused) as caught:
+        await check_reply(reply)
+    return caught.value.member
+
+
+async def resigned(reply: dict[str, Any]) -> str:
+    """The member that is blamed in an answer that its gateway signed as it is."""
+    return await refusal(signed(reply, DOMAIN, PAYER))
+
+
+@pytest.mark.parametrize("form", ["chat", "completions", "responses"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_of_each_format_holds(form: str, stream: bool) -> None:
+    request = {
+        "chat": ASKED,
+        "completions": {"model": "any", "prompt": "Tell me."},
+        "responses": {"model": "any", "input": "Tell me."},
+    }[form]
+    reply = await answered(form, {**request, "stream": stream}, [TALE], stream=stream)
+    checked = await check_reply(reply)
+    assert checked.gateway == PAYER.address
+    assert "Once upon a time it was." in json.dumps(checked.whole)
+    assert checked.jobs[0].proven.amount == checked.whole["piecework"]["cost"]
+
+
+async def test_an_sdk_may_add_nulls_to_what_it_saves() -> None:
+    reply = await answered("chat", ASKED, [TALE])
+    reply["service_tier"] = None
+    reply["choices"][0]["message"]["annotations"] = None
+    await check_reply(reply)
+
+
+async def test_an_answer_that_was_cut_at_a_stop_string_holds() -> None:
+    asked = {**ASKED, "stop": ["a time", "Xx"]}
+    reply = await answered("chat", asked, [TALE])
+    assert reply["choices"][0]["message"]["content"] == "Once upon "
+    checked = await check_reply(reply)
+    assert len(checked.jobs[0].file.canvases) == 3
+    reply["choices"][0]["message"]["content"] = "Once upon"
+    assert await resigned(reply) == "choices[0].message.content"
+
+
+async def test_several_choices_hold_whatever_their_order() -> None:
+    reply = await answered("chat", {**ASKED, "n": 2}, [TALE, Story()])
+    checked = await check_reply(reply)
+    assert len(checked.jobs) == 2
+    ours = reply["piecework"]
+    ours["receipts"].reverse()
+    await check_reply(signed(reply, DOMAIN, PAYER))
+    texts = [one["message"] for one in reply["choices"]]
+    reply["choices"][0]["message"], reply["choices"][1]["message"] = texts[1], texts[0]
+    assert await resigned(reply) == "choices[0].message.content"
+
+
+async def test_a_structured_answer_of_two_jobs_holds() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "integer"}},
+        "required": ["a", "b"],
+    }
+    asked = {
+        **ASKED,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}},
+    }
+    broken = Story(steps=(1,), sentences=('{"a": 7, "b": no}',))
+    mended = Story(steps=(1,), sentences=('{"a": 7, "b": 12}',))
+    reply = await answered("chat", asked, [broken, mended])
+    assert json.loads(reply["choices"][0]["message"]["content"]) == {"a": 7, "b": 12}
+    assert reply["piecework"]["repairs"] == 1
+    assert len((await check_reply(reply)).jobs) == 2
+    reply["choices"][0]["message"]["content"] = '{"a": 7, "b": 13}'
+    assert await resigned(reply) == "choices[0].message.content"
+
+
+Change = Callable[[dict[str, Any]], object]
+LIES: dict[str, tuple[str, Change]] = {
+    "another text": (
+        "choices[0].message.content",
+        lambda r: r["choices"][0]["message"].update(content="Twice."),
+    ),
+    "another reason to end": (
+        "choices[0].finish_reason",
+        lambda r: r["choices"][0].update(finish_reason="length"),
+    ),
+    "a thought that nobody had": (
+        "choices[0].message.reasoning",
+        lambda r: r["choices"][0]["message"].update(reasoning="Hm."),
+    ),
+    "another count of tokens": (
+        "usage.completion_tokens",
+        lambda r: r["usage"].update(completion_tokens=9),
+    ),
+    "another cost": ("piecework.cost", lambda r: r["piecework"].update(cost=9)),
+    "another price in tokens": ("usage.cost", lambda r: r["usage"].update(cost=0.5)),
+    "another model": ("model", lambda r: r.update(model="gpt")),
+    "another model digest": (
+        "piecework.model_digest",
+        lambda r: r["piecework"].update(model_digest="0x00"),
+    ),
+    "another worker": ("piecework.worker", lambda r: r["piecework"].update(worker="0x00")),
+    "another job": ("piecework.job", lambda r: r["piecework"].update(job="0x00")),
+    "another receipt": (
+        "piecework.receipts[0].tokens",
+        lambda r: r["piecework"]["receipts"].__setitem__(
+            0, {**min(r["piecework"]["receipts"], key=lambda x: x["receipt"]), "tokens": SIZE + 1}
+        ),
+    ),
+    "another token": (
+        "piecework.token.address",
+        lambda r: r["piecework"]["token"].update(address="0x" + "11" * 20),
+    ),
+    "another request": (
+        "piecework.evidence.request",
+        lambda r: r["piecework"]["evidence"]["request"]["messages"][0].update(content="Tell it."),
+    ),
+    "a request that is none": (
+        "piecework.evidence.request",
+        lambda r: r["piecework"]["evidence"].update(request=[]),
+    ),
+    "no jobs": ("piecework.evidence.jobs", lambda r: r["piecework"]["evidence"].update(jobs=[])),
+    "another part": (
+        "piecework.evidence.request",
+        lambda r: r["piecework"]["evidence"]["jobs"][0].update(part=3),
+    ),
+    "a member that no answer has": ("more", lambda r: r.update(more=1)),
+    "an answer of no known format": ("object", lambda r: r.update(object="list")),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+async def test_a_gateway_that_lies_is_found_although_it_signs(lie: str) -> None:
+    member, tell = LIES[lie]
+    one = Story(steps=(3,), sentences=("Once.",))
+    reply = await answered("chat", ASKED, [one])
+    tell(reply)
+    assert await resigned(reply) == member
+
+
+async def test_evidence_without_text_or_of_another_client_does_not_do() -> None:
+    reply = await answered("chat", ASKED, [TALE])
+    jobs = reply["piecework"]["evidence"]["jobs"]
+    jobs[0]["evidence"]["content"] = None
+    assert await resigned(reply) == "piecework.evidence.jobs[0]"
+    jobs[0]["evidence"] = evidence_json(evidence(TALE))
+    jobs[0]["evidence"]["job"]["object"]["entry"] = 0
+    assert await resigned(reply) == "piecework.evidence.jobs[0].job.signature"
+
+
+async def test_only_the_key_of_the_jobs_signs_the_answer() -> None:
+    reply = signed(await answered("chat", ASKED, [TALE]), DOMAIN, STRANGER)
+    assert await refusal(reply) == "piecework.evidence.signature"
+
+
+async def test_an_answer_without_evidence_is_refused() -> None:
+    reply = await answered("chat", ASKED, [TALE])
+    del reply["piecework"]["evidence"]
+    assert await refusal(reply) == "piecework.evidence"
+    assert await refusal([]) == "piecework.evidence"
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place of a value that is not a list or an object."""
+    if not isinstance(value, dict | list):
+        return [path]
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    return [found for key, one in inner for found in places(one, (*path, key))]
+
+
+REPLY = asyncio.run(answered("chat", ASKED, [TALE]))
+
+
+@given(st.data())
+async def test_no_value_of_an_answer_can_be_changed(data: st.DataObject) -> None:
+    reply = REPLY
+    path = data.draw(st.sampled_from(places(reply)))
+    changed = copy.deepcopy(reply)
+    holder: Any = changed
+    for step in path[:-1]:
+        holder = holder[step]
+    old = holder[path[-1]]
+    others: list[Any] = ["x", 0, 1.5, True, [], {}, str(old) + "0"]
+    holder[path[-1]] = data.draw(st.sampled_from(others).filter(lambda other: other != old))
+    assert await refusal(changed)
+    assert reply_fault(changed) is not None
+
+
+async def test_the_second_reader_takes_what_a_gateway_answers() -> None:
+    assert reply_fault(REPLY) is None
+    for form, asked in (("completions", "prompt"), ("responses", "input")):
+        reply = await answered(form, {"model": "any", asked: "Tell me."}, [TALE])
+        assert reply_fault(reply) is None
+
+
+@pytest.mark.parametrize("lie", ["another text", "another count of tokens", "another cost"])
+async def test_the_second_reader_finds_a_gateway_that_lies(lie: str) -> None:
+    reply = copy.deepcopy(REPLY)
+    LIES[lie][1](reply)
+    assert reply_fault(signed(reply, DOMAIN, PAYER)) is not None
