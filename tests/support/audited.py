@@ -15,9 +15,9 @@ from piecework_model.text.segments import SegmentStream
 from piecework_protocol.charges import usage_after
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.evidence.file import (
+    CanvasEvidence,
     EvidenceFile,
     ShownAcceptance,
-    ShownCanvas,
     ShownJob,
     ShownOffer,
 )
@@ -157,12 +157,12 @@ def _receipts(
     entry: ModelOffer,
     request: GenerationRequest,
     canvases: tuple[ServedCanvas, ...],
-) -> tuple[ShownCanvas, ...]:
+) -> tuple[CanvasEvidence, ...]:
     key, prompt = job.id(DOMAIN), len(request.prompt_ids)
     codec = loaded.tokenizer
     charge = charge_of(request, loaded.limits.canvas_size, loaded.eos_ids, codec.control_ids)
     stream = SegmentStream(codec)
-    shown: list[ShownCanvas] = []
+    shown: list[CanvasEvidence] = []
     for index, canvas in enumerate(canvases):
         charged, finish = charge.append(canvas.token_ids)
         segments = stream.append(charged, final=bool(finish))
@@ -192,7 +192,7 @@ def _receipts(
             total_amount=total,
             amount=Amount(total - before),
         )
-        shown.append(ShownCanvas(receipt, sign(DOMAIN, receipt, WORKER), leaves, output))
+        shown.append(CanvasEvidence(receipt, sign(DOMAIN, receipt, WORKER), leaves, output))
     return tuple(shown)
 
 

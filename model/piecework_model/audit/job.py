@@ -23,7 +23,7 @@ from piecework_model.jobs import generation_request
 from piecework_model.machine.probe import read_precision
 from piecework_model.requests import HOLE
 from piecework_protocol.evidence.check import ProvenJob
-from piecework_protocol.evidence.file import EvidenceFile, ShownCanvas
+from piecework_protocol.evidence.file import CanvasEvidence, EvidenceFile
 from piecework_protocol.kinds import KINDS
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
@@ -156,7 +156,7 @@ class JobAudit:
         steps = int(self._shown(canvas).receipt.steps)
         return CanvasAudit(level, AuditOutcome.PASS, canvas, steps)
 
-    def _shown(self, canvas: int) -> ShownCanvas:
+    def _shown(self, canvas: int) -> CanvasEvidence:
         if not 0 <= canvas < self.canvases:
             raise AuditError(f"the job has {self.canvases} canvases, and none of index {canvas}")
         return self._evidence.canvases[canvas]
@@ -174,7 +174,7 @@ class JobAudit:
         return output.token_ids if len(output.token_ids) == size else None
 
     def _differences(
-        self, shown: ShownCanvas, replayed: ReplayedCanvas, committed: tuple[Ids, ...]
+        self, shown: CanvasEvidence, replayed: ReplayedCanvas, committed: tuple[Ids, ...]
     ) -> list[str]:
         """List what differs between what the worker signed and the replay."""
         receipt, found = shown.receipt, list[str]()
