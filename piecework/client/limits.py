@@ -90,9 +90,6 @@ BROKEN_WORKER_REST_S: Final = 7 * 24 * 3600
 BYTES_PER_TOKEN_ESTIMATE: Final = 4
 # The published processor makes 256 to 280 tokens of most images, and two frame them.
 IMAGE_TOKENS_ESTIMATE: Final = 280
-# Mean denoising steps of a canvas on real prompts (docs/model.md); at most what the parameters
-# allow.
-MEAN_STEPS_ESTIMATE: Final = 27
 # A worker without a slot and without a place in its queue: a usual job there has to end first.
 FULL_WORKER_WAIT_S: Final = 10.0
 # A worker has so long to take a job: it reads the chain and counts the prompt.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import pytest
 
 from piecework.client.gateway.formats.models import model_list
+from piecework.client.jobs.rates import Rate
 from piecework.client.jobs.requests import Filters, TextRequest, conversation_of
 from piecework.client.jobs.selection import CALLERS_FAULT, Ranking, rank
 from piecework.client.journal.records import Memories
 from piecework.client.limits import IMAGE_TOKENS_ESTIMATE
 from piecework_protocol.conversation import IMAGE_TOKENS, Image, Message, Text
 from piecework_protocol.errors import MalformedInput, Reason
+from piecework_protocol.objects import ModelOffer, Offer
 from piecework_protocol.offers import takes_images
 from piecework_protocol.pricing import price
+from piecework_protocol.types import Timestamp
 from piecework_protocol.wire import SignedOffer
 from tests.support import image_models
 from tests.support.fake_chain import TOKEN_INFO
@@ -87,12 +90,16 @@ def test_a_quote_and_a_ceiling_count_images() -> None:
     assert with_one.ceiling > without.ceiling
 
 
+def rates(offer: Offer, entry: ModelOffer) -> Rate:
+    return Rate.of(offer, entry, Memories({}), Timestamp(NOW))
+
+
 def test_the_list_of_models_says_which_take_images() -> None:
     blind, seeing = offer("blind").offer, offer("seeing", details='{"images": true}').offer
     for offers, modalities in (
         ([blind], ["text"]),
         ([blind, seeing], ["text", "image"]),
     ):
-        (entry,) = model_list(offers, TOKEN_INFO).values()
+        (entry,) = model_list(offers, rates, TOKEN_INFO).values()
         assert entry["input_modalities"] == modalities
         assert entry["output_modalities"] == ["text"]
