@@ -38,8 +38,8 @@ def test_the_tower_of_a_bare_configuration_is_the_one_that_transformers_saves(fo
 def test_a_tower_that_is_used_counts_on_the_device_and_is_never_packed(folder: Path) -> None:
     model = read(folder)
     for form in (FLOAT, ("fp8", "float32", "fp8"), ("int4", "float32", "int4")):
-        size = memory.weights(model.tensors, form[1], form[2])  # type: ignore[arg-type]
-        planned = memory.need(model, form, "cpu", 1, 256)  # type: ignore[arg-type]
+        size = memory.weights(model.tensors, form[1], form[2])
+        planned = memory.need(model, form, "cpu", 1, 256)
         assert planned.host_bytes == 0
         assert planned.weights_bytes == size.shared_bytes + size.experts_bytes + size.vision_bytes
         assert size.vision_bytes == memory.weights(model.tensors, "float32", "none").vision_bytes
