@@ -90,7 +90,8 @@ class Estimator:
                     return prices, busy
                 why = f"{host_of(index)}: {busy.source}"
         own = f"your own prices, because {why}"
-        output, steps = config.price_per_million_output_tokens, config.step_price
+        amounts = config.amounts(self.token)
+        output, steps = amounts.price_per_million_output_tokens, amounts.price_per_thousand_steps
         return AskedPrices(output, steps, own), Figure(None, why)
 
     async def _ask_gas(self) -> Figure:
@@ -114,7 +115,9 @@ class Estimator:
         except (PieceworkError, OSError) as error:
             return Figure(None, f"the chain's node does not tell the gas price: {error}")
         count = DAY_S / config.settle_interval_s
-        units = count * settle_wei(price) * config.native_coin_price / WEI_PER_COIN
+        units = (
+            count * settle_wei(price) * config.amounts(self.token).native_coin_price / WEI_PER_COIN
+        )
         return Figure(units, f"at most {count:.0f} settlements a day at the gas price of now")
 
 

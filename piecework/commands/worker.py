@@ -11,7 +11,7 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
-    from piecework_node.daemon.checks import Finding
+    from piecework_node.daemon.checks import CheckResult
     from piecework_node.home import Home
 
 app = common.group()
@@ -181,7 +181,7 @@ def check_all(place: Home, password: str) -> None:
         raise typer.Exit(1)
 
 
-def _print_findings(findings: list[Finding]) -> None:
+def _print_findings(findings: list[CheckResult]) -> None:
     for finding in findings:
         common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
 

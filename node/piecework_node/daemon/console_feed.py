@@ -180,7 +180,7 @@ class ConsoleFeed:
         self._p, self._state, self._indexes = components, state, indexes
         base, config = components.base, components.base.config
         self._meter = ConsoleMeter()
-        self._book = EarningsBook(base.journal, config.native_coin_price)
+        self._book = EarningsBook(base.journal, base.amounts.native_coin_price)
         self._webhook: Webhook | None = None
         if config.alert_webhook:
             operator = address_hex(base.operator.address)

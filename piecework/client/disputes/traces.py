@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from piecework.chain.evidence_calls import TraceEvidence
 from piecework_protocol.disputes import OpenedLeaf, TraceRule, applies
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.evidence.file import ShownCanvas
+from piecework_protocol.evidence.file import CanvasEvidence
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.merkle import EMPTY_ROOT
 from piecework_protocol.objects import Job
@@ -25,7 +25,7 @@ from piecework_protocol.trace import (
 
 
 def broken_rule(
-    job: Job, shown: ShownCanvas, canvas_leaf: OpenedLeaf, step_leaf: OpenedLeaf
+    job: Job, shown: CanvasEvidence, canvas_leaf: OpenedLeaf, step_leaf: OpenedLeaf
 ) -> TraceEvidence | None:
     """Return what shows that a trace breaks a rule, or None.
 
@@ -43,7 +43,7 @@ def broken_rule(
 
 
 def _found(
-    job: Job, shown: ShownCanvas, canvas_leaf: OpenedLeaf, step_leaf: OpenedLeaf
+    job: Job, shown: CanvasEvidence, canvas_leaf: OpenedLeaf, step_leaf: OpenedLeaf
 ) -> Iterator[TraceEvidence]:
     receipt = shown.receipt
     try:
@@ -90,7 +90,7 @@ def _random(
             yield TraceEvidence(TraceRule.RENOISE, both, position=place)
 
 
-def _output(shown: ShownCanvas, step_leaf: OpenedLeaf) -> Iterator[TraceEvidence]:
+def _output(shown: CanvasEvidence, step_leaf: OpenedLeaf) -> Iterator[TraceEvidence]:
     if shown.output is None or step_leaf.index != shown.receipt.steps:
         return
     evidence = TraceEvidence(TraceRule.OUTPUT, (step_leaf,), output=shown.output)

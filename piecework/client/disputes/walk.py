@@ -27,7 +27,7 @@ from piecework_protocol.disputes import (
     OpenedLeaf,
     TraceRule,
 )
-from piecework_protocol.evidence.file import EvidenceFile, ShownCanvas
+from piecework_protocol.evidence.file import CanvasEvidence, EvidenceFile
 from piecework_protocol.trace import CanvasField, StepField
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Digest, Timestamp
 
@@ -246,7 +246,7 @@ class DisputeWalk:
 
     # --- what is asked
 
-    def _canvas(self, about: DisputedStep) -> ShownCanvas:
+    def _canvas(self, about: DisputedStep) -> CanvasEvidence:
         shown = next((c for c in self._evidence.canvases if c.receipt.canvas == about.canvas), None)
         if shown is None or not can_be_challenged(self._evidence, about.canvas):
             raise DisputeError(f"the evidence has no canvas {about.canvas} with steps")

@@ -14,9 +14,9 @@ from piecework.client.disputes.walk import DisputedStep, DisputeStage, DisputeWa
 from piecework.client.errors import DisputeError
 from piecework_protocol.disputes import ANSWER_SECONDS, VERDICT_SECONDS
 from piecework_protocol.evidence.file import (
+    CanvasEvidence,
     Contradiction,
     EvidenceFile,
-    ShownCanvas,
     ShownJob,
     ShownOffer,
 )
@@ -61,7 +61,7 @@ def evidence_of(market: TestMarket, canvas: ServedCanvas) -> EvidenceFile:
     job = canvas.subject.job
     offered = offer("operator")
     shown = ShownOffer(offered.offer, offered.signature, OPERATOR.address)
-    signed = ShownCanvas(
+    signed = CanvasEvidence(
         canvas.signed.receipt, canvas.signed.signature, canvas.leaves, canvas.output
     )
     return EvidenceFile(
@@ -162,7 +162,10 @@ async def test_a_silent_worker_loses_a_part_and_the_bond_comes_back(market: Test
 async def test_an_invented_trace_is_proved_from_the_answers(market: TestMarket, field: str) -> None:
     canvas = await serve(market, PAYER, OPERATOR)
     first = canvas.steps[0]
-    changed = replace(first, **{field: write_ids([t ^ 1 for t in read_ids(getattr(first, field))])})
+    invented = write_ids([t ^ 1 for t in read_ids(getattr(first, field))])
+    changed = (
+        replace(first, before=invented) if field == "before" else replace(first, after=invented)
+    )
     canvas = resigned(
         market.reader.domain, OPERATOR, replace(canvas, steps=(changed, *canvas.steps[1:]))
     )

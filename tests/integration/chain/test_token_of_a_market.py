@@ -94,7 +94,7 @@ async def test_the_defaults_of_a_worker_are_so_many_tokens_whatever_its_decimals
     async with HttpRpc(any_chain.url) as rpc:
         dai = await read_token(rpc, await created(any_chain, 18, b"DAI"))
         coarse = await read_token(rpc, await created(any_chain, 0, b"ONE"))
-    config = WorkerConfig(payout="0x" + "22" * 20)
+    config = WorkerConfig.model_validate({"payout": "0x" + "22" * 20})
     amounts = config.amounts(dai)
     assert amounts.min_deposit == dai.parse("0.1")
     assert amounts.price_per_million_output_tokens == dai.parse("0.2")

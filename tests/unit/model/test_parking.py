@@ -51,7 +51,7 @@ def test_parked_memory_is_empty_and_comes_back_in_place_under_every_view() -> No
 
 def test_memory_that_finds_no_room_stays_on_the_host_and_comes_later() -> None:
     first, second = FullDevice(2), FullDevice(0)
-    copies = [(device, UntypedStorage(8)) for device in (first, second)]
+    copies = [(device, cast(Any, UntypedStorage)(8)) for device in (first, second)]
     parked = ParkedMemory(cast(Any, copies))
     with pytest.raises(torch.OutOfMemoryError):
         parked.restore()
@@ -62,9 +62,9 @@ def test_memory_that_finds_no_room_stays_on_the_host_and_comes_later() -> None:
 
 
 def test_every_tensor_of_the_device_is_found() -> None:
-    kept = {"weights": torch.zeros(3), "views": [torch.zeros(4)[1:]]}
+    weights, views = torch.zeros(3), [torch.zeros(4)[1:]]
     found = {id(tensor) for tensor in tensors_on(torch.device("cpu"))}
-    assert {id(kept["weights"]), id(kept["views"][0])} <= found
+    assert {id(weights), id(views[0])} <= found
     assert not tensors_on(torch.device("cuda"))
 
 
