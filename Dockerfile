@@ -16,7 +16,14 @@ RUN pip wheel --no-cache-dir --no-build-isolation --no-deps --wheel-dir /wheels 
 
 FROM python:3.11-slim
 ARG PIP_EXTRA_INDEX_URL=""
-RUN useradd --create-home piecework && mkdir /market && chown piecework /market
+# Triton compiles its kernels with a C compiler at first use.
+RUN apt-get update && apt-get install --yes --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+# Volumes take over the owner of the folders that they cover.
+RUN useradd --create-home piecework && mkdir /market && chown piecework /market \
+    && for folder in worker models cache client index; do \
+         install --directory --owner piecework --mode 700 "/home/piecework/$folder"; \
+       done
 WORKDIR /opt/piecework
 COPY constraints.txt ./
 COPY requirements requirements

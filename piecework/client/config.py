@@ -207,8 +207,8 @@ class ClientConfig(Settings):
     max_price_per_million_output: TokenNumber | None = Field(
         default=None,
         description=(
-            "Workers that ask more tokens than this for a million output tokens are left out, "
-            'such as "0.5".'
+            "Workers at which a million output tokens should cost more than this with their "
+            'denoising steps are left out, such as "1.5".'
         ),
     )
     price_cap: float = Field(

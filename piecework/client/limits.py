@@ -92,9 +92,6 @@ BROKEN_WORKER_REST_S: Final = 7 * 24 * 3600
 # English text in a subword vocabulary has about four bytes a token: for estimates, never for
 # ceilings.
 BYTES_PER_TOKEN_ESTIMATE: Final = 4
-# Mean denoising steps of a canvas on real prompts (docs/model.md); at most what the parameters
-# allow.
-MEAN_STEPS_ESTIMATE: Final = 27
 # A worker without a slot and without a place in its queue: a usual job there has to end first.
 FULL_WORKER_WAIT_S: Final = 10.0
 # A worker has so long to take a job: it reads the chain and counts the prompt.

@@ -23,6 +23,7 @@ from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.completion import Completion, collect
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.failover import FailOver, nobody
+from piecework.client.jobs.rates import RateOf
 from piecework.client.jobs.reads import ReadResult, collect_read
 from piecework.client.jobs.requests import (
     Filters,
@@ -76,7 +77,7 @@ class Quote:
 
     @property
     def expected(self) -> TokenAmount:
-        """What the job should cost, if the whole `max_tokens` is written."""
+        """What the job should cost, for an answer of the usual length. `choice.usage` has it."""
         return self.token.amount(self.choice.expected)
 
     @property
@@ -298,6 +299,13 @@ class PieceworkClient:
     async def offers(self) -> Found:
         """Return every usable offer, verified, and one line for each that was left out."""
         return await self.discovery.offers()
+
+    async def rates(self) -> RateOf:
+        """Return what tells the price of output, steps included, of each model of an offer.
+
+        It knows the client's own jobs until now.
+        """
+        return await self._chooser.rates()
 
     async def rank(self, request: JobRequest) -> Ranking:
         """Return who could take the request, best first, and why others cannot.

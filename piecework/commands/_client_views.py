@@ -14,20 +14,85 @@ from typing import Any, TextIO
 from piecework.base.amounts import Token
 from piecework.client.funds import Withdrawal
 from piecework.client.invoice import InvoiceLine
+from piecework.client.jobs.rates import Rate, RateOf
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.client.journal.records import ChannelRow
+from piecework.client.limits import OWN_JOBS_THAT_COUNT_FULLY
+from piecework.client.network.searches import Found
 from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient, Quote
 from piecework.commands._terminal import JobProgress
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Address, Timestamp, to_hex
+from piecework_protocol.usual import MEAN_STEPS, Source
 from piecework_protocol.views import as_json, members
 
 
+def offers_view(found: Found, rates: RateOf) -> dict[str, Any]:
+    """Every offer, with the price of output and its steps beside the prices of each model."""
+    return {
+        "offers": [
+            {
+                **as_json(signed.offer),
+                "models": [
+                    {
+                        **as_json(model),
+                        "kinds": model.kind_names,
+                        "with_steps": rate_view(rates(signed.offer, model)),
+                    }
+                    for model in signed.offer.models
+                ],
+            }
+            for signed in found.offers
+        ],
+        "troubles": list(found.troubles),
+    }
+
+
+def rate_view(rate: Rate) -> dict[str, Any]:
+    """What a million output tokens cost with their denoising steps, and who says so."""
+    return {
+        "expected": rate.expected,
+        "own_jobs": round(rate.own_jobs, 1),
+        "claimed_p50": rate.claimed_p50,
+        "claimed_p90": rate.claimed_p90,
+        "claimed_jobs": rate.claim.jobs,
+        "source": rate.claim.source.value,
+    }
+
+
+_SAID_BY = {
+    Source.RECEIPTS.value: "by the worker's own word",
+    Source.BENCHMARK.value: "estimated from the worker's benchmark",
+    Source.ASSUMED.value: f"estimated at {MEAN_STEPS} steps a canvas",
+}
+
+
+def rate_line(rate: dict[str, Any], token: Token) -> str:
+    """One line of a rate for a person: the figure, its spread and its source."""
+    line = f"{token.format(rate['expected'])} for 1M output tokens with their steps"
+    if rate["own_jobs"] >= OWN_JOBS_THAT_COUNT_FULLY:
+        return f"{line}, by your own jobs"
+    said = _SAID_BY[rate["source"]]
+    if rate["source"] == Source.RECEIPTS.value:
+        said += f" ({rate['claimed_jobs']} jobs, nine of ten under "
+        said += f"{token.format(rate['claimed_p90'])})"
+    mine = f" and {rate['own_jobs']:g} jobs of yours" if rate["own_jobs"] else ""
+    return f"{line}, {said}{mine}"
+
+
 def quote_view(quote: Quote) -> dict[str, Any]:
-    """A quote, and who was left out why."""
+    """A quote with its parts, and who was left out why."""
     choice = quote.choice
     return {
+        "usage": members(choice.usage, "prompt_tokens", "output_tokens", "denoising_steps"),
+        "prices": members(
+            choice.model,
+            "price_per_million_prompt_tokens",
+            "price_per_million_output_tokens",
+            "price_per_thousand_steps",
+        ),
+        "with_steps": rate_view(choice.rate),
         **members(choice, "expected", "ceiling", "fee"),
         **members(quote, "why", "unfit"),
         "worker": to_hex(choice.operator),

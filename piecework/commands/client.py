@@ -116,15 +116,15 @@ def offers(
 
     Every offer is verified here. An index is not trusted.
     """
-    from piecework_protocol.views import as_json
+    from piecework.commands._client_views import offers_view, rate_line
 
-    found = with_client(
-        home, password_file, lambda client: client.offers(), indexes=_indexes(index)
-    )
-    rows = [as_json(signed.offer) for signed in found.offers]
-    token = market_token_of(home)
+    async def read(client: PieceworkClient) -> dict[str, Any]:
+        return offers_view(await client.offers(), await client.rates())
+
+    view = with_client(home, password_file, read, indexes=_indexes(index))
+    rows, token = view["offers"], market_token_of(home)
     if json:
-        print_amounts({"offers": rows, "troubles": list(found.troubles)}, token)
+        print_amounts(view, token)
         return
     for row in rows:
         common.say(
@@ -133,13 +133,17 @@ def offers(
         )
         for model in row["models"]:
             common.say(
-                f"    {safe(model['name']):24} {model['tokens_per_second']:>6} tokens/s"
-                f"  out {token.format(model['price_per_million_output_tokens'])}/M"
-                f"  in {token.format(model['price_per_million_prompt_tokens'])}/M"
-                f"  steps {token.format(model['price_per_thousand_steps'])}/k"
-                + ("  best effort: no seed, no trace" if model["service"] == "best_effort" else "")
+                f"    {safe(model['name'])}: {', '.join(model['kinds'])}, "
+                f"{model['tokens_per_second']} tokens/s"
+                + (", best effort: no seed, no trace" if model["service"] == "best_effort" else "")
             )
-    for trouble in found.troubles:
+            common.say(f"        {rate_line(model['with_steps'], token)}")
+            common.say(
+                f"        parts: output {token.format(model['price_per_million_output_tokens'])}/M,"
+                f" prompt {token.format(model['price_per_million_prompt_tokens'])}/M,"
+                f" steps {token.format(model['price_per_thousand_steps'])}/k"
+            )
+    for trouble in view["troubles"]:
         common.say(f"left out: {trouble}", err=True)
     if not rows:
         common.say("no usable offer", err=True)
@@ -163,7 +167,7 @@ def quote(
 
     Nothing is sent to a worker.
     """
-    from piecework.commands._client_views import quote_view
+    from piecework.commands._client_views import quote_view, rate_line
 
     token = market_token_of(home)
     request = _request(
@@ -181,6 +185,12 @@ def quote(
         return
     common.say(f"worker    {view['worker']} ({safe(view['model'])})")
     common.say(f"expected  {token.format(view['expected'])}")
+    usage = view["usage"]
+    common.say(
+        f"for       about {usage['prompt_tokens']} prompt tokens, {usage['output_tokens']} output "
+        f"tokens and {usage['denoising_steps']} denoising steps"
+    )
+    common.say(f"rate      {rate_line(view['with_steps'], token)}")
     common.say(f"at most   {token.format(view['ceiling'])}")
     if view["fee"]:
         common.say(f"opening   {token.format(view['fee'])}, once, for the worker's transaction")

@@ -311,6 +311,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("operator", body["operator"]),
         ("earnings to", body["receiver"]),
         ("model", f"{engine.get('model', '-')} on {engine.get('device', '-')}"),
+        ("kinds", ", ".join(engine.get("kinds", ())) or "-"),
         ("service", engine.get("service", "-").replace("_", " ")),
         ("precision", engine.get("precision") or "-"),
         ("speed", f"{engine.get('tokens_per_second', 0)} tokens/s, {engine['restarts']} restarts"),
@@ -318,6 +319,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
         ("relays", ", ".join(f"{name} {state}" for name, state in body["relays"].items()) or "-"),
         ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
+        ("price", _rate(offer, token)),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
         ("unsettled", token.format(body["unsettled"])),
@@ -334,6 +336,17 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         common.say(f"{'endpoint':14} {member['number']} {member['health']}{trouble}")
     for note in body["errors"][-5:]:
         common.say(f"{'error':14} {note['where']}: {note['message']}")
+
+
+def _rate(offer: dict[str, Any], token: Token) -> str:
+    """What a million output tokens cost with their steps, as the offer says."""
+    usual = offer.get("with_steps")
+    if not usual:
+        return "-"
+    p50, p90 = token.format(usual["p50"]), token.format(usual["p90"])
+    if not usual["jobs"]:
+        return f"about {p50} for 1M output tokens with their steps: an estimate, too few jobs yet"
+    return f"{p50} for 1M output tokens with their steps (p90 {p90}, {usual['jobs']} jobs)"
 
 
 @app.command()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, TypeAlias
 
-from piecework.market.history import Sample, sample
+from piecework.market.history import MarketSample, sample
 from piecework.market.listing import (
     Entry,
     Listed,
@@ -45,7 +45,7 @@ _VALUES: Final[Mapping[Sort, Callable[[Entry], int]]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundEntries:
     """What a query finds.
 
     Attributes:
@@ -72,7 +72,7 @@ class _Second:
     now: Timestamp
     found: dict[Query, _Matching] = field(default_factory=dict)
     models: dict[str, Any] | None = None
-    sample: Sample | None = None
+    sample: MarketSample | None = None
 
 
 class Catalogue:
@@ -137,10 +137,10 @@ class Catalogue:
         """Return the workers whose offers have expired."""
         return tuple(operator for _, operator in self._ends[: self._first_live(now)])
 
-    def find(self, query: Query, now: Timestamp) -> Found:
+    def find(self, query: Query, now: Timestamp) -> FoundEntries:
         """Return one page of models at workers."""
         entries = self._matching(query, now).entries
-        return Found(entries[query.offset : query.offset + query.limit], len(entries))
+        return FoundEntries(entries[query.offset : query.offset + query.limit], len(entries))
 
     def offers_text(self, query: Query, now: Timestamp) -> str:
         """Return one page of offers as JSON. Each stands once, at the place of its best model."""
@@ -167,7 +167,7 @@ class Catalogue:
             second.models = models_json(self.live(now))
         return second.models
 
-    def sample(self, now: Timestamp) -> Sample:
+    def sample(self, now: Timestamp) -> MarketSample:
         """Return the figures of the market."""
         second = self._second_of(now)
         if second.sample is None:

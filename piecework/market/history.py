@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS settled_days (
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class MarketSample:
     """The market at one moment. Prices are blended ones in base units, speeds tokens a second."""
 
     at: Timestamp
@@ -95,13 +95,13 @@ class SettledDay:
     payments: int
 
 
-def sample(offers: Sequence[Listed], now: Timestamp) -> Sample:
+def sample(offers: Sequence[Listed], now: Timestamp) -> MarketSample:
     """Return the figures of the market now."""
     signed = [listed.signed.offer for listed in offers]
     models = [model for offer in signed for model in offer.models]
     prices = sorted(map(blended_price, models))
     speeds = sorted(model.tokens_per_second for model in models)
-    return Sample(
+    return MarketSample(
         now,
         len(signed),
         len({model.digest for model in models}),
@@ -114,7 +114,7 @@ def sample(offers: Sequence[Listed], now: Timestamp) -> Sample:
     )
 
 
-class History:
+class MarketHistory:
     """The tables above. Used from one thread. Every method may raise `apsw.Error`."""
 
     def __init__(self, db: apsw.Connection, token: Address) -> None:
@@ -147,10 +147,10 @@ class History:
             )
             self._forget(now)
 
-    def samples(self, since: Timestamp) -> tuple[Sample, ...]:
+    def samples(self, since: Timestamp) -> tuple[MarketSample, ...]:
         """Return the samples from a moment on, oldest first."""
         rows = self._rows("SELECT * FROM samples WHERE at >= ? ORDER BY at", (since,))
-        return tuple(Sample(Timestamp(row[0]), *row[1:]) for row in rows)
+        return tuple(MarketSample(Timestamp(row[0]), *row[1:]) for row in rows)
 
     def uptime(self, operator: Address) -> Uptime | None:
         """Return how often a worker was there, or None for one that no sample has seen.

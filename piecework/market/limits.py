@@ -23,8 +23,6 @@ STANDING_LIFETIME_S: Final = 30.0
 MAX_STANDINGS: Final = 20_000
 # Expired offers are swept this often; they are never shown in between.
 SWEEP_INTERVAL_S: Final = 30.0
-# Mean denoising steps of a canvas on real prompts (docs/model.md), for one comparable price.
-MEAN_STEPS: Final = 27
 # A worker's own facts nest three deep; what we list must parse for everybody, wrapped in a page of
 # ours.
 MAX_DETAILS_DEPTH: Final = 16

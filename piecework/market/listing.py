@@ -16,11 +16,11 @@ from piecework.market.limits import (
     MAX_DETAILS_DEPTH,
     MAX_LISTED_OFFERS,
     MAX_OFFERS,
-    MEAN_STEPS,
 )
-from piecework_protocol.objects import ModelOffer, Service
+from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Amount, Digest, Timestamp, to_hex
+from piecework_protocol.usual import assumed, price_with_steps, usual_jobs
 from piecework_protocol.views import as_json, members
 from piecework_protocol.wire import SignedOffer
 
@@ -115,10 +115,27 @@ class Entry:
 
 
 def blended_price(model: ModelOffer) -> int:
-    """One number to compare by: base units for a million output tokens at a canvas's mean steps."""
-    steps = min(model.max_steps, MEAN_STEPS)
-    per_token = steps * model.price_per_thousand_steps * 1000 // model.canvas_size
-    return model.price_per_million_output_tokens + per_token
+    """One number to compare by: base units for a million output tokens at a canvas's mean steps.
+
+    Both terms are signed prices, and the steps are the same for all. What a worker says of its own
+    steps moves no order: otherwise the first place would be free for whoever claims the least.
+    """
+    return price_with_steps(model, assumed(model).steps_p50)
+
+
+def measured_json(offer: Offer, model: ModelOffer) -> dict[str, Any]:
+    """What a million output tokens cost with their steps in the worker's jobs, as it says itself.
+
+    `source` tells receipts from its benchmark, and from an assumption where it says nothing.
+    """
+    usual = usual_jobs(offer, model)
+    return {
+        "price_per_million_output_tokens": {
+            "p50": price_with_steps(model, usual.steps_p50),
+            "p90": price_with_steps(model, usual.steps_p90),
+        },
+        **members(usual, "jobs", "source"),
+    }
 
 
 def offer_json(listed: Listed) -> dict[str, Any]:
@@ -126,7 +143,7 @@ def offer_json(listed: Listed) -> dict[str, Any]:
     offer = listed.signed.offer
     return {
         **as_json(offer),
-        "models": [model_json(model) for model in offer.models],
+        "models": [model_json(offer, model) for model in offer.models],
         "details": _details(offer.details),
         "received_at": listed.received_at,
         "stake": listed.stake,
@@ -134,9 +151,14 @@ def offer_json(listed: Listed) -> dict[str, Any]:
     }
 
 
-def model_json(model: ModelOffer) -> dict[str, Any]:
+def model_json(offer: Offer, model: ModelOffer) -> dict[str, Any]:
     """One model of an offer. Prices in base units."""
-    return {**as_json(model), "blended_price_per_million_output_tokens": blended_price(model)}
+    return {
+        **as_json(model),
+        "kinds": model.kind_names,
+        "blended_price_per_million_output_tokens": blended_price(model),
+        "measured": measured_json(offer, model),
+    }
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ import apsw
 
 from piecework.market.catalogue import Catalogue
 from piecework.market.errors import Declined, OfferStoreError
-from piecework.market.history import History
+from piecework.market.history import MarketHistory
 from piecework.market.limits import MAX_OFFERS
 from piecework.market.listing import Listed
 from piecework_protocol import wire
@@ -52,7 +52,7 @@ class OfferStore:
         except (apsw.Error, OSError) as error:
             raise OfferStoreError(f"cannot open {file}: {error}") from None
         self._bind(file, domain)
-        self.history = History(self._db, token)
+        self.history = MarketHistory(self._db, token)
         self.catalogue = Catalogue()
         """What readers see."""
         self._sequences: dict[Address, int] = {}

@@ -15,7 +15,7 @@ import apsw
 from piecework.chain.errors import ChainError
 from piecework.chain.events import EscrowEvent, Settled
 from piecework.chain.records import Block
-from piecework.market.history import History
+from piecework.market.history import MarketHistory
 from piecework.market.limits import SETTLEMENTS_INTERVAL_S
 
 EVENTS: Final = ("ChannelOpened", "Settled")
@@ -33,7 +33,7 @@ class EventSource(Protocol):
     ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]: ...
 
 
-async def catch_up(history: History, chain: EventSource) -> int:
+async def catch_up(history: MarketHistory, chain: EventSource) -> int:
     """Take over every event that is new and final. Return how many there were.
 
     Each part that the chain gives is kept at once, so that a long way is gone once only.
@@ -55,7 +55,7 @@ async def catch_up(history: History, chain: EventSource) -> int:
     return count
 
 
-async def follow(history: History, chain: EventSource, log: Any) -> None:
+async def follow(history: MarketHistory, chain: EventSource, log: Any) -> None:
     """Catch up again and again until cancelled. What fails is logged once until it works again."""
     failed = ""
     while True:

@@ -298,6 +298,11 @@ class ModelOffer(TypedData):
     tokens_per_second: Uint32
     first_canvas_ms: Uint32
 
+    @property
+    def kind_names(self) -> list[str]:
+        """Give the kinds of jobs that are taken, by name. Bits of no known kind are left out."""
+        return [kind.name.lower() for kind in Kind if self.kinds & kind.bit]
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(TypedData):

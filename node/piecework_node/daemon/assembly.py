@@ -224,7 +224,15 @@ async def _assemble(base: Foundations) -> Components:
         openings=check,
         log=log,
     )
-    board = OfferBoard(journal, terms, domain=domain, signer=operator, clock=clock, fees=desk.asked)
+    board = OfferBoard(
+        journal,
+        terms,
+        domain=domain,
+        signer=operator,
+        clock=clock,
+        fees=desk.asked,
+        usual=runtime.recent.usual,
+    )
     return Components(base, keyring, runtime, channels, settler, worker, board)
 
 

@@ -11,6 +11,8 @@ from piecework_protocol.credit import most_written_off
 from piecework_protocol.objects import Offer
 from piecework_protocol.service import service_name
 from piecework_protocol.types import address_hex, to_hex
+from piecework_protocol.usual import price_with_steps, usual_jobs
+from piecework_protocol.views import members
 
 DAY_S: Final = 24 * 3600
 
@@ -103,6 +105,7 @@ def _engine_status(facts: EngineFacts) -> dict[str, Any]:
         "model": facts.name,
         "digest": to_hex(facts.digest),
         "service": service_name(facts.service),
+        "kinds": [kind.name.lower() for kind in facts.kinds],
         "profile": facts.profile,
         "device": facts.device,
         "precision": facts.details.get("precision", ""),
@@ -113,6 +116,7 @@ def _engine_status(facts: EngineFacts) -> dict[str, Any]:
 
 def _offer_status(offer: Offer) -> dict[str, Any]:
     model = offer.models[0]
+    usual = usual_jobs(offer, model)
     return {
         "sequence": offer.sequence,
         "endpoint": offer.endpoint,
@@ -122,4 +126,9 @@ def _offer_status(offer: Offer) -> dict[str, Any]:
         "price_per_million_prompt_tokens": model.price_per_million_prompt_tokens,
         "price_per_million_output_tokens": model.price_per_million_output_tokens,
         "price_per_thousand_steps": model.price_per_thousand_steps,
+        "with_steps": {
+            "p50": price_with_steps(model, usual.steps_p50),
+            "p90": price_with_steps(model, usual.steps_p90),
+            **members(usual, "jobs", "source"),
+        },
     }

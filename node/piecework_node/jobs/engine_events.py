@@ -13,6 +13,7 @@ from piecework_model.requests import (
     StoppedEvent,
 )
 from piecework_node.engine.link import EngineEvent, EngineLost
+from piecework_node.journal.records import EndedJob
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveJob
@@ -113,6 +114,7 @@ class EngineEventHandler:
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
+                self._runtime.recent.ended(EndedJob(job.session.accepted.job.model, record.receipt))
 
     async def _stopped(self, job: LiveJob, event: StoppedEvent) -> None:
         """Charge what was done of a canvas whose client has left."""

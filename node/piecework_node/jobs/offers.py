@@ -37,6 +37,7 @@ from piecework_protocol.types import (
     Uint32,
     Uint64,
 )
+from piecework_protocol.usual import MEMBER, UsualJobs
 from piecework_protocol.wire import SignedOffer, encode_offer
 
 OFFER_CONTENT_TYPE: Final = "application/x-protobuf"
@@ -69,9 +70,9 @@ def build_offer(
     now: Timestamp,
     active: int,
     fees: OfferedFees = NO_FEES,
+    usual: UsualJobs | None = None,
 ) -> Offer:
-    """Return the offer for this moment. `active` jobs run or wait."""
-    details = json.dumps(facts.details, sort_keys=True)
+    """Return the offer for this moment. `active` jobs run or wait. `usual`: what jobs took."""
     model = ModelOffer(
         name=facts.name,
         digest=facts.digest,
@@ -114,8 +115,15 @@ def build_offer(
         min_withdrawal_delay=terms.min_withdrawal_delay,
         min_deposit=terms.min_deposit,
         evidence_seconds=Uint64(0),
-        details=details if len(details) <= MAX_DETAILS_BYTES else "{}",
+        details=_details(facts, usual),
     )
+
+
+def _details(facts: EngineFacts, usual: UsualJobs | None) -> str:
+    """The facts that decide no payment. If there is no room for all, those of the engine go."""
+    claim = {} if usual is None else {MEMBER: [usual.members()]}
+    details = json.dumps({**facts.details, **claim}, sort_keys=True)
+    return details if len(details) <= MAX_DETAILS_BYTES else json.dumps(claim)
 
 
 def slots_free(terms: OperatorTerms, active: int) -> int:
@@ -147,8 +155,13 @@ class OfferBoard:
         signer: Signer,
         clock: Clock,
         fees: Callable[[], OfferedFees] = lambda: NO_FEES,
+        usual: Callable[[EngineFacts], UsualJobs | None] = lambda facts: None,
     ) -> None:
-        """`fees` gives what an offer of now asks for a client's transactions."""
+        """`fees` gives what an offer of now asks for a client's transactions.
+
+        `usual` gives what jobs of the engine's model took until now.
+        """
+        self._usual = usual
         self._journal, self.terms, self._fees = journal, terms, fees
         self._domain, self._signer, self._clock = domain, signer, clock
         self._sequence: int | None = None
@@ -171,6 +184,7 @@ class OfferBoard:
             now=now(self._clock),
             active=active,
             fees=self._fees(),
+            usual=self._usual(facts),
         )
         return await self._show(offer)
 

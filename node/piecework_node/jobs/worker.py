@@ -48,6 +48,7 @@ from piecework_node.runtime.funding import authorization_in, better_funding, usa
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import NO_CONTENT, LiveChannel, LiveJob
 from piecework_node.runtime.openings import OpeningCheck
+from piecework_node.runtime.recent import RECENT_JOBS
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.write_offs import written_off
@@ -158,6 +159,7 @@ class Worker:
         """Take up what the journal holds. Jobs that ran wait, suspended, for their clients."""
         await self._channels.recover()
         self._credit.write_off(await written_off(self._runtime.journal))
+        self._runtime.recent.load(await self._runtime.journal.recent_jobs(RECENT_JOBS))
         for stored in await self._runtime.journal.open_jobs():
             try:
                 job = await self._revive(stored)

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from piecework_node.journal.records import (
     Earnings,
+    EndedJob,
     JournalRecord,
     StoredChannel,
     StoredJob,
@@ -67,6 +68,10 @@ class Journal(Protocol):
 
     async def metas(self, prefix: str) -> dict[str, str]:
         """Return the small values whose names begin with `prefix`."""
+        ...
+
+    async def recent_jobs(self, most: int) -> tuple[EndedJob, ...]:
+        """Return the newest jobs with their latest receipts, oldest first, at most so many."""
         ...
 
     async def earnings(self) -> Earnings:

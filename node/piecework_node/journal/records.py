@@ -314,6 +314,14 @@ class StoredSealingKey:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedJob:
+    """A job's model and its last receipt, which holds the job's totals."""
+
+    model: Digest
+    last: Receipt
+
+
+@dataclass(frozen=True, slots=True)
 class PaidJob:
     """What a job has earned by vouchers, in base units."""
 

@@ -11,6 +11,7 @@ import apsw
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import (
     OPEN_TX_STATES,
+    EndedJob,
     PaidJob,
     SpentTx,
     StoredChannel,
@@ -79,6 +80,12 @@ _PAID = (
     "WHERE leaf_index IS NOT NULL AND accepted_at >= ? AND accepted_at < ? "
     "ORDER BY accepted_at, jobs.number, canvas"
 )
+# The newest numbers first, and no more of them than asked for: constant time in a long journal.
+_RECENT = (
+    "SELECT frame, (SELECT receipt FROM outputs WHERE outputs.job = number "
+    "ORDER BY canvas DESC LIMIT 1) FROM (SELECT number FROM jobs ORDER BY number DESC LIMIT ?) "
+    "JOIN submissions ON submissions.job = number ORDER BY number"
+)
 _FAILED = TxState.FAILED.value
 _PAID_BY_FEE = (TxKind.FUND.value, TxKind.CLOSE.value)
 """What these bring is the fee that the client signed."""
@@ -111,6 +118,17 @@ def _job(db: apsw.Connection, row: Sequence[Any]) -> StoredJob:
         reason=Reason[reason] if reason else None,
         canvases=tuple(StoredCanvas(decode_value(Receipt, r), *sealed) for r, *sealed in canvases),
     )
+
+
+def recent_jobs(db: apsw.Connection, most: int) -> tuple[EndedJob, ...]:
+    """Return the newest jobs that have a receipt, oldest first. Pruned ones are left out."""
+    found = []
+    rows: list[Any] = db.execute(_RECENT, (most,)).fetchall()
+    for frame, receipt in rows:
+        submission = decode_client_frame(frame)
+        if isinstance(submission, SubmitJob) and receipt is not None:
+            found.append(EndedJob(submission.job.model, decode_value(Receipt, receipt)))
+    return tuple(found)
 
 
 def channels(db: apsw.Connection, where: str, values: tuple[Any, ...]) -> tuple[StoredChannel, ...]:

@@ -33,6 +33,7 @@ from piecework_node.journal.prune import Pruned, prune
 from piecework_node.journal.records import (
     SEQUENCE_FLOOR,
     Earnings,
+    EndedJob,
     JournalRecord,
     MetaSet,
     PaidJob,
@@ -159,6 +160,9 @@ class SqliteJournal:
         query = "SELECT key, value FROM meta WHERE substr(key, 1, length(?1)) = ?1"
         rows = await self._run(lambda: self._db.execute(query, (prefix,)).fetchall())
         return {str(key): str(value) for key, value in rows}
+
+    async def recent_jobs(self, most: int) -> tuple[EndedJob, ...]:
+        return await self._alone(lambda: rows.recent_jobs(self._db, most))
 
     async def earnings(self) -> Earnings:
         return await self._run(self._totals_now)

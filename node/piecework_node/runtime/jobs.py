@@ -23,6 +23,7 @@ from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
+from piecework_node.runtime.recent import RecentJobs
 from piecework_node.runtime.requests import generation_request
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
@@ -60,6 +61,7 @@ class JobRuntime:
         """Jobs by the name of their sequence in the engine."""
         self.credit: CreditDesk | None = None
         """What payers may owe. The worker sets it."""
+        self.recent = RecentJobs()
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None

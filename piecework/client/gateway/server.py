@@ -153,7 +153,9 @@ class Gateway:
     async def _model_list(self) -> dict[str, dict[str, Any]]:
         found = await self._client.offers()
         offers = (signed.offer for signed in found.offers)
-        return model_list(offers, self._client.payment_token, self._options.token_usd_price)
+        rates = await self._client.rates()
+        token, usd_price = self._client.payment_token, self._options.token_usd_price
+        return model_list(offers, rates, token, usd_price)
 
     async def _health(self, _: web.Request) -> web.Response:
         body = {"status": "ok", "running": self._line.running, "waiting": self._line.waiting}

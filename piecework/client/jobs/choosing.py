@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from piecework.base.clock import Clock
 from piecework.client.errors import WorkerUnreachable
+from piecework.client.jobs.rates import Rate, RateOf
 from piecework.client.jobs.requests import Filters, JobRequest
 from piecework.client.jobs.selection import Choice, Ranking, least_of, rank, within_cap
 from piecework.client.jobs.spending import Allowance
@@ -54,6 +55,13 @@ class Chooser:
     async def close(self) -> None:
         """End the dials that still run."""
         await self._background.close()
+
+    async def rates(self) -> RateOf:
+        """Return what tells the price of output with its steps, from the client's jobs until
+        now."""
+        memories = await self._reachability.memory.run(self._reachability.memory.all)
+        now = Timestamp(int(self._clock.wall()))
+        return lambda offer, model: Rate.of(offer, model, memories, now)
 
     async def choose(
         self,

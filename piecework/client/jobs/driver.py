@@ -29,9 +29,10 @@ from piecework.client.jobs.selection import claimed_seconds, usual_steps
 from piecework.client.jobs.showing import show_lacking
 from piecework.client.jobs.spending import Spending
 from piecework.client.jobs.watchdog import Watchdog
-from piecework.client.journal.learning import learn, learn_broken, learn_measure
+from piecework.client.journal.learning import learn, learn_broken, learn_length, learn_measure
 from piecework.client.journal.memory import JobDone, Lesson
 from piecework.client.journal.records import (
+    AnswerLength,
     ChannelRow,
     JobRow,
     JobStatus,
@@ -475,7 +476,7 @@ class JobDriver:
             raise JobFailed(job.id, reason, message)
         status = JobStatus.COMPLETE if complete else JobStatus.CANCELLED
         usage = usage_of(self._receipts[-1]) if self._receipts else NOTHING
-        await self._over(status, lesson=self._lesson(usage))
+        await self._over(status, lesson=self._lesson(usage, last))
         finishes = {
             objects.Finish.END_OF_TEXT: FinishReason.END_OF_TEXT,
             objects.Finish.TOKEN_LIMIT: FinishReason.TOKEN_LIMIT,
@@ -517,7 +518,7 @@ class JobDriver:
         )
         self.over = True
 
-    def _lesson(self, usage: Usage) -> Lesson:
+    def _lesson(self, usage: Usage, last: objects.Finish) -> Lesson:
         """What a job that ran to its end teaches: what it took, if one stream saw all of it, and
         what was paid."""
         now, model = self._context.now(), self._model
@@ -539,12 +540,21 @@ class JobDriver:
                 usual_steps=usual_steps(model, tokens, parameters.max_steps),
             )
 
+        # A template decides the length, not the model.
+        free = seen_whole and not self._job.outline.templated
+        by_itself = last is objects.Finish.END_OF_TEXT
+
+        def length(memory: AnswerLength) -> AnswerLength:
+            if not free:
+                return memory
+            return learn_length(memory, now, usage.output_tokens, ended=by_itself)
+
         paid = PaidTariff(
             model.price_per_million_prompt_tokens,
             model.price_per_million_output_tokens,
             model.price_per_thousand_steps,
         )
-        done = JobDone(model.digest, measure, paid)
+        done = JobDone(model.digest, measure, length, paid)
         return Lesson(lambda memory: learn(memory, now, success=True), done)
 
     # --- session

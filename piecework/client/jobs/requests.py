@@ -181,11 +181,14 @@ class TextRequest:
         steps = self.generation.max_steps or min(DEFAULT_MAX_STEPS, model.max_steps)
         return replace(self.generation, max_tokens=tokens, max_steps=steps)
 
-    def output_tokens(self, generation: Generation) -> int:
-        """Count the output tokens that a job with a resolved generation should be charged."""
+    def output_tokens(self, generation: Generation, usual: float | None = None) -> int:
+        """Count the output tokens that a job with a resolved generation should be charged.
+
+        usual: how long the model's answers are. None: nobody knows, so it is as long as it may be.
+        """
         tokens = generation.max_tokens or 0
         if not self.template:
-            return tokens
+            return tokens if usual is None else max(1, min(tokens, round(usual)))
         return min(tokens, self._template_tokens(BYTES_PER_TOKEN_ESTIMATE))
 
     @property
@@ -253,7 +256,7 @@ class ReadRequest:
         tokens = self.content.canvases(model.canvas_size) * model.canvas_size
         return Generation(seed=self.seed, max_tokens=tokens, max_steps=1, stability_steps=0)
 
-    def output_tokens(self, generation: Generation) -> int:
+    def output_tokens(self, generation: Generation, usual: float | None = None) -> int:
         """Count the output tokens that are charged: none."""
         return 0
 

@@ -16,6 +16,7 @@ import statistics
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from piecework.client.jobs.rates import Rate, answer_lengths, measured_at
 from piecework.client.jobs.requests import (
     Filters,
     Generation,
@@ -24,18 +25,28 @@ from piecework.client.jobs.requests import (
     TextRequest,
     job_parameters,
 )
-from piecework.client.journal.learning import is_resting, reliability, slowness, step_share
-from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
-from piecework.client.limits import (
-    BROKEN_WORKER_REST_S,
-    FULL_WORKER_WAIT_S,
-    MEAN_STEPS_ESTIMATE,
+from piecework.client.journal.learning import (
+    blended_steps,
+    is_resting,
+    reliability,
+    slowness,
 )
+from piecework.client.journal.records import (
+    Experience,
+    Measured,
+    Memories,
+    PaidTariff,
+)
+from piecework.client.limits import BROKEN_WORKER_REST_S, FULL_WORKER_WAIT_S
 from piecework.client.network.discovery import serves
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
+from piecework_protocol.usual import (
+    MEAN_STEPS,
+    UsualJobs,
+)
 from piecework_protocol.wire import SignedOffer
 
 PRICE_TOO_LOW = "max_price_too_low"
@@ -52,6 +63,7 @@ class Choice:
         fee: What the worker gets beside it for opening a channel, once. Base units.
         seconds: The expected time to the last canvas, without waiting for a slot.
         usage: What it should use.
+        rate: What a million output tokens cost here, denoising steps included.
         full: Whether the worker has neither a slot nor a place in its queue.
         resting: Whether it was silent a while ago. Then it comes last.
     """
@@ -64,6 +76,7 @@ class Choice:
     fee: Amount
     seconds: float
     usage: Usage
+    rate: Rate
     reliability: float
     score: float
     full: bool
@@ -107,20 +120,22 @@ def rank(
     choices: list[Choice] = []
     unfit: list[str] = []
     mistakes: list[Mistake | None] = []
-    for signed in offers:
-        for model in signed.offer.models:
-            if not serves(model, request.model):
-                continue
-            estimate = _Estimate.of(request, signed, model, memories, filters)
-            mistake = _mistake(request, model, estimate, filters)
-            mistakes.append(mistake)
-            trouble: str | None = _terms_trouble(signed, estimate, filters) or (
-                mistake.why if mistake else _price_trouble(model, filters)
-            )
-            if trouble:
-                unfit.append(f"{address_hex(signed.offer.operator)} ({model.name}): {trouble}")
-            else:
-                choices.append(_choice(signed, model, estimate, filters))
+    served = [
+        (o, model) for o in offers for model in o.offer.models if serves(model, request.model)
+    ]
+    lengths = answer_lengths(served, memories, Timestamp(filters.now))
+    for signed, model in served:
+        candidate = _Candidate(signed, model, memories, filters, lengths[model.digest])
+        estimate = _Estimate.of(request, candidate)
+        mistake = _mistake(request, model, estimate, filters)
+        mistakes.append(mistake)
+        trouble: str | None = _terms_trouble(signed, estimate, filters) or (
+            mistake.why if mistake else _price_trouble(estimate, filters)
+        )
+        if trouble:
+            unfit.append(f"{address_hex(signed.offer.operator)} ({model.name}): {trouble}")
+        else:
+            choices.append(_choice(signed, model, estimate, filters))
     choices.sort(key=_order)
     mine = mistakes[0] if mistakes and all(mistakes) else None
     return Ranking(tuple(choices), tuple(unfit), bool(mistakes), mine)
@@ -198,12 +213,31 @@ def least_of(*limits: Amount | None) -> Amount | None:
 
 def usual_steps(model: ModelOffer, tokens: int, max_steps: int) -> int:
     """Denoising steps that a usual worker takes for so many tokens."""
-    return canvases_for(model, tokens) * min(MEAN_STEPS_ESTIMATE, max_steps)
+    return canvases_for(model, tokens) * min(MEAN_STEPS, max_steps)
 
 
 def claimed_seconds(model: ModelOffer, tokens: int) -> float:
     """Seconds that a job takes by the worker's own word."""
     return model.first_canvas_ms / 1000 + tokens / max(1, model.tokens_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A model at a worker, with what the client knows of both. `usual`: tokens of an answer."""
+
+    signed: SignedOffer
+    model: ModelOffer
+    memories: Memories
+    filters: Filters
+    usual: float | None
+
+    @property
+    def now(self) -> Timestamp:
+        return Timestamp(self.filters.now)
+
+    @property
+    def measured(self) -> Measured:
+        return measured_at(self.memories, self.signed.offer.operator, self.model.digest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,40 +250,35 @@ class _Estimate:
     seconds: float
     expected: Amount
     ceiling: Amount
+    rate: Rate
     opened: bool
     """Whether a channel with the worker holds money."""
 
     @classmethod
-    def of(
-        cls,
-        request: JobRequest,
-        signed: SignedOffer,
-        model: ModelOffer,
-        memories: Memories,
-        filters: Filters,
-    ) -> _Estimate:
-        operator, now = signed.offer.operator, Timestamp(filters.now)
-        measured = memories.measured.get((operator, model.digest), Measured(operator, model.digest))
+    def of(cls, request: JobRequest, candidate: _Candidate) -> _Estimate:
+        offer, model = candidate.signed.offer, candidate.model
+        memories, filters = candidate.memories, candidate.filters
         generation = request.resolved(model, filters.default_max_tokens)
-        opened = operator in memories.opened
+        opened = offer.operator in memories.opened
         left = filters.left
         if left is not None and not opened:
-            left = Amount(max(0, left - signed.offer.open_fee))
+            left = Amount(max(0, left - offer.open_fee))
         limit = least_of(request.max_price, filters.max_job_price, left)
         if limit is not None and request.may_be_shortened:
             generation = affordable(request, generation, model, limit)
-        tokens = request.output_tokens(generation)
-        usage = Usage(
-            request.prompt_tokens, tokens, _steps(request, generation, model, measured, now)
-        )
+        tokens = request.output_tokens(generation, candidate.usual)
+        rate = Rate.of(offer, model, memories, candidate.now)
+        steps = _steps(request, generation, candidate, tokens, rate.claim)
+        usage = Usage(request.prompt_tokens, tokens, steps)
         ceiling = ceiling_of(request, generation, model)
         return cls(
-            memory=memories.experience.get(operator, Experience(operator)),
+            memory=memories.experience.get(offer.operator, Experience(offer.operator)),
             generation=generation,
             usage=usage,
-            seconds=claimed_seconds(model, tokens) * slowness(measured, now),
+            seconds=claimed_seconds(model, tokens) * slowness(candidate.measured, candidate.now),
             expected=Amount(min(price(model, usage), ceiling)),
             ceiling=ceiling,
+            rate=rate,
             opened=opened,
         )
 
@@ -257,16 +286,18 @@ class _Estimate:
 def _steps(
     request: JobRequest,
     generation: Generation,
-    model: ModelOffer,
-    measured: Measured,
-    now: Timestamp,
+    candidate: _Candidate,
+    tokens: int,
+    claim: UsualJobs,
 ) -> int:
     """Denoising steps that the request should take. A read takes all of its steps."""
-    tokens, most_steps = generation.max_tokens or 0, generation.max_steps or 0
-    most = canvases_for(model, tokens) * most_steps
+    model, most_steps = candidate.model, generation.max_steps or 0
     if isinstance(request, ReadRequest):
-        return most
-    return min(round(usual_steps(model, tokens, most_steps) * step_share(measured, now)), most)
+        return canvases_for(model, generation.max_tokens or 0) * most_steps
+    most = canvases_for(model, tokens) * most_steps
+    claimed = min(tokens * claim.steps_p50 / 1_000_000, most)
+    usual = usual_steps(model, tokens, most_steps)
+    return min(round(blended_steps(candidate.measured, candidate.now, claimed, usual)), most)
 
 
 def _order(choice: Choice) -> tuple[bool, float, Address, bytes]:
@@ -290,6 +321,7 @@ def _choice(
         fee=fee,
         seconds=estimate.seconds,
         usage=estimate.usage,
+        rate=estimate.rate,
         reliability=share,
         score=(price + seconds * filters.second_is_worth) / share,
         full=_is_full(offer),
@@ -381,12 +413,13 @@ def _over_limit(estimate: _Estimate, limit: Amount, filters: Filters) -> str:
     return f"may cost up to {token.format(estimate.ceiling)}, the limit is {token.format(limit)}"
 
 
-def _price_trouble(model: ModelOffer, filters: Filters) -> str | None:
-    most = filters.max_price_per_million_output
-    if most is not None and model.price_per_million_output_tokens > most:
-        asked = filters.token.format(model.price_per_million_output_tokens)
-        limit = filters.token.format(most)
-        return f"asks {asked} per million output tokens, the limit is {limit}"
+def _price_trouble(estimate: _Estimate, filters: Filters) -> str | None:
+    most, asked = filters.max_price_per_million_output, estimate.rate.expected
+    if most is not None and asked > most:
+        return (
+            f"a million output tokens should cost {filters.token.format(asked)} with their "
+            f"denoising steps, the limit is {filters.token.format(most)}"
+        )
     return None
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from piecework.client.journal.records import Experience, Measured
+from piecework.client.journal.records import AnswerLength, Experience, Measured
 from piecework.client.limits import (
     EXPERIENCE_HALF_LIFE_S,
     LONGEST_SILENT_REST_S,
@@ -101,18 +101,63 @@ def slowness(memory: Measured, now: Timestamp) -> float:
     return _blended(memory, now, memory.seconds, memory.claimed_seconds)
 
 
-def step_share(memory: Measured, now: Timestamp) -> float:
-    """How many steps this worker takes for each usual one: 1 without jobs of the client's own."""
-    return _blended(memory, now, memory.steps, memory.usual_steps)
+def blended_steps(memory: Measured, now: Timestamp, claimed: float, usual: float) -> float:
+    """Denoising steps of an answer, by the worker's claim and by the client's own jobs.
+
+    usual: what a usual worker takes for it, which the client's own jobs are compared with.
+    """
+    if memory.usual_steps <= 0:
+        return claimed
+    weight = _weight(memory.jobs, memory.updated_at, now)
+    return (1 - weight) * claimed + weight * usual * memory.steps / memory.usual_steps
+
+
+def own_jobs(memory: Measured, now: Timestamp) -> float:
+    """How many jobs of the client's own still count."""
+    return memory.jobs * _factor(memory.updated_at, now)
+
+
+def learn_length(memory: AnswerLength, now: Timestamp, tokens: int, *, ended: bool) -> AnswerLength:
+    """The sums after one more answer. `ended`: it ended by itself.
+
+    One that a limit cut shorter than usual says nothing.
+    """
+    if not ended and (memory.jobs <= 0 or tokens * memory.jobs <= memory.tokens):
+        return memory
+    factor = _factor(memory.updated_at, now)
+    return replace(
+        memory,
+        jobs=memory.jobs * factor + 1,
+        tokens=memory.tokens * factor + tokens,
+        updated_at=now,
+    )
+
+
+def usual_length(memory: AnswerLength, now: Timestamp, claimed: float | None) -> float | None:
+    """Tokens of an answer: by the workers' claims at first, then by the client's own jobs.
+
+    None: nobody knows.
+    """
+    if memory.jobs <= 0:
+        return claimed
+    own = memory.tokens / memory.jobs
+    if claimed is None:
+        return own
+    weight = _weight(memory.jobs, memory.updated_at, now)
+    return (1 - weight) * claimed + weight * own
 
 
 def _blended(memory: Measured, now: Timestamp, own: float, claimed: float) -> float:
     """The claim at first, and the client's own ratio in the measure of its own jobs."""
     if claimed <= 0:
         return 1.0
-    jobs = memory.jobs * _factor(memory.updated_at, now)
-    weight = min(1.0, jobs / OWN_JOBS_THAT_COUNT_FULLY)
+    weight = _weight(memory.jobs, memory.updated_at, now)
     return (1 - weight) + weight * own / claimed
+
+
+def _weight(jobs: float, since: Timestamp, now: Timestamp) -> float:
+    """How much the client's own jobs count beside a claim."""
+    return min(1.0, jobs * _factor(since, now) / OWN_JOBS_THAT_COUNT_FULLY)
 
 
 def _factor(since: Timestamp, now: Timestamp) -> float:

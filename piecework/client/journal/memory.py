@@ -13,7 +13,13 @@ from typing import Any
 import apsw
 
 from piecework.client.journal.database import Database
-from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
+from piecework.client.journal.records import (
+    AnswerLength,
+    Experience,
+    Measured,
+    Memories,
+    PaidTariff,
+)
 from piecework_protocol.types import Address, Amount, Digest
 
 MAX_REMEMBERED_WORKERS = 10_000
@@ -32,6 +38,7 @@ class JobDone:
 
     model: Digest
     measure: Callable[[Measured], Measured]
+    length: Callable[[AnswerLength], AnswerLength]
     paid: PaidTariff
 
 
@@ -44,7 +51,7 @@ class Lesson:
 
 
 class WorkerMemory:
-    """The tables `workers`, `measured` and `tariffs` of the journal.
+    """The tables `workers`, `measured`, `lengths` and `tariffs` of the journal.
 
     Attributes:
         run: Calls a method of it from an event loop.
@@ -60,6 +67,7 @@ class WorkerMemory:
             workers = _rows(db, f"SELECT {_EXPERIENCE} FROM workers")  # noqa: S608
             measured = _rows(db, f"SELECT {_MEASURED} FROM measured")  # noqa: S608
             tariffs = _rows(db, "SELECT model, prompt, output, steps FROM tariffs")
+            lengths = _rows(db, "SELECT model, jobs, tokens, updated_at FROM lengths")
             opened = _rows(
                 db,
                 "SELECT DISTINCT operator FROM channels WHERE status = 'open' AND funded <> '0'",
@@ -69,6 +77,7 @@ class WorkerMemory:
             {(Address(row[0]), Digest(row[1])): _measured(row) for row in measured},
             {Digest(row[0]): _tariff(row) for row in tariffs},
             frozenset(Address(row[0]) for row in opened),
+            {Digest(row[0]): _length(row) for row in lengths},
         )
 
     def experience(self) -> dict[Address, Experience]:
@@ -104,6 +113,13 @@ def teach(db: apsw.Connection, operator: Address, lesson: Lesson) -> None:
     db.execute(
         "INSERT OR REPLACE INTO measured VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (m.operator, m.model, *sums),
+    )
+    query = "SELECT model, jobs, tokens, updated_at FROM lengths WHERE model = ?"
+    rows = _rows(db, query, (done.model,))
+    length = done.length(_length(rows[0]) if rows else AnswerLength(done.model))
+    db.execute(
+        "INSERT OR REPLACE INTO lengths VALUES (?, ?, ?, ?)",
+        (length.model, length.jobs, length.tokens, length.updated_at),
     )
     paid = done.paid
     db.execute(
@@ -142,6 +158,10 @@ def _experience(row: Any) -> Experience:
 
 def _measured(row: Any) -> Measured:
     return Measured(*row)
+
+
+def _length(row: Any) -> AnswerLength:
+    return AnswerLength(*row)
 
 
 def _tariff(row: Any) -> PaidTariff:

@@ -258,6 +258,16 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class AnswerLength:
+    """How long a model's answers to this client were, at any worker, as sums that decay."""
+
+    model: Digest
+    jobs: float = 0.0
+    tokens: float = 0.0
+    updated_at: Timestamp = BEGINNING
+
+
+@dataclass(frozen=True, slots=True)
 class PaidTariff:
     """The prices of the last job that was paid for a model, in base units.
 
@@ -278,3 +288,4 @@ class Memories:
     measured: Mapping[tuple[Address, Digest], Measured] = field(default_factory=dict)
     tariffs: Mapping[Digest, PaidTariff] = field(default_factory=dict)
     opened: frozenset[Address] = frozenset()
+    lengths: Mapping[Digest, AnswerLength] = field(default_factory=dict)

@@ -152,6 +152,13 @@ def _fifth(db: apsw.Connection) -> None:
     db.execute("ALTER TABLE jobs DROP COLUMN prompt_bytes").fetchall()
 
 
+_SIXTH: Final = """
+-- How long a model's answers were that ended by themselves: sums that decay
+CREATE TABLE lengths (
+    model BLOB PRIMARY KEY, jobs REAL NOT NULL, tokens REAL NOT NULL, updated_at INTEGER NOT NULL
+) STRICT;
+"""
+
 CLIENT_SCHEMA: Final = Schema(
     what="the client's database",
     first=2,
@@ -160,5 +167,10 @@ CLIENT_SCHEMA: Final = Schema(
         "Finish with the program that made it: client close, client withdraw. "
         "Or move the file away and run: piecework client recover"
     ),
-    migrations=(Migration(3, script(_THIRD)), Migration(4, _fourth), Migration(5, _fifth)),
+    migrations=(
+        Migration(3, script(_THIRD)),
+        Migration(4, _fourth),
+        Migration(5, _fifth),
+        Migration(6, script(_SIXTH)),
+    ),
 )

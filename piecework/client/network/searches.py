@@ -115,7 +115,7 @@ class Search:
     ) -> asyncio.Task[None]:
         """Return the search that is under way, or start one."""
         if self._task is None:
-            self._task = asyncio.create_task(self._run(gather(), clock), name="search")
+            self._task = asyncio.create_task(self._run(gather, clock), name="search")
             self._task.add_done_callback(self._ended)
         return self._task
 
@@ -134,8 +134,10 @@ class Search:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def _run(self, gathering: Coroutine[Any, Any, SearchResult], clock: Clock) -> None:
-        self._result = await gathering
+    async def _run(
+        self, gather: Callable[[], Coroutine[Any, Any, SearchResult]], clock: Clock
+    ) -> None:
+        self._result = await gather()
         self._at = clock.monotonic()  # afterwards: a search is as fresh as its end
 
     def _ended(self, task: asyncio.Task[None]) -> None:

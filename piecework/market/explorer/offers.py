@@ -8,7 +8,7 @@ from html import escape
 from typing import Any, Final
 from urllib.parse import urlencode
 
-from piecework.market.catalogue import Found
+from piecework.market.catalogue import FoundEntries
 from piecework.market.explorer import charts
 from piecework.market.explorer.layout import (
     Cell,
@@ -21,11 +21,12 @@ from piecework.market.explorer.layout import (
     short,
     table,
 )
-from piecework.market.history import Sample, SettledDay
+from piecework.market.history import MarketSample, SettledDay
 from piecework.market.listing import Entry, Query, Sort, blended_price
-from piecework_protocol.objects import Kind, ModelOffer, Offer, Service
+from piecework_protocol.objects import Offer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex
+from piecework_protocol.usual import MEAN_STEPS, Source, price_with_steps, usual_jobs
 
 TITLE: Final = "Piecework market"
 SERVICES: Final = {Service.REPLAYABLE: "replayable", Service.BEST_EFFORT: "best effort"}
@@ -54,15 +55,16 @@ MODEL_COLUMNS: Final = (
     Column("Digest"),
     Column("Workers", number=True),
     Column("Free slots", number=True),
-    Column("From, 1M tokens", number=True),
+    Column(f"From, 1M at {MEAN_STEPS} steps", number=True),
     Column("Fastest, tokens/s", number=True),
     Column("Context, tokens", number=True),
 )
 _CAPTION: Final = (
-    'One row for each model at each worker. Prices are for a million tokens. "With steps" is '
-    "output with the denoising steps of a usual canvas. "
-    "Replayable: the client's seed decides the text, and each receipt commits to how it came "
-    "about. Best effort: neither."
+    'One row for each model at each worker. Prices are for a million tokens. "With steps" is what '
+    "output costs together with the denoising steps that it takes, as the worker says of its own "
+    'jobs: a claim, which clients hold against their bills. "Cheapest first" compares all workers '
+    "at the same number of steps. Replayable: the client's seed decides the text, and each receipt "
+    "commits to how it came about. Best effort: neither."
 )
 
 
@@ -78,10 +80,10 @@ class Overview:
         settled: What was settled on each day, oldest first.
     """
 
-    found: Found
+    found: FoundEntries
     models: dict[str, Any]
-    now: Sample
-    samples: Sequence[Sample]
+    now: MarketSample
+    samples: Sequence[MarketSample]
     settled: Sequence[SettledDay]
 
 
@@ -133,9 +135,9 @@ def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
             f'<a href="{escape(link)}">{escape(model.name)}</a>',
             title=f"{model.name}, {model.profile}",
         ),
-        Cell(escape(", ".join(kinds_of(model)))),
+        Cell(escape(", ".join(model.kind_names))),
         Cell(SERVICES[model.service]),
-        Cell(money.price(blended_price(model))),
+        _with_steps(entry, money),
         Cell(money.price(model.price_per_million_output_tokens)),
         Cell(money.price(model.price_per_million_prompt_tokens)),
         Cell(money.price(model.price_per_thousand_steps)),
@@ -145,9 +147,21 @@ def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
     )
 
 
-def kinds_of(model: ModelOffer) -> tuple[str, ...]:
-    """Return the names of the kinds of pieces that a model is offered for."""
-    return tuple(kind.name.lower() for kind in Kind if model.kinds & kind.bit)
+def _with_steps(entry: Entry, money: Money) -> Cell:
+    """The price of output with its steps, where it comes from, and what the order goes by."""
+    model, usual = entry.model, usual_jobs(entry.listed.signed.offer, entry.model)
+    middle = money.price(price_with_steps(model, usual.steps_p50))
+    high = money.token.number(price_with_steps(model, usual.steps_p90))
+    if usual.source is Source.RECEIPTS:
+        short_basis = f"{usual.jobs:,} receipts"
+        basis = f"nine of ten jobs under {high}, by {usual.jobs:,} of its receipts"
+    elif usual.source is Source.BENCHMARK:
+        short_basis, basis = "estimate", "estimate, by its benchmark"
+    else:
+        short_basis, basis = "estimate", f"estimate, at {MEAN_STEPS} steps a canvas"
+    if usual.source is not Source.ASSUMED:
+        basis += f"; at {MEAN_STEPS} steps {money.token.number(blended_price(model))}"
+    return Cell(f"{middle} <small>{short_basis}</small>", title=basis)
 
 
 def _slots(offer: Offer) -> Cell:
@@ -248,7 +262,7 @@ def _how(url: str) -> str:
 <p>You need the market's deployment file. Then your programs talk to a gateway of your own, with any
 OpenAI client:</p>
 <pre><code>piecework client init --deployment deployment.json --index {shown}
-piecework gateway start</code></pre>
+piecework gateway</code></pre>
 <h2>Run a worker</h2>
 <p>The wizard writes a home with keys, settings and prices. This index lists you once you are
 registered and up:</p>

@@ -17,6 +17,7 @@ from piecework_node.journal.records import (
     CloseAgreed,
     ContradictionSeen,
     Earnings,
+    EndedJob,
     FundingAuthorized,
     JournalRecord,
     MetaSet,
@@ -241,6 +242,12 @@ class MemoryJournal:
 
     async def metas(self, prefix: str) -> dict[str, str]:
         return {key: value for key, value in self.notes.items() if key.startswith(prefix)}
+
+    async def recent_jobs(self, most: int) -> tuple[EndedJob, ...]:
+        newest = list(self.jobs.values())[-most:]
+        return tuple(
+            EndedJob(j.submission.job.model, j.canvases[-1].receipt) for j in newest if j.canvases
+        )
 
     async def earnings(self) -> Earnings:
         receipts = [s.receipt for j in self.jobs.values() for s in j.canvases]

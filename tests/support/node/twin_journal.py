@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from piecework_node.journal.records import (
+    EndedJob,
     JournalRecord,
     StoredChannel,
     StoredJob,
@@ -43,6 +44,9 @@ class TwinJournal(MemoryJournal):
 
     async def last_sequence(self) -> int:
         return await self.disk.last_sequence()
+
+    async def recent_jobs(self, most: int) -> tuple[EndedJob, ...]:
+        return await self.disk.recent_jobs(most)
 
     async def meta(self, key: str) -> str | None:
         return await self.disk.meta(key)

@@ -6,16 +6,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.client.jobs.watchdog import Watchdog
-from piecework.client.journal.learning import is_resting, learn, learn_silence
-from piecework.client.journal.records import Experience
+from piecework.client.journal.learning import (
+    is_resting,
+    learn,
+    learn_length,
+    learn_silence,
+    usual_length,
+)
+from piecework.client.journal.records import AnswerLength, Experience
 from piecework.client.limits import (
+    EXPERIENCE_HALF_LIFE_S,
     FIRST_CANVAS_SLACK,
     LONGEST_SILENT_REST_S,
     QUEUE_PATIENCE_S,
     SILENT_REST_S,
 )
 from piecework.client.network.rests import Rests
-from piecework_protocol.types import Address, Timestamp
+from piecework_protocol.types import Address, Digest, Timestamp
 
 WHO = Experience(Address(bytes(20)))
 NOW = 1_800_000_000
@@ -147,3 +154,22 @@ def test_whatever_a_worker_says_a_first_canvas_comes_within_a_bound(
         elif sign == "paused":
             waiting.paused(now, number)
     assert now + min(0.0, waiting.left(now)) <= QUEUE_PATIENCE_S + 20 + FIRST_CANVAS_SLACK + 5
+
+
+def test_an_answer_that_a_limit_cut_teaches_only_that_answers_are_longer() -> None:
+    memory = AnswerLength(Digest(bytes(32)))
+    memory = learn_length(memory, at(0), 32, ended=False)
+    assert usual_length(memory, at(0), None) is None
+    memory = learn_length(memory, at(0), 100, ended=True)
+    memory = learn_length(memory, at(0), 32, ended=False)
+    assert usual_length(memory, at(0), None) == 100
+    memory = learn_length(memory, at(0), 200, ended=False)
+    assert usual_length(memory, at(0), None) == 150
+
+
+def test_lengths_that_are_long_ago_count_less() -> None:
+    memory = learn_length(AnswerLength(Digest(bytes(32))), at(0), 100, ended=True)
+    later = at(10 * EXPERIENCE_HALF_LIFE_S)
+    memory = learn_length(memory, later, 400, ended=True)
+    length = usual_length(memory, later, None)
+    assert length is not None and 399 < length < 400

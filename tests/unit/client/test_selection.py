@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +23,13 @@ from piecework.client.jobs.selection import (
     within_cap,
 )
 from piecework.client.journal.learning import learn, learn_broken, reliability
-from piecework.client.journal.records import Experience, Measured, Memories, PaidTariff
+from piecework.client.journal.records import (
+    AnswerLength,
+    Experience,
+    Measured,
+    Memories,
+    PaidTariff,
+)
 from piecework.client.limits import EXPERIENCE_HALF_LIFE_S
 from piecework_protocol.conversation import most_prompt_tokens
 from piecework_protocol.errors import MalformedInput, Reason
@@ -42,6 +49,8 @@ from piecework_protocol.types import (
     keccak256,
     to_hex,
 )
+from piecework_protocol.usual import MEMBER, Source, UsualJobs
+from piecework_protocol.wire import SignedOffer
 from tests.support.client_side import ask
 from tests.support.fake_chain import TOKEN_INFO
 from tests.support.offers import model, offer, operator
@@ -444,3 +453,65 @@ def test_what_is_given_is_signed_as_given_and_the_rest_is_the_default(
         assert getattr(signed, name) == given.get(name, getattr(defaults, name))
     assert (signed.seed, signed.service) == (seed, Service.REPLAYABLE)
     assert signed.replace(seed=Uint64(0), **given) == defaults.replace(**given)
+
+
+def claiming(name: str, steps: int, length: int | None = None, **changes: Any) -> SignedOffer:
+    """A worker that says so of the steps for a million output tokens, and of its answers."""
+    said = UsualJobs(steps, 2 * steps, 100, length, Source.RECEIPTS)
+    details = json.dumps({MEMBER: [said.members()]})
+    return offer(name, models=(model(**changes),), details=details)
+
+
+def test_what_a_worker_says_of_its_steps_moves_the_quote_and_fades_out() -> None:
+    signed = claiming("worker", 150_000)
+    assumed_steps = 27_000_000 // 256
+    for jobs, weight in ((0, 0.0), (5, 0.25), (20, 1.0)):
+        (choice,) = rank(
+            ask(max_tokens=1024), [signed], measured(jobs), Filters(now=NOW, token=TOKEN_INFO)
+        ).choices
+        steps = (1 - weight) * 150_000 + weight * assumed_steps
+        assert choice.usage.denoising_steps == pytest.approx(steps * 1.024 / 1_000, abs=1)
+        assert choice.rate.expected == pytest.approx(2_000_000 + steps, rel=0.001)
+        assert (choice.rate.claimed_p50, choice.rate.claimed_p90) == (2_150_000, 2_300_000)
+
+
+def test_a_limit_of_the_price_of_output_counts_its_steps() -> None:
+    cheap, dear = claiming("cheap", 100_000), claiming("dear", 900_000)
+    ranking = choose(cheap, dear, max_price_per_million_output=Amount(2_500_000))
+    assert names(ranking) == [operator("cheap").address]
+    assert "2.90 tUSDC with their denoising steps" in ranking.unfit[0]
+
+
+def test_nobody_looks_cheaper_by_claiming_short_answers() -> None:
+    honest = [claiming(f"honest{n}", 200_000, 300) for n in range(3)]
+    ranking = choose(claiming("short", 200_000, 1), *honest)
+    assert {c.usage.output_tokens for c in ranking.choices} == {300}
+    assert len({c.expected for c in ranking.choices}) == 1
+
+
+@given(
+    claims=st.lists(st.none() | st.integers(1, 4_000), max_size=5),
+    jobs=st.floats(0, 40),
+    own=st.integers(1, 4_000),
+    limit=st.integers(1, 4_096),
+)
+def test_an_answer_is_expected_to_be_as_long_as_the_models_answers_are(
+    claims: list[int | None], jobs: float, own: int, limit: int
+) -> None:
+    offers = [claiming(f"w{n}", 200_000, claim) for n, claim in enumerate(claims)] or [offer()]
+    digest = offers[0].offer.models[0].digest
+    length = AnswerLength(digest, jobs, jobs * own, Timestamp(NOW))
+    known = Memories(lengths={digest: length} if jobs else {})
+    filters = Filters(now=NOW, token=TOKEN_INFO)
+    choices = rank(ask(max_tokens=limit), offers, known, filters).choices
+    said = [c for c in claims if c is not None]
+    figures = [*said, *([own] if jobs else [])]
+    for choice in choices:
+        tokens = choice.usage.output_tokens
+        assert 1 <= tokens <= limit and choice.expected <= choice.ceiling
+        if not figures:
+            assert tokens == limit
+        elif jobs >= 20:
+            assert tokens == min(limit, own)
+        else:
+            assert min(limit, *figures) <= tokens <= max(figures)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import ssl
 import tempfile
 import time
@@ -37,6 +38,7 @@ from piecework_protocol.types import (
     keccak256,
     to_hex,
 )
+from piecework_protocol.usual import MEMBER, Source, UsualJobs
 from tests.support.client_side import FakeClock
 from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
 from tests.support.offers import model, offer, operator, receiver
@@ -378,6 +380,32 @@ async def test_the_page_lists_everything_and_loads_nothing_from_elsewhere(full: 
     assert outline.tags.count("caption") == outline.tags.count("table") == 2
     assert 'lang="en"' in text
     assert "prefers-color-scheme: dark" in text
+
+
+async def test_the_price_with_steps_is_shown_with_its_source_and_moves_no_order(
+    http: Http,
+) -> None:
+    said = UsualJobs(4_000, 8_000, 120, 90, Source.RECEIPTS)
+    boast = offer("other", details=json.dumps({MEMBER: [said.members()]}))
+    await post(http, boast)
+    await post(http, offer("worker"))
+    text = await (await http.get("/")).text()
+    assert "2.004 <small>120 receipts</small>" in text
+    assert "nine of ten jobs under 2.008, by 120 of its receipts; at 27 steps 2.105468" in text
+    assert "2.105468 <small>estimate</small>" in text
+    assert "estimate, at 27 steps a canvas" in text
+    assert 'title="tale-1, fake gpu"' in text
+    rows = (await (await http.get("/v1/offers")).json())["offers"]
+    first = min(("worker", "other"), key=lambda n: operator(n).address)
+    assert rows[0]["operator"] == to_hex(operator(first).address)
+    measured = {row["operator"]: row["models"][0]["measured"] for row in rows}
+    assert measured[to_hex(operator("other").address)] == {
+        "price_per_million_output_tokens": {"p50": 2_004_000, "p90": 2_008_000},
+        "jobs": 120,
+        "source": "receipts",
+    }
+    assert measured[to_hex(operator("worker").address)]["source"] == "assumed"
+    assert rows[0]["models"][0]["kinds"] == ["text"]
 
 
 async def test_what_a_worker_writes_is_shown_as_text(http: Http) -> None:

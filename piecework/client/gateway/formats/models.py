@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from piecework.base.amounts import Token
 from piecework.client.gateway.formats.common import token_object
+from piecework.client.jobs.rates import Rate, RateOf
 from piecework_protocol.objects import Kind, ModelOffer, Offer
 from piecework_protocol.views import ListedModel, listed_models, members
 
@@ -42,21 +43,22 @@ _MORE_FEATURES: Final = ("tools", "json_mode", "structured_outputs", "reasoning"
 
 
 def model_list(
-    offers: Iterable[Offer], token: Token, usd_price: Decimal | None = None
+    offers: Iterable[Offer], rates: RateOf, token: Token, usd_price: Decimal | None = None
 ) -> dict[str, dict[str, Any]]:
     """The entries of `/v1/models`, by name.
 
     Prices under `pricing` are dollars for one token, as texts, when the price of the currency in
-    dollars is known. Those under `piecework` are base units of `token`.
+    dollars is known. `completion` has the denoising steps in it, so that it can be multiplied with
+    a count of tokens. Those under `piecework` are base units of `token`.
     """
     return {
-        name: _entry(name, model, token, usd_price)
+        name: _entry(name, model, rates, token, usd_price)
         for name, model in listed_models(offers, lambda model: model.name).items()
     }
 
 
 def _entry(
-    name: str, model: ListedModel, token: Token, usd_price: Decimal | None
+    name: str, model: ListedModel, rates: RateOf, token: Token, usd_price: Decimal | None
 ) -> dict[str, Any]:
     lines = [entry for _, entry in model.entries]
     context = max(entry.max_context for entry in lines)
@@ -64,7 +66,10 @@ def _entry(
     kinds = [kind for kind in _FEATURES if any(entry.kinds & kind.bit for entry in lines)]
     text = Kind.TEXT in kinds
     features = [feature for kind in kinds for feature in _FEATURES[kind]]
-    cheapest = min(lines, key=lambda entry: entry.price_per_million_output_tokens)
+    rate, cheapest = min(
+        ((rates(offer, entry), entry) for offer, entry in model.entries),
+        key=lambda found: found[0].expected,
+    )
     return {
         "id": name,
         "object": "model",
@@ -78,7 +83,7 @@ def _entry(
         "supported_sampling_parameters": ["temperature", "seed", "stop"] if text else [],
         "supported_parameters": list(TEXT_PARAMETERS) if text else [],
         "supported_features": [*features, *_MORE_FEATURES] if text else features,
-        **({} if usd_price is None else {"pricing": _pricing(cheapest, token, usd_price)}),
+        **({} if usd_price is None else {"pricing": _pricing(rate, cheapest, token, usd_price)}),
         "piecework": {
             **members(model, "digests", "services", "workers"),
             "kinds": [kind.name.lower() for kind in kinds],
@@ -89,7 +94,8 @@ def _entry(
                 "price_per_million_output_tokens",
                 "price_per_thousand_steps",
             ),
-            "lowest_output_price_per_million": cheapest.price_per_million_output_tokens,
+            "lowest_output_price_per_million": rate.expected,
+            "measured": rate_object(rate),
             "token": token_object(token),
         },
     }
@@ -106,8 +112,22 @@ def _quantization(lines: Sequence[ModelOffer]) -> str:
     return found[0] if found else "unknown"
 
 
-def _pricing(entry: ModelOffer, token: Token, usd_price: Decimal) -> dict[str, str]:
-    """Dollars for one token and one denoising step, of the cheapest offer."""
+def rate_object(rate: Rate) -> dict[str, Any]:
+    """What a million output tokens cost with their steps: `expected` is what a quote goes by, and
+    the rest is what the worker claims."""
+    return {
+        "expected": rate.expected,
+        "own_jobs": round(rate.own_jobs, 1),
+        "claimed": {
+            "p50": rate.claimed_p50,
+            "p90": rate.claimed_p90,
+            **members(rate.claim, "jobs", "source"),
+        },
+    }
+
+
+def _pricing(rate: Rate, entry: ModelOffer, token: Token, usd_price: Decimal) -> dict[str, str]:
+    """Dollars for one token, of the cheapest offer: what is paid with steps, and its two parts."""
 
     def dollars(base_units: int, per: int) -> str:
         dear = Decimal(base_units).scaleb(-token.decimals) * usd_price / per
@@ -115,6 +135,7 @@ def _pricing(entry: ModelOffer, token: Token, usd_price: Decimal) -> dict[str, s
 
     return {
         "prompt": dollars(entry.price_per_million_prompt_tokens, _MILLION),
-        "completion": dollars(entry.price_per_million_output_tokens, _MILLION),
+        "completion": dollars(rate.expected, _MILLION),
+        "output_token": dollars(entry.price_per_million_output_tokens, _MILLION),
         "denoising_step": dollars(entry.price_per_thousand_steps, _STEPS),
     }
