@@ -45,7 +45,7 @@ class PriceSuggestion:
     why: str
 
 
-class Registry(Protocol):
+class BondedWorkers(Protocol):
     """What the suggestion reads from the chain. `chain.reader.ChainReader` is one."""
 
     @property
@@ -55,7 +55,7 @@ class Registry(Protocol):
 
 
 async def suggest_prices(
-    indexes: Sequence[str], http: HttpReader, registry: Registry, clock: Clock
+    indexes: Sequence[str], http: HttpReader, registry: BondedWorkers, clock: Clock
 ) -> PriceSuggestion | None:
     """Return the middle of what bonded workers ask now. None: no index shows one.
 
@@ -95,7 +95,7 @@ async def _shown(index: str, http: HttpReader) -> list[SignedOffer]:
         return []
 
 
-async def _is_good(signed: SignedOffer, registry: Registry, clock: Clock) -> bool:
+async def _is_good(signed: SignedOffer, registry: BondedWorkers, clock: Clock) -> bool:
     try:
         check_terms(signed.offer, now(clock))
         signer = offer_signer(registry.domain, signed)
