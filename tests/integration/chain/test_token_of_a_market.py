@@ -14,7 +14,7 @@ from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import HttpRpc
 from piecework.chain.token import read_token
 from piecework.chain.transactions import TransactionSender
-from piecework_node.config import WorkerConfig
+from piecework_node.config import check
 from piecework_protocol.types import Address
 from tests.support.chains import POLL_S, Chain, deployed
 
@@ -94,7 +94,7 @@ async def test_the_defaults_of_a_worker_are_so_many_tokens_whatever_its_decimals
     async with HttpRpc(any_chain.url) as rpc:
         dai = await read_token(rpc, await created(any_chain, 18, b"DAI"))
         coarse = await read_token(rpc, await created(any_chain, 0, b"ONE"))
-    config = WorkerConfig.model_validate({"payout": "0x" + "22" * 20})
+    config = check({"payout": "0x" + "22" * 20})
     amounts = config.amounts(dai)
     assert amounts.min_deposit == dai.parse("0.1")
     assert amounts.price_per_million_output_tokens == dai.parse("0.2")
