@@ -629,32 +629,10 @@ contract RegistryTest is Deploy {
         vm.expectRevert(reason);
         vm.prank(owner);
         registry.slash(operator, 1, owner);
-        vm.expectRevert(reason);
-        vm.prank(owner);
-        registry.suspend(operator, true);
         vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.UnknownWorker.selector, stranger));
         registry.freeze(stranger, uint64(block.timestamp));
         vm.expectRevert(abi.encodeWithSelector(IWorkerRegistry.UnknownWorker.selector, stranger));
         registry.slash(stranger, 1, owner);
-    }
-
-    function test_a_suspended_worker_is_inactive_until_the_suspension_ends() public {
-        _join();
-        vm.expectEmit(address(registry));
-        emit IWorkerRegistry.WorkerSuspended(operator, true);
-        registry.suspend(operator, true);
-        vm.assertTrue(!registry.isActive(operator), "suspended");
-        vm.assertTrue(!registry.getWorker(operator).active, "and shown so");
-        registry.suspend(operator, false);
-        vm.assertTrue(registry.isActive(operator), "active");
-        registry.suspend(operator, true);
-        vm.prank(owner);
-        registry.requestUnbond(operator);
-        vm.warp(block.timestamp + UNBONDING);
-        vm.prank(owner);
-        registry.withdrawStake(operator);
-        _join();
-        vm.assertTrue(registry.isActive(operator), "a new registration is not suspended");
     }
 
     function test_a_frozen_stake_stays_until_its_time() public {
