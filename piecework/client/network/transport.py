@@ -95,7 +95,8 @@ async def fetch_certificate(endpoint: WorkerEndpoint, name: str) -> bytes:
             _, writer = await asyncio.open_connection(
                 endpoint.host, endpoint.port, ssl=context, server_hostname=name
             )
-    except (OSError, TimeoutError) as error:
+    except (OSError, TimeoutError, UnicodeError) as error:
+        # UnicodeError: a worker chose a host that is no name, such as "a..b".
         raise WorkerUnreachable(
             f"no TLS connection to {endpoint.host}:{endpoint.port}: {_brief(error)}"
         ) from None
@@ -437,4 +438,6 @@ def _words(text: str) -> str:
 def _brief(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
+    if isinstance(error, UnicodeError):
+        return "the host is no name"
     return getattr(error, "strerror", None) or type(error).__name__

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from piecework.client.errors import WorkerUnreachable
-from piecework.client.network.transport import JobStream
+from piecework.client.network.transport import JobStream, WorkerLink
 from piecework_protocol.frames import CancelJob
+from piecework_protocol.types import Address
 
 SHORT_S = 0.01
 
@@ -30,6 +31,14 @@ class StuckCall:
 
     def cancel(self) -> None:
         self.cancelled.set()
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example", "ß" * 70, "xn--é"])
+async def test_a_worker_whose_host_is_no_name_is_unreachable_and_breaks_no_search(
+    host: str,
+) -> None:
+    with pytest.raises(WorkerUnreachable, match="no name"):
+        await WorkerLink.connect(f"{host}:7443", Address(bytes(20)), None)
 
 
 async def test_a_frame_that_does_not_leave_in_time_makes_the_worker_unreachable() -> None:
