@@ -101,9 +101,12 @@ class MarketDescriptor:
             raise BadDescriptor("the market's descriptor is not JSON") from None
         try:
             found = cls._read(raw)
+            encoded = found.encode()
+        except UnicodeEncodeError:
+            raise BadDescriptor("the market's descriptor has text that is not Unicode") from None
         except (ValueError, BadDeployment) as error:
             raise BadDescriptor(f"the market's descriptor: {error}") from None
-        if found.encode() != data:
+        if encoded != data:
             raise BadDescriptor("the market's descriptor is not in its canonical form")
         return found
 
@@ -202,6 +205,7 @@ class PinnedMarket:
             ("chain", before.chain_id, after.chain_id),
             ("token", _token(before), _token(after)),
             ("terms", _terms(before), _terms(after)),
+            ("registry", to_hex(before.registry), to_hex(after.registry)),
         ):
             if one != other:
                 raise MarketChanged(

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from piecework.chain.addresses import DisputeTerms
 from piecework.chain.deployment import Deployment
 from piecework.chain.descriptor import (
     BadDescriptor,
@@ -75,6 +76,8 @@ def test_a_signature_file_that_is_none_is_refused(file: bytes) -> None:
         (changed(relays=["relay.example.org:0"]), "host:port"),
         (changed(relays=["a b:1"]), "host:port"),
         (changed(faucet="https://faucet.example.org"), "no test network"),
+        (MARKET.encode().replace(b'"USDC"', b'"\\ud800"'), "not Unicode"),
+        (MARKET.encode().replace(b'"format"', b'"faucet":null,"format"'), "canonical"),
     ],
 )
 def test_a_descriptor_of_another_form_is_refused(data: bytes, why: str) -> None:
@@ -114,6 +117,19 @@ def test_chain_token_and_terms_may_not_change(change: dict[str, int], what: str)
     newer = replace(MARKET, deployment=replace(DEPLOYMENT, **change))  # type: ignore[arg-type]
     with pytest.raises(MarketChanged, match=f"another {what}"):
         PINNED.check_successor(newer, KEY.address)
+
+
+def test_who_may_take_a_stake_may_not_change() -> None:
+    def disputed(committee: bytes) -> Deployment:
+        terms = DisputeTerms(Amount(1), 1, Amount(1), (Address(committee * 20),), threshold=1)
+        return replace(DEPLOYMENT, disputes=terms)
+
+    ours, theirs = disputed(b"\x01"), disputed(b"\x02")
+    for before, after in ((DEPLOYMENT, ours), (ours, DEPLOYMENT), (ours, theirs)):
+        pinned = replace(PINNED, descriptor=replace(MARKET, deployment=before))
+        with pytest.raises(MarketChanged, match="another registry"):
+            pinned.check_successor(replace(MARKET, deployment=after), KEY.address)
+        pinned.check_successor(pinned.descriptor, KEY.address)
 
 
 def test_another_key_is_refused_even_for_the_same_market() -> None:
