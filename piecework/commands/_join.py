@@ -13,6 +13,7 @@ from piecework.commands import _common as common
 from piecework.commands import _descriptor
 
 if TYPE_CHECKING:
+    from piecework.base.amounts import Token
     from piecework.chain.descriptor import MarketDescriptor
     from piecework_node.daemon.joining import PriceSuggestion
     from piecework_node.home import Home
@@ -104,6 +105,12 @@ def given_prices(market: MarketDescriptor, wishes: Wishes) -> dict[str, str]:
     }
 
 
+def suggested_prices(token: Token, found: PriceSuggestion) -> dict[str, str]:
+    """A suggestion as settings have it, by setting."""
+    amounts = (found.prompt, found.output, found.steps)
+    return dict(zip(PRICES, map(token.write, amounts), strict=True))
+
+
 def _suggested(market: MarketDescriptor, rpc: str | None, given: dict[str, str]) -> dict[str, Any]:
     """Prices that were not given, with their reason. None: the defaults of the settings."""
     if len(given) == len(PRICES):
@@ -112,9 +119,7 @@ def _suggested(market: MarketDescriptor, rpc: str | None, given: dict[str, str])
     if found is None:
         common.say("prices: the defaults, because no index of this market shows a bonded worker")
         return {}
-    token = market.deployment.payment_token
-    amounts = (found.prompt, found.output, found.steps)
-    suggested = dict(zip(PRICES, map(token.format, amounts), strict=True)) | given
+    suggested = suggested_prices(market.deployment.payment_token, found) | given
     prompt, output, steps = (suggested[name] for name in PRICES)
     common.say(
         f"prices: {prompt} a million prompt tokens, {output} a million output tokens, "

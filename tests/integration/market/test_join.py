@@ -73,7 +73,7 @@ async def test_one_line_joins_a_market_and_follows_what_may_change(
         await _is_registered(market, joined)
 
         differs = await join(url, home, "--price-output", "9")
-        assert "price_per_million_output_tokens = 9000000" in differs.line()
+        assert 'price_per_million_output_tokens = "9.00 tUSDC"' in differs.line()
 
         await describe(public, "--relay", "127.0.0.1:7444", *index)
         followed = await join(url, home)
