@@ -8,6 +8,7 @@ trusted: it says where a client comes from, so that address counts within this r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import Callable, Sequence
@@ -58,6 +59,11 @@ STEADY_S: Final = 60.0
 INCOMING_PER_S: Final = 50.0
 INCOMING_BURST: Final = 200.0
 """Clients of one relay. Each costs a TLS handshake."""
+LINES_PER_S: Final = 10 * INCOMING_PER_S
+LINES_BURST: Final = 10 * INCOMING_BURST
+"""Of one relay. More are read later."""
+UNREAD_BYTES: Final = 64 * 1024
+"""Lines that a relay has not read. With more, it is left."""
 JOIN_CHECK: Final = "relay {}"
 REACHABLE_CHECK: Final = "reachable"
 
@@ -102,7 +108,7 @@ class RelayLink:
         try:
             async with asyncio.timeout(CONNECT_S):
                 reader, writer = await asyncio.open_connection(host, port, limit=MAX_LINE_BYTES)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, UnicodeError) as error:
             raise RelayAway(_why(error)) from None
         link = cls(reader, writer)
         try:
@@ -154,7 +160,13 @@ class RelayLink:
             raise RelayAway("it said what no relay says") from None
 
     def say(self, line: RelayLine) -> None:
-        """Write a line. A relay that reads nothing is silent as well, and found out by that."""
+        """Write a line.
+
+        Raises:
+            RelayAway: the relay does not read what is said to it.
+        """
+        if self._writer.transport.get_write_buffer_size() > UNREAD_BYTES:
+            raise RelayAway("it reads nothing")
         self._writer.write(encode_line(line))
 
     def close(self) -> None:
@@ -204,6 +216,7 @@ class RelayDialer:
 
     async def _live(self) -> None:
         link = await RelayLink.join(self.name, self._credentials)
+        lines = RateLimiter(Rate(LINES_PER_S, LINES_BURST), keys=1)
         pinging = asyncio.create_task(self._ping(link), name="relay ping")
         try:
             self._note(None)
@@ -215,6 +228,7 @@ class RelayDialer:
                     raise RelayAway("it is silent") from None
                 if isinstance(line, Incoming):
                     self._incoming(link, line)
+                await asyncio.sleep(lines.spend(None, 1, self._credentials.clock.monotonic()))
         finally:
             pinging.cancel()
             link.close()
@@ -226,7 +240,8 @@ class RelayDialer:
     async def _ping(self, link: RelayLink) -> None:
         while True:
             await asyncio.sleep(PING_S)
-            link.say(Ping())
+            with contextlib.suppress(RelayAway):
+                link.say(Ping())
 
     # --- clients
 
@@ -247,7 +262,11 @@ class RelayDialer:
         """Dial the relay for one client, and hand the connection to the front."""
         loop = asyncio.get_running_loop()
         family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        sock = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM)
+        except OSError:  # no descriptor is left
+            self._front.gone(connection)
+            return
         try:
             sock.setblocking(False)
             async with asyncio.timeout(CONNECT_S):
@@ -354,4 +373,6 @@ class Relays:
 def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
+    if isinstance(error, UnicodeError):
+        return "the host is no name"
     return getattr(error, "strerror", None) or type(error).__name__

@@ -13,19 +13,35 @@ import pytest
 from piecework.base.connections import Refused
 from piecework_node.daemon.front import Front, FrontConnection
 from piecework_node.daemon.peers import RELAY_RATE, PeerLimits, Peers
-from piecework_node.daemon.relays import RelayAway, RelayDeclines
+from piecework_node.daemon.relays import (
+    INCOMING_BURST,
+    LINES_BURST,
+    RelayAway,
+    RelayDeclines,
+    RelayLink,
+)
 from piecework_node.runtime.faults import Code
 from piecework_protocol.errors import Refusal
 from piecework_protocol.objects import Endpoint, Route
+from piecework_protocol.relaying import (
+    Admitted,
+    Challenge,
+    ClientDeclined,
+    Incoming,
+    Join,
+    decode_line,
+    decode_opening,
+    encode_line,
+)
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, keccak256
+from piecework_protocol.types import Address, Bytes32, Uint32, keccak256
 from tests.support.clock import FakeClock
 from tests.support.fake_chain import FakeChain
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.served import PEERS, Served, serve_worker
 from tests.support.node.wire_client import SERVICE, WireClient
 from tests.support.relays import FRONT, BehindRelays, RunningRelay, running_relay
-from tests.support.waiting import until
+from tests.support.waiting import pass_time, until
 
 
 @pytest.fixture
@@ -152,6 +168,56 @@ async def test_what_is_no_relay_is_left_alone(said: bytes) -> None:
         await made.join()
         assert isinstance(made.relays.dialers[0].trouble, RelayAway | RelayDeclines)
         await made.leave()
+
+
+async def test_a_relay_whose_host_is_no_name_ends_nothing() -> None:
+    made = BehindRelays(OPERATOR, ("relay..example:7443",))
+    await made.join()
+    assert "no name" in made.relays.states["relay..example:7443"]
+    await made.leave()
+
+
+async def test_a_relay_that_floods_its_worker_is_read_slowly() -> None:
+    """The worker's clock stands still, so it has no more lines than one burst to read."""
+    declined = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal declined
+        if decode_opening((await reader.readuntil(b"\n")).rstrip(b"\n")) != Join(OPERATOR.address):
+            writer.transport.abort()
+            return
+        writer.write(encode_line(Challenge(name, Bytes32(bytes(32)))))
+        await reader.readuntil(b"\n")
+        writer.write(encode_line(Admitted(Uint32(256))))
+        for number in range(5 * int(LINES_BURST)):
+            token = number.to_bytes(16, "big")
+            writer.write(encode_line(Incoming(token, f"10.0.{number % 250}.1")))
+        while isinstance(decode_line(await reader.readuntil(b"\n")), ClientDeclined):
+            declined += 1
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        made = BehindRelays(OPERATOR, (name,), clock=FakeClock())
+        await made.join()
+        await until(lambda: declined >= LINES_BURST - INCOMING_BURST - 1)
+        await pass_time(0.5)
+        assert declined < LINES_BURST + 10
+        await made.leave()
+
+
+async def test_a_relay_that_reads_nothing_is_left() -> None:
+    held: list[asyncio.StreamWriter] = []
+    async with await asyncio.start_server(
+        lambda _, writer: held.append(writer), "127.0.0.1", 0, limit=1
+    ) as server:
+        port = server.sockets[0].getsockname()[1]
+        link = RelayLink(*await asyncio.open_connection("127.0.0.1", port))
+        with pytest.raises(RelayAway, match="reads nothing"):
+            for _ in range(2_000_000):
+                link.say(ClientDeclined(bytes(16)))
+        link.close()
+        await until(lambda: bool(held))
+        held[0].transport.abort()
 
 
 async def test_a_relay_brings_only_so_many_connections() -> None:
