@@ -7,7 +7,7 @@ Pure bookkeeping: the caller accepts and closes, and time is an argument. An add
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
@@ -145,14 +145,22 @@ class ConnectionTable:
             return False
         return True
 
+    def above(self, peer: str) -> Iterator[Collection[Connection]]:
+        """The connections of each address that has more than a newcomer would, most first."""
+        mine = len(self._open.get(peer_key(peer), ())) + 1
+        yield from sorted(
+            (held for held in self._open.values() if len(held) > mine), key=len, reverse=True
+        )
+
     def _make_room(self, newcomer: str) -> bool:
-        """Close an idle connection of the address that has most of them, if it has more."""
-        largest = max(self._open, key=lambda address: len(self._open[address]))
-        if len(self._open[largest]) <= len(self._open.get(newcomer, ())) + 1:
-            return False
-        for connection in self._open[largest]:
-            if connection.is_idle:
-                self.remove(connection)
-                connection.abort()
-                return True
+        """Close an idle connection of the address that has most of them, if it has more.
+
+        Those that have most may have no idle one, such as a busy worker behind a relay.
+        """
+        for held in self.above(newcomer):
+            for connection in held:
+                if connection.is_idle:
+                    self.remove(connection)
+                    connection.abort()
+                    return True
         return False

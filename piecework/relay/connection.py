@@ -62,7 +62,7 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._hello: HelloReader | None = None
         self._line = bytearray()
-        self._decided = False
+        self._decided = self._aborted = False
         self._other: RelayConnection | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._moved_at = relay.now()
@@ -88,6 +88,7 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
         return self._moved_at if other is None else max(self._moved_at, other._moved_at)
 
     def abort(self) -> None:
+        self._aborted = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -144,6 +145,9 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        if self._aborted:  # to make room, before it was attached
+            self._transport.abort()
+            return
         self._transport.set_write_buffer_limits(high=WAITING_BYTES)
         self.arm(self._opening_s)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from piecework.base.clock import Clock
-from piecework.base.connections import ConnectionLimits, ConnectionTable
+from piecework.base.connections import ConnectionLimits, ConnectionTable, Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.rates import Rate, RateLimiter
 from piecework.relay.connection import RelayConnection
@@ -116,18 +116,34 @@ class JoinedWorker:
 
     def call(self, client: RelayConnection) -> tuple[bytes, str]:
         """Tell the worker of a client. Returns its token, or no bytes and why not."""
-        refused = self.clients.refusal(client.peer, self._clock.monotonic())
-        if refused is not None:
-            return b"", f"worker_{refused}"
-        behind = self._writer.transport.get_write_buffer_size() > LINK_WAITING_BYTES
-        if behind or self.waiting >= self._limits.waiting_per_worker:
+        if self._is_behind or self.waiting >= self._limits.waiting_per_worker:
             return b"", "worker_slow"
+        refused = self.clients.refusal(client.peer, self._clock.monotonic())
+        if refused is not None and not (refused is Refused.TOTAL and self._make_room(client.peer)):
+            return b"", f"worker_{refused}"
         token = secrets.token_bytes(TOKEN_BYTES)
         self._waiting[token] = client
         self.clients.add(client)
         client.arm(self._limits.take_s)
         self._say(Incoming(token, client.peer))
         return token, ""
+
+    def _make_room(self, newcomer: str) -> bool:
+        """Close the longest quiet client of the address that has most, if it has more.
+
+        Nobody sees here whether it has a job. But a few addresses must not keep out all others.
+        """
+        for held in self.clients.above(newcomer):
+            longest = min(cast(Collection[RelayConnection], held), key=lambda c: c.moved_at)
+            self.clients.remove(longest)
+            longest.abort()
+            return True
+        return False
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether the worker does not read what is said to it."""
+        return bool(self._writer.transport.get_write_buffer_size() > LINK_WAITING_BYTES)
 
     def taken(self, token: bytes) -> RelayConnection | None:
         """Hand over the client of a token, once."""
@@ -177,6 +193,8 @@ class JoinedWorker:
                 raise LinkEnded("too many lines")
             match line:
                 case Ping():
+                    if self._is_behind:
+                        raise LinkEnded("the worker reads nothing")
                     await self._check_again()
                     self._say(Ping())
                 case ClientDeclined(token):
@@ -214,4 +232,4 @@ class JoinedWorker:
         for client in list(self._waiting.values()):
             client.abort()
         self._waiting.clear()
-        self._writer.close()
+        self._link.finish()

@@ -22,7 +22,7 @@ import socket
 import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, cast
 
@@ -67,7 +67,8 @@ class FrontLimits:
     unread_s: float = 15.0
     """A connection above `unread_small` for so long is cut off."""
     of_one_relay: int = 128
-    """Connections of one relay, over all addresses that it names."""
+    """Connections of one relay, over all addresses that it names. When they are taken, an idle one
+    of the address that has most makes room."""
 
 
 class _UnreadBudget:
@@ -118,6 +119,7 @@ class FrontConnection(AcceptedConnection, asyncio.BufferedProtocol):
         self._connecting: asyncio.Task[None] | None = None
         self._first: list[bytes] = []
         self._held: set[str] = set()
+        self._aborted = False
         self._timer: asyncio.TimerHandle | None = None
         self._refill: asyncio.TimerHandle | None = None
         self._budget = front.budget(self.address)
@@ -131,6 +133,7 @@ class FrontConnection(AcceptedConnection, asyncio.BufferedProtocol):
 
     def abort(self) -> None:
         """Cut the connection off, in both directions."""
+        self._aborted = True
         for transport in (self._client, self._grpc):
             if transport is not None:
                 transport.abort()
@@ -139,6 +142,9 @@ class FrontConnection(AcceptedConnection, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._client = cast(asyncio.Transport, transport)
+        if self._aborted:  # while its socket was still to come
+            self._client.abort()
+            return
         self._client.set_write_buffer_limits(high=RELAY_BUFFER_BYTES)
         self._arm(self._front.limits.first_byte_s)
 
@@ -314,7 +320,7 @@ class Front:
         self._numbers = itertools.count(1)
         self._folder = Path(tempfile.mkdtemp(prefix="piecework-"))
         self._by_name: dict[str, FrontConnection] = {}
-        self._relayed: dict[str, set[FrontConnection]] = {}
+        self._relayed: dict[str, ConnectionTable] = {}
         self._listener: Listener | None = None
 
     @property
@@ -360,11 +366,10 @@ class Front:
             peer: The client's address, by the relay's word.
         """
         address = f"{via}/{peer_key(peer)}"
-        brought = self._relayed.setdefault(via, set())
-        if len(brought) >= self.limits.of_one_relay:
-            self._on_refused(Refused.RELAY)
-            return None
-        refused = self.table.refusal(address, self.clock.monotonic())
+        brought, now = self._brought(via), self.clock.monotonic()
+        refused = self.table.refusal(address, now)
+        if refused is None and brought.refusal(address, now) is not None:
+            refused = Refused.RELAY
         if refused is not None:
             self._on_refused(refused)
             return None
@@ -372,6 +377,13 @@ class Front:
         self.table.add(connection)
         brought.add(connection)
         return connection
+
+    def _brought(self, via: str) -> ConnectionTable:
+        """The connections of one relay. What one address may have, `table` says."""
+        if via not in self._relayed:
+            most, limits = self.limits.of_one_relay, self.limits.connections
+            self._relayed[via] = ConnectionTable(replace(limits, total=most, per_address=most))
+        return self._relayed[via]
 
     def connection(self, grpc_peer: str) -> FrontConnection | None:
         """Return the connection that a request came over. None: it is gone."""
@@ -412,7 +424,8 @@ class Front:
         """A client's connection has ended, or never came. It may be told twice."""
         self.table.remove(connection)
         self._by_name.pop(connection.name, None)
-        self._relayed.get(connection.via, set()).discard(connection)
+        if connection.via in self._relayed:
+            self._relayed[connection.via].remove(connection)
 
     def budget(self, address: str) -> _UnreadBudget:
         """The bytes of unfinished messages that this address shares with others."""

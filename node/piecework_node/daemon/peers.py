@@ -179,8 +179,9 @@ class Peers:
         connection.asked = True
         address, paid = connection.address, self.has_paid(connection.address)
         wait_s = 0.0 if connection.trusted else self._wait_s(address, now)
-        if connection.via and not paid:
-            wait_s = max(wait_s, self._relays.take(connection.via, now))
+        if connection.via and not paid and not wait_s:
+            # One that has used up its own rate takes nothing from the others of its relay.
+            wait_s = self._relays.take(connection.via, now)
         self._check_room(connection, paid=paid)
         stream = Stream(connection, 0.0 if paid else wait_s, stranger=not paid)
         connection.streams += 1
@@ -219,14 +220,25 @@ class Peers:
             raise _full("the worker has too many open requests")
         of_relay = self._strangers_of[connection.via] if connection.via and not paid else 0
         if of_relay >= max(1, self._limits.streams // RELAY_STREAMS):
+            self._make_room(here, connection.via)
             raise _full("too many open requests of this relay")
         if not paid and self._strangers >= max(1, self._limits.streams // 2):
             self._make_room(here)
             raise _full("too many open requests of addresses that have not paid yet")
 
-    def _make_room(self, newcomer: int) -> None:
-        """Cut off the connection that holds most, if its address holds more than the newcomer."""
-        largest = max(self._waiting.values(), key=lambda mine: mine.total())
+    def _make_room(self, newcomer: int, via: str = "") -> None:
+        """Cut off the connection that holds most, if its address holds more than the newcomer.
+
+        Args:
+            newcomer: Streams of its address.
+            via: Look among the addresses of this relay that have not paid. Empty: among all.
+        """
+        holders = [
+            mine
+            for address, mine in self._waiting.items()
+            if not via or (address.startswith(f"{via}/") and not self.has_paid(address))
+        ]
+        largest = max(holders, key=lambda mine: mine.total(), default=Counter())
         if largest.total() > newcomer + 1:
             largest.most_common(1)[0][0].abort()
 

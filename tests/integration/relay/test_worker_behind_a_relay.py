@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -232,10 +234,34 @@ async def test_a_relay_brings_only_so_many_connections() -> None:
     assert made[0] is not None and made[1] is not None and made[2] is None
     assert refused == [Refused.RELAY]
     assert front.admit("relay1", "10.0.0.1") is not None
+    assert front.table.refusal("relay0/10.0.0.2", 0.0) is None
     front.gone(made[0])
     front.gone(made[0])
     assert front.admit("relay0", "10.0.0.9") is not None
     assert front.admit("relay0", "10.0.0.10") is None
+    await front.close()
+
+
+async def test_one_client_behind_a_relay_does_not_keep_the_others_out() -> None:
+    front = Front(
+        replace(FRONT, of_one_relay=4),
+        has_paid=lambda _: False,
+        on_refused=lambda _: None,
+        clock=FakeClock(),
+    )
+    held = [front.admit("relay0", "10.0.0.1") for _ in range(4)]
+    assert front.admit("relay0", "10.0.0.1") is None
+    assert front.admit("relay0", "10.0.0.2") is not None
+    first = held[0]
+    assert first is not None
+    # Its socket is still to come. It is closed as soon as it does.
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: first, sock=ours)
+    assert transport.is_closing()
+    assert await asyncio.get_running_loop().sock_recv(theirs, 1) == b""
+    theirs.close()
     await front.close()
 
 
@@ -283,6 +309,35 @@ async def test_a_relay_that_makes_addresses_up_has_a_rate_of_its_own() -> None:
         assert paid.wait_s == 0
     with peers.stream(strangers.connection("relay1", "relay1/10.0.0.1"), 0.0) as elsewhere:
         assert elsewhere.wait_s == 0
+    await strangers.front.close()
+
+
+async def test_who_asks_too_often_takes_nothing_from_the_others_of_its_relay() -> None:
+    strangers, peers = _Stranger(), Peers(PeerLimits(64, 16, 60, 60_000))
+    greedy = [strangers.connection("relay0", f"relay0/10.0.0.{n}") for n in range(3)]
+    for step in range(200):
+        for connection in greedy:
+            with peers.stream(connection, 0.1 * step):
+                pass
+    with peers.stream(strangers.connection("relay0", "relay0/10.0.0.9"), 0.1 * step) as other:
+        assert other.wait_s == 0
+    await strangers.front.close()
+
+
+async def test_a_full_relay_makes_room_at_the_cost_of_who_holds_most() -> None:
+    strangers, peers = _Stranger(), Peers(PeerLimits(16, 16, 60_000, 60_000))
+    greedy = strangers.connection("relay0", "relay0/10.0.0.1")
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    transport, _ = await asyncio.get_running_loop().create_connection(lambda: greedy, sock=ours)
+    with contextlib.ExitStack() as opened:
+        for _ in range(4):
+            opened.enter_context(peers.stream(greedy, 0.0))
+        other = strangers.connection("relay0", "relay0/10.0.0.2")
+        with pytest.raises(Refusal, match="this relay"):
+            opened.enter_context(peers.stream(other, 0.0))
+        assert transport.is_closing()
+    theirs.close()
     await strangers.front.close()
 
 

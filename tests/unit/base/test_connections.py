@@ -57,6 +57,14 @@ def test_a_trusted_proxy_may_hold_more() -> None:
     assert held.refusal("10.0.0.9", 0.0) is Refused.TOTAL
 
 
+def test_a_busy_address_does_not_shield_the_idle_ones_of_others() -> None:
+    held = table()
+    busy = fill(held, "10.0.0.1", 4, idle=False)
+    idle = fill(held, "10.0.0.2", 2) + fill(held, "10.0.0.3", 2)
+    assert held.refusal("10.0.0.4", 0.0) is None
+    assert [c.aborted for c in (*busy, *idle)] == [False] * 4 + [True] + [False] * 3
+
+
 def test_a_full_server_makes_room_at_the_cost_of_who_holds_most() -> None:
     held = table(total=6)
     large = fill(held, "10.0.0.1", 4)

@@ -69,8 +69,10 @@ class Wire:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def dial(cls, relay: RunningRelay, first: bytes = b"") -> Self:
-        wire = cls(*await asyncio.open_connection("127.0.0.1", relay.port))
+    async def dial(
+        cls, relay: RunningRelay, first: bytes = b"", *, source: str = "127.0.0.1"
+    ) -> Self:
+        wire = cls(*await asyncio.open_connection("127.0.0.1", relay.port, local_addr=(source, 0)))
         relay.opened.append(wire.writer)
         wire.writer.write(first)
         return wire
@@ -305,6 +307,22 @@ async def test_one_client_address_gets_a_quarter_of_a_workers_clients(chain: Fak
         assert [type(await worker.hear()) for _ in range(2)] == [Incoming, Incoming]
         assert await clients[2].rest() == UNRECOGNIZED_NAME
         assert relay.relay.counts["worker_address"] == 1
+
+
+async def test_a_few_addresses_do_not_keep_others_from_a_worker(chain: FakeChain) -> None:
+    async with running_relay(chain, replace(LIMITS, clients_per_worker=8)) as relay:
+        worker = await joined(relay)
+        held = [await Wire.dial(relay, HELLO, source=f"127.0.0.{n // 2 + 2}") for n in range(8)]
+        for _ in held:
+            await worker.hear()
+        await Wire.dial(relay, HELLO, source="127.0.0.9")
+        incoming = await worker.hear()
+        assert isinstance(incoming, Incoming) and incoming.peer == "127.0.0.9"
+        await until(lambda: relay.relay.clients == 8)
+        # One of two each is all that an address may lose to others with one.
+        for number in range(10, 16):
+            await Wire.dial(relay, HELLO, source=f"127.0.0.{number}")
+        await until(lambda: relay.relay.counts["worker_total"] == 3)
 
 
 async def test_a_worker_that_is_slow_to_take_clients_gets_no_more(chain: FakeChain) -> None:
