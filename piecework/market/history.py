@@ -44,6 +44,10 @@ CREATE TABLE IF NOT EXISTS settled_days (
     day INTEGER NOT NULL, operator BLOB NOT NULL, amount TEXT NOT NULL, payments INTEGER NOT NULL,
     PRIMARY KEY (day, operator)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS settled_days_of ON settled_days (operator, day);
+CREATE TABLE IF NOT EXISTS market_days (
+    day INTEGER PRIMARY KEY, amount TEXT NOT NULL, payments INTEGER NOT NULL
+) STRICT;
 """
 
 
@@ -121,6 +125,7 @@ class MarketHistory:
         """`token`: the one that amounts are in. Payments in another one are not counted."""
         self._db, self._token = db, token
         db.execute(SCHEMA)
+        self._sum_up()
 
     # --- what this index sees
 
@@ -208,14 +213,14 @@ class MarketHistory:
 
     def settled(self, operator: Address | None = None) -> tuple[SettledDay, ...]:
         """Return what was settled on each day, oldest first: to one worker, or to all."""
-        chosen, values = ("", ()) if operator is None else (" WHERE operator = ?", (operator,))
-        days: dict[int, SettledDay] = {}
-        sql = f"SELECT day, amount, payments FROM settled_days{chosen} ORDER BY day"  # noqa: S608
-        for day, amount, payments in self._rows(sql, values):
-            before = days.get(day, SettledDay(day, Amount(0), 0))
-            total = Amount(before.amount + int(amount))
-            days[day] = SettledDay(day, total, before.payments + payments)
-        return tuple(days.values())
+        if operator is None:
+            rows = self._rows("SELECT day, amount, payments FROM market_days ORDER BY day")
+        else:
+            rows = self._rows(
+                "SELECT day, amount, payments FROM settled_days WHERE operator = ? ORDER BY day",
+                (operator,),
+            )
+        return tuple(SettledDay(day, Amount(int(amount)), count) for day, amount, count in rows)
 
     # --- inside
 
@@ -240,11 +245,26 @@ class MarketHistory:
             "SELECT amount, payments FROM settled_days WHERE day = ? AND operator = ?",
             (day, operator),
         )
-        amount, payments = (int(known[0][0]), known[0][1]) if known else (0, 0)
         self._db.execute(
             "INSERT OR REPLACE INTO settled_days VALUES (?, ?, ?, ?)",
-            (day, operator, str(amount + event.amount), payments + 1),
+            (day, operator, *_increased(known, event.amount, 1)),
         )
+        self._add_to_market(day, event.amount, 1)
+
+    def _add_to_market(self, day: int, amount: int, payments: int) -> None:
+        known = self._rows("SELECT amount, payments FROM market_days WHERE day = ?", (day,))
+        self._db.execute(
+            "INSERT OR REPLACE INTO market_days VALUES (?, ?, ?)",
+            (day, *_increased(known, amount, payments)),
+        )
+
+    def _sum_up(self) -> None:
+        """Fill the sums of all workers, which a database of before does not have."""
+        with self._db:
+            if self._rows("SELECT 1 FROM market_days LIMIT 1"):
+                return
+            for day, amount, count in self._rows("SELECT day, amount, payments FROM settled_days"):
+                self._add_to_market(day, int(amount), count)
 
     def _forget(self, now: Timestamp) -> None:
         first = now - HISTORY_DAYS * DAY_S
@@ -254,6 +274,12 @@ class MarketHistory:
 
     def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
         return self._db.execute(sql, values).fetchall()
+
+
+def _increased(known: Sequence[tuple[str, int]], amount: int, payments: int) -> tuple[str, int]:
+    """Add to an amount and a count. Amounts are text: they have more than SQLite's 63 bits."""
+    before, count = known[0] if known else ("0", 0)
+    return str(int(before) + amount), count + payments
 
 
 def _integers(values: tuple[Any, ...]) -> tuple[int | None, ...]:

@@ -312,7 +312,7 @@ class IndexServer:
             history.samples(Timestamp(now - DAY_S)),
             history.settled(),
         )
-        url = self._settings.url or str(request.url.origin())
+        url = self._settings.url or _origin(request)
         return _html(offers.render(overview, query, url, self._settings.money))
 
     async def _worker_page(self, request: web.Request) -> web.Response:
@@ -370,6 +370,13 @@ class IndexServer:
             except OfferStoreError as error:
                 # Expired offers are not shown anyway, and the next round tries again.
                 self._log.error("database", error=str(error))
+
+
+def _origin(request: web.Request) -> str:
+    try:
+        return str(request.url.origin())
+    except ValueError:
+        raise Declined(400, "bad_host", "the Host header names no host") from None
 
 
 def _operator(request: web.Request) -> Address:

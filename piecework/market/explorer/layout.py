@@ -12,14 +12,18 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Context, Decimal
 from html import escape
 from typing import Final
 
 from piecework.base.amounts import Token
+from piecework.base.text import one_line
 from piecework_protocol.types import Address, Timestamp, to_hex
 
 REFRESH_S: Final = 10
+_EXACT: Final = Context(prec=100, rounding=ROUND_HALF_EVEN)
+"""The usual context has 28 digits, and a price may have more."""
+_MAX_TEXT: Final = 256
 
 STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #fff;
@@ -124,9 +128,9 @@ class Money:
         """Return an amount in dollars, "–" if nobody said what a token is worth."""
         if self.usd is None:
             return "–"
-        value = Decimal(units) / 10**self.token.decimals * self.usd
+        value = _EXACT.multiply(Decimal(units).scaleb(-self.token.decimals, _EXACT), self.usd)
         cent = Decimal("0.01") if value >= 1 else Decimal("0.0001")
-        return f"${value.quantize(cent, ROUND_HALF_EVEN):,}"
+        return f"${value.quantize(cent, context=_EXACT):,}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +200,11 @@ def table(
 <tbody>
 {lines}
 </tbody></table>"""
+
+
+def written(text: str) -> str:
+    """Return what a worker wrote as one line, without what drives or deceives a reader."""
+    return one_line(text, _MAX_TEXT)
 
 
 def short(operator: Address) -> str:

@@ -20,6 +20,7 @@ from piecework.market.explorer.layout import (
     page,
     short,
     table,
+    written,
 )
 from piecework.market.history import MarketSample, SettledDay
 from piecework.market.listing import Entry, Query, Sort, blended_price
@@ -28,6 +29,8 @@ from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex
 from piecework_protocol.usual import MEAN_STEPS, Source, price_with_steps, usual_jobs
 
+MAX_SHOWN_MODELS: Final = 100
+"""Rows of the table of models. /v1/models has all."""
 TITLE: Final = "Piecework market"
 SERVICES: Final = {Service.REPLAYABLE: "replayable", Service.BEST_EFFORT: "best effort"}
 ORDERS: Final = {
@@ -129,11 +132,11 @@ def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
     return (
         Cell(
             f'<a href="/workers/{operator}"><code>{short(offer.operator)}</code></a>',
-            title=f"{operator} at {offer.endpoint}",
+            title=f"{operator} at {written(offer.endpoint)}",
         ),
         Cell(
-            f'<a href="{escape(link)}">{escape(model.name)}</a>',
-            title=f"{model.name}, {model.profile}",
+            f'<a href="{escape(link)}">{escape(written(model.name))}</a>',
+            title=f"{written(model.name)}, {written(model.profile)}",
         ),
         Cell(escape(", ".join(model.kind_names))),
         Cell(SERVICES[model.service]),
@@ -241,7 +244,7 @@ def _models_table(models: dict[str, Any], money: Money) -> str:
         (
             Cell(
                 f'<a href="/?{escape(urlencode({"model": m["digest"]}))}">'
-                f"{escape(', '.join(m['names']))}</a>"
+                f"{escape(written(', '.join(m['names'])))}</a>"
             ),
             Cell(f"<code>{m['digest'][:18]}…</code>", title=m["digest"]),
             Cell(f"{m['workers']:,}"),
@@ -250,9 +253,11 @@ def _models_table(models: dict[str, Any], money: Money) -> str:
             Cell(f"{m['fastest_tokens_per_second']:,}"),
             Cell(f"{m['max_context']:,}"),
         )
-        for m in models["models"]
+        for m in models["models"][:MAX_SHOWN_MODELS]
     )
     caption = "By digest: the name is what workers call it, the digest is what it is."
+    if len(models["models"]) > MAX_SHOWN_MODELS:
+        caption += f" {MAX_SHOWN_MODELS:,} of {len(models['models']):,}, those of most workers."
     return table(caption, MODEL_COLUMNS, rows, "Nobody serves a model right now.")
 
 

@@ -9,7 +9,17 @@ from html import escape
 from typing import Final
 
 from piecework.market.explorer import charts
-from piecework.market.explorer.layout import Cell, Column, Money, counted, facts, page, short, table
+from piecework.market.explorer.layout import (
+    Cell,
+    Column,
+    Money,
+    counted,
+    facts,
+    page,
+    short,
+    table,
+    written,
+)
 from piecework.market.explorer.offers import OFFER_COLUMNS, offer_cells
 from piecework.market.history import SettledDay, Settlement, Uptime
 from piecework.market.listing import Entry, Listed
@@ -99,10 +109,10 @@ def _connection(listed: Listed | None) -> str:
         return ""
     offer = listed.signed.offer
     rows = (
-        ("Endpoints", ", ".join(endpoint.address for endpoint in offer.endpoints)),
+        ("Endpoints", ", ".join(written(endpoint.address) for endpoint in offer.endpoints)),
         ("TLS certificate", to_hex(offer.tls_certificate)),
         ("Paid to", to_hex(offer.receiver)),
-        ("Profile", ", ".join(dict.fromkeys(model.profile for model in offer.models))),
+        ("Profile", ", ".join(dict.fromkeys(written(model.profile) for model in offer.models))),
     )
     lines = "\n".join(f"{name:<16} {value}" for name, value in rows)
     return f"""<details><summary>Connect to this worker</summary>

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from html.parser import HTMLParser
@@ -11,15 +12,19 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from piecework.market.errors import Declined
 from piecework.market.explorer.layout import Money
+from piecework.market.explorer.offers import MAX_SHOWN_MODELS
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import ExplorerSettings, IndexServer
 from piecework.market.settlements import catch_up
-from piecework_protocol.types import Timestamp, to_hex
+from piecework_protocol.limits import MAX_OFFER_MODELS
+from piecework_protocol.objects import Endpoint, Route
+from piecework_protocol.types import Amount, Digest, Timestamp, Uint32, Uint64, keccak256, to_hex
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock
 from tests.support.fake_chain import TOKEN, TOKEN_INFO, FakeChain
-from tests.support.offers import offer, operator, receiver
+from tests.support.offers import model, offer, operator, receiver
 from tests.unit.market.test_history import channel, opened, settled
 
 Http = TestClient[Any, Any]
@@ -109,6 +114,77 @@ async def test_nobody_is_believed_about_dollars(tmp_path: Path) -> None:
     await plain.fill()
     async with TestClient(TestServer(plain.server.application())) as http:
         assert "$" not in (await shown(http, "/")).text
+
+
+HOSTILE = "\u202egpj\x00\x1b[2J\u200b" + "x" * 40
+
+
+async def test_a_hostile_offer_breaks_no_page(explorer: Explorer, http: Http) -> None:
+    most = Amount(2**64 - 1)
+    models = tuple(
+        model(
+            HOSTILE,
+            digest=Digest(keccak256(bytes([number]))),
+            profile=HOSTILE,
+            price_per_million_prompt_tokens=most,
+            price_per_million_output_tokens=most,
+            price_per_thousand_steps=most,
+            tokens_per_second=Uint32(2**31 - 1),
+        )
+        for number in range(MAX_OFFER_MODELS)
+    )
+    evil = offer(
+        "worker",
+        int(explorer.clock.wall()),
+        sequence=Uint64(2**63 - 1),
+        models=models,
+        endpoints=(Endpoint(Route.DIRECT, HOSTILE),),
+        details='{"usual": [[' * 5,
+        slots=Uint32(2**20 - 1),
+    )
+    await explorer.server.accept(encode_offer(evil))
+    now = Timestamp(int(explorer.clock.wall()))
+    explorer.store.history.take(explorer.store.catalogue.live(now), Timestamp(now + 300))
+    explorer.clock.advance(299)
+    for path in ("/", f"/workers/{WORKER}", "/?sort=speed&limit=1000"):
+        response = await http.get(path)
+        text = await response.text()
+        assert response.status == 200
+        assert not {"\u202e", "\x00", "\x1b"} & set(text)
+    for path in ("/v1/offers", "/v1/models", "/v1/workers", "/v1/history"):
+        assert (await http.get(path)).status == 200
+    with pytest.raises(Declined):
+        await explorer.server.accept(
+            encode_offer(offer("worker", int(explorer.clock.wall()), sequence=Uint64(2**64 - 1)))
+        )
+
+
+async def test_the_first_page_shows_the_models_of_most_workers_and_says_how_many_there_are(
+    explorer: Explorer, http: Http
+) -> None:
+    for name in NAMES:
+        many = tuple(
+            model(f"{name}-{number}", digest=Digest(keccak256(f"{name} {number}".encode())))
+            for number in range(MAX_OFFER_MODELS)
+        )
+        listed = offer(name, int(explorer.clock.wall()), sequence=Uint64(2), models=many)
+        await explorer.server.accept(encode_offer(listed))
+    text = await (await http.get("/?limit=1")).text()
+    shown = MAX_SHOWN_MODELS
+    assert f"{shown} of {3 * MAX_OFFER_MODELS}" in text
+    assert text.count("/?model=0x") == shown
+
+
+@pytest.mark.parametrize("host", ["", "a b", "[", "x:y", "a" * 300, "é"])
+async def test_a_strange_host_header_is_no_error_of_ours(explorer: Explorer, host: str) -> None:
+    money = ExplorerSettings(Money(TOKEN_INFO))
+    plain = IndexServer(explorer.store, explorer.chain, money, clock=explorer.clock)
+    async with TestServer(plain.application()) as server:
+        reader, writer = await asyncio.open_connection(server.host, server.port)
+        writer.write(f"GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        answer = await asyncio.wait_for(reader.read(), 10)
+        assert answer.split()[1] in (b"200", b"400")
+        writer.close()
 
 
 async def test_every_offer_is_reached_page_by_page(http: Http) -> None:

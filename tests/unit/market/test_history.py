@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import apsw
 import pytest
 
 from piecework.chain.errors import RpcUnavailable
@@ -146,6 +147,25 @@ async def test_payments_in_another_token_are_not_added_up_with_the_markets(tmp_p
     chain.events, chain.final_block = [opened(1, foreign), settled(2, foreign, 10**30)], 2
     await catch_up(history, chain)
     assert history.settled() == ()
+
+
+async def test_a_database_without_sums_of_all_workers_gets_them(tmp_path: Path) -> None:
+    chain, kept = FakeChain(), store(tmp_path)
+    mine, other = channel("worker", 1), channel("other", 2)
+    chain.events = [
+        opened(1, mine),
+        opened(2, other),
+        settled(3, mine, 70),
+        settled(3, other, 5, 2),
+    ]
+    chain.final_block = 5
+    await catch_up(kept.history, chain)
+    before = kept.history.settled()
+    kept.close()
+    with apsw.Connection(str(tmp_path / "market.db")) as db:
+        db.execute("DROP TABLE market_days")
+    assert store(tmp_path).history.settled() == before
+    assert before[0].amount == 75
 
 
 async def test_amounts_above_63_bits_add_up_to_the_unit(tmp_path: Path) -> None:
