@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, Final, TypeAlias
 
 from piecework.market.history import MarketSample, sample
+from piecework.market.limits import MAX_PAGE_BYTES
 from piecework.market.listing import (
     Entry,
     Listed,
@@ -143,12 +144,21 @@ class Catalogue:
         return FoundEntries(entries[query.offset : query.offset + query.limit], len(entries))
 
     def offers_text(self, query: Query, now: Timestamp) -> str:
-        """Return one page of offers as JSON. Each stands once, at the place of its best model."""
+        """Return one page of offers as JSON. Each stands once, at the place of its best model.
+
+        A page ends early at `MAX_PAGE_BYTES`, and with one offer at least.
+        """
         found = self._matching(query, now).operators
-        page = found[query.offset : query.offset + query.limit]
-        # An offer that was withdrawn since is gone from the page. The next second counts without.
-        offers = ", ".join(self._text(operator) for operator in page if operator in self._offers)
-        return f'{{"offers": [{offers}], "total": {len(found)}}}'
+        texts, size = list[str](), 0
+        for operator in found[query.offset : query.offset + query.limit]:
+            # One that was withdrawn since is gone from the page. The next second counts without.
+            if operator in self._offers:
+                text = self._text(operator)
+                size += len(text)
+                if texts and size > MAX_PAGE_BYTES:
+                    break
+                texts.append(text)
+        return f'{{"offers": [{", ".join(texts)}], "total": {len(found)}}}'
 
     def workers(self, query: Query, now: Timestamp) -> dict[str, Any]:
         """Return one page of workers, by operator, as JSON values."""

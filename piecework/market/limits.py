@@ -18,6 +18,8 @@ MAX_BUCKETS: Final = 50_000
 MAX_OFFERS: Final = 10_000
 MAX_LISTED_OFFERS: Final = 1_000
 DEFAULT_LISTED_OFFERS: Final = 200
+# An offer with many models takes 150 KB as JSON, and clients read at most 8 MiB at once.
+MAX_PAGE_BYTES: Final = 4 * 1024 * 1024
 # Registry facts are asked again after this long.
 STANDING_LIFETIME_S: Final = 30.0
 MAX_STANDINGS: Final = 20_000

@@ -9,7 +9,10 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from piecework.client.limits import MAX_INDEX_BYTES
+from piecework.client.network.indexes import parse_page
 from piecework.market.catalogue import Catalogue
+from piecework.market.limits import MAX_PAGE_BYTES
 from piecework.market.listing import (
     Entry,
     Listed,
@@ -19,6 +22,7 @@ from piecework.market.listing import (
     matches,
     offer_json,
 )
+from piecework_protocol.limits import MAX_OFFER_MODELS
 from piecework_protocol.types import Address, Amount, Timestamp, Uint32, to_hex
 from piecework_protocol.wire import encode_offer
 from tests.support.offers import model, offer, operator
@@ -47,6 +51,21 @@ def listed(name: str, prices: tuple[int, ...], life: int, speed: int, stake: int
     free = Uint32(speed % 3)
     signed = offer(name, models=models, expires_at=Timestamp(START + life), slots_free=free)
     return Listed(signed, encode_offer(signed), Amount(stake), Timestamp(START))
+
+
+def test_large_offers_make_more_pages_and_none_is_larger_than_a_client_reads() -> None:
+    catalogue, total = Catalogue(), 2 * MAX_PAGE_BYTES // 70_000
+    for number in range(total):
+        catalogue.put(listed(f"worker {number}", tuple(range(MAX_OFFER_MODELS)), 9, 1, 1))
+    seen, pages = list[str](), 0
+    while len(seen) < total:
+        text = catalogue.offers_text(Query(limit=1000, offset=len(seen)), Timestamp(START))
+        assert len(text) < MAX_INDEX_BYTES
+        offers, entries, said = parse_page(text.encode())
+        assert entries == len(offers) > 0 and said == total
+        seen += [to_hex(signed.offer.operator) for signed in offers]
+        pages += 1
+    assert pages > 1 and len(set(seen)) == total
 
 
 puts = st.builds(
