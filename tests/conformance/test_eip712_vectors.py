@@ -11,19 +11,31 @@ import pytest
 from eth_account.messages import encode_typed_data
 from eth_utils.crypto import keccak
 
-from piecework_protocol import objects
+from piecework.chain import descriptor
+from piecework_protocol import objects, relaying
 from piecework_protocol.eip712 import Domain, TypedData, type_dict, type_hash, type_string
 from piecework_protocol.signing import recover
 from piecework_protocol.types import Bytes32
 from tests.vectors import generate
 
 VECTORS = json.loads((Path(generate.__file__).parent / "eip712.json").read_text())
-CASES = VECTORS["cases"]
+CASES = [*VECTORS["cases"], *VECTORS["offChain"]]
 
 
 def _class(case: dict[str, Any]) -> type[TypedData]:
-    kind: type[TypedData] = getattr(objects, case["type"])
+    (kind,) = [kind for kind in _signed() if kind.__name__ == case["type"]]
     return kind
+
+
+def _signed() -> set[type[TypedData]]:
+    """Every object with a signature or a hash, wherever it is defined."""
+    found = {
+        kind
+        for room in (objects, relaying, descriptor)
+        for kind in vars(room).values()
+        if isinstance(kind, type) and issubclass(kind, TypedData)
+    }
+    return found - {TypedData}
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{i}-{c['type']}" for i, c in enumerate(CASES)])
@@ -50,11 +62,7 @@ def test_the_type_string_is_the_one_that_solidity_hashes(case: dict[str, Any]) -
 
 
 def test_every_signed_object_has_a_vector() -> None:
-    signed = {
-        name
-        for name, kind in vars(objects).items()
-        if isinstance(kind, type) and issubclass(kind, TypedData) and kind is not TypedData
-    }
+    signed = {kind.__name__ for kind in _signed()}
     nested_only = {"Parameters", "ModelOffer", "Endpoint"}
     assert signed - nested_only == {case["type"] for case in CASES}
 

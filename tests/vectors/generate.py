@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from piecework.chain.descriptor import MARKET_NAME, MarketStatement
 from piecework_protocol import merkle
 from piecework_protocol.eip712 import Domain, TypedData, message_dict, type_hash, type_string
 from piecework_protocol.errors import Reason
@@ -68,6 +69,7 @@ from piecework_protocol.objects import (
     disputes_domain,
     registry_domain,
 )
+from piecework_protocol.relaying import RelayAdmission, relay_domain
 from piecework_protocol.service import NO_TRACE, best_effort_parameters
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
@@ -103,7 +105,14 @@ HERE = Path(__file__).parent
 DOMAIN = Domain(31337, Address(bytes.fromhex("5fbdb2315678afecb367f032d93f642f64180aa3")))
 REGISTRY_DOMAIN = registry_domain(31337, Address(bytes.fromhex("11" * 20)))
 DISPUTES_DOMAIN = disputes_domain(31337, Address(bytes.fromhex("22" * 20)))
-DOMAINS = {"Registration": REGISTRY_DOMAIN, "Verdict": DISPUTES_DOMAIN}
+RELAY_DOMAIN = relay_domain(31337, REGISTRY_DOMAIN.verifying_contract)
+MARKET_DOMAIN = Domain(31337, DOMAIN.verifying_contract, MARKET_NAME)
+DOMAINS = {
+    "Registration": REGISTRY_DOMAIN,
+    "Verdict": DISPUTES_DOMAIN,
+    "RelayAdmission": RELAY_DOMAIN,
+    "MarketStatement": MARKET_DOMAIN,
+}
 SECRETS = {
     name: bytes(keccak256(b"vector key " + name.encode()))
     for name in ("authorizer", "operator", "payer")
@@ -116,6 +125,8 @@ SIGNER_OF = {
     "WithdrawPooled": "payer",
     "AccountRequest": "authorizer",
     "Registration": "operator",
+    "RelayAdmission": "operator",
+    "MarketStatement": "payer",
     "AuditReport": "authorizer",
     "Verdict": "authorizer",
     "Voucher": "authorizer",
@@ -274,6 +285,14 @@ def _later(operator: Address, receipt: Digest) -> list[TypedData]:
     ]
 
 
+def _off_chain() -> list[TypedData]:
+    """What no contract reads: of relays and of markets."""
+    return [
+        RelayAdmission("relay.example:7443", _bytes32("nonce"), Timestamp(1_850_000_006)),
+        MarketStatement(Digest(_bytes32("market"))),
+    ]
+
+
 def _offer(operator: Address, models: int) -> Offer:
     return Offer(
         operator=operator,
@@ -349,9 +368,19 @@ def _domain(domain: Domain) -> dict[str, str]:
 
 
 def eip712() -> dict[str, Any]:
-    """The signed objects with their hashes and signatures."""
+    """The signed objects with their hashes and signatures. Solidity reads `cases`."""
+    domains = (DOMAIN, *DOMAINS.values())
+    return {
+        "domain": _domain(DOMAIN),
+        "domains": {domain.name: _domain(domain) for domain in domains},
+        "cases": _cases(_objects()),
+        "offChain": _cases(_off_chain()),
+    }
+
+
+def _cases(messages: list[TypedData]) -> list[dict[str, Any]]:
     cases = []
-    for message in _objects():
+    for message in messages:
         kind = type(message).__name__
         signer = LocalSigner(SECRETS[SIGNER_OF[kind]])
         cases.append(
@@ -367,12 +396,7 @@ def eip712() -> dict[str, Any]:
                 "signature": "0x" + sign(domain_of(kind), message, signer).hex(),
             }
         )
-
-    return {
-        "domain": _domain(DOMAIN),
-        "domains": {d.name: _domain(d) for d in (DOMAIN, REGISTRY_DOMAIN, DISPUTES_DOMAIN)},
-        "cases": cases,
-    }
+    return cases
 
 
 def trees() -> dict[str, Any]:
