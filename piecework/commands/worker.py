@@ -420,7 +420,7 @@ def estimate(
     from piecework.commands import _estimate as estimates
     from piecework_node.console.cards import CARDS
 
-    wishes = estimates.Wishes(usd_per_token, usd_per_kwh, utilization, watts)
+    wishes = estimates.EstimateWishes(usd_per_token, usd_per_kwh, utilization, watts)
     estimator = estimates.Estimator(common.home("worker", home), wishes)
     chosen = CARDS if cards else (estimates.card_named(card),) if card else ()
     made = estimates.by_cards(chosen, estimator) if chosen else estimates.here(estimator)
