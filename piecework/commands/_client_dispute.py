@@ -39,7 +39,7 @@ def dispute(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Take a worker's stake for what the evidence proves, or challenge a step.
+    """Take a worker's stake for a proven wrong, or challenge it.
 
     Run it again after the deadline that it prints: the chain holds the state. What the evidence
     proves alone needs no challenge. A challenge costs two bonds in the chain's coin, which come

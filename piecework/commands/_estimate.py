@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
+class EstimateWishes:
     """What the caller says itself. None: as the settings, or as the market."""
 
     usd_per_token: float | None = None
@@ -35,7 +35,7 @@ class Wishes:
 class Estimator:
     """The market and the settings of one home, asked once for any number of speeds."""
 
-    def __init__(self, root: Path, wishes: Wishes) -> None:
+    def __init__(self, root: Path, wishes: EstimateWishes) -> None:
         from piecework_node import config
         from piecework_node.home import Home
 

@@ -78,7 +78,7 @@ def bench(
     if home is not None:
         from piecework.commands import _estimate as estimates
 
-        estimator = estimates.Estimator(home, estimates.Wishes())
+        estimator = estimates.Estimator(home, estimates.EstimateWishes())
         estimates.show(estimates.here(estimator), estimator, as_json=False)
 
 

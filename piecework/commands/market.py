@@ -170,7 +170,7 @@ def describe(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write what somebody needs to know to join this market, and sign it.
+    """Write and sign what others need to join this market.
 
     Publish both files, and the fingerprint somewhere else. Keep the key: worker homes pin it.
     """
@@ -199,7 +199,7 @@ def verify(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Check a market's descriptor and its signature, and show what it says.
+    """Check a market's descriptor, and show what it says.
 
     The signature says whose key made it. Whether that key is the market's, only its fingerprint
     from elsewhere can tell.

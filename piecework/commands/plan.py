@@ -96,7 +96,7 @@ def _say_earnings(home: Path, sizes: frozenset[int]) -> None:
     from piecework.commands import _estimate as estimates
     from piecework_node.console.cards import CARDS
 
-    estimator = estimates.Estimator(home, estimates.Wishes())
+    estimator = estimates.Estimator(home, estimates.EstimateWishes())
     cards = [one for one in CARDS if not sizes or one.gigabytes in sizes]
     estimates.show(estimates.by_cards(cards, estimator), estimator, as_json=False)
 

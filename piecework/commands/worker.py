@@ -148,7 +148,7 @@ def join(
     home: HomeOption = None,
     password_file: PasswordFile = None,
 ) -> None:
-    """Join a market by its descriptor: accept its key, register, check, and start.
+    """Join a market by its descriptor, register, check and start.
 
     It asks for what is missing. Run again, it follows the market's indexes and relays. A key that
     changed is refused, and so is another chain, token or other terms.
@@ -373,7 +373,9 @@ def top(
     ] = False,
     home: HomeOption = None,
 ) -> None:
-    """Watch the running worker live: canvases, money, the GPU, refusals, alerts.
+    """Watch the running worker live.
+
+    It shows canvases, money, the GPU, refusals and alerts.
 
     Keys: Tab and the arrows move, q quits. The terminal needs the extra `console`.
     """
@@ -420,7 +422,7 @@ def estimate(
     from piecework.commands import _estimate as estimates
     from piecework_node.console.cards import CARDS
 
-    wishes = estimates.Wishes(usd_per_token, usd_per_kwh, utilization, watts)
+    wishes = estimates.EstimateWishes(usd_per_token, usd_per_kwh, utilization, watts)
     estimator = estimates.Estimator(common.home("worker", home), wishes)
     chosen = CARDS if cards else (estimates.card_named(card),) if card else ()
     made = estimates.by_cards(chosen, estimator) if chosen else estimates.here(estimator)

@@ -31,13 +31,13 @@ from piecework_protocol.relaying import (
     MAX_LINE_BYTES,
     TOKEN_BYTES,
     Admitted,
-    Challenge,
     ChallengeAnswer,
     ClientDeclined,
     Incoming,
     NotAdmitted,
     Ping,
     RelayAdmission,
+    RelayChallenge,
     RelayLine,
     decode_line,
     encode_line,
@@ -67,7 +67,9 @@ class Gatekeeper:
     operators: RegisteredOperators
     clock: Clock
 
-    async def admit(self, operator: Address, challenge: Challenge, answer: ChallengeAnswer) -> None:
+    async def admit(
+        self, operator: Address, challenge: RelayChallenge, answer: ChallengeAnswer
+    ) -> None:
         """Check a worker's answer. The signature comes first, because it costs no call.
 
         Raises:
@@ -163,7 +165,7 @@ class JoinedWorker:
         Raises:
             LinkEnded: it did not, and was told why if it listens.
         """
-        challenge = Challenge(self._gatekeeper.name, Bytes32(secrets.token_bytes(32)))
+        challenge = RelayChallenge(self._gatekeeper.name, Bytes32(secrets.token_bytes(32)))
         self._say(challenge)
         answer = await self._hear()
         self._link.disarm()

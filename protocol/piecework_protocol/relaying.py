@@ -121,7 +121,7 @@ def decode_opening(line: bytes) -> Join | Take:
 
 
 @dataclass(frozen=True, slots=True)
-class Challenge:
+class RelayChallenge:
     """The relay: sign this. `relay` is what it calls itself."""
 
     relay: str
@@ -172,13 +172,15 @@ class Ping:
     """Either side: the link is alive."""
 
 
-RelayLine = Challenge | ChallengeAnswer | Admitted | NotAdmitted | Incoming | ClientDeclined | Ping
+RelayLine = (
+    RelayChallenge | ChallengeAnswer | Admitted | NotAdmitted | Incoming | ClientDeclined | Ping
+)
 
 
 def encode_line(line: RelayLine) -> bytes:
     """Write one line of a link, with its end."""
     match line:
-        case Challenge(relay, nonce):
+        case RelayChallenge(relay, nonce):
             values: dict[str, Any] = {"is": "challenge", "relay": relay, "nonce": nonce.hex()}
         case ChallengeAnswer(at, signature):
             values = {"is": "answer", "at": at, "signature": signature.hex()}
@@ -235,7 +237,7 @@ def _text(values: dict[str, Any], name: str, most: int) -> str:
 
 def _challenge(values: dict[str, Any]) -> RelayLine:
     relay = _text(values, "relay", MAX_RELAY_NAME_BYTES)
-    return Challenge(relay, Bytes32(_hex(values, "nonce", 32)))
+    return RelayChallenge(relay, Bytes32(_hex(values, "nonce", 32)))
 
 
 def _answer(values: dict[str, Any]) -> RelayLine:

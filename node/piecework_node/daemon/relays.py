@@ -30,7 +30,6 @@ from piecework_protocol.relaying import (
     MAX_LINE_BYTES,
     MAX_REFUSAL_CHARACTERS,
     Admitted,
-    Challenge,
     ChallengeAnswer,
     ClientDeclined,
     Incoming,
@@ -38,6 +37,7 @@ from piecework_protocol.relaying import (
     NotAdmitted,
     Ping,
     RelayAdmission,
+    RelayChallenge,
     RelayLine,
     Take,
     decode_line,
@@ -125,7 +125,7 @@ class RelayLink:
     async def _authenticate(self, name: str, credentials: RelayCredentials) -> None:
         self._writer.write(encode_opening(Join(credentials.operator.address)))
         challenge = await self.hear()
-        if not isinstance(challenge, Challenge):
+        if not isinstance(challenge, RelayChallenge):
             raise RelayDeclines("it does not speak as a relay does")
         if challenge.relay != name:
             calls = one_line(challenge.relay, MAX_REFUSAL_CHARACTERS)

@@ -37,10 +37,15 @@ def check_output(case: Case) -> Iterator[Finding]:
 
 
 def _is_said(case: Case, output: Ids, canvas: Ids) -> bool:
-    """Say whether an output can be what is charged of a canvas."""
-    templated = case.outline.templated if case.outline is not None else bool(case.known_pins)
-    if not templated:
+    """Say whether an output can be what is charged of a canvas.
+
+    Without the outline nobody knows whether a canvas without pins is a part of a template, all of
+    whose positions are free. Then it is said if either reading says it.
+    """
+    if case.outline is not None and not case.outline.templated:
         return _is_free_text(case, output, canvas)
+    if case.outline is None and not case.known_pins and _is_free_text(case, output, canvas):
+        return True
     if case.vocabulary is None or case.known_pins is None:
         rest = iter(canvas)
         return all(token in rest for token in output)

@@ -83,7 +83,9 @@ async def test_an_estimate_of_a_home_asks_its_chain_and_names_every_source(tmp_p
 
 def estimated(root: Path) -> Estimate:
     """The estimate of this home's machine, as the command makes it."""
-    wishes = estimates.Wishes(usd_per_token=1.0, usd_per_kwh=0.3, utilization=0.5, watts=300.0)
+    wishes = estimates.EstimateWishes(
+        usd_per_token=1.0, usd_per_kwh=0.3, utilization=0.5, watts=300.0
+    )
     ((name, made),) = estimates.here(estimates.Estimator(root, wishes))
     assert name == "this machine" and isinstance(made, Estimate)
     return made

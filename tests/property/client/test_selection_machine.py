@@ -17,6 +17,7 @@ from piecework_protocol.conversation import most_prompt_tokens
 from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.types import Address, Amount, Digest, Seconds, Timestamp, Uint32, keccak256
+from piecework_protocol.usual import assumed, price_with_steps
 from piecework_protocol.wire import SignedOffer
 from tests.support.client_side import ask
 from tests.support.fake_chain import TOKEN, TOKEN_INFO
@@ -176,7 +177,8 @@ class Selection(RuleBasedStateMachine):
             )
             and (
                 filters.max_price_per_million_output is None
-                or listed.price_per_million_output_tokens <= filters.max_price_per_million_output
+                or price_with_steps(listed, assumed(listed).steps_p50)
+                <= filters.max_price_per_million_output
             )
         )
 

@@ -20,7 +20,6 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.relaying import (
     Admitted,
-    Challenge,
     ChallengeAnswer,
     ClientDeclined,
     Incoming,
@@ -28,6 +27,7 @@ from piecework_protocol.relaying import (
     NotAdmitted,
     Ping,
     RelayAdmission,
+    RelayChallenge,
     RelayLine,
     Take,
     decode_line,
@@ -107,7 +107,7 @@ async def answered(
     """Join, and return what the relay says."""
     wire = await Wire.dial(relay, encode_opening(Join((claims or key).address)))
     challenge = await wire.hear()
-    assert isinstance(challenge, Challenge) and challenge.relay == relay.name
+    assert isinstance(challenge, RelayChallenge) and challenge.relay == relay.name
     at = Timestamp(int(SystemClock().wall()) - late_s)
     admission = RelayAdmission(name or relay.name, Bytes32(nonce or challenge.nonce), at)
     wire.say(ChallengeAnswer(at, sign(domain, admission, key)))
@@ -384,7 +384,7 @@ async def test_a_reader_that_is_slow_holds_its_writer_back(relay: RunningRelay) 
 @pytest.mark.parametrize(
     "line",
     [
-        Challenge("relay.example:7443", Bytes32(bytes(range(32)))),
+        RelayChallenge("relay.example:7443", Bytes32(bytes(range(32)))),
         ChallengeAnswer(Timestamp(1_800_000_000), Signature(bytes(65))),
         Admitted(Uint32(256)),
         NotAdmitted("not today", Uint32(30)),
