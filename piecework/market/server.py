@@ -2,6 +2,7 @@
 
     POST /v1/offers   a signed offer as protobuf bytes (`protocol.wire.encode_offer`)
     GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit= &offset=
+                      (a page ends early at 4 MiB: go on behind the offers that came)
     GET  /v1/offers/OPERATOR   the worker's last offer, also when it has expired
     GET  /v1/models   GET /v1/workers   GET /v1/history   GET /health   GET /metrics
     GET  /   GET /workers/OPERATOR   the explorer

@@ -75,7 +75,7 @@ async def start_relay(deployment: Path) -> RelayProcess:
 async def client_of(folder: Path, market: TestMarket) -> AsyncIterator[PieceworkClient]:
     """A client with money that knows the chain, and no index."""
     store = Store(folder / "client.db", market.deployment.domain, PAYER.address)
-    config = load_config(folder / "no-file", {"deposit": "1"}, environment={})
+    config = load_config(folder / "no-file", {"deposit": "1 tUSDC"}, environment={})
     token = market.deployment.payment_token
     async with PieceworkClient(store, market.reader, Wallet(PAYER, PAYER), token, config) as client:
         yield client

@@ -27,10 +27,10 @@ from piecework_protocol.errors import Refusal
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import (
     Admitted,
-    Challenge,
     ClientDeclined,
     Incoming,
     Join,
+    RelayChallenge,
     decode_line,
     decode_opening,
     encode_line,
@@ -188,7 +188,7 @@ async def test_a_relay_that_floods_its_worker_is_read_slowly() -> None:
         if decode_opening((await reader.readuntil(b"\n")).rstrip(b"\n")) != Join(OPERATOR.address):
             writer.transport.abort()
             return
-        writer.write(encode_line(Challenge(name, Bytes32(bytes(32)))))
+        writer.write(encode_line(RelayChallenge(name, Bytes32(bytes(32)))))
         await reader.readuntil(b"\n")
         writer.write(encode_line(Admitted(Uint32(256))))
         for number in range(5 * int(LINES_BURST)):
