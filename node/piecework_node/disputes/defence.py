@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.disputes import Challenge, ChallengeOpened
-from piecework.chain.errors import ChainError
+from piecework.chain.errors import ChainError, FeeTooHigh
 from piecework_node.disputes.chain import DefencePort
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth
@@ -65,10 +65,12 @@ class Defence:
         self._port, self._leaves, self._journal = port, leaves, journal
         self._transactions, self._board, self._log = transactions, board, log
         self._first_block = first_block
+        self._looked = False
 
     async def look(self) -> None:
         """Answer every open challenge that has no answer under way, the most urgent first.
 
+        The bonds of answered ones are sent to the operator.
         An answer that the chain refuses holds up none of the others.
 
         Raises:
@@ -101,6 +103,25 @@ class Defence:
             await self._journal.append([MetaSet(CURSOR, str(through))])
         if refused:
             raise refused[0]
+        if found or not self._looked:
+            await self._take_bonds()
+        self._looked = True
+
+    async def _take_bonds(self) -> None:
+        """Have the bonds sent to the operator, whose gas paid for the answers."""
+        pending = self._transactions.is_pending
+        if pending(TxKind.ANSWER) or pending(TxKind.PUSH):
+            return
+        coins = (await self._port.credits()).coins
+        if not coins:
+            return
+        worth = Worth(Amount(0), coins)
+        try:
+            tx = await self._port.prepare_push(worth)
+        except FeeTooHigh:
+            return  # they wait for cheaper gas or for more of them
+        self._log.info("bonds are sent to the operator", wei=coins)
+        await self._transactions.send(TxKind.PUSH, tx, (), worth)
 
     async def _defend(self, opened: ChallengeOpened, time: Timestamp) -> tuple[str | None, bool]:
         """Do what one challenge needs. Returns what is wrong, and whether it is over."""

@@ -154,12 +154,12 @@ async def test_a_challenge_is_answered_by_itself_and_once(worker: DefendingWorke
     assert await worker.status(opened) is ChallengeStatus.ANSWERED
     (answer,) = worker.tracker
     assert answer.kind is TxKind.ANSWER
+    assert len(worker.journal.txs) == 1
     await worker.follow()
     await worker.defence.look()
-    assert len(worker.journal.txs) == 1
+    assert [tx.kind for tx in worker.tracker].count(TxKind.ANSWER) == 1
     assert not worker.board.is_failing(CHECK)
-    height = await worker.market.reader.latest_block()
-    assert int(worker.journal.notes[CURSOR]) == height
+    assert int(worker.journal.notes[CURSOR]) >= opened.log.block
 
 
 async def test_a_worker_killed_before_the_broadcast_sends_the_same_bytes(
@@ -199,6 +199,22 @@ async def test_a_worker_that_cannot_open_says_so_before_it_is_too_late(
     await worker.defence.look()
     assert await worker.status(opened) is ChallengeStatus.ANSWERED
     assert not worker.board.is_failing(CHECK)
+
+
+async def test_the_bonds_of_answers_are_sent_to_the_operator(worker: DefendingWorker) -> None:
+    opened = await worker.challenge()
+    await worker.defence.look()
+    assert await worker.status(opened) is ChallengeStatus.ANSWERED
+    await worker.follow()
+    reader = dispute_reader(worker.market)
+    assert (await reader.credits_of(OPERATOR.address)).coins == opened.bond
+    await worker.defence.look()
+    await worker.status(opened)
+    assert (await reader.credits_of(OPERATOR.address)).coins == 0
+    assert [tx.kind for tx in worker.tracker] == [TxKind.ANSWER, TxKind.PUSH]
+    await worker.follow()
+    await worker.defence.look()
+    assert len(worker.journal.txs) == 2
 
 
 async def test_an_answer_that_is_refused_holds_up_no_other(worker: DefendingWorker) -> None:
