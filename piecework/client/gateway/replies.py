@@ -201,7 +201,8 @@ async def _again(
         head = Head(_text(found, "id"), _created(found), _model(found, jobs))
         for _ in reply.opening(head):
             pass
-        async with Answers(ask, _Recorded(jobs), GatewayMetrics(), bill).running() as pieces:
+        recorded = _Recorded(jobs)
+        async with Answers(ask, recorded, GatewayMetrics(), bill).running() as pieces:
             async for piece in pieces:
                 frames += reply.take(piece)
         frames += reply.closing(bill.totals(), bill.ours())
@@ -210,6 +211,9 @@ async def _again(
         raise
     except PieceworkError as error:
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
+    if recorded.unused:
+        where = f"{EVIDENCE}.jobs"
+        raise EvidenceRefused(where, f"part {min(recorded.unused)} is not of this answer")
     whole = loads(json.dumps(whole))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
     ours = {"piecework"}
@@ -338,10 +342,13 @@ def _compare(expected: Any, given: Any, where: str) -> None:
 
 
 class _Recorded:
-    """The jobs of an answer, out of its evidence. Implements `JobSource`."""
+    """The jobs of an answer, out of its evidence. Implements `JobSource`.
+
+    unused: the parts that no request of the answer asked for yet.
+    """
 
     def __init__(self, jobs: Mapping[int, CheckedJob]) -> None:
-        self._jobs = jobs
+        self._jobs, self.unused = jobs, set(jobs)
 
     def part(self, number: int = 0) -> Part:
         """Return the part of this number."""
@@ -363,6 +370,7 @@ class _Recorded:
         found = self._jobs.get(part.number)
         if found is None:
             raise WorkerUnreachable(f"there is no evidence of part {part.number}")
+        self.unused.discard(part.number)
         fault = _request_fault(request, found)
         if fault is not None:
             raise EvidenceRefused(f"{EVIDENCE}.request", fault)

@@ -229,6 +229,15 @@ async def test_the_end_of_a_job_cannot_be_left_out() -> None:
         assert (await check_reply(cut)).stop == (" a time",)
 
 
+async def test_a_job_that_the_answer_is_not_made_of_is_refused() -> None:
+    two = await answered("chat", {**ASKED, "n": 2}, [TALE, TALE])
+    reply = await answered("chat", ASKED, [TALE])
+    ours, other = reply["piecework"], two["piecework"]
+    ours["evidence"]["jobs"].append(other["evidence"]["jobs"][1])
+    ours["more_jobs"] = [one for one in (other, *other["more_jobs"]) if one["job"] != ours["job"]]
+    assert await resigned(reply) == "piecework.evidence.jobs"
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [("seed", 5), ("max_tokens", 3), ("temperature", 0.5), ("piecework", {"max_steps": 2})],
