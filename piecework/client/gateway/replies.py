@@ -231,7 +231,7 @@ def _last_chunks(frames: Sequence[Frame]) -> list[dict[str, Any]]:
     """Give the chunks in which choices end. All the text came before them."""
     found = []
     for frame in frames:
-        chunk = json.loads(json.dumps(dict(frame.data)))
+        chunk = loads(json.dumps(dict(frame.data)))
         if any(one.get("finish_reason") is not None for one in chunk.get("choices", ())):
             found.append(chunk)
     return found
