@@ -147,6 +147,10 @@ class JobAudit:
             lines = _forced_findings(auditor, table[pairing], request, opened)
         except OpeningError as error:  # whoever saved the file may have left steps out
             return self._no_verdict(level, canvas, str(error))
+        shown, last = self._shown(canvas), opened[-1]
+        if last.step + 1 == shown.receipt.steps and shown.receipt.finish is not Finish.CANCELLED:
+            ids = tuple(int(token) for token in last.argmax)
+            lines += self._output_differences(shown, ids, None, request.committed)
         if lines:
             return self._failed(level, canvas, lines)
         steps = int(self._shown(canvas).receipt.steps)
@@ -190,7 +194,7 @@ class JobAudit:
                 f"{receipt.total_prompt_tokens} prompt tokens are charged, and the prompt has "
                 f"{len(self._request.prompt_ids)}"
             )
-        found += self._output_differences(shown, replayed, committed)
+        found += self._output_differences(shown, replayed.token_ids, replayed.answers, committed)
         return found
 
     def canvas_record(self, canvas: int) -> CanvasRecord:
@@ -210,15 +214,22 @@ class JobAudit:
         )
 
     def _output_differences(
-        self, shown: CanvasEvidence, replayed: ReplayedCanvas, committed: tuple[Ids, ...]
+        self,
+        shown: CanvasEvidence,
+        ids: Ids,
+        answers: tuple[Ids, ...] | None,
+        committed: tuple[Ids, ...],
     ) -> list[str]:
-        """Compare what was delivered with the replayed canvas: tokens, text or answers, the end."""
+        """Compare what was delivered with a finished canvas: tokens, text or answers, the end.
+
+        ids: of the canvas. answers: of a read, or None if nobody knows them.
+        """
         loaded, codec, found = self._loaded, self._loaded.tokenizer, list[str]()
         charge = charge_of(
             self._request, loaded.limits.canvas_size, loaded.eos_ids, codec.control_ids
         )
         before = [charge.append(canvas)[0] for canvas in committed]
-        charged, finish = charge.append(replayed.token_ids)
+        charged, finish = charge.append(ids)
         if Finish(int(finish)) is not shown.receipt.finish:
             ends = "goes on" if finish is CanvasFinish.MORE else "ends"
             found.append(f"the answer {ends} with this canvas, and the receipt says otherwise")
@@ -226,7 +237,7 @@ class JobAudit:
             return found
         output = KINDS[self._job.kind].decode_output(shown.output)
         if isinstance(output, ReadOutput):
-            if output.answers != replayed.answers:
+            if answers is not None and output.answers != answers:
                 found.append("the delivered answers are others than the canvas gives")
         elif output.token_ids != charged:
             found.append("the delivered tokens are others than those of the canvas")

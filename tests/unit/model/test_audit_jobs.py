@@ -183,6 +183,27 @@ def test_openings_that_lack_steps_are_held_against_nobody(
     assert found.findings == ("step 1 is committed as one of canvas 1",)
 
 
+def test_a_forced_audit_sees_edited_tokens_and_text(
+    worker: LoadedModel, profile: str, bundled: LoadedModel
+) -> None:
+    def edited(output: TextOutput) -> TextOutput:
+        first, *rest = output.token_ids
+        return TextOutput((first ^ 1, *rest), output.segments)
+
+    table = {Pairing(worker.digest.hex(), "text", "bfloat16", "float32"): TAILS}
+    for lie, what in (
+        (edited, "the delivered tokens are others than those of the canvas"),
+        (lambda output: TextOutput.plain(output.token_ids, "No."), "the delivered text is another"),
+    ):
+        job = audited_job(worker, profile, told=lie)
+        steps = job.canvases[0].opened(bundled.limits)
+        found = audit(job, bundled).forced(ForcedPass(bundled), table, 0, steps)
+        assert found.outcome is AuditOutcome.FAIL
+        assert found.findings[0].startswith(what)
+        without = audit(job, bundled).forced(ForcedPass(bundled), table, 0, steps[:-1])
+        assert without.outcome is AuditOutcome.PASS
+
+
 # Rules with opened steps
 
 
