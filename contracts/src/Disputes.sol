@@ -37,6 +37,8 @@ contract Disputes is IDisputes, EIP712, ReentrancyGuardTransient {
     uint256 private constant _SLASH_AMOUNTS = 1000;
     uint64 private constant _SUSPENSION_SECONDS = 7 days;
     uint256 private constant _MAX_COMMITTEE = 32;
+    /// @dev A worker that challenges itself could otherwise fill its line, so that nobody else gets in.
+    uint64 private constant _MAX_WAIT_SECONDS = 7 days;
 
     /// @dev One word. `registration` is the worker's at the opening.
     struct Stored {
@@ -139,6 +141,8 @@ contract Disputes is IDisputes, EIP712, ReentrancyGuardTransient {
         _convicted[worker.id] = true;
         emit FaultProved(operator, payer, fault, stake);
         _slash(operator, payer, stake, stake);
+        // Nobody may challenge it any more. So a stake that is added later must not make it active again.
+        registry.suspend(operator, true);
     }
 
     // ------------------------------------------------------------------ challenges
@@ -395,11 +399,14 @@ contract Disputes is IDisputes, EIP712, ReentrancyGuardTransient {
         --openCount[operator];
     }
 
-    /// @dev Windows on one lane follow each other, so that at most MAX_RUNNING run at a time.
+    /// @dev Windows on one lane follow each other, so that at most MAX_RUNNING run at a time. Nobody waits longer than
+    /// _MAX_WAIT_SECONDS: in a longer line more windows run.
     function _takeLane(address operator) private returns (uint8 lane, uint64 startsAt) {
         lane = uint8(_asked[operator]++ % MAX_RUNNING);
         uint64 taken = _lanes[operator][lane];
         startsAt = taken > block.timestamp ? taken : uint64(block.timestamp);
+        uint64 latest = uint64(block.timestamp) + _MAX_WAIT_SECONDS;
+        if (startsAt > latest) startsAt = latest;
         _lanes[operator][lane] = startsAt + ANSWER_SECONDS;
     }
 
@@ -461,13 +468,13 @@ contract Disputes is IDisputes, EIP712, ReentrancyGuardTransient {
         return low != 0 && high - low <= _SUSPENSION_SECONDS;
     }
 
-    /// @dev A late answer. When none is missing, the worker is active again.
+    /// @dev A late answer. When none is missing, the worker is active again, unless a proof convicted it.
     function _forgive(address operator, uint64 registration) private {
         Silences storage silences = _silences[registration];
         --silences.unanswered;
         if (silences.unanswered > 0) return;
         delete _silences[registration];
-        if (_isSame(operator, registration)) registry.suspend(operator, false);
+        if (_isSame(operator, registration) && !_convicted[registration]) registry.suspend(operator, false);
     }
 
     /// @dev A verdict of guilty: min(stake, max(10 % of the stake, 1,000 * amount)). The members are paid out of it.

@@ -127,6 +127,9 @@ BENCHMARK_MAX_SECONDS = 300.0
 MAX_IMAGE_PIXELS = 2**24
 # Of all images of a prompt. JPEG of 2 MiB, the most that a content has, is about as large.
 MAX_PROMPT_PIXELS = 2**25
+# Of a JPEG. A scan takes some 30 bytes, and a decoder walks all pixels for each: 2 MiB would keep
+# it busy for a quarter of an hour. A progressive file has about 10.
+MAX_JPEG_SCANS = 64
 # Of the patches of all images of a prompt: 16 images of 280 tokens have 31 MB.
 MAX_PROMPT_PATCH_BYTES = 32 * 2**20
 # Of a processor's settings. 16 and 3 as published.

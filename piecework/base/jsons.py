@@ -20,13 +20,25 @@ MAX_JSON_DEPTH: Final = 64
 _TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def loads(data: bytes | str, *, max_depth: int = MAX_JSON_DEPTH) -> Any:
+def loads(data: bytes | str, *, max_depth: int = MAX_JSON_DEPTH, unique: bool = False) -> Any:
     """Parse UTF-8 JSON as RFC 8259 has it: `ValueError` when it is none, holds a number that is not
-    finite, or is nested deeper than `max_depth`."""
+    finite, or is nested deeper than `max_depth`.
+
+    unique: also refuse an object that names a member twice. Readers differ in which of the two they
+    take, so what is judged here might not be what another one shows.
+    """
     text = data if isinstance(data, str) else data.decode()
     if text.count("[") + text.count("{") > max_depth and _is_deeper(text, max_depth):
         raise ValueError(f"nested deeper than {max_depth}")
-    return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    pairs = _once if unique else None
+    return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=pairs)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object names a member twice")
+    return found
 
 
 def _finite(literal: str) -> float:

@@ -104,7 +104,27 @@ class FaultProved:
     slashed: Amount
 
 
-DisputeEvent: TypeAlias = ChallengeOpened | LeafOpened | FaultProved
+@dataclass(frozen=True, slots=True)
+class RewardWaits:
+    """A reward waits until no challenge against the operator is open."""
+
+    log: Log
+    number: int
+    operator: Address
+    payer: Address
+    amount: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class RewardEnded:
+    """A waiting reward was paid, or lost because another challenge was upheld."""
+
+    log: Log
+    number: int
+    paid: bool
+
+
+DisputeEvent: TypeAlias = ChallengeOpened | LeafOpened | FaultProved | RewardWaits | RewardEnded
 
 
 # --- what to send
@@ -226,6 +246,11 @@ class DisputeReader:
         (fee,) = await self._view("verdictFee")
         return Amount((threshold + 1) * fee)
 
+    async def open_count(self, operator: Address) -> int:
+        """How many challenges against an operator are open or before the committee."""
+        (count,) = await self._view("openCount", operator)
+        return int(count)
+
     async def constant(self, name: str) -> int:
         """A number that is part of the contract's code, such as ANSWER_SECONDS."""
         (value,) = await self._view(name)
@@ -235,7 +260,7 @@ class DisputeReader:
         self, operator: Address, from_block: int, to_block: int
     ) -> tuple[ChallengeOpened, ...]:
         """The challenges to an operator that were opened in these blocks."""
-        topics = [_topic("ChallengeOpened"), None, to_hex(Bytes32(operator.rjust(32, b"\0")))]
+        topics = [_topic("ChallengeOpened"), None, _indexed(operator)]
         return tuple(
             event
             for event in await self._events(topics, from_block, to_block)
@@ -244,10 +269,26 @@ class DisputeReader:
 
     async def answer_to(self, challenge_id: Bytes32, from_block: int) -> LeafOpened | None:
         """The answer to a challenge, or None before it."""
-        latest = int(str(await self._rpc.call("eth_blockNumber")), 16)
         topics = [_topic("LeafOpened"), to_hex(challenge_id)]
-        found = await self._events(topics, from_block, latest)
+        found = await self._events(topics, from_block, await self._latest())
         return next((event for event in found if isinstance(event, LeafOpened)), None)
+
+    async def waiting_rewards(
+        self, operator: Address, payer: Address, from_block: int
+    ) -> tuple[RewardWaits, ...]:
+        """The rewards of a payer that wait for other challenges against an operator."""
+        latest = await self._latest()
+        topics = [_topic("RewardWaits"), None, _indexed(operator), _indexed(payer)]
+        found = await self._events(topics, from_block, latest)
+        waiting = [event for event in found if isinstance(event, RewardWaits)]
+        if not waiting:
+            return ()
+        ended = await self._events([_topic("RewardEnded")], waiting[0].log.block, latest)
+        over = {event.number for event in ended if isinstance(event, RewardEnded)}
+        return tuple(event for event in waiting if event.number not in over)
+
+    async def _latest(self) -> int:
+        return int(str(await self._rpc.call("eth_blockNumber")), 16)
 
     async def _events(
         self, topics: Sequence[Any], from_block: int, to_block: int
@@ -282,6 +323,10 @@ def _values(name: str, log: Log) -> dict[str, Any]:
 
 def _topic(name: str) -> str:
     return to_hex(interface(_CONTRACT).events[name].topic)
+
+
+def _indexed(address: Address) -> str:
+    return to_hex(Bytes32(address.rjust(32, b"\0")))
 
 
 def _status(number: int) -> ChallengeStatus:
@@ -323,8 +368,18 @@ def _fault(log: Log, v: dict[str, Any]) -> FaultProved:
     return FaultProved(log, v["operator"], v["payer"], v["fault"], Amount(v["slashed"]))
 
 
+def _waits(log: Log, v: dict[str, Any]) -> RewardWaits:
+    return RewardWaits(log, v["reward"], v["operator"], v["payer"], Amount(v["amount"]))
+
+
+def _ended(log: Log, v: dict[str, Any]) -> RewardEnded:
+    return RewardEnded(log, v["reward"], v["paid"])
+
+
 _EVENTS: Final[Mapping[str, Callable[[Log, dict[str, Any]], DisputeEvent]]] = {
     "ChallengeOpened": _opened,
     "LeafOpened": _leaf_opened,
     "FaultProved": _fault,
+    "RewardWaits": _waits,
+    "RewardEnded": _ended,
 }

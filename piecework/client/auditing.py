@@ -12,14 +12,14 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from piecework.base.errors import PieceworkError
-from piecework.base.files import write_private
+from piecework.base.files import FileError, write_private
 from piecework.base.jsons import loads
 from piecework.client.evidence import Texts, make_evidence, output_of
 from piecework.client.jobs.driver import JobContext
@@ -36,15 +36,18 @@ from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
+from piecework_protocol.limits import MAX_DENOISING_STEPS
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.rules import Case, check
-from piecework_protocol.trace import StepField
+from piecework_protocol.trace import CanvasRecord, StepField, StepRecord
 from piecework_protocol.types import Address, JobId
 
 AUDIT_CLAUSE: Final = "7.2 in an audit"
 """The trace is that of the model, the seed and the steps that the receipt names."""
 MAX_REPORT_BYTES: Final = 64 * 1024
 STEPS_OF_FILE: Final = "piecework-openings/1"
+OpenSteps: TypeAlias = Mapping[int, Mapping[StepField, bytes]]
+"""The fields of steps, by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +98,18 @@ class EngineAuditor:
         command += ["--level", level.name.lower(), "--device", self._device]
         if self._model is not None:
             command += ["--model", str(self._model)]
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, *command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-            start_new_session=True,
-        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, *command),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={**os.environ, "PYTHONSAFEPATH": "1"},
+                start_new_session=True,
+            )
+        except OSError as error:
+            reason = f"the engine process cannot be started: {error}"
+            return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
         try:
             async with asyncio.timeout(AUDIT_TIMEOUT_S):
                 out, _ = await process.communicate(evidence + openings)
@@ -149,6 +156,7 @@ def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> C
     proven = check_evidence(evidence)
     shown = evidence.canvases[canvas]
     accepted = evidence.acceptance
+    record, steps = _open_steps(openings, shown.leaves) if openings else (None, {})
     case = Case(
         evidence.domain,
         evidence.job.job,
@@ -157,7 +165,8 @@ def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> C
         prompt_tokens=accepted.acceptance.prompt_tokens if accepted is not None else None,
         outline=proven.content.outline if proven.content is not None else None,
         leaves=shown.leaves,
-        steps=_open_steps(openings) if openings else {},
+        record=record,
+        steps=steps,
         output=proven.outputs[canvas] if proven.outputs is not None else None,
     )
     found = tuple(
@@ -169,20 +178,36 @@ def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> C
     return CanvasReport(AuditLevel.RULES, outcome, canvas, found, steps=shown.receipt.steps)
 
 
-def _open_steps(data: bytes) -> Mapping[int, Mapping[StepField, bytes]]:
-    """Read the fields of an openings file, by step. Their bytes are held to the leaves later."""
+def _open_steps(data: bytes, leaves: Sequence[bytes] | None) -> tuple[CanvasRecord, OpenSteps]:
+    """Read the record of a canvas and the fields of its steps, and hold them to the leaves.
+
+    What is not under a leaf says nothing about the worker: anybody can write such a file.
+    """
+    if not leaves:
+        raise MalformedInput("the evidence has no leaves of this canvas, so no opening can be held")
     try:
         body = loads(data)
-        if body["format"] != STEPS_OF_FILE:
+        if body["format"] != STEPS_OF_FILE or len(body["steps"]) > MAX_DENOISING_STEPS:
             raise ValueError(f"the format is not {STEPS_OF_FILE}")
-        steps: dict[int, Mapping[StepField, bytes]] = {}
+        record = CanvasRecord.parse(_fields(body["canvas"]))
+        steps = {}
         for one in body["steps"]:
-            fields = [bytes.fromhex(text.removeprefix("0x")) for text in one["fields"]]
-            number = int.from_bytes(fields[0][20:24], "little")
-            steps[number] = dict(zip(StepField, fields, strict=True))
-        return steps
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            fields = _fields(one["fields"])
+            step = StepRecord.parse(fields)
+            if step.step + 1 >= len(leaves) or step.leaf() != leaves[step.step + 1]:
+                raise ValueError(f"step {step.step} is not the one that was committed")
+            steps[step.step] = dict(zip(StepField, fields, strict=True))
+    except KeyError as error:
+        raise MalformedInput(f"this is no openings file: it lacks {error}") from None
+    except (ValueError, TypeError, AttributeError, MalformedInput) as error:
         raise MalformedInput(f"this is no openings file: {error}") from None
+    if record.leaf() != leaves[0]:
+        raise MalformedInput("this is no openings file of this canvas: it has another canvas leaf")
+    return record, steps
+
+
+def _fields(texts: Any) -> list[bytes]:
+    return [bytes.fromhex(text.removeprefix("0x")) for text in texts]
 
 
 def choose_canvas(evidence: EvidenceFile, entropy: Callable[[int], bytes]) -> int | None:
@@ -263,7 +288,7 @@ class Audits:
         if report.outcome is AuditOutcome.FAIL:
             again = await self.auditor.audit(data, canvas, AuditLevel.REPLAY)
             if again.outcome is AuditOutcome.FAIL:
-                file = await self._end(evidence, data)
+                report, file = await self._end(evidence, data, report)
             else:
                 reason = "the first replay failed and the second did not, so this machine is unsure"
                 report = CanvasReport(
@@ -272,8 +297,10 @@ class Audits:
         self.on_report(report, file)
         return report
 
-    async def _end(self, evidence: EvidenceFile, data: bytes) -> Path:
-        """Keep the evidence and give this worker no more jobs."""
+    async def _end(
+        self, evidence: EvidenceFile, data: bytes, report: CanvasReport
+    ) -> tuple[CanvasReport, Path | None]:
+        """Give this worker no more jobs and keep the evidence. The report says if that failed."""
         operator = Address(evidence.channel.operator)
         now, workers = self.context.now(), self.context.store.workers
         await workers.run(
@@ -281,8 +308,11 @@ class Audits:
         )
         job = evidence.job.job.id(evidence.domain)
         file = self.context.store.folder / f"audit-{job.hex()[:16]}.json"
-        await asyncio.to_thread(partial(write_private, file, data, replace=True))
-        return file
+        try:
+            await asyncio.to_thread(partial(write_private, file, data, replace=True))
+        except FileError as error:
+            return replace(report, reason=f"the evidence was not written: {error}"), None
+        return report, file
 
 
 class _Watched:

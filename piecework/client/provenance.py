@@ -255,7 +255,7 @@ def _assertion(manifest: Mapping[str, Any]) -> Any:
         if one.get("label") == ASSERTION:
             document = one.get("data", {}).get("document")
             try:
-                return loads(document)
+                return loads(document, unique=True)
             except (ValueError, TypeError, AttributeError):
                 break
     raise ProvenanceError(f"the manifest has no assertion {ASSERTION} that can be read")

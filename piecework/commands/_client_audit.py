@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
@@ -13,6 +14,8 @@ from piecework.commands._client_home import Home, Json, PasswordFile, safe, with
 if TYPE_CHECKING:
     from piecework.client.auditing import CanvasReport
     from piecework_protocol.evidence.file import EvidenceFile
+
+T = TypeVar("T")
 
 LEVELS: Final = ("rules", "replay", "forced")
 NO_VERDICT: Final = 3
@@ -59,7 +62,7 @@ def audit(
     if level == "forced" and openings is None:
         common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
     if evidence is not None:
-        file = common.guard(lambda: _read(evidence))
+        file = _or_no_verdict(lambda: _read(evidence))
         missing = ""
     else:
         file, missing = with_client(home, password_file, lambda client: _export(client, job or ""))
@@ -84,6 +87,16 @@ def _read(path: Path) -> EvidenceFile:
     return read_evidence(read(path, MAX_EVIDENCE_BYTES))
 
 
+def _or_no_verdict(work: Callable[[], T]) -> T:
+    """Return what `work` returns. What cannot be read or checked blames no worker."""
+    from piecework.base.errors import PieceworkError
+
+    try:
+        return work()
+    except PieceworkError as error:
+        common.fail(str(error), NO_VERDICT)
+
+
 def _audit(
     file: EvidenceFile,
     *,
@@ -100,16 +113,16 @@ def _audit(
     from piecework_protocol.evidence.file import write_evidence
     from piecework_protocol.objects import AuditLevel
 
-    opened = b"" if openings is None else common.guard(lambda: read(openings, MAX_OPENINGS_BYTES))
+    opened = b"" if openings is None else _or_no_verdict(lambda: read(openings, MAX_OPENINGS_BYTES))
     drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas
     if drawn is None:
-        common.fail("this job has no canvas with a trace")
+        common.fail("this job has no canvas with a trace", NO_VERDICT)
     if drawn >= len(file.canvases):
         common.fail(f"the job has {len(file.canvases)} canvases, and none of index {drawn}", 2)
     if level == "rules":
-        return common.guard(lambda: audit_rules(file, drawn, opened))
+        return _or_no_verdict(lambda: audit_rules(file, drawn, opened))
     auditor = EngineAuditor(model, device)
-    data = write_evidence(file)
+    data = _or_no_verdict(lambda: write_evidence(file))
     return common.run(auditor.audit(data, drawn, AuditLevel[level.upper()], opened))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -46,13 +47,13 @@ def read_document(path: Path) -> tuple[bytes, Any]:
 
     Raises:
         FileError: The file cannot be read.
-        EvidenceRefused: It is not JSON.
+        EvidenceRefused: It is not JSON, or names a member twice.
     """
     found = read(path, MAX_DOCUMENT_BYTES)
     try:
-        return found, loads(found)
+        return found, loads(found, unique=True)
     except ValueError:
-        raise EvidenceRefused("file", "it is not JSON") from None
+        raise EvidenceRefused("file", "it is not JSON that every reader reads alike") from None
 
 
 async def check_document(document: Any, found: bytes | None = None) -> Checked:
@@ -90,6 +91,9 @@ def lines_of(checked: Checked) -> Iterator[str]:
         jobs = "1 job" if len(checked.jobs) == 1 else f"{len(checked.jobs)} jobs"
         yield f"answer     {reply.kind}, made of {jobs}. Text, usage and cost follow from them"
         yield f"gateway    {to_hex(reply.gateway)} signed all of it. Times and ids are its word"
+        if reply.stop:
+            shown = ", ".join(json.dumps(text) for text in reply.stop)
+            yield f"stop       the gateway ends the text before {shown}. More may be signed"
     for file, proven in checked.jobs:
         yield from _job_lines(file, proven)
     yield "not proven here: the worker's stake, the escrow's code (--rpc asks the chain), and that"

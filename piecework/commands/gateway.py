@@ -70,11 +70,14 @@ def _log_audit(report: CanvasReport, file: Path | None) -> None:
     """Log what an audit in the background found."""
     import structlog
 
+    from piecework_protocol.objects import AuditOutcome
+
     log = structlog.get_logger("audit")
     facts = {"canvas": report.canvas, "level": report.level.name.lower()}
-    if file is not None:
+    if report.outcome is AuditOutcome.FAIL:
         found = "; ".join(report.findings)
-        log.error("a worker failed an audit, and gets no more jobs", file=str(file), why=found)
+        kept = report.reason if file is None else str(file)
+        log.error("a worker failed an audit, and gets no more jobs", file=kept, why=found)
     elif report.reason:
         log.warning("an audit has no verdict", reason=report.reason, **facts)
     else:

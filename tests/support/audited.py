@@ -10,7 +10,7 @@ from piecework_model import kinds
 from piecework_model.charging import charge_of
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.jobs import generation_request
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import CanvasFinish, GenerationRequest
 from piecework_model.text.segments import SegmentStream
 from piecework_protocol.charges import usage_after
 from piecework_protocol.content import content_digest, output_digest
@@ -56,6 +56,7 @@ NOW = 1_800_000_000
 PAYER = LocalSigner(bytes(keccak256(b"payer of an audit")))
 WORKER = operator("worker")
 Served = Callable[[list[GenerationRequest]], list[ServedCanvas]]
+Told = Callable[[TextOutput], TextOutput]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,18 @@ class AuditedJob:
 
 
 def audited_job(
-    loaded: LoadedModel, profile: str, *, max_tokens: int = 64, served: Served | None = None
+    loaded: LoadedModel,
+    profile: str,
+    *,
+    max_tokens: int = 64,
+    served: Served | None = None,
+    told: Told = lambda output: output,
+    most_canvases: int = 99,
 ) -> AuditedJob:
     """Run a job of the bundled model and sign what its worker would.
 
-    served: who runs it, an honest worker on `loaded` if not given.
+    served: who runs it, an honest worker on `loaded` if not given. told: what it says of an output.
+    most_canvases: after so many it says that the text has ended.
     """
     content = TextContent(said("Write a story about a fox, a lantern and a river."))
     entry = _entry(loaded, profile)
@@ -83,7 +91,7 @@ def audited_job(
         "job", encoded, job.parameters, canvas_limit=99, committed=(), drafts=False
     )
     run = served or (lambda requests: serve(loaded, requests))
-    canvases = tuple(run([request]))
+    canvases = tuple(run([request]))[:most_canvases]
     count = len(encoded.prompt_ids)
     accepted = Acceptance(job.id(DOMAIN), Uint32(count), Timestamp(NOW + 5))
     evidence = EvidenceFile(
@@ -92,7 +100,7 @@ def audited_job(
         offer=ShownOffer(signed.offer, signed.signature, WORKER.address),
         job=ShownJob(job, sign(DOMAIN, job, PAYER)),
         acceptance=ShownAcceptance(accepted, sign(DOMAIN, accepted, WORKER)),
-        canvases=_receipts(loaded, job, entry, request, canvases),
+        canvases=_receipts(loaded, job, entry, request, canvases, told),
         content=content.encode(),
     )
     return AuditedJob(evidence, canvases)
@@ -151,12 +159,13 @@ def _job(
     )
 
 
-def _receipts(
+def _receipts(  # noqa: PLR0917  all of one job
     loaded: LoadedModel,
     job: Job,
     entry: ModelOffer,
     request: GenerationRequest,
     canvases: tuple[ServedCanvas, ...],
+    told: Told,
 ) -> tuple[CanvasEvidence, ...]:
     key, prompt = job.id(DOMAIN), len(request.prompt_ids)
     codec = loaded.tokenizer
@@ -165,8 +174,10 @@ def _receipts(
     shown: list[CanvasEvidence] = []
     for index, canvas in enumerate(canvases):
         charged, finish = charge.append(canvas.token_ids)
+        if index + 1 == len(canvases) and finish is CanvasFinish.MORE:
+            finish = CanvasFinish.END_OF_TEXT
         segments = stream.append(charged, final=bool(finish))
-        output = TextOutput(charged, segments).encode()
+        output = told(TextOutput(charged, segments)).encode()
         leaves = (_canvas_leaf(loaded, job, index, prompt), *map(Digest, canvas.leaves))
         last = shown[-1].receipt if shown else None
         receipt = Receipt(

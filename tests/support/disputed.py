@@ -37,6 +37,7 @@ from piecework_protocol.trace import (
     write_ids,
 )
 from piecework_protocol.types import (
+    Address,
     Amount,
     Bytes32,
     Digest,
@@ -121,11 +122,18 @@ class ServedCanvas:
 
 
 async def serve(
-    market: TestMarket, payer: LocalSigner, operator: LocalSigner, number: int = 0
+    market: TestMarket,
+    payer: LocalSigner,
+    operator: LocalSigner,
+    number: int = 0,
+    *,
+    authorizer: Address | None = None,
 ) -> ServedCanvas:
     """Make the honest canvas of a job on a channel of its own."""
     domain = market.reader.domain
     channel = channel_of(market, payer, operator, salt=number)
+    if authorizer is not None:
+        channel = channel.replace(authorizer=authorizer)
     parameters = Parameters(
         seed=Uint64(2**63 + number),
         max_tokens=Uint32(SIZE),

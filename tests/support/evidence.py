@@ -62,7 +62,8 @@ class Story:
     """A job to make evidence of.
 
     steps: of each canvas. sentences: the text of each canvas. cancelled: whether the last canvas
-    was. others: receipts of other jobs before and between these in the channel.
+    was. ended: whether the last canvas ends the job. others: receipts of other jobs before and
+    between these in the channel.
     """
 
     steps: tuple[int, ...] = (3, 5)
@@ -70,6 +71,7 @@ class Story:
     prompt: str = "Tell me."
     seed: int = 2**63 + 1
     cancelled: bool = False
+    ended: bool = True
     best_effort: bool = False
     with_text: bool = True
     with_leaves: bool = True
@@ -88,7 +90,8 @@ def evidence(story: Story = DEFAULT, asked: TextContent | None = None) -> Eviden
     ]
     limit = SIZE * len(outputs) + (0 if story.cancelled else 1)
     limit = 4096 if content.template else limit
-    return _whole(story, content, list(outputs), limit, Finish.END_OF_TEXT)
+    end = Finish.END_OF_TEXT if story.ended else Finish.MORE
+    return _whole(story, content, list(outputs), limit, end)
 
 
 def read_evidence_file() -> EvidenceFile:
@@ -100,7 +103,7 @@ def read_evidence_file() -> EvidenceFile:
 
 
 def _tokens(story: Story, canvas: int) -> tuple[int, ...]:
-    last = canvas + 1 == len(story.sentences)
+    last = story.ended and canvas + 1 == len(story.sentences)
     return tuple(range(100 * canvas, 100 * canvas + (2 if last else SIZE)))
 
 

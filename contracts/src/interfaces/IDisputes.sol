@@ -171,7 +171,8 @@ interface IDisputes {
 
     // ------------------------------------------------------------------ proofs
 
-    /// @notice Takes the whole stake of the operator that a proof convicts. Anybody may call.
+    /// @notice Takes the whole stake of the operator that a proof convicts, and suspends it until its registration ends.
+    /// Anybody may call.
     /// @param proof the call of one of the verifier's `proveX` functions
     function prove(bytes calldata proof) external;
 
@@ -179,7 +180,7 @@ interface IDisputes {
 
     /// @notice Asks the operator to open fields of a leaf. The coin that is sent is the bond, at least requiredBond().
     /// By payer or authorizer, until CHALLENGE_SECONDS after the job's deadline. One open challenge a channel. Of
-    /// one operator at most MAX_RUNNING windows run at a time; the others start later.
+    /// one operator at most MAX_RUNNING windows run at a time; the others start later, and within 7 days.
     /// @param question the call of the verifier's `ask`
     /// @return id of the challenge
     function challenge(bytes calldata question) external payable returns (bytes32 id);

@@ -418,4 +418,18 @@ contract ProofsTest is DisputesBase {
         vm.prank(payer);
         disputes.challenge{value: 1 ether}(question);
     }
+
+    /// @dev Nobody may challenge it, so it must not serve.
+    function test_a_convicted_worker_stays_inactive_whatever_it_stakes_or_answers() public {
+        (, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        later(DAY + 1);
+        disputes.conclude(asked);
+        convict();
+        token.mint(address(this), STAKE);
+        token.approve(address(registry), STAKE);
+        registry.addStake(operator, STAKE);
+        vm.assertTrue(!registry.isActive(operator), "after more stake");
+        disputes.answer(asked, leaf);
+        vm.assertTrue(!registry.isActive(operator), "after a late answer");
+    }
 }

@@ -29,6 +29,7 @@ from piecework_model.errors import NonFiniteError, OpeningError
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import CanvasCache, SequenceCache
 from piecework_model.layers.projections import product, projection
+from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
 from piecework_model.requests import HOLE, GenerationRequest
 from piecework_model.sampling import sampler
@@ -95,6 +96,7 @@ class ForcedPass:
         self._layout = cache_layout(model.config.text_config, size, loaded.limits.chunk_tokens)
         # No row has to be independent of the others here: what differs are last bits.
         self._backbone = Backbone(model, minimum_rows=0, pack=False)
+        self._images = ImageEncoder(model, loaded.limits.images)
         self._head = projection(model.lm_head, pack=False)
         self._soft_product = product(embedding.weight, pack=False)
         self._scale: Tensor = embedding.embed_scale.to(self._dtype)
@@ -160,8 +162,13 @@ class ForcedPass:
         cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
         for chunk in chunks:
             cache.reserve(len(chunk))
-            hidden = self._backbone.embed(torch.tensor(chunk, device=self._device))
-            self._backbone.run(hidden, [Segment(cache, 0, len(chunk), 0, causal=True)], 0)
+            embedded = self._backbone.embed(torch.tensor(chunk.ids, device=self._device))
+            hidden, blocks = (
+                self._images.put(embedded, chunk.images),
+                self._images.blocks(chunk.images),
+            )
+            segment = Segment(cache, 0, len(chunk), 0, causal=True, blocks=blocks)
+            self._backbone.run(hidden, [segment], 0)
             cache.commit(len(chunk))
         return cache
 

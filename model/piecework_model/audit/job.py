@@ -6,13 +6,14 @@ by replay or by a forced pass, and says when this machine cannot say anything.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from piecework_model import kinds, templates
 from piecework_model.audit.forced import ForcedPass
-from piecework_model.audit.judgement import Pairing, Table, judge, precision_name
+from piecework_model.audit.judgement import Pairing, Table, Tails, judge, precision_name
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import ReplayedCanvas, Replayer, first_difference
 from piecework_model.audit.scores import scores
@@ -21,7 +22,8 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.errors import AuditError, OpeningError, PromptError, RequestError
 from piecework_model.jobs import generation_request
 from piecework_model.machine.probe import read_precision
-from piecework_model.requests import HOLE
+from piecework_model.requests import HOLE, CanvasFinish, GenerationRequest
+from piecework_model.text.segments import SegmentStream
 from piecework_protocol.evidence.check import ProvenJob
 from piecework_protocol.evidence.file import CanvasEvidence, EvidenceFile
 from piecework_protocol.kinds import KINDS
@@ -142,15 +144,13 @@ class JobAudit:
             self._request, committed=tuple(ids for ids in committed if ids is not None)
         )
         try:
-            figures = auditor.figures(request, opened)
-        except OpeningError as error:
-            return self._failed(level, canvas, [str(error)])
-        found = judge([scores(figures)], table[pairing])
-        lines = [
-            f"{_TESTS[failure.test]}: {failure.score:.4g}, and honest canvases stay below "
-            f"{failure.threshold:.4g}"
-            for failure in found.failures
-        ]
+            lines = _forced_findings(auditor, table[pairing], request, opened)
+        except OpeningError as error:  # whoever saved the file may have left steps out
+            return self._no_verdict(level, canvas, str(error))
+        shown, last = self._shown(canvas), opened[-1]
+        if last.step + 1 == shown.receipt.steps and shown.receipt.finish is not Finish.CANCELLED:
+            ids = tuple(int(token) for token in last.argmax)
+            lines += self._output_differences(shown, ids, None, request.committed)
         if lines:
             return self._failed(level, canvas, lines)
         steps = int(self._shown(canvas).receipt.steps)
@@ -178,7 +178,7 @@ class JobAudit:
     ) -> list[str]:
         """List what differs between what the worker signed and the replay."""
         receipt, found = shown.receipt, list[str]()
-        leaves = (self._canvas_leaf(len(committed)), *replayed.leaves)
+        leaves = (self.canvas_record(len(committed)).leaf(), *replayed.leaves)
         if trace_root(leaves) != receipt.trace_root:
             found.append(_trace_difference(leaves, shown.leaves))
         if len(replayed.steps) != receipt.steps:
@@ -194,11 +194,11 @@ class JobAudit:
                 f"{receipt.total_prompt_tokens} prompt tokens are charged, and the prompt has "
                 f"{len(self._request.prompt_ids)}"
             )
-        if shown.output is not None and not self._is_output(shown.output, replayed, committed):
-            found.append("the delivered output is another than the canvas")
+        found += self._output_differences(shown, replayed.token_ids, replayed.answers, committed)
         return found
 
-    def _canvas_leaf(self, canvas: int) -> bytes:
+    def canvas_record(self, canvas: int) -> CanvasRecord:
+        """Make the record that the canvas leaf must commit to (clause 7.1)."""
         size = self._loaded.limits.canvas_size
         pins = templates.pins(self._request, canvas, size)
         return CanvasRecord(
@@ -211,20 +211,42 @@ class JobAudit:
             content=self._job.content,
             pinned=pinned_root((i, token) for i, token in enumerate(pins) if token != HOLE),
             prompt_tokens=self._evidence.canvases[canvas].receipt.total_prompt_tokens,
-        ).leaf()
-
-    def _is_output(self, data: bytes, replayed: ReplayedCanvas, committed: tuple[Ids, ...]) -> bool:
-        """Say whether the delivered tokens or answers are those of the replayed canvas."""
-        output = KINDS[self._job.kind].decode_output(data)
-        if isinstance(output, ReadOutput):
-            return output.answers == replayed.answers
-        loaded = self._loaded
-        charge = charge_of(
-            self._request, loaded.limits.canvas_size, loaded.eos_ids, loaded.tokenizer.control_ids
         )
-        for canvas in committed:
-            charge.append(canvas)
-        return output.token_ids == charge.append(replayed.token_ids)[0]
+
+    def _output_differences(
+        self,
+        shown: CanvasEvidence,
+        ids: Ids,
+        answers: tuple[Ids, ...] | None,
+        committed: tuple[Ids, ...],
+    ) -> list[str]:
+        """Compare what was delivered with a finished canvas: tokens, text or answers, the end.
+
+        ids: of the canvas. answers: of a read, or None if nobody knows them.
+        """
+        loaded, codec, found = self._loaded, self._loaded.tokenizer, list[str]()
+        charge = charge_of(
+            self._request, loaded.limits.canvas_size, loaded.eos_ids, codec.control_ids
+        )
+        before = [charge.append(canvas)[0] for canvas in committed]
+        charged, finish = charge.append(ids)
+        if Finish(int(finish)) is not shown.receipt.finish:
+            ends = "goes on" if finish is CanvasFinish.MORE else "ends"
+            found.append(f"the answer {ends} with this canvas, and the receipt says otherwise")
+        if shown.output is None:
+            return found
+        output = KINDS[self._job.kind].decode_output(shown.output)
+        if isinstance(output, ReadOutput):
+            if answers is not None and output.answers != answers:
+                found.append("the delivered answers are others than the canvas gives")
+        elif output.token_ids != charged:
+            found.append("the delivered tokens are others than those of the canvas")
+        else:
+            stream = SegmentStream(codec)
+            stream.append(tuple(itertools.chain.from_iterable(before)), final=False)
+            if output.segments != stream.append(charged, final=finish is not CanvasFinish.MORE):
+                found.append("the delivered text is another than that of its tokens")
+        return found
 
     def _failed(self, level: AuditLevel, canvas: int, found: Sequence[str]) -> CanvasAudit:
         steps = int(self._shown(canvas).receipt.steps)
@@ -241,6 +263,30 @@ _TESTS: Final = {
     "argmax": "a delivered token is not the most likely one",
     "sampling": "a token is not the one that the seed picks",
 }
+
+
+def _forced_findings(
+    auditor: ForcedPass, tails: Tails, request: GenerationRequest, opened: Sequence[OpenedStep]
+) -> list[str]:
+    """List what the opened steps of a canvas show.
+
+    Raises:
+        OpeningError: No step can be computed from these openings.
+    """
+    canvas = len(request.committed)
+    strange = [
+        f"step {step.step} is committed as one of canvas {step.canvas}"
+        for step in opened
+        if step.canvas != canvas
+    ]
+    if strange:
+        return strange
+    found = judge([scores(auditor.figures(request, opened))], tails)
+    return [
+        f"{_TESTS[failure.test]}: {failure.score:.4g}, and honest canvases stay below "
+        f"{failure.threshold:.4g}"
+        for failure in found.failures
+    ]
 
 
 def _trace_difference(ours: Sequence[bytes], theirs: Sequence[bytes] | None) -> str:

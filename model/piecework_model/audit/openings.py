@@ -2,11 +2,13 @@
 
 It is one JSON object on one line:
 
-    {"format": "piecework-openings/1", "steps": [{"fields": ["0x…", …], "soft": "0x…" or null}, …]}
+    {"format": "piecework-openings/1", "canvas": ["0x…", …],
+     "steps": [{"fields": ["0x…", …], "soft": "0x…" or null}, …]}
 
-fields: the seven fields of `piecework_protocol.trace.StepField`, in their order. soft: the soft
-embedding's values, row by row, in the number type that the step's own field names. A step's fields
-lead to its leaf without a proof, because all of them are there.
+canvas: the six fields of `piecework_protocol.trace.CanvasField`. Only the rules need them. fields:
+the seven fields of `piecework_protocol.trace.StepField`, in their order. soft: the soft embedding's
+values, row by row, in the number type that the step's own field names. The fields of a canvas or a
+step lead to its leaf without a proof, because all of them are there.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.errors import OpeningError
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS
-from piecework_protocol.trace import StepField, StepRecord
+from piecework_protocol.trace import CanvasRecord, StepField, StepRecord
 
 FORMAT: Final = "piecework-openings/1"
 
@@ -49,10 +51,11 @@ def read_openings(data: bytes) -> tuple[StepOpening, ...]:
         raise OpeningError(f"this is no openings file: {error}") from None
 
 
-def write_openings(steps: Sequence[StepOpening]) -> dict[str, Any]:
+def write_openings(canvas: CanvasRecord, steps: Sequence[StepOpening]) -> dict[str, Any]:
     """Return the JSON object of an openings file."""
     return {
         "format": FORMAT,
+        "canvas": ["0x" + field.hex() for field in canvas.fields()],
         "steps": [
             {
                 "fields": ["0x" + field.hex() for field in step.fields],

@@ -38,6 +38,8 @@ _FIXED: Final[Mapping[str, Any]] = {
     "do_convert_rgb": True,
 }
 """What the published processors do. Another value makes pixels that this module does not make."""
+_START_OF_SCAN: Final = b"\xff\xda"
+"""Each one in the file's bytes counts. A decoder finds no scan without these two bytes."""
 _TOKENS_OF: Final = (70, 140, 280, 560, 1120)
 """The most tokens of an image that the processor knows."""
 
@@ -180,6 +182,8 @@ def _open(image: Image) -> Any:
     from PIL import Image as PillowImage
 
     kind = _FORMATS[image.media_type]
+    if kind == "JPEG" and image.data.count(_START_OF_SCAN) > limits.MAX_JPEG_SCANS:
+        raise ImageError(f"a JPEG has more than {limits.MAX_JPEG_SCANS} scans")
     with _named(image):
         opened = PillowImage.open(io.BytesIO(image.data), formats=[kind])
         # A photo of a camera may carry smaller copies of itself. They are not an animation.

@@ -27,6 +27,8 @@ from piecework_node.console.model import Snapshot
 from piecework_node.errors import AdminError, KeyFileError
 
 TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
+MIN_TOKEN_CHARACTERS: Final = 32
+"""A shorter one was cut off, or made by somebody else. An empty one would let everybody in."""
 ADDRESS_FILE: Final = "admin.json"
 TOKEN_HEADER: Final = "X-Piecework-Token"  # noqa: S105
 MAX_BODY_BYTES: Final = 1024
@@ -124,19 +126,18 @@ class AdminServer:
         return guard
 
     def _authorized(self, request: web.Request) -> bool:
-        given = request.headers.get(TOKEN_HEADER, "")
-        return hmac.compare_digest(given.encode(), self._token.encode())
+        return _same(request.headers.get(TOKEN_HEADER, ""), self._token)
 
     def _reads_console(self, request: web.Request) -> bool:
         """Whether a request may read the console. The key for that opens nothing else."""
         given = request.cookies.get(READER_COOKIE, "")
-        known = hmac.compare_digest(given.encode(), console_key(self._token).encode())
-        return known or self._authorized(request)
+        return _same(given, console_key(self._token)) or self._authorized(request)
 
     async def _console(self, request: web.Request) -> web.StreamResponse:
         key = request.query.get("key", "")
-        if key:
-            # The key leaves the address bar at once.
+        if _same(key, console_key(self._token)):
+            # The key leaves the address bar at once. A page elsewhere that links here with another
+            # one must not replace the owner's.
             moved = web.Response(status=303, headers={"Location": "/console"})
             moved.set_cookie(READER_COOKIE, key, path="/console", httponly=True, samesite="Strict")
             return moved
@@ -207,6 +208,13 @@ def _seconds(body: bytes) -> int | None:
     return seconds
 
 
+def _same(given: str, secret: str) -> bool:
+    """Compare without telling by the time how much is right. Nothing is like an empty secret."""
+    # Bytes of a header that are no text come as surrogates.
+    known = hmac.compare_digest(given.encode(errors="surrogatepass"), secret.encode())
+    return known and bool(secret)
+
+
 def _error(status: int, code: str, message: str) -> web.Response:
     return web.json_response({"error": {"code": code, "message": message}}, status=status)
 
@@ -220,18 +228,21 @@ def admin_token(home: Path) -> str:
     """Return the home's token. Make one if there is none.
 
     Raises:
-        KeyFileError: the file cannot be read.
+        KeyFileError: the file cannot be read, or holds no token.
         FileError: the file cannot be written.
     """
     path = home / TOKEN_FILE
     try:
-        return path.read_text().strip()
+        token = path.read_text(encoding="ascii").strip()
     except FileNotFoundError:
         token = secrets.token_urlsafe(32)
         write_private(path, token.encode())
-        return token
-    except OSError as error:
-        raise KeyFileError(f"cannot read {path}: {error.strerror}") from None
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or "it is not a token"
+        raise KeyFileError(f"cannot read {path}: {why}") from None
+    if len(token) < MIN_TOKEN_CHARACTERS:
+        raise KeyFileError(f"{path} holds no token. Delete it, and the next start makes one")
+    return token
 
 
 def console_url(home: Path) -> str:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import Protocol
 
 from piecework.chain import disputes
-from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, DisputeReader
+from piecework.chain.disputes import (
+    Challenge,
+    ChallengeOpened,
+    ChallengeState,
+    Credits,
+    DisputeReader,
+)
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import Worth
 from piecework_node.settlement.chain import ChainLink
@@ -28,6 +34,14 @@ class DefencePort(Protocol):
         self, asked: Challenge, leaf: OpenedLeaf, worth: Worth
     ) -> SignedTransaction: ...
 
+    async def credits(self) -> Credits:
+        """Return what waits for this worker's operator: the bonds of what it answered."""
+        ...
+
+    async def prepare_push(self, worth: Worth) -> SignedTransaction:
+        """Sign the call that sends those credits."""
+        ...
+
 
 class DisputeLink:
     """Implements `DefencePort` over the link that settlement uses: both share the nonces."""
@@ -49,4 +63,11 @@ class DisputeLink:
         self, asked: Challenge, leaf: OpenedLeaf, worth: Worth
     ) -> SignedTransaction:
         call = disputes.answer(self._link.deployment, asked, leaf)
+        return await self._link.prepare_call(call, worth)
+
+    async def credits(self) -> Credits:
+        return await self._reader.credits_of(self._operator)
+
+    async def prepare_push(self, worth: Worth) -> SignedTransaction:
+        call = disputes.push_credits(self._link.deployment, self._operator)
         return await self._link.prepare_call(call, worth)

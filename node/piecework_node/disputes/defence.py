@@ -11,12 +11,13 @@ from typing import Any, Final, Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.chain.disputes import Challenge, ChallengeOpened
+from piecework.chain.errors import ChainError, FeeTooHigh
 from piecework_node.disputes.chain import DefencePort
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.settlement.transactions import TransactionTracker
-from piecework_protocol.disputes import ChallengeStatus, OpenedLeaf
+from piecework_protocol.disputes import EVIDENCE_SECONDS, ChallengeStatus, OpenedLeaf
 from piecework_protocol.types import Amount, Timestamp
 
 CURSOR: Final = "challenges_over_through_block"
@@ -64,12 +65,16 @@ class Defence:
         self._port, self._leaves, self._journal = port, leaves, journal
         self._transactions, self._board, self._log = transactions, board, log
         self._first_block = first_block
+        self._looked = False
 
     async def look(self) -> None:
-        """Answer every open challenge that has no answer under way.
+        """Answer every open challenge that has no answer under way, the most urgent first.
+
+        The bonds of answered ones are sent to the operator.
+        An answer that the chain refuses holds up none of the others.
 
         Raises:
-            ChainError: the node does not answer, or refuses.
+            ChainError: the node does not answer, or refuses. The first one, after all were tried.
         """
         stored = await self._journal.meta(CURSOR)
         cursor = int(stored) if stored is not None else self._first_block - 1
@@ -77,8 +82,14 @@ class Defence:
         start = max(self._first_block, cursor + 1 - CURSOR_OVERLAP_BLOCKS)
         waiting: list[int] = []
         troubles: list[str] = []
-        for opened in await self._port.challenges(start, height):
-            trouble, over = await self._defend(opened, time)
+        refused: list[ChainError] = []
+        found = await self._port.challenges(start, height)
+        for opened in sorted(found, key=lambda one: one.answer_by):
+            try:
+                trouble, over = await self._defend(opened, time)
+            except ChainError as error:
+                refused.append(error)
+                trouble, over = f"challenge {_name(opened)} has no answer yet: {error}", False
             if not over:
                 waiting.append(opened.log.block)
             if trouble is not None:
@@ -90,6 +101,27 @@ class Defence:
         through = min(waiting, default=height + 1) - 1
         if through != cursor:
             await self._journal.append([MetaSet(CURSOR, str(through))])
+        if refused:
+            raise refused[0]
+        if found or not self._looked:
+            await self._take_bonds()
+        self._looked = True
+
+    async def _take_bonds(self) -> None:
+        """Have the bonds sent to the operator, whose gas paid for the answers."""
+        pending = self._transactions.is_pending
+        if pending(TxKind.ANSWER) or pending(TxKind.PUSH):
+            return
+        coins = (await self._port.credits()).coins
+        if not coins:
+            return
+        worth = Worth(Amount(0), coins)
+        try:
+            tx = await self._port.prepare_push(worth)
+        except FeeTooHigh:
+            return  # they wait for cheaper gas or for more of them
+        self._log.info("bonds are sent to the operator", wei=coins)
+        await self._transactions.send(TxKind.PUSH, tx, (), worth)
 
     async def _defend(self, opened: ChallengeOpened, time: Timestamp) -> tuple[str | None, bool]:
         """Do what one challenge needs. Returns what is wrong, and whether it is over."""
@@ -106,7 +138,9 @@ class Defence:
         try:
             leaf = await self._leaves.open(asked)
         except CannotOpen as error:
-            over = status is ChallengeStatus.SILENT
+            # A late answer ends a suspension. It can be given for as long as there is evidence.
+            gone = time > opened.answer_by + EVIDENCE_SECONDS
+            over = status is ChallengeStatus.SILENT and gone
             text = f"challenge {_name(opened)} wants an answer by {opened.answer_by}: {error}"
             return text, over
         tx = await self._port.prepare_answer(asked, leaf, ANY_COST)

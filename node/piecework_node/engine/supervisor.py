@@ -233,6 +233,7 @@ class EngineSupervisor:
             reason = await self._follow(process)
         finally:
             was_ready, self._writer = self._loaded, None
+            resuming = self._moving and self._pause is None
             self._facts, self._mute_since, self._moving = None, None, False
             self._sequences.clear()
             self.pid = None
@@ -242,6 +243,9 @@ class EngineSupervisor:
             self.losses += 1
             self._log.error("engine lost", error=reason, count=self.losses)
             await self._events.put(EngineLost(reason))
+        if resuming:
+            # It died on the way back. The next process is not paused, and cannot say so.
+            await self._events.put(EngineResumed())
         return was_ready
 
     async def _follow(self, process: asyncio.subprocess.Process) -> str:
@@ -305,7 +309,10 @@ class EngineSupervisor:
             self._mute_since = None
             return
         match report:
-            case EnginePaused() | EngineResumed():
+            # An answer to a command before the last one says nothing of the last one.
+            case EnginePaused() if self._pause is not None:
+                self._moving = False
+            case EngineResumed() if self._pause is None:
                 self._moving = False
             case FailedEvent(request_id=ended) | StoppedEvent(request_id=ended):
                 self._sequences.discard(ended)

@@ -114,6 +114,7 @@ class JobRuntime:
             elif isinstance(command, AllowCanvases):
                 if job.sequence is not None:
                     self.engine.allow(job.sequence, self._limit(job, command.canvas_limit))
+                self._end_wait(job)
             elif not self.engine.ready or job.parked is not None:
                 self.drop_sequence(job)
                 return False
@@ -137,6 +138,15 @@ class JobRuntime:
         elif job.short_of_credit and job.sequence is not None and not job.leaving:
             limit = job.session.canvas_limit(job.channel.ledger)
             self.engine.allow(job.sequence, self._limit(job, limit))
+        self._end_wait(job)
+
+    def _end_wait(self, job: LiveJob) -> None:
+        """Tell a client that its job goes on, if it was told to wait (clause 3.12).
+
+        It pays no cancelled receipt before that.
+        """
+        if job.waits_told and self._paused_until(job) is None:
+            self.report(job)
 
     def _start_sequence(self, job: LiveJob, command: StartEngine) -> None:
         self._sequence_number += 1
@@ -200,6 +210,7 @@ class JobRuntime:
         if job.sink is None or job.sink is not job.opened or job.ended:
             return
         done, until = job.progress, self._paused_until(job)
+        job.waits_told = until is not None
         if until is not None:
             step = (done.steps, done.prompt_tokens) if done else (0, 0)
             job.sink.send(Progress(job.id, job.session.canvases, *step, paused_until=until))
@@ -212,8 +223,11 @@ class JobRuntime:
     def _paused_until(self, job: LiveJob) -> Timestamp | None:
         """When a job goes on that waits for the owner or for credit. None: it does not wait so.
 
-        A canvas that has begun goes on while the next one waits for credit.
+        A canvas that has begun goes on while the next one waits for credit. A job whose client has
+        left does not wait: what was done of its canvas is about to be charged.
         """
+        if job.leaving:
+            return None
         if self.pause is not None:
             return self.pause.until
         if job.short_of_credit and job.session.canvases >= job.granted:

@@ -53,6 +53,8 @@ class LiveJob:
     """The first canvas that has no credit yet. Those before it are reserved until they are done."""
     short_of_credit: bool = False
     """Waits until its payer owes less."""
+    waits_told: bool = False
+    """Whether the client was last told that the job waits for its owner or for credit."""
     parked: StartEngine | None = None
     """What the engine is told as soon as there is credit for the next canvas."""
     engine_losses: int = 0

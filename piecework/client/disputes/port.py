@@ -10,6 +10,7 @@ from piecework.chain.disputes import (
     Credits,
     DisputeReader,
     LeafOpened,
+    RewardWaits,
 )
 from piecework.chain.limits import DEFAULT_POLL_S
 from piecework.chain.reader import ChainReader
@@ -64,6 +65,13 @@ class ChainDisputePort:
 
     async def credits_of(self, who: Address) -> Credits:
         return await self._disputes.credits_of(who)
+
+    async def open_count(self, operator: Address) -> int:
+        return await self._disputes.open_count(operator)
+
+    async def waiting_rewards(self, operator: Address, payer: Address) -> tuple[RewardWaits, ...]:
+        first = self.deployment.from_block or 0
+        return await self._disputes.waiting_rewards(operator, payer, first)
 
     async def answer_to(self, challenge_id: Bytes32) -> LeafOpened | None:
         first = self.deployment.from_block or 0

@@ -1,6 +1,7 @@
 """Which exact rule two opened leaves break, as what the dispute contract is shown. Pure.
 
-Everything that the contract can check of leaves is tried here first, with the same arithmetic.
+What the contract can check of a canvas leaf and one step is tried here first, with the same
+arithmetic. Continuity needs two steps, and what is pinned needs the pins, so neither is tried.
 """
 
 from __future__ import annotations

@@ -14,7 +14,13 @@ from typing import Protocol
 from piecework.chain import calls, disputes
 from piecework.chain.calls import Call
 from piecework.chain.deployment import Deployment
-from piecework.chain.disputes import Challenge, ChallengeState, Credits, LeafOpened
+from piecework.chain.disputes import (
+    Challenge,
+    ChallengeState,
+    Credits,
+    LeafOpened,
+    RewardWaits,
+)
 from piecework.chain.evidence_calls import ReceiptEvidence, ask, prove_trace
 from piecework.client.disputes.proofs import FoundProof, can_be_challenged, find_proof, subject_of
 from piecework.client.disputes.traces import broken_rule
@@ -96,6 +102,14 @@ class DisputePort(Protocol):
 
     async def credits_of(self, who: Address) -> Credits: ...
 
+    async def open_count(self, operator: Address) -> int:
+        """Return how many challenges against an operator are open."""
+        ...
+
+    async def waiting_rewards(
+        self, operator: Address, payer: Address
+    ) -> tuple[RewardWaits, ...]: ...
+
     async def answer_to(self, challenge_id: Bytes32) -> LeafOpened | None: ...
 
     async def execute(self, call: Call) -> None: ...
@@ -156,15 +170,37 @@ class DisputeWalk:
         return await self._collect(found.fault)
 
     async def _collect(self, what: str) -> DisputeReport:
-        """Send what the payer is credited. A reward may wait for other challenges."""
-        payer = self._evidence.channel.payer
-        found = await self._port.credits_of(payer)
-        if found.tokens or found.coins:
-            await self._port.execute(disputes.push_credits(self._port.deployment, payer))
-            text = f"{what}. The payer got {found.tokens} base units and {found.coins} wei"
-            return DisputeReport(DisputeStage.DECIDED, text, over=True)
-        text = f"{what}. Nothing waits for the payer now"
-        return DisputeReport(DisputeStage.DECIDED, text, over=True)
+        """Send what the payer and the challenger are credited.
+
+        A reward may wait for other challenges. It is ended as soon as none is open.
+        """
+        port, channel = self._port, self._evidence.channel
+        waiting = await port.waiting_rewards(channel.operator, channel.payer)
+        others = await port.open_count(channel.operator) if waiting else 0
+        if not others:
+            for reward in waiting:
+                await port.execute(disputes.end_reward(port.deployment, reward.number))
+            waiting = ()
+        texts = [what]
+        for name, who in self._creditors():
+            found = await port.credits_of(who)
+            if found.tokens or found.coins:
+                await port.execute(disputes.push_credits(port.deployment, who))
+                texts.append(f"The {name} got {found.tokens} base units and {found.coins} wei")
+        if waiting:
+            amount = sum(reward.amount for reward in waiting)
+            texts.append(
+                f"A reward of {amount} base units waits for {others} other challenges against the "
+                "worker. It is lost if one is upheld. Run this again when they are over"
+            )
+        elif len(texts) == 1:
+            texts.append("Nothing waits for the payer now")
+        return DisputeReport(DisputeStage.DECIDED, ". ".join(texts), over=not waiting)
+
+    def _creditors(self) -> tuple[tuple[str, Address], ...]:
+        """Whose credits a dispute gives: rewards are the payer's, bonds are the challenger's."""
+        payer, sender = self._evidence.channel.payer, self._port.sender
+        return (("payer", payer), ("challenger", sender))[: 1 if payer == sender else 2]
 
     # --- a challenge
 
@@ -185,7 +221,7 @@ class DisputeWalk:
             state = await self._port.state(challenge_id)
         if state.status in (ChallengeStatus.SILENT, ChallengeStatus.LATE):
             report = await self._collect("the worker was silent and lost a part of its stake")
-            return DisputeReport(DisputeStage.SILENT, report.text, over=True), None
+            return DisputeReport(DisputeStage.SILENT, report.text, over=report.over), None
         if state.status is not ChallengeStatus.ANSWERED:
             return await self._committee(asked, state), None
         answered = await self._port.answer_to(challenge_id)

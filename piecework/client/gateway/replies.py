@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from piecework.base.amounts import Token
@@ -23,20 +23,22 @@ from piecework.client.gateway.exhibits import carrier, statement
 from piecework.client.gateway.formats import chat, completions, responses
 from piecework.client.gateway.formats.asks import Ask
 from piecework.client.gateway.formats.common import FormatOptions, Head
-from piecework.client.gateway.formats.pieces import Reply
+from piecework.client.gateway.formats.pieces import Frame, Reply
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.turns import RunningJob
 from piecework.client.jobs.delivered import finish_reason
 from piecework.client.jobs.events import (
     CanvasText,
+    FinishReason,
     JobEvent,
     JobFinished,
     JobStarted,
     ReadAnswers,
 )
-from piecework.client.jobs.requests import JobRequest, TextRequest
+from piecework.client.jobs.requests import JobRequest, TextRequest, job_parameters
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.journal.records import Part
+from piecework.client.network.discovery import serves
 from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.check import ProvenJob, check_evidence, digests_of
 from piecework_protocol.evidence.file import EvidenceFile, evidence_of
@@ -44,7 +46,7 @@ from piecework_protocol.evidence.members import data, entries, number, of_names
 from piecework_protocol.kinds import Content, Output
 from piecework_protocol.kinds.read import ReadContent
 from piecework_protocol.kinds.text import TextOutput
-from piecework_protocol.objects import Finish, Receipt
+from piecework_protocol.objects import Finish, Receipt, Service
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import (
     SIGNATURE_BYTES,
@@ -60,6 +62,7 @@ MAX_JOBS_OF_A_REPLY: Final = 512
 EVIDENCE: Final = "piecework.evidence"
 NO_PLACE: Final = -1
 """In the accumulator, of a receipt without a proof. No answer has it."""
+_EVENT: Final = frozenset({"type", "sequence_number", "response"})
 _GIVEN: Final = frozenset({"id", "call_id", "item_id", "created", "created_at"})
 """Members that the gateway alone says: names and times."""
 _TOTALS: Final = frozenset({"cost", "denoising_steps", "acknowledged"})
@@ -88,12 +91,15 @@ class CheckedReply:
         jobs: Those that it was made of, in the order of their parts.
         whole: The answer, made again. Of a stream it is what the chunks say together.
         gateway: Whose signature the answer has.
+        stop: Texts at which the answer ends, as the gateway says that the request had them. What
+            the workers signed may go on behind.
     """
 
     kind: str
     jobs: tuple[CheckedJob, ...]
     whole: Mapping[str, Any]
     gateway: Address
+    stop: tuple[str, ...] = ()
 
 
 async def check_reply(raw: Any) -> CheckedReply:
@@ -111,8 +117,33 @@ async def check_reply(raw: Any) -> CheckedReply:
     shown = of_names(found["piecework"]["evidence"], EVIDENCE, "request", "jobs", "signature")
     jobs = _jobs(shown["jobs"])
     gateway = _signer(found, shown["signature"], list(jobs.values()))
-    whole = await _again(found, shown["request"], jobs)
-    return CheckedReply(kind, tuple(jobs.values()), whole, gateway)
+    _check_event(raw, found)
+    ask = _asked_for(kind, shown["request"])
+    whole = await _again(found, ask, jobs)
+    return CheckedReply(kind, tuple(jobs.values()), whole, gateway, ask.stop)
+
+
+def _check_event(raw: Any, found: Mapping[str, Any]) -> None:
+    """Refuse an event that says more than the response in it. The signature covers that alone."""
+    if "piecework" in raw:
+        return
+    for name, value in raw.items():
+        if name not in _EVENT and value is not None:
+            raise EvidenceRefused(name, "no last event of a response has it")
+    if raw.get("type") != f"response.{found.get('status')}":
+        raise EvidenceRefused("type", "it is not the event of such a response")
+    if type(raw.get("sequence_number", 0)) is not int:
+        raise EvidenceRefused("sequence_number", "it is not a whole number")
+
+
+def _asked_for(kind: str, request: Any) -> Ask:
+    """Parse the request in the evidence."""
+    try:
+        # What a gateway prefers when a request does not say changes nothing that is compared.
+        ask: Ask = _FORMATS[kind][0](request, FormatOptions())
+    except PieceworkError as error:
+        raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
+    return ask
 
 
 def _jobs(raw: Any) -> dict[int, CheckedJob]:
@@ -158,35 +189,59 @@ def _signer(found: Mapping[str, Any], raw: Any, jobs: Sequence[CheckedJob]) -> A
 
 
 async def _again(
-    found: dict[str, Any], request: Any, jobs: Mapping[int, CheckedJob]
+    found: dict[str, Any], ask: Ask, jobs: Mapping[int, CheckedJob]
 ) -> Mapping[str, Any]:
     """Make the answer again out of its evidence, and compare. Return it."""
-    parse, render = _FORMATS[found["object"]]
+    render = _FORMATS[found["object"]][1]
     first = next(iter(jobs.values())).file
+    frames: list[Frame] = []
     try:
-        # What a gateway prefers when a request does not say changes nothing that is compared.
-        ask: Ask = parse(request, FormatOptions())
         bill = Bill(_token(found["piecework"], first), None, ask.ignored)
         reply: Reply = render(ask)
         head = Head(_text(found, "id"), _created(found), _model(found, jobs))
         for _ in reply.opening(head):
             pass
-        async with Answers(ask, _Recorded(jobs), GatewayMetrics(), bill).running() as pieces:
+        recorded = _Recorded(jobs)
+        async with Answers(ask, recorded, GatewayMetrics(), bill).running() as pieces:
             async for piece in pieces:
-                for _ in reply.take(piece):
-                    pass
+                frames += reply.take(piece)
+        frames += reply.closing(bill.totals(), bill.ours())
         whole = reply.whole(head, bill.totals(), bill.ours())
     except EvidenceRefused:
         raise
     except PieceworkError as error:
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
+    if recorded.unused:
+        where = f"{EVIDENCE}.jobs"
+        raise EvidenceRefused(where, f"part {min(recorded.unused)} is not of this answer")
     whole = loads(json.dumps(whole))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
-    if not ask.stream or found["object"] == "response":  # else the text came in earlier chunks
-        expected = {name: one for name, one in whole.items() if name != "piecework"}
-        given = {name: one for name, one in found.items() if name != "piecework"}
-        _compare(expected, given, "")
+    ours = {"piecework"}
+    ends = [whole]
+    if ask.stream and found["object"] != "response":
+        ends = _last_chunks(frames) or [whole]
+    # Side by side, answers end in any order, so any choice's end may be the last chunk.
+    choice = _choice_of(found)
+    end = next((one for one in ends if _choice_of(one) == choice), ends[-1])
+    _compare(_without(end, ours), _without(found, ours), "")
     return {**whole, "piecework": found["piecework"]}
+
+
+def _last_chunks(frames: Sequence[Frame]) -> list[dict[str, Any]]:
+    """Give the chunks in which choices end. All the text came before them."""
+    found = []
+    for frame in frames:
+        chunk = loads(json.dumps(dict(frame.data)))
+        if any(one.get("finish_reason") is not None for one in chunk.get("choices", ())):
+            found.append(chunk)
+    return found
+
+
+def _choice_of(chunk: Mapping[str, Any]) -> Any:
+    """Give the index of a chunk's first choice, or None."""
+    choices = chunk.get("choices")
+    first = choices[0] if isinstance(choices, list) and choices else None
+    return first.get("index") if isinstance(first, dict) else None
 
 
 def _text(found: Mapping[str, Any], name: str) -> str:
@@ -287,10 +342,13 @@ def _compare(expected: Any, given: Any, where: str) -> None:
 
 
 class _Recorded:
-    """The jobs of an answer, out of its evidence. Implements `JobSource`."""
+    """The jobs of an answer, out of its evidence. Implements `JobSource`.
+
+    unused: the parts that no request of the answer asked for yet.
+    """
 
     def __init__(self, jobs: Mapping[int, CheckedJob]) -> None:
-        self._jobs = jobs
+        self._jobs, self.unused = jobs, set(jobs)
 
     def part(self, number: int = 0) -> Part:
         """Return the part of this number."""
@@ -312,8 +370,10 @@ class _Recorded:
         found = self._jobs.get(part.number)
         if found is None:
             raise WorkerUnreachable(f"there is no evidence of part {part.number}")
-        if request.prompt != found.file.content:
-            raise EvidenceRefused(f"{EVIDENCE}.request", "the jobs were asked for something else")
+        self.unused.discard(part.number)
+        fault = _request_fault(request, found)
+        if fault is not None:
+            raise EvidenceRefused(f"{EVIDENCE}.request", fault)
         _, *events = events_of(found)
 
         async def drive(caller: Caller) -> None:
@@ -322,6 +382,30 @@ class _Recorded:
 
         async with JobRun(drive, lambda _: None) as run:
             yield RunningJob(_started(found), aiter(run), run)
+            # A gateway gives no answer of a job that stopped early, unless it left the job itself.
+            if _finished(found).finish is FinishReason.CANCELLED and not run.cancelled.is_set():
+                where = f"{EVIDENCE}.jobs"
+                raise EvidenceRefused(where, f"the end of part {part.number} is not in the file")
+
+
+def _request_fault(request: JobRequest, found: CheckedJob) -> str | None:
+    """Say how a job differs from what a request asks for, as far as the request says it."""
+    job, model = found.file.job.job, found.proven.model
+    if request.prompt != found.file.content or request.kind is not job.kind:
+        return "the jobs were asked for something else"
+    if not serves(model, request.model):
+        return "the jobs ran on another model"
+    wanted = request.generation
+    given = {one.name for one in fields(wanted) if getattr(wanted, one.name) is not None}
+    if isinstance(request, TextRequest) and request.template:
+        given.discard("max_tokens")  # the form has its own limit
+    asked = job_parameters(model, wanted, wanted.seed or 0)
+    if model.service is Service.BEST_EFFORT and wanted.replayable_only:
+        return "a best-effort model ran what only a replayable one honours"
+    for name in sorted(given):
+        if getattr(asked, name) != getattr(job.parameters, name):
+            return f"the jobs were signed with another {name}"
+    return None
 
 
 def events_of(job: CheckedJob) -> list[JobEvent]:

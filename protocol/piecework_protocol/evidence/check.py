@@ -41,7 +41,7 @@ class ProvenJob:
         traced: Canvases whose leaves are in the file and lead to the signed trace root.
         content: What was asked, or None where it was left out.
         outputs: What was answered, canvas by canvas, or None where text was left out.
-        contradictions: How many pairs of contradictory statements the file has.
+        contradictions: How many different pairs of contradictory statements the file has.
     """
 
     job: JobId
@@ -101,8 +101,12 @@ class _Check:
             traced=sum(canvas.leaves is not None for canvas in file.canvases),
             content=content,
             outputs=outputs,
-            contradictions=len(file.contradictions),
+            contradictions=len({self._pair(one) for one in file.contradictions}),
         )
+
+    def _pair(self, one: Contradiction) -> frozenset[bytes]:
+        """Name a contradiction, so that nobody makes two of it by writing it twice."""
+        return frozenset(self._domain.digest(statement) for statement in (one.first, one.second))
 
     def _signed(
         self, where: str, value: TypedData, signature: bytes, signer: Address, role: str

@@ -9,6 +9,7 @@ import pytest
 
 from piecework.base.clock import SystemClock
 from piecework.chain import disputes, evidence_calls
+from piecework.chain.calls import Call
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.disputes import Challenge, ChallengeOpened
 from piecework.chain.errors import RpcUnavailable
@@ -18,12 +19,17 @@ from piecework.chain.transactions import Unknown
 from piecework_node import logs
 from piecework_node.disputes.chain import DisputeLink
 from piecework_node.disputes.defence import CHECK, CURSOR, CannotOpen, Defence
-from piecework_node.journal.records import TxKind, TxState
+from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.transactions import TransactionTracker
-from piecework_protocol.disputes import ANSWER_SECONDS, ChallengeStatus, OpenedLeaf
+from piecework_protocol.disputes import (
+    ANSWER_SECONDS,
+    EVIDENCE_SECONDS,
+    ChallengeStatus,
+    OpenedLeaf,
+)
 from tests.support.chains import ETHER, POLL_S, TestMarket, signer
 from tests.support.disputed import (
     STAKE,
@@ -51,6 +57,18 @@ class KeptLeaves:
         if self.away or asked.receipt not in self.canvases:
             raise CannotOpen("the worker runs in another precision than this job did")
         return self.canvases[asked.receipt].open(asked.leaf, asked.fields)
+
+
+class PoorLink(ChainLink):
+    """Cannot prepare its first transaction."""
+
+    refusals = 1
+
+    async def prepare_call(self, call: Call, worth: Worth) -> SignedTransaction:
+        if self.refusals:
+            self.refusals -= 1
+            raise RpcUnavailable("eth_estimateGas", "too much for one node")
+        return await super().prepare_call(call, worth)
 
 
 class DyingLink(ChainLink):
@@ -136,12 +154,12 @@ async def test_a_challenge_is_answered_by_itself_and_once(worker: DefendingWorke
     assert await worker.status(opened) is ChallengeStatus.ANSWERED
     (answer,) = worker.tracker
     assert answer.kind is TxKind.ANSWER
+    assert len(worker.journal.txs) == 1
     await worker.follow()
     await worker.defence.look()
-    assert len(worker.journal.txs) == 1
+    assert [tx.kind for tx in worker.tracker].count(TxKind.ANSWER) == 1
     assert not worker.board.is_failing(CHECK)
-    height = await worker.market.reader.latest_block()
-    assert int(worker.journal.notes[CURSOR]) == height
+    assert int(worker.journal.notes[CURSOR]) >= opened.log.block
 
 
 async def test_a_worker_killed_before_the_broadcast_sends_the_same_bytes(
@@ -181,6 +199,50 @@ async def test_a_worker_that_cannot_open_says_so_before_it_is_too_late(
     await worker.defence.look()
     assert await worker.status(opened) is ChallengeStatus.ANSWERED
     assert not worker.board.is_failing(CHECK)
+
+
+async def test_the_bonds_of_answers_are_sent_to_the_operator(worker: DefendingWorker) -> None:
+    opened = await worker.challenge()
+    await worker.defence.look()
+    assert await worker.status(opened) is ChallengeStatus.ANSWERED
+    await worker.follow()
+    reader = dispute_reader(worker.market)
+    assert (await reader.credits_of(OPERATOR.address)).coins == opened.bond
+    await worker.defence.look()
+    await worker.status(opened)
+    assert (await reader.credits_of(OPERATOR.address)).coins == 0
+    assert [tx.kind for tx in worker.tracker] == [TxKind.ANSWER, TxKind.PUSH]
+    await worker.follow()
+    await worker.defence.look()
+    assert len(worker.journal.txs) == 2
+
+
+async def test_an_answer_that_is_refused_holds_up_no_other(worker: DefendingWorker) -> None:
+    worker.link = PoorLink
+    await worker.restart()
+    refused, answered = await worker.challenge(0), await worker.challenge(1)
+    with pytest.raises(RpcUnavailable):
+        await worker.defence.look()
+    assert await worker.status(refused) is ChallengeStatus.OPEN
+    assert await worker.status(answered) is ChallengeStatus.ANSWERED
+    (fault,) = worker.board.failures(CHECK)
+    assert "too much for one node" in fault.detail
+    assert int(worker.journal.notes[CURSOR]) < refused.log.block
+
+
+async def test_a_silence_is_kept_for_as_long_as_it_can_be_answered(
+    worker: DefendingWorker,
+) -> None:
+    market = worker.market
+    worker.leaves.away = True
+    opened = await worker.challenge()
+    await market.pass_time(ANSWER_SECONDS + 1)
+    await market.run(PAYER, disputes.conclude(market.deployment, opened.challenge))
+    await worker.defence.look()
+    assert int(worker.journal.notes[CURSOR]) < opened.log.block
+    await market.pass_time(EVIDENCE_SECONDS)
+    await worker.defence.look()
+    assert int(worker.journal.notes[CURSOR]) >= opened.log.block
 
 
 async def test_a_silence_is_answered_afterwards(worker: DefendingWorker) -> None:

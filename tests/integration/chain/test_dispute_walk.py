@@ -74,6 +74,15 @@ def evidence_of(market: TestMarket, canvas: ServedCanvas) -> EvidenceFile:
     )
 
 
+def contradicted(market: TestMarket, evidence: EvidenceFile) -> EvidenceFile:
+    """The worker signed a second receipt for canvas 0."""
+    first = evidence.canvases[0]
+    changed = first.receipt.replace(finish=Finish.END_OF_TEXT)
+    other = signed_receipt(market.reader.domain, OPERATOR, changed)
+    pair = Contradiction(first.receipt, first.signature, other.receipt, other.signature)
+    return replace(evidence, contradictions=(pair,))
+
+
 def walk_of(
     market: TestMarket,
     evidence: EvidenceFile,
@@ -103,12 +112,7 @@ async def stake(market: TestMarket) -> int:
 
 async def test_a_contradiction_pays_the_payer_in_one_step(market: TestMarket) -> None:
     canvas = await serve(market, PAYER, OPERATOR)
-    first = canvas.signed
-    other = signed_receipt(
-        market.reader.domain, OPERATOR, first.receipt.replace(finish=Finish.END_OF_TEXT)
-    )
-    pair = Contradiction(first.receipt, first.signature, other.receipt, other.signature)
-    evidence = replace(evidence_of(market, canvas), contradictions=(pair,))
+    evidence = contradicted(market, evidence_of(market, canvas))
     report = await walk_of(market, evidence, None).advance()
     assert report.stage is DisputeStage.DECIDED and report.over
     assert "two receipts for canvas 0" in report.text
@@ -156,6 +160,38 @@ async def test_a_silent_worker_loses_a_part_and_the_bond_comes_back(market: Test
     assert await stake(market) == STAKE - 1000 * AMOUNT - 20 * PROVING_COST
     found = await dispute_reader(market).credits_of(PAYER.address)
     assert (found.tokens, found.coins) == (0, 0)  # sent
+
+
+async def test_a_reward_that_waits_is_collected_when_nothing_else_is_open(
+    market: TestMarket,
+) -> None:
+    """Another client's challenge is open when the worker is convicted."""
+    other = await serve(market, PAYER, OPERATOR, 1)
+    await walk_of(market, evidence_of(market, other)).advance()
+    convicting = evidence_of(market, await serve(market, PAYER, OPERATOR))
+    convicting = contradicted(market, convicting)
+    report = await walk_of(market, convicting, None).advance()
+    assert await stake(market) == 0
+    assert not report.over
+    assert f"A reward of {REWARD} base units waits for 1 other" in report.text
+    await answer(market, other, 0)
+    report = await walk_of(market, convicting, None).advance()
+    assert report.over
+    assert f"The payer got {REWARD} base units" in report.text
+    assert await market.reader.token_balance(market.token, PAYER.address) == REWARD
+
+
+async def test_the_bond_of_an_authorizer_comes_back_to_it(market: TestMarket) -> None:
+    canvas = await serve(market, PAYER, OPERATOR, authorizer=STRANGER.address)
+    port = ChainDisputePort(market.reader, STRANGER, poll_s=POLL_S)
+    walk = DisputeWalk(port, evidence_of(market, canvas), ABOUT)
+    await walk.advance()
+    await market.pass_time(ANSWER_SECONDS + 1)
+    report = await walk.advance()
+    assert report.stage is DisputeStage.SILENT and report.over
+    assert "The challenger got 0 base units" in report.text
+    found = await dispute_reader(market).credits_of(STRANGER.address)
+    assert found.coins == 0  # sent
 
 
 @pytest.mark.parametrize("field", ["before", "after"])

@@ -10,6 +10,7 @@ import pytest
 from piecework.client.auditing import CanvasReport, choose_canvas
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
+from piecework.client.jobs.events import JobStarted
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
@@ -124,6 +125,25 @@ def test_a_confirmed_failure_ends_the_relation_and_keeps_the_evidence(tmp_path: 
     assert len(scene.auditor.asked) == 2
     assert file is not None and file.parent == tmp_path
     assert check_evidence(read_evidence(file.read_bytes())).traced
+
+
+def test_a_failure_whose_evidence_cannot_be_written_is_told_all_the_same(tmp_path: Path) -> None:
+    scene = Watched(tmp_path, ScriptedAuditor(AuditOutcome.FAIL), 1.0)
+
+    async def work() -> None:
+        async with scene.client() as client:
+            job = (await collect(client.run(ask("first"))))[0]
+            assert isinstance(job, JobStarted)
+            (tmp_path / f"audit-{job.job.hex()[:16]}.json").mkdir()
+            await client.audits.done()
+            with pytest.raises(NoWorkerFits, match="audit"):
+                await collect(client.run(ask("second")))
+        await scene.market.close()
+
+    simulate(work())
+    ((report, file),) = scene.told
+    assert report.outcome is AuditOutcome.FAIL and file is None
+    assert "the evidence was not written" in report.reason
 
 
 def test_a_failure_that_nobody_confirms_is_held_against_nobody(tmp_path: Path) -> None:

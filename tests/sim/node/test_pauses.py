@@ -110,6 +110,32 @@ async def test_a_client_that_leaves_after_a_pause_pays_for_what_was_done() -> No
     assert receipt.steps == 1 and receipt.amount > 0
 
 
+async def test_a_client_that_left_before_a_pause_pays_for_what_was_done() -> None:
+    harness, client, line = await started()
+    line.cancel()
+    await client.deliver(line)
+    await pause(harness)
+    harness.worker.heartbeat()
+    await client.finish(line)
+    (receipt,) = line.receipts
+    assert receipt.steps == 1 and receipt.amount > 0
+
+
+async def test_a_client_hears_that_its_job_goes_on_before_it_is_charged_again() -> None:
+    harness, client, line = await started()
+    assert line.live is not None and harness.runtime.credit is not None
+    while not line.live.session.canvases:
+        await harness.engine_step(harness.engine.runnable()[0])
+    line.live.granted, line.live.short_of_credit = 1, True
+    harness.worker.heartbeat()
+    assert last_progress(line).paused_until > 0
+    while client.read(line):
+        pass
+    await client.deliver(line)
+    assert line.live.granted > 1
+    assert last_progress(line).paused_until == 0
+
+
 async def test_a_client_that_stays_away_in_a_pause_owes_nothing_for_its_canvas() -> None:
     harness, client, line = await started()
     await pause(harness)

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from piecework.client.gateway.exhibits import signed
 from piecework.client.gateway.replies import check_reply
+from piecework.commands._evidence import check_document, lines_of, read_document
 from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.file import evidence_json
 from piecework_protocol.signing import LocalSigner
@@ -166,6 +168,95 @@ async def test_a_gateway_that_lies_is_found_although_it_signs(lie: str) -> None:
     reply = await answered("chat", ASKED, [one])
     tell(reply)
     assert await resigned(reply) == member
+
+
+async def test_a_whole_answer_cannot_pass_as_the_end_of_a_stream() -> None:
+    reply = await answered("chat", ASKED, [TALE])
+    reply["choices"][0]["message"]["content"] = "Twice."
+    reply["piecework"]["evidence"]["request"]["stream"] = True
+    assert await resigned(reply) == "choices[0].delta"
+
+
+@pytest.mark.parametrize("form", ["chat", "completions"])
+async def test_the_last_chunk_of_a_stream_has_no_text_of_its_own(form: str) -> None:
+    asked = {"chat": ASKED, "completions": {"model": "any", "prompt": "Tell me."}}[form]
+    reply = await answered(form, {**asked, "stream": True, "n": 2}, [TALE, TALE], stream=True)
+    await check_reply(reply)
+    [choice] = reply["choices"]
+    changed = copy.deepcopy(reply)
+    changed["choices"][0].update({"chat": {"delta": {"content": "x"}}}.get(form, {"text": "x"}))
+    assert (await resigned(changed)).startswith("choices[0].")
+    changed = copy.deepcopy(reply)
+    changed["choices"].append({**choice, "index": 1 - choice["index"]})
+    assert await resigned(changed) == "choices"
+    changed = copy.deepcopy(reply)
+    changed["choices"] = []
+    assert await resigned(changed) == "choices"
+
+
+async def test_the_last_event_of_a_response_has_nothing_beside_the_response() -> None:
+    asked = {"model": "any", "input": "Tell me.", "stream": True}
+    reply = await answered("responses", asked, [TALE], stream=True)
+    await check_reply({**reply, "more": None})
+    assert await refusal({**reply, "delta": "Twice."}) == "delta"
+    assert await refusal({**reply, "type": "response.incomplete"}) == "type"
+    assert await refusal({**reply, "sequence_number": "Twice."}) == "sequence_number"
+
+
+async def test_a_saved_answer_cannot_show_another_text_to_other_readers(tmp_path: Path) -> None:
+    reply = await answered("chat", {**ASKED, "stop": " a time"}, [TALE])
+    file = tmp_path / "reply.json"
+    file.write_text(json.dumps(reply))
+    found, document = read_document(file)
+    lines = "\n".join(lines_of(await check_document(document, found)))
+    assert 'the gateway ends the text before " a time"' in lines
+    twice = json.dumps(reply).replace('{"', '{"choices": [], "', 1)
+    assert json.loads(twice) == reply
+    file.write_text(twice)
+    with pytest.raises(EvidenceRefused, match="every reader"):
+        read_document(file)
+
+
+async def test_the_end_of_a_job_cannot_be_left_out() -> None:
+    told = ("Once ", "upon a time", " in a lie.")
+    for story in (
+        Story(steps=(3, 5, 2), sentences=told, cancelled=True),
+        Story(steps=(3, 5), sentences=told[:2], ended=False),
+    ):
+        reply = await answered("chat", ASKED, [story])
+        assert await refusal(reply) == "piecework.evidence.jobs"
+        cut = await answered("chat", {**ASKED, "stop": " a time"}, [story])
+        assert (await check_reply(cut)).stop == (" a time",)
+
+
+async def test_a_job_that_the_answer_is_not_made_of_is_refused() -> None:
+    two = await answered("chat", {**ASKED, "n": 2}, [TALE, TALE])
+    reply = await answered("chat", ASKED, [TALE])
+    ours, other = reply["piecework"], two["piecework"]
+    ours["evidence"]["jobs"].append(other["evidence"]["jobs"][1])
+    ours["more_jobs"] = [one for one in (other, *other["more_jobs"]) if one["job"] != ours["job"]]
+    assert await resigned(reply) == "piecework.evidence.jobs"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("seed", 5), ("max_tokens", 3), ("temperature", 0.5), ("piecework", {"max_steps": 2})],
+)
+async def test_the_request_cannot_name_other_terms_than_the_jobs_had(name: str, value: Any) -> None:
+    reply = await answered("chat", ASKED, [TALE])
+    request = reply["piecework"]["evidence"]["request"]
+    request[name] = {**request[name], **value} if isinstance(value, dict) else value
+    assert await resigned(reply) == "piecework.evidence.request"
+
+
+async def test_the_request_cannot_name_another_model_than_the_jobs_ran_on() -> None:
+    reply = await answered("chat", ASKED, [TALE])
+    request = reply["piecework"]["evidence"]["request"]
+    for name in (reply["model"], reply["piecework"]["model_digest"]):
+        request["model"] = name
+        await check_reply(signed(reply, DOMAIN, PAYER))
+    request["model"] = "gpt"
+    assert await resigned(reply) == "piecework.evidence.request"
 
 
 async def test_evidence_without_text_or_of_another_client_does_not_do() -> None:

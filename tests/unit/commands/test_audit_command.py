@@ -54,4 +54,18 @@ async def test_an_openings_file_of_another_form_is_one_line(file: str, tmp_path:
     other.write_text("{}")
     command = ("client", "audit", "--evidence", file, "--level", "rules")
     said = await piecework(*command, "--openings", str(other))
-    assert "this is no openings file" in said.line()
+    assert said.code == 3
+    assert "this is no openings file" in said.err
+
+
+async def test_what_cannot_be_read_or_does_not_hold_blames_no_worker(tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.json"
+    text = write_evidence(evidence(Story(steps=(3, 5)))).decode()
+    damaged.write_text(text.replace('"steps":3', '"steps":4', 1))
+    for path, why in (
+        (damaged, "receipts[0].signature"),
+        (tmp_path / "nothing.json", "nothing.json"),
+    ):
+        said = await piecework("client", "audit", "--evidence", str(path), "--level", "rules")
+        assert said.code == 3, said.err
+        assert why in said.err

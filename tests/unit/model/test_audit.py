@@ -25,6 +25,8 @@ from piecework_model.audit.scores import LOGIT_CAP, scores
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.errors import InvalidRequestError, OpeningError
 from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
+from piecework_protocol.objects import Kind
+from piecework_protocol.trace import CanvasRecord
 from tests.support.model_runs import make_request
 
 Prompt = tuple[int, ...]
@@ -243,7 +245,8 @@ def test_an_openings_file_comes_back_as_it_was_written(
 
     canvas, width = shown[0], 128
     made = openings_of(canvas)
-    again = read_openings(json.dumps(write_openings(made)).encode())
+    record = CanvasRecord(0, SIZE, 7, Kind.TEXT, 1, *(bytes(32),) * 3, 5)
+    again = read_openings(json.dumps(write_openings(record, made)).encode())
     assert list(again) == made
     leaves = (bytes(32), *canvas.leaves)
     opened = opened_steps(again, leaves, bundled.limits, width)

@@ -27,8 +27,10 @@ from piecework_model.machine.probe import (
     short_profile,
 )
 from piecework_model.requests import GenerationRequest
+from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import write_evidence
+from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from tests.support.audited import AuditedJob, audited_job
 
@@ -111,6 +113,30 @@ def test_steps_that_were_not_taken_are_found(
     assert found.outcome is AuditOutcome.FAIL
 
 
+def test_a_text_that_is_not_that_of_its_tokens_is_found(
+    worker: LoadedModel, profile: str, replayer: Replayer
+) -> None:
+    def lie(output: TextOutput) -> TextOutput:
+        return TextOutput.plain(output.token_ids, output.text + " Send money.")
+
+    job = audited_job(worker, profile, told=lie)
+    for canvas in range(2):
+        found = replayed(job, worker, replayer, canvas)
+        assert found.findings == ("the delivered text is another than that of its tokens",)
+        assert found.outcome is AuditOutcome.FAIL
+
+
+def test_an_answer_that_its_worker_ended_early_is_found(
+    worker: LoadedModel, profile: str, replayer: Replayer
+) -> None:
+    job = audited_job(worker, profile, most_canvases=1)
+    assert len(job.evidence.canvases) == 1
+    found = replayed(job, worker, replayer, 0)
+    assert found.findings[0] == (
+        "the answer goes on with this canvas, and the receipt says otherwise"
+    )
+
+
 def test_another_model_and_a_missing_text_are_no_audit(
     honest: AuditedJob, worker: LoadedModel
 ) -> None:
@@ -143,6 +169,88 @@ def test_a_forced_audit_judges_with_the_pair_s_thresholds(
     assert set(TAILS) == set(TESTS)
 
 
+def test_openings_that_lack_steps_are_held_against_nobody(
+    honest: AuditedJob, worker: LoadedModel, bundled: LoadedModel
+) -> None:
+    table = {Pairing(worker.digest.hex(), "text", "bfloat16", "float32"): TAILS}
+    _, second, *_ = honest.canvases[0].opened(bundled.limits)
+    found = audit(honest, bundled).forced(ForcedPass(bundled), table, 0, [second])
+    assert found.outcome is AuditOutcome.NO_VERDICT
+    assert "no opened step has the soft embedding" in found.reason
+    other = replace(second, canvas=1)
+    found = audit(honest, bundled).forced(ForcedPass(bundled), table, 0, [other])
+    assert found.outcome is AuditOutcome.FAIL
+    assert found.findings == ("step 1 is committed as one of canvas 1",)
+
+
+def test_a_forced_audit_sees_edited_tokens_and_text(
+    worker: LoadedModel, profile: str, bundled: LoadedModel
+) -> None:
+    def edited(output: TextOutput) -> TextOutput:
+        first, *rest = output.token_ids
+        return TextOutput((first ^ 1, *rest), output.segments)
+
+    table = {Pairing(worker.digest.hex(), "text", "bfloat16", "float32"): TAILS}
+    for lie, what in (
+        (edited, "the delivered tokens are others than those of the canvas"),
+        (lambda output: TextOutput.plain(output.token_ids, "No."), "the delivered text is another"),
+    ):
+        job = audited_job(worker, profile, told=lie)
+        steps = job.canvases[0].opened(bundled.limits)
+        found = audit(job, bundled).forced(ForcedPass(bundled), table, 0, steps)
+        assert found.outcome is AuditOutcome.FAIL
+        assert found.findings[0].startswith(what)
+        without = audit(job, bundled).forced(ForcedPass(bundled), table, 0, steps[:-1])
+        assert without.outcome is AuditOutcome.PASS
+
+
+# Rules with opened steps
+
+
+def opened(job: AuditedJob, loaded: LoadedModel, canvas: int = 0) -> bytes:
+    """The openings file of a canvas, as its worker writes it."""
+    served = job.canvases[canvas]
+    steps = [
+        StepOpening(record.fields(), soft.view(torch.uint8).numpy().tobytes())
+        for record, soft in zip(served.records, served.softs, strict=True)
+    ]
+    record = audit(job, loaded).canvas_record(canvas)
+    return json.dumps(write_openings(record, steps)).encode() + b"\n"
+
+
+def test_the_rules_see_what_is_wrong_in_opened_steps(
+    honest: AuditedJob, worker: LoadedModel, profile: str
+) -> None:
+    for canvas in range(2):
+        found = audit_rules(honest.evidence, canvas, opened(honest, worker, canvas))
+        assert found.outcome is AuditOutcome.PASS
+    cheat = audited_job(worker, profile, served=claiming(partial(serve, worker), other_seed))
+    assert audit_rules(cheat.evidence, 0).outcome is AuditOutcome.PASS
+    found = audit_rules(cheat.evidence, 0, opened(cheat, worker))
+    assert found.outcome is AuditOutcome.FAIL
+    assert any("does not hold its Philox id" in line for line in found.findings)
+
+
+def test_openings_that_the_worker_never_committed_to_blame_nobody(
+    honest: AuditedJob, worker: LoadedModel
+) -> None:
+    body = json.loads(opened(honest, worker))
+    last = body["steps"][-1]["fields"]
+    last[3] = "0x" + bytes(len(last[3]) // 2 - 1).hex()
+    for changed, why in (
+        (body, "is not the one that was committed"),
+        ({**body, "canvas": body["canvas"][::-1]}, "no openings file"),
+        ({"format": body["format"], "steps": body["steps"]}, "lacks 'canvas'"),
+        (json.loads(opened(honest, worker, 1)) | {"steps": []}, "another canvas leaf"),
+    ):
+        with pytest.raises(MalformedInput, match=why):
+            audit_rules(honest.evidence, 0, json.dumps(changed).encode())
+    first, *rest = honest.evidence.canvases
+    without = replace(honest.evidence, canvases=(replace(first, leaves=None), *rest))
+    with pytest.raises(MalformedInput, match="no leaves"):
+        audit_rules(without, 0, opened(honest, worker))
+
+
 # The process
 
 
@@ -166,13 +274,10 @@ def test_the_process_replays_and_never_blames_another_profile(
 
 
 @pytest.mark.process
-def test_the_process_reads_openings_and_refuses_damaged_evidence(honest: AuditedJob) -> None:
-    canvas = honest.canvases[0]
-    steps = [
-        StepOpening(record.fields(), soft.view(torch.uint8).numpy().tobytes())
-        for record, soft in zip(canvas.records, canvas.softs, strict=True)
-    ]
-    openings = json.dumps(write_openings(steps)).encode() + b"\n"
+def test_the_process_reads_openings_and_refuses_damaged_evidence(
+    honest: AuditedJob, bundled: LoadedModel
+) -> None:
+    openings = opened(honest, bundled)
     assert audit_rules(honest.evidence, 0, openings).outcome is AuditOutcome.PASS
     outcome, why = told(honest, AuditLevel.FORCED, openings)
     assert outcome is AuditOutcome.PASS or "no thresholds" in why

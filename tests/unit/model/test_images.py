@@ -144,6 +144,15 @@ def bomb(width: int, height: int) -> Image:
     return Image("image/png", data)
 
 
+def scans(count: int) -> Image:
+    """A progressive JPEG whose last scan comes so many more times. Each is some 30 bytes."""
+    file = io.BytesIO()
+    picture(40, 40).convert("L").save(file, "JPEG", progressive=True)
+    whole = file.getvalue()[:-2]
+    last = whole[whole.rfind(b"\xff\xda") :]
+    return Image("image/jpeg", whole + count * last + b"\xff\xd9")
+
+
 def animated(kind: str) -> Image:
     file = io.BytesIO()
     frames = [picture(40, 40, seed) for seed in range(3)]
@@ -171,6 +180,7 @@ BROKEN: dict[str, tuple[Callable[[], Image], str]] = {
     ),
     "a bomb": (lambda: bomb(20_000, 20_000), "20000 x 20000 pixels|cannot be read"),
     "just too large": (lambda: bomb(4097, 4096), "4097 x 4096 pixels, at most 16777216"),
+    "a JPEG that takes minutes": (lambda: scans(limits.MAX_JPEG_SCANS), "more than 64 scans"),
     "animated png": (lambda: animated("png"), "animated"),
     "animated webp": (lambda: animated("webp"), "animated"),
 }
@@ -181,6 +191,10 @@ def test_a_broken_image_is_refused_by_name(name: str) -> None:
     make, why = BROKEN[name]
     with pytest.raises(ImageError, match=why):
         prepared(make())
+
+
+def test_a_progressive_photo_is_shown() -> None:
+    assert prepared(scans(0)) and prepared(scans(10))
 
 
 def test_the_images_of_a_prompt_are_bounded_together() -> None:

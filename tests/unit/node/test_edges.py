@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator, Mapping
@@ -19,6 +20,7 @@ from piecework_node import config, logs
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import (
     ADDRESS_FILE,
+    TOKEN_FILE,
     TOKEN_HEADER,
     AdminServer,
     admin_token,
@@ -26,7 +28,7 @@ from piecework_node.daemon.admin import (
     console_url,
 )
 from piecework_node.daemon.daemon import Ports, serve
-from piecework_node.errors import AdminError, ConfigError
+from piecework_node.errors import AdminError, ConfigError, KeyFileError
 from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
     IndexAnswer,
@@ -332,6 +334,29 @@ async def test_the_console_is_for_who_has_its_key_and_the_key_presses_no_button(
     assert operations.pressed == []
     data = await ask_daemon(home, "GET", "/console/data")
     assert Snapshot.from_json(data) == SNAPSHOT
+
+
+async def test_what_is_no_token_presses_no_button_and_sets_no_cookie(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, url, _ = admin
+    async with aiohttp.ClientSession() as session:
+        linked = await session.get(url + "/console?key=wrong", allow_redirects=False)
+        assert linked.status == 401 and not linked.cookies
+    port = int(url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /drain HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 0\r\n"
+    writer.write(head.encode() + TOKEN_HEADER.encode() + b": \xff\xfe\r\n\r\n")
+    assert (await reader.readline()).startswith(b"HTTP/1.1 401")
+    writer.close()
+    assert operations.pressed == []
+
+
+@pytest.mark.parametrize("held", [b"", b"\n", b"short", b"\xff" * 43])
+def test_a_file_without_a_token_is_refused(tmp_path: Path, held: bytes) -> None:
+    (tmp_path / TOKEN_FILE).write_bytes(held)
+    with pytest.raises(KeyFileError, match=TOKEN_FILE):
+        admin_token(tmp_path)
 
 
 async def test_a_pause_takes_seconds_or_lasts_until_it_is_lifted(

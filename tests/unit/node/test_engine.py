@@ -92,6 +92,7 @@ for line in sys.stdin.buffer:
     elif isinstance(command, PauseEngine):
         say(EnginePaused(7 if command.free_memory else 0))
     elif isinstance(command, ResumeEngine):
+        if os.environ.get("DIES_ON_RESUME"): os._exit(3)
         say(EngineResumed())
     elif isinstance(command, Start):
         if command.request.request_id != "slow":
@@ -101,11 +102,15 @@ for line in sys.stdin.buffer:
 
 @asynccontextmanager
 async def running(
-    folder: Path, first: str = "Ready(FACTS)", patience: EnginePatience | None = None
+    folder: Path,
+    first: str = "Ready(FACTS)",
+    patience: EnginePatience | None = None,
+    **variables: str,
 ) -> AsyncIterator[EngineSupervisor]:
     script = folder / "child.py"
     script.write_text(CHILD.format(root=str(ROOT), first=first))
-    command = EngineCommandLine((sys.executable, str(script)), child_environment(dict(os.environ)))
+    environment = {**child_environment(dict(os.environ)), **variables}
+    command = EngineCommandLine((sys.executable, str(script)), environment)
     supervisor = EngineSupervisor(command, SystemClock(), logs.silent(), patience)
     task = asyncio.ensure_future(supervisor.run())
     try:
@@ -172,6 +177,20 @@ async def test_a_process_that_dies_in_a_pause_is_started_again_after_it(tmp_path
         assert not (await asyncio.wait({waiting}, timeout=1.0))[0], "no model is loaded in a pause"
         engine.resume()
         assert await waiting == EngineResumed()
+        assert await anext(events) == EngineReady(FACTS)
+
+
+async def test_a_process_that_dies_on_its_way_back_from_a_pause_ends_the_pause(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path, DIES_ON_RESUME="1") as engine, asyncio.timeout(30):
+        events = aiter(engine.events())
+        await anext(events)
+        engine.pause(free_memory=True)
+        engine.resume()
+        assert await anext(events) == EnginePaused(7)
+        assert isinstance(await anext(events), EngineLost)
+        assert await anext(events) == EngineResumed()
         assert await anext(events) == EngineReady(FACTS)
 
 

@@ -12,6 +12,7 @@ from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import (
     CanvasEvidence,
+    Contradiction,
     EvidenceFile,
     ShownAcceptance,
     ShownJob,
@@ -159,6 +160,10 @@ def test_a_lie_in_a_file_is_named_by_its_member(lie: str) -> None:
 def test_a_good_file_proves_what_was_charged_asked_and_answered() -> None:
     proven = check_evidence(read_evidence(write_evidence(GOOD)))
     assert (proven.paid, proven.traced, proven.contradictions) == (2, 2, 3)
+    one = GOOD.contradictions[0]
+    swapped = Contradiction(one.second, one.second_signature, one.first, one.first_signature)
+    twice = replace(GOOD, contradictions=(*GOOD.contradictions, one, swapped))
+    assert check_evidence(twice).contradictions == 3
     assert (proven.used.output_tokens, proven.used.denoising_steps, proven.amount) == (6, 8, 20)
     assert (proven.finish, proven.accepted_at) == (Finish.END_OF_TEXT, NOW + 5)
     assert isinstance(proven.content, TextContent)

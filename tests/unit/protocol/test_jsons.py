@@ -53,3 +53,11 @@ def test_a_caller_may_allow_less() -> None:
 def test_what_is_not_a_finite_number_is_not_json(text: str) -> None:
     with pytest.raises(ValueError):
         loads(text)
+
+
+def test_an_object_that_names_a_member_twice_is_refused_where_readers_must_agree() -> None:
+    twice = '{"a": [{"b": 1, "c": 2, "b": 3}]}'
+    assert loads(twice) == {"a": [{"b": 3, "c": 2}]}
+    with pytest.raises(ValueError, match="twice"):
+        loads(twice, unique=True)
+    assert loads('{"a": [{"b": 1}, {"b": 1}]}', unique=True) == {"a": [{"b": 1}, {"b": 1}]}
