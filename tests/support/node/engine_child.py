@@ -23,13 +23,15 @@ from piecework_node.engine.wire import (
     Encoded,
     PauseEngine,
     Ready,
+    Replay,
+    Replayed,
     ResumeEngine,
     Start,
     Stop,
     decode_command,
     encode_report,
 )
-from tests.support.node.fake_engine import FACTS, canvas_event, encoded
+from tests.support.node.fake_engine import FACTS, canvas_event, encoded, step_records
 
 
 def main() -> None:
@@ -71,6 +73,10 @@ def main() -> None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         elif isinstance(command, Encode):
             _send(Encoded(command.number, encoded(command.content)))
+        elif isinstance(command, Replay):
+            records = step_records(command.request, len(command.request.committed))
+            leaves = tuple(record.leaf() for record in records[: command.steps])
+            _send(Replayed(command.number, leaves, records[command.step]))
 
 
 def _send(report: object) -> None:
