@@ -16,8 +16,6 @@ from piecework_node.engine.wire import Replay, Replayed
 from piecework_protocol.trace import StepRecord
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from piecework_model.audit.replay import Replayer
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
@@ -87,7 +85,7 @@ class ReplayDesk:
             raise ReplayError("the memory for it is not free now")
         return self._replayer.walk(request, steps=asked.steps, observe=self._observe)
 
-    def _observe(self, request_id: str, record: StepRecord, soft: Tensor) -> None:
+    def _observe(self, request_id: str, record: StepRecord, soft: object) -> None:
         if self._asked is not None and record.step == self._asked.step:
             self._record = record
         self._leaves.append(record.leaf())

@@ -173,20 +173,24 @@ def decode_command(line: bytes) -> Command:
                 return Allow(body["request_id"], body["limit"])
             case "stop":
                 return Stop(body["request_id"], body["finish_canvas"])
-            case "replay":
-                request = _request(body["request"])
-                return Replay(body["number"], request, body["steps"], body["step"])
             case "pause":
                 return PauseEngine(body["free_memory"])
             case "resume":
                 return ResumeEngine()
-            case "encode":
-                rules = KINDS[Kind(body["kind"])]
-                content = rules.decode_content(b64decode(body["content"], validate=True))
-                return Encode(body["number"], content)
+            case "encode" | "replay":
+                return _question(body)
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedInput(f"an engine command lacks or mistypes {error}") from None
     raise MalformedInput("an engine command of no known kind")
+
+
+def _question(body: dict[str, Any]) -> Encode | Replay:
+    if body["op"] == "replay":
+        request = _request(body["request"])
+        return Replay(body["number"], request, body["steps"], body["step"])
+    rules = KINDS[Kind(body["kind"])]
+    content = rules.decode_content(b64decode(body["content"], validate=True))
+    return Encode(body["number"], content)
 
 
 def _written(request: GenerationRequest) -> dict[str, Any]:

@@ -71,12 +71,16 @@ def main() -> None:
         elif isinstance(command, Stop):
             if rows.pop(command.request_id, None) is not None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
-        elif isinstance(command, Encode):
-            _send(Encoded(command.number, encoded(command.content)))
-        elif isinstance(command, Replay):
-            records = step_records(command.request, len(command.request.committed))
-            leaves = tuple(record.leaf() for record in records[: command.steps])
-            _send(Replayed(command.number, leaves, records[command.step]))
+        else:
+            _send(_answer(command))
+
+
+def _answer(command: Encode | Replay) -> Encoded | Replayed:
+    if isinstance(command, Encode):
+        return Encoded(command.number, encoded(command.content))
+    records = step_records(command.request, len(command.request.committed))
+    leaves = tuple(record.leaf() for record in records[: command.steps])
+    return Replayed(command.number, leaves, records[command.step])
 
 
 def _send(report: object) -> None:

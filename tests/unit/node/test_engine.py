@@ -46,7 +46,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import Label, Question, ReadContent
 from piecework_protocol.kinds.text import TextContent, final_segments
 from piecework_protocol.limits import MAX_NAME_BYTES
-from tests.support.node.fake_engine import FACTS, canvas_event
+from tests.support.node.fake_engine import FACTS, canvas_event, step_records
 
 pytestmark = pytest.mark.process
 
@@ -369,6 +369,8 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.CannotStart("why"),
         engine_wire.Encoded(1, EncodedContent((1, 2), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
         engine_wire.Encoded(1, EncodedContent((1, 2), images=(PICTURE,))),
+        engine_wire.Replayed(3, (bytes(32), bytes([1]) * 32), step_records(REQUEST, 1)[0]),
+        engine_wire.Replayed(3, (), None, "why"),
         engine_wire.Beat(),
         EnginePaused(4096),
         EngineResumed(),
@@ -410,6 +412,7 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
         engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),
         engine_wire.Encode(1, message("hi")),
         engine_wire.Encode(2, READ),
+        engine_wire.Replay(3, replace(REQUEST, images=(PICTURE,)), 4, 2),
         engine_wire.Start(replace(REQUEST, images=(PICTURE, replace(PICTURE, start=4)))),
     ],
 )
