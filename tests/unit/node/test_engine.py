@@ -40,7 +40,12 @@ from piecework_node.engine.supervisor import (
     EngineSupervisor,
     engine_arguments,
 )
-from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
+from piecework_node.errors import (
+    EngineStartError,
+    EngineUnavailable,
+    PromptRejected,
+    ReplayDeclined,
+)
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import Label, Question, ReadContent
@@ -218,8 +223,34 @@ async def test_the_real_engine_paused_between_two_steps_ends_in_the_same_canvase
     assert await real_events(paused=True) == await real_events(paused=False)
 
 
-async def real_events(*, paused: bool) -> list[object]:
-    """What the engine's own process says of one request, without pauses."""
+@pytest.mark.slow
+async def test_the_real_engine_process_replays_a_canvas_with_the_leaves_of_the_job() -> None:
+    engine = real_engine()
+    life, canvases = asyncio.ensure_future(engine.run()), list[CanvasEvent]()
+    request = replace(REQUEST, committed=(), max_tokens=64, max_steps=16)
+    try:
+        async with asyncio.timeout(120):
+            async for event in engine.events():
+                if isinstance(event, EngineReady):
+                    engine.start(request)
+                elif isinstance(event, CanvasEvent):
+                    canvases.append(event)
+                    if len(canvases) == 2:
+                        break
+            again = replace(request, committed=(canvases[0].token_ids,))
+            steps = canvases[1].steps
+            replayed = await engine.replay(again, steps=steps, step=steps - 1)
+            assert replayed.step_leaves == canvases[1].step_leaves
+            assert replayed.record.leaf() == canvases[1].step_leaves[-1]
+            with pytest.raises(ReplayDeclined, match="it ends after"):
+                await engine.replay(again, steps=steps, step=steps)
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+
+def real_engine() -> EngineSupervisor:
+    """The engine's own process with the bundled checkpoint."""
     arguments = engine_arguments(
         sys.executable,
         model="",
@@ -233,7 +264,12 @@ async def real_events(*, paused: bool) -> list[object]:
     )
     environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
     command = EngineCommandLine(tuple(arguments), environment)
-    engine = EngineSupervisor(command, SystemClock(), logs.silent())
+    return EngineSupervisor(command, SystemClock(), logs.silent())
+
+
+async def real_events(*, paused: bool) -> list[object]:
+    """What the engine's own process says of one request, without pauses."""
+    engine = real_engine()
     life, seen = asyncio.ensure_future(engine.run()), list[object]()
     try:
         async with asyncio.timeout(120):
