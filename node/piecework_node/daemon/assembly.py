@@ -223,18 +223,8 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
-    transactions = await TransactionTracker.load(
-        journal, port, clock=clock, stuck_s=config.stuck_after_s, metrics=metrics, log=log
-    )
-    defence = _defence(base, port, keyring, transactions, faults)
-    settler, desk, check = _settlement(
-        base,
-        port,
-        channels,
-        faults,
-        write_offs=write_offs,
-        transactions=transactions,
-        defence=defence,
+    settler, desk, check = await _settlement(
+        base, port, channels, faults, write_offs=write_offs, keyring=keyring
     )
     terms = operator_terms(config, base.amounts, base.deployment.token)
     patience = Patience(config.payment_timeout_s, config.pause_max_s, config.pause_frees_memory)
@@ -290,19 +280,21 @@ def _defence(
     )
 
 
-def _settlement(
+async def _settlement(
     base: Foundations,
     port: ChainLink,
     channels: Channels,
     faults: FaultBoard,
     *,
     write_offs: WriteOffs,
-    transactions: TransactionTracker,
-    defence: Defence | None,
+    keyring: SealingKeyring,
 ) -> tuple[Settler, FeeDesk, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
     clock, log, metrics = base.clock, base.log, base.metrics
+    transactions = await TransactionTracker.load(
+        journal, port, clock=clock, stuck_s=config.stuck_after_s, metrics=metrics, log=log
+    )
     policy = SettlePolicy(
         config.settle_gas_multiple, config.settle_interval_s, base.amounts.native_coin_price
     )
@@ -331,7 +323,7 @@ def _settlement(
         poll_s=config.chain_poll_s,
         metrics=metrics,
         log=log,
-        defence=defence,
+        defence=_defence(base, port, keyring, transactions, faults),
     )
     return settler, desk, openings.check
 
