@@ -160,7 +160,7 @@ class ForcedPass:
         cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
         for chunk in chunks:
             cache.reserve(len(chunk))
-            hidden = self._backbone.embed(torch.tensor(chunk, device=self._device))
+            hidden = self._backbone.embed(torch.tensor(chunk.ids, device=self._device))
             self._backbone.run(hidden, [Segment(cache, 0, len(chunk), 0, causal=True)], 0)
             cache.commit(len(chunk))
         return cache
