@@ -58,6 +58,10 @@ class EngineUnavailable(PieceworkError):
     """The engine is gone or does not answer in time. It is being restarted."""
 
 
+class ReplayDeclined(PieceworkError):
+    """The engine cannot compute a canvas again. The text says why."""
+
+
 class EngineStartError(PieceworkError):
     """The engine could not load its model at all."""
 

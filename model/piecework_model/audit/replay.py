@@ -7,15 +7,15 @@ On another profile the first difference says nothing about the worker.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from piecework_model import bounds, templates
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep, StepObserver
+from piecework_model.engine.executor import SequenceFailure, SequenceStep, StepObserver
 from piecework_model.engine.scheduler import SequenceWork, known_chunks
 from piecework_model.errors import InvalidRequestError, ReplayError
 from piecework_model.requests import GenerationRequest
@@ -53,24 +53,18 @@ class ReplayedCanvas:
         return tuple(step.leaf for step in self.steps)
 
 
-@dataclass(slots=True)
-class _Steps:
-    made: list[ReplayedStep] = field(default_factory=list)
-
-    def observe(self, request_id: str, record: StepRecord, soft: Tensor) -> None:
-        self.made.append(ReplayedStep(record, soft))
-
-
 class Replayer:
     """One loaded model that replays one canvas at a time."""
 
-    def __init__(self, loaded: LoadedModel) -> None:
-        self._loaded, self._steps = loaded, _Steps()
-        observe: StepObserver = self._steps.observe
-        executor = BatchedExecutor(loaded.model, loaded.limits, observe=observe)
-        self.kernels = executor.kernels
+    def __init__(self, loaded: LoadedModel, executor: BatchedExecutor | None = None) -> None:
+        """Take the model.
+
+        executor: one that others use too, between two steps. None: one of its own.
+        """
+        self._loaded = loaded
+        self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
+        self.kernels = self._executor.kernels
         """What decides last bits, as in the engine profile."""
-        self._executor: Executor = executor
 
     def replay(self, request: GenerationRequest, *, steps: int | None = None) -> ReplayedCanvas:
         """Replay the canvas that follows the request's committed ones.
@@ -83,6 +77,26 @@ class Replayer:
             ReplayError: The engine failed, for example because memory ran out.
             ValueError: `steps` is less than 1.
         """
+        made: list[ReplayedStep] = []
+        last: SequenceStep | None = None
+
+        def keep(request_id: str, record: StepRecord, soft: Tensor) -> None:
+            made.append(ReplayedStep(record, soft))
+
+        for step in self.walk(request, steps=steps, observe=keep):
+            last = step
+        if last is None:
+            raise ReplayError("the engine took no step")
+        return ReplayedCanvas(tuple(made), last.argmax, last.answers, last.finished)
+
+    def walk(
+        self, request: GenerationRequest, *, steps: int | None, observe: StepObserver
+    ) -> Generator[SequenceStep | None, None, None]:
+        """Replay a canvas as `replay` does, a pass at a time. None: a pass that only prefilled.
+
+        Others may use the executor between two passes. `observe` is told of every step. Close the
+        generator to stop early.
+        """
         if steps is not None and steps < 1:
             raise ValueError(f"a canvas of {steps} steps has no leaf")
         bounds.check(request, self._loaded.limits, self._loaded.eos_ids)
@@ -93,22 +107,22 @@ class Replayer:
         most = request.max_steps if steps is None else min(steps, request.max_steps)
         self._executor.open(replace(request, tenant="", canvas_limit=len(request.committed) + 1))
         try:
-            return self._run(request, most)
+            for _ in known_chunks(request, self._executor.chunk_tokens):
+                yield self._step(SequenceWork(request.request_id, 1, denoise=False), observe)
+            last: SequenceStep | None = None
+            while last is None or not (last.finished or last.step + 1 >= most):
+                last = self._step(SequenceWork(request.request_id, 0, denoise=True), observe)
+                yield last
         finally:
             self._executor.close(request.request_id)
-            self._steps.made = []
 
-    def _run(self, request: GenerationRequest, most: int) -> ReplayedCanvas:
-        chunks = known_chunks(request, self._executor.chunk_tokens)
-        for _ in chunks:
-            self._step(SequenceWork(request.request_id, 1, denoise=False))
-        last: SequenceStep | None = None
-        while last is None or not (last.finished or last.step + 1 >= most):
-            last = self._step(SequenceWork(request.request_id, 0, denoise=True))
-        return ReplayedCanvas(tuple(self._steps.made), last.argmax, last.answers, last.finished)
-
-    def _step(self, work: SequenceWork) -> SequenceStep | None:
-        for outcome in self._executor.step([work]):
+    def _step(self, work: SequenceWork, observe: StepObserver) -> SequenceStep | None:
+        self._executor.observe = observe
+        try:
+            outcomes = self._executor.step([work])
+        finally:
+            self._executor.observe = None
+        for outcome in outcomes:
             if isinstance(outcome, SequenceFailure):
                 raise ReplayError(f"{outcome.kind}: {outcome.message}")
             return outcome

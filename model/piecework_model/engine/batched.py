@@ -104,7 +104,8 @@ class BatchedExecutor:
         observe: StepObserver | None = None,
     ) -> None:
         """Take the model's weights. `invariance` is measured on them if not given."""
-        self._observe = observe
+        self.observe = observe
+        """Told of every step. None: nobody is, which spares the records."""
         decoder: Any = model.model.decoder
         self._limits = limits_
         self._device: torch.device = model.device
@@ -530,8 +531,8 @@ class BatchedExecutor:
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step
-        if self._observe is not None:
-            self._observe(task.request_id, state.record(decision, soft), soft)
+        if self.observe is not None:
+            self.observe(task.request_id, state.record(decision, soft), soft)
         finished = state.advance(decision, soft, leaf)
         return SequenceStep(
             task.request_id,

@@ -103,6 +103,18 @@ class Engine:
         """Whether `step` has anything to do now."""
         return self._scheduler.runnable
 
+    def reserve(self, memory_bytes: int) -> bool:
+        """Keep memory from the sequences for a KV cache that is not theirs. 0: give it back.
+
+        Returns whether it is free now. Otherwise nothing is reserved.
+        """
+        self._scheduler.reserved = 0
+        fits = memory_bytes <= self._scheduler.memory_free
+        if fits:
+            self._scheduler.reserved = memory_bytes
+        self._executor.set_free_memory(self._scheduler.memory_free)
+        return fits
+
     def submit(self, request: GenerationRequest) -> None:
         """Take a request in. Nothing is computed before the next `step`.
 

@@ -156,6 +156,8 @@ class Scheduler:
     """The requests of one engine. Not thread-safe."""
 
     capacity: Capacity
+    reserved: int = 0
+    """Bytes that no request may take for now."""
     _running: dict[str, _ScheduledRequest] = field(default_factory=dict)  # in order of admission
     _waiting: list[_ScheduledRequest] = field(default_factory=list)  # in order of arrival
 
@@ -169,12 +171,12 @@ class Scheduler:
 
     @property
     def memory_used(self) -> int:
-        """Bytes that the sequences hold."""
-        return self._held(short=True) + self._held(short=False)
+        """Bytes that the sequences hold, and those that are reserved."""
+        return self._held(short=True) + self._held(short=False) + self.reserved
 
     @property
     def memory_free(self) -> int:
-        """Bytes that no sequence holds."""
+        """Bytes that no sequence holds and nobody reserved."""
         return self.capacity.memory_bytes - self.memory_used
 
     @property

@@ -19,6 +19,9 @@ from piecework.chain.reader import ChainReader
 from piecework_node import logs
 from piecework_node.config import WorkerAmounts, WorkerConfig
 from piecework_node.daemon.surroundings import check_endpoints
+from piecework_node.disputes.chain import DisputeLink
+from piecework_node.disputes.defence import Defence
+from piecework_node.disputes.leaves import JournalLeaves
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
@@ -220,7 +223,9 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
-    settler, desk, check = await _settlement(base, port, channels, faults, write_offs)
+    settler, desk, check = await _settlement(
+        base, port, channels, faults, write_offs=write_offs, keyring=keyring
+    )
     terms = operator_terms(config, base.amounts, base.deployment.token)
     patience = Patience(config.payment_timeout_s, config.pause_max_s, config.pause_frees_memory)
     worker = Worker(
@@ -253,12 +258,36 @@ async def _assemble(base: Foundations) -> Components:
     return Components(base, keyring, runtime, channels, settler, worker, board, owner)
 
 
+def _defence(
+    base: Foundations,
+    port: ChainLink,
+    keyring: SealingKeyring,
+    transactions: TransactionTracker,
+    faults: FaultBoard,
+) -> Defence | None:
+    """Build what answers challenges, in a market that has a dispute contract."""
+    deployment = base.deployment
+    if deployment.disputes is None:
+        return None
+    return Defence(
+        DisputeLink(port, base.operator.address),
+        JournalLeaves(base.journal, base.engine, keyring, deployment.domain),
+        transactions,
+        base.journal,
+        faults,
+        first_block=deployment.from_block or 0,
+        log=base.log,
+    )
+
+
 async def _settlement(
     base: Foundations,
     port: ChainLink,
     channels: Channels,
     faults: FaultBoard,
+    *,
     write_offs: WriteOffs,
+    keyring: SealingKeyring,
 ) -> tuple[Settler, FeeDesk, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
@@ -294,6 +323,7 @@ async def _settlement(
         poll_s=config.chain_poll_s,
         metrics=metrics,
         log=log,
+        defence=_defence(base, port, keyring, transactions, faults),
     )
     return settler, desk, openings.check
 

@@ -7,6 +7,8 @@ again, and sends the same bytes.
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from piecework.base.errors import PieceworkError
@@ -18,13 +20,19 @@ from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_protocol.disputes import EVIDENCE_SECONDS, ChallengeStatus, OpenedLeaf
-from piecework_protocol.types import Amount, Timestamp
+from piecework_protocol.types import Amount, Bytes32, Timestamp
 
 CURSOR: Final = "challenges_over_through_block"
 CURSOR_OVERLAP_BLOCKS: Final = 64
 """Challenges are read again this far back. A reorganization may have put new ones there."""
 CHECK: Final = "challenges"
 """The name under which the defence reports to the board."""
+REACH: Final = "replays"
+"""The name under which it reports jobs that it could not defend."""
+WAIT_S: Final = 1.0
+"""A round waits so long for a leaf. Settlement waits behind it, and a replay takes minutes."""
+RETRY_S: Final = 300
+"""After a leaf could not be opened, in seconds of the chain: a replay costs as much as a canvas."""
 ANY_COST: Final = Worth(Amount(0), None)
 """An answer saves more than any gas: a part of the stake, and the worker's place in the list."""
 
@@ -43,6 +51,21 @@ class LeafSource(Protocol):
             CannotOpen: the worker does not have them and cannot compute them as it runs now.
         """
         ...
+
+    async def out_of_reach(self, time: Timestamp) -> str | None:
+        """Say which jobs may be challenged and cannot be opened by the engine that runs now.
+
+        time: of the chain. None: every job can be.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Why a leaf could not be opened, and from when on it is tried again."""
+
+    why: str
+    again_at: int
 
 
 class Defence:
@@ -66,6 +89,11 @@ class Defence:
         self._transactions, self._board, self._log = transactions, board, log
         self._first_block = first_block
         self._looked = False
+        self._opening: tuple[Bytes32, asyncio.Task[OpenedLeaf | CannotOpen]] | None = None
+        """The one leaf that is being opened, by its challenge."""
+        self._leaf_of: dict[Bytes32, OpenedLeaf] = {}
+        """Leaves that are open and not sent yet: the chain may refuse for a while."""
+        self._failed: dict[Bytes32, _Failure] = {}
 
     async def look(self) -> None:
         """Answer every open challenge that has no answer under way, the most urgent first.
@@ -81,6 +109,7 @@ class Defence:
         height, time = await self._port.head()
         start = max(self._first_block, cursor + 1 - CURSOR_OVERLAP_BLOCKS)
         waiting: list[int] = []
+        live: set[Bytes32] = set()
         troubles: list[str] = []
         refused: list[ChainError] = []
         found = await self._port.challenges(start, height)
@@ -88,16 +117,17 @@ class Defence:
             try:
                 trouble, over = await self._defend(opened, time)
             except ChainError as error:
+                # What the chain says of one answer must not keep the others waiting.
                 refused.append(error)
                 trouble, over = f"challenge {_name(opened)} has no answer yet: {error}", False
             if not over:
                 waiting.append(opened.log.block)
+                live.add(opened.id)
             if trouble is not None:
                 troubles.append(trouble)
-        if troubles:
-            self._board.failed(CHECK, Code.CHALLENGE_OPEN, "; ".join(troubles))
-        else:
-            self._board.passed(CHECK)
+        self._forget_all_but(live)
+        self._show(CHECK, Code.CHALLENGE_OPEN, "; ".join(troubles))
+        self._show(REACH, Code.ENGINE_CHANGED, await self._leaves.out_of_reach(time))
         through = min(waiting, default=height + 1) - 1
         if through != cursor:
             await self._journal.append([MetaSet(CURSOR, str(through))])
@@ -123,6 +153,20 @@ class Defence:
         self._log.info("bonds are sent to the operator", wei=coins)
         await self._transactions.send(TxKind.PUSH, tx, (), worth)
 
+    def _show(self, check: str, code: Code, trouble: str | None) -> None:
+        if trouble:
+            self._board.failed(check, code, trouble)
+        else:
+            self._board.passed(check)
+
+    def _forget_all_but(self, live: set[Bytes32]) -> None:
+        """Let go of what belongs to challenges that are over."""
+        self._failed = {id_: failed for id_, failed in self._failed.items() if id_ in live}
+        self._leaf_of = {id_: leaf for id_, leaf in self._leaf_of.items() if id_ in live}
+        if self._opening is not None and self._opening[0] not in live:
+            self._opening[1].cancel()
+            self._opening = None
+
     async def _defend(self, opened: ChallengeOpened, time: Timestamp) -> tuple[str | None, bool]:
         """Do what one challenge needs. Returns what is wrong, and whether it is over."""
         asked = opened.challenge
@@ -135,19 +179,52 @@ class Defence:
         if late:
             # Whoever concludes it makes it a silence. That can still be answered.
             return f"challenge {_name(opened)} was not answered in time", False
-        try:
-            leaf = await self._leaves.open(asked)
-        except CannotOpen as error:
+        leaf = await self._open(opened, time)
+        if leaf is None:
+            return None, False
+        if isinstance(leaf, _Failure):
             # A late answer ends a suspension. It can be given for as long as there is evidence.
             gone = time > opened.answer_by + EVIDENCE_SECONDS
             over = status is ChallengeStatus.SILENT and gone
-            text = f"challenge {_name(opened)} wants an answer by {opened.answer_by}: {error}"
+            text = f"challenge {_name(opened)} wants an answer by {opened.answer_by}: {leaf.why}"
             return text, over
         tx = await self._port.prepare_answer(asked, leaf, ANY_COST)
         self._log.info("a challenge is answered", challenge=opened.id, channel=asked.channel)
         subjects = (TxSubject(asked.channel, Amount(0)),)
         await self._transactions.send(TxKind.ANSWER, tx, subjects, ANY_COST)
         return None, False
+
+    async def _open(self, opened: ChallengeOpened, time: Timestamp) -> OpenedLeaf | _Failure | None:
+        """Open the leaf of a challenge, one challenge at a time. None: it is not open yet."""
+        known = self._leaf_of.get(opened.id)
+        failed = self._failed.get(opened.id)
+        if known is not None:
+            return known
+        if failed is not None and time < failed.again_at:
+            return failed
+        if self._opening is None:
+            task = asyncio.ensure_future(self._attempt(opened.challenge))
+            self._opening = opened.id, task
+        whose, task = self._opening
+        if whose != opened.id:
+            return None
+        await asyncio.wait({task}, timeout=WAIT_S)
+        if not task.done():
+            return None
+        self._opening = None
+        leaf = task.result()
+        if isinstance(leaf, CannotOpen):
+            self._failed[opened.id] = _Failure(str(leaf), time + RETRY_S)
+            return self._failed[opened.id]
+        self._leaf_of[opened.id] = leaf
+        return leaf
+
+    async def _attempt(self, asked: Challenge) -> OpenedLeaf | CannotOpen:
+        """Open a leaf. A refusal is a value: nobody may be left to take an error."""
+        try:
+            return await self._leaves.open(asked)
+        except CannotOpen as error:
+            return error
 
 
 def _name(opened: ChallengeOpened) -> str:

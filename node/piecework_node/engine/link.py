@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from piecework_model.requests import EncodedContent, Event, GenerationRequest
 from piecework_protocol.kinds import Content
 from piecework_protocol.objects import Kind, Service
+from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 
 
@@ -67,6 +68,14 @@ class EngineResumed:
     """Steps are taken again."""
 
 
+@dataclass(frozen=True, slots=True)
+class ReplayedTrace:
+    """A canvas that was computed again: its step leaves, and what one of them commits to."""
+
+    step_leaves: tuple[bytes, ...]
+    record: StepRecord
+
+
 EngineEvent = Event | EngineLost | EngineReady | EnginePaused | EngineResumed
 
 
@@ -91,6 +100,20 @@ class EngineLink(Protocol):
         Raises:
             PromptRejected: The engine cannot carry the content.
             EngineUnavailable: It does not answer.
+        """
+        ...
+
+    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+        """Compute the canvas after the request's committed ones again. Nothing is charged.
+
+        It is done one canvas at a time, when no job runs or when it has waited long enough. Only
+        on the profile of the job are the leaves those of the job.
+
+        steps: stop after so many. step: whose record is wanted.
+
+        Raises:
+            ReplayDeclined: The engine cannot do it, or it does not come to that step.
+            EngineUnavailable: It does not answer in time.
         """
         ...
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 from piecework.base.files import FileError
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineFacts, EnginePaused, EngineResumed
+from piecework_node.engine.replays import ReplayDesk
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
@@ -33,6 +34,7 @@ from piecework_node.engine.wire import (
     Encoded,
     PauseEngine,
     Ready,
+    Replay,
     Report,
     ResumeEngine,
     Start,
@@ -181,11 +183,15 @@ class Brake:
 
 
 def run(
-    engine: Engine, commands: queue.Queue[Command | None], reports: Reports, brake: Brake
+    engine: Engine,
+    commands: queue.Queue[Command | None],
+    reports: Reports,
+    brake: Brake,
+    replays: ReplayDesk,
 ) -> None:
     """Carry out commands and denoise until the parent is gone."""
     while True:
-        idle = brake.on or not engine.has_runnable
+        idle = brake.on or not (engine.has_runnable or replays.is_due)
         wait_s = MEMORY_RETRY_S if brake.waits else BEAT_S
         try:
             command = commands.get(block=idle, timeout=wait_s if idle else None)
@@ -196,6 +202,8 @@ def run(
                 brake.release()
             for event in () if brake.on else engine.step():
                 reports.send(event)
+            if not brake.on and replays.is_due:
+                replays.step()
             continue
         if command is END:
             return
@@ -203,6 +211,8 @@ def run(
             brake.pull(free_memory=command.free_memory)
         elif isinstance(command, ResumeEngine):
             brake.release()
+        elif isinstance(command, Replay):
+            replays.take(command)
         else:
             obey(engine, command, reports)
 
@@ -291,6 +301,7 @@ def main(arguments: list[str]) -> int:
     planned = load(chosen, reports)
     if planned is None:
         return 1
+    from piecework_model.audit.replay import Replayer
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
 
@@ -315,7 +326,8 @@ def main(arguments: list[str]) -> int:
     )
     reader.start()
     reports.send(Ready(facts))
-    run(engine, commands, reports, Brake(executor, reports))
+    replays = ReplayDesk(Replayer(loaded, executor), executor, engine, reports.send)
+    run(engine, commands, reports, Brake(executor, reports), replays)
     return 0
 
 

@@ -30,6 +30,7 @@ from piecework_node.engine.link import (
     EnginePaused,
     EngineReady,
     EngineResumed,
+    ReplayedTrace,
 )
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -41,6 +42,8 @@ from piecework_node.engine.wire import (
     Encoded,
     PauseEngine,
     Ready,
+    Replay,
+    Replayed,
     Report,
     ResumeEngine,
     Start,
@@ -48,7 +51,12 @@ from piecework_node.engine.wire import (
     decode_report,
     encode_command,
 )
-from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
+from piecework_node.errors import (
+    EngineStartError,
+    EngineUnavailable,
+    PromptRejected,
+    ReplayDeclined,
+)
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import Content
 
@@ -75,6 +83,8 @@ class EnginePatience:
     """A denoising step, with weights in host memory, or a long prefill takes at most this."""
     question_s: float = 30.0
     """For a tokenization. Then no job is taken, and after as long again the child is replaced."""
+    replay_s: float = 3600.0
+    """For a canvas that is computed again, with its wait for the jobs and for a pause."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +114,8 @@ class EngineSupervisor:
         self._mute_since: float | None = None
         """Time of the loop since which tokenizations get no answer."""
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
-        self._questions: dict[int, asyncio.Future[Encoded]] = {}
+        self._questions: dict[int, asyncio.Future[Encoded | Replayed]] = {}
+        self._replays = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._pictures = asyncio.Lock()
         self._writer: asyncio.StreamWriter | None = None
@@ -147,24 +158,46 @@ class EngineSupervisor:
 
     async def _ask(self, content: Content) -> EncodedContent:
         """Ask the child to encode a content."""
-        number = next(self._numbers)
-        answer: asyncio.Future[Encoded] = asyncio.get_running_loop().create_future()
-        self._questions[number] = answer
         try:
-            if not self._send(Encode(number, content)):
-                raise EngineUnavailable("the engine is starting")
-            async with asyncio.timeout(self._patience.question_s):
-                encoded = await answer
+            encoded = await self._answer(
+                Encode(next(self._numbers), content), self._patience.question_s
+            )
         except TimeoutError:
             if self._loaded and self._mute_since is None:
                 self._mute_since = asyncio.get_running_loop().time()
                 self._log.error("engine does not answer")
             raise EngineUnavailable("the engine does not answer in time") from None
-        finally:
-            del self._questions[number]
+        if not isinstance(encoded, Encoded):
+            raise EngineUnavailable("the engine answers another question")
         if encoded.refused:
             raise PromptRejected(encoded.refused)
         return encoded.content
+
+    async def _answer(self, question: Encode | Replay, seconds: float) -> Encoded | Replayed:
+        """Ask the child. Raises `TimeoutError` when there is no answer after so many seconds."""
+        answer: asyncio.Future[Encoded | Replayed] = asyncio.get_running_loop().create_future()
+        self._questions[question.number] = answer
+        try:
+            if not self._send(question):
+                raise EngineUnavailable("the engine is starting")
+            async with asyncio.timeout(seconds):
+                return await answer
+        finally:
+            del self._questions[question.number]
+
+    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+        # One at a time: the child ends one replay for the next.
+        async with self._replays:
+            question = Replay(next(self._numbers), request, steps, step)
+            try:
+                replayed = await self._answer(question, self._patience.replay_s)
+            except TimeoutError:
+                raise EngineUnavailable("the engine did not replay the canvas in time") from None
+        if not isinstance(replayed, Replayed):
+            raise EngineUnavailable("the engine answers another question")
+        if replayed.refused or replayed.record is None:
+            raise ReplayDeclined(replayed.refused or "the engine shows no record")
+        return ReplayedTrace(replayed.step_leaves, replayed.record)
 
     def start(self, request: GenerationRequest) -> None:
         # Without a process the worker starts the request again when the next one is ready.
@@ -291,7 +324,7 @@ class EngineSupervisor:
         """The time of the loop at which the child counts as hanging."""
         if not self._loaded:
             return self._heard_at + START_TIMEOUT_S
-        busy = bool(self._sequences) or self._moving
+        busy = bool(self._sequences) or self._moving or self._replays.locked()
         until = self._heard_at + (self._patience.busy_s if busy else self._patience.idle_s)
         if self._mute_since is None:
             return until
@@ -333,7 +366,7 @@ class EngineSupervisor:
                 images=facts.images or facts.details.get("without_images"),
             )
             await self._events.put(EngineReady(facts))
-        elif isinstance(report, Encoded):
+        elif isinstance(report, Encoded | Replayed):
             question = self._questions.get(report.number)
             if question is not None and not question.done():
                 question.set_result(report)

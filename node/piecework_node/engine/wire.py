@@ -32,6 +32,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS, Content
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Kind, Service
+from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 
 MAX_LINE_BYTES: Final = 64 * 1024 * 1024
@@ -81,7 +82,17 @@ class ResumeEngine:
     """Take the memory back and go on."""
 
 
-Command = Start | Allow | Stop | Encode | PauseEngine | ResumeEngine
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """Compute a canvas again, for so many steps. The record of `step` is wanted."""
+
+    number: int
+    request: GenerationRequest
+    steps: int
+    step: int
+
+
+Command = Start | Allow | Stop | Encode | Replay | PauseEngine | ResumeEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,22 +119,34 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class Replayed:
+    """The answer to `Replay`: the step leaves and the record, or why there are none."""
+
+    number: int
+    step_leaves: tuple[bytes, ...]
+    record: StepRecord | None
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """The process is alive."""
 
 
-Report = Ready | CannotStart | Encoded | Beat | EnginePaused | EngineResumed | Event
+Report = Ready | CannotStart | Encoded | Replayed | Beat | EnginePaused | EngineResumed | Event
 
 
 def encode_command(command: Command) -> bytes:
     """Encode a command as a line for the child."""
     if isinstance(command, Start):
-        request = asdict(command.request) | _images(command.request.images)
-        body: dict[str, Any] = {"op": "start", "request": request}
+        body: dict[str, Any] = {"op": "start", "request": _written(command.request)}
     elif isinstance(command, Allow):
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Stop):
         body = {"op": "stop", **asdict(command)}
+    elif isinstance(command, Replay):
+        asked = {"number": command.number, "steps": command.steps, "step": command.step}
+        body = {"op": "replay", "request": _written(command.request), **asked}
     elif isinstance(command, PauseEngine):
         body = {"op": "pause", **asdict(command)}
     elif isinstance(command, ResumeEngine):
@@ -154,13 +177,24 @@ def decode_command(line: bytes) -> Command:
                 return PauseEngine(body["free_memory"])
             case "resume":
                 return ResumeEngine()
-            case "encode":
-                rules = KINDS[Kind(body["kind"])]
-                content = rules.decode_content(b64decode(body["content"], validate=True))
-                return Encode(body["number"], content)
+            case "encode" | "replay":
+                return _question(body)
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedInput(f"an engine command lacks or mistypes {error}") from None
     raise MalformedInput("an engine command of no known kind")
+
+
+def _question(body: dict[str, Any]) -> Encode | Replay:
+    if body["op"] == "replay":
+        request = _request(body["request"])
+        return Replay(body["number"], request, body["steps"], body["step"])
+    rules = KINDS[Kind(body["kind"])]
+    content = rules.decode_content(b64decode(body["content"], validate=True))
+    return Encode(body["number"], content)
+
+
+def _written(request: GenerationRequest) -> dict[str, Any]:
+    return asdict(request) | _images(request.images)
 
 
 def _request(body: dict[str, Any]) -> GenerationRequest:
@@ -217,6 +251,14 @@ def encode_report(report: Report) -> bytes:
             "op": "encoded",
             "number": report.number,
             "content": content,
+            "refused": report.refused,
+        }
+    elif isinstance(report, Replayed):
+        body = {
+            "op": "replayed",
+            "number": report.number,
+            "step_leaves": [leaf.hex() for leaf in report.step_leaves],
+            "record": None if report.record is None else _record_members(report.record),
             "refused": report.refused,
         }
     elif isinstance(report, Beat):
@@ -281,6 +323,18 @@ def _leaves(body: dict[str, Any]) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"])
 
 
+def _record_members(record: StepRecord) -> list[str]:
+    return [b64encode(field).decode() for field in record.fields()]
+
+
+def _replayed(body: dict[str, Any]) -> Replayed:
+    members = body["record"]
+    record = None
+    if members is not None:
+        record = StepRecord.parse([b64decode(member, validate=True) for member in members])
+    return Replayed(body["number"], _leaves(body), record, body["refused"])
+
+
 _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "ready": lambda b: Ready(
         EngineFacts(
@@ -290,6 +344,7 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": _encoded,
+    "replayed": _replayed,
     "beat": lambda _: Beat(),
     "paused": lambda b: EnginePaused(**b),
     "resumed": lambda _: EngineResumed(),

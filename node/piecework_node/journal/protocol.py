@@ -9,12 +9,13 @@ from piecework_node.journal.records import (
     Earnings,
     EndedJob,
     JournalRecord,
+    ReplayableJobs,
     StoredChannel,
     StoredJob,
     StoredSealingKey,
     StoredTx,
 )
-from piecework_protocol.types import ChannelId, Digest, JobId
+from piecework_protocol.types import ChannelId, Digest, JobId, Timestamp
 from piecework_protocol.wire import SignedOffer
 
 
@@ -32,6 +33,21 @@ class Journal(Protocol):
 
     async def job(self, job: JobId) -> StoredJob | None:
         """Return a job by its id."""
+        ...
+
+    async def sealed_content(self, job: JobId) -> bytes | None:
+        """Return the sealed content of a replayable job, until its audit window is over."""
+        ...
+
+    async def canvas_of(self, channel: ChannelId, receipt: Digest) -> tuple[JobId, int] | None:
+        """Return the job and the canvas of a receipt's digest. None: it is none of ours."""
+        ...
+
+    async def replayable(self, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
+        """Return the jobs that may still have to be computed again, by their offer.
+
+        deadline: those with an earlier one do not count.
+        """
         ...
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:

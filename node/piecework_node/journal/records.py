@@ -318,6 +318,15 @@ class StoredSealingKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayableJobs:
+    """How many jobs of an offer have their content kept, and the latest of their deadlines."""
+
+    offer: Digest
+    jobs: int
+    deadline: Timestamp
+
+
+@dataclass(frozen=True, slots=True)
 class EndedJob:
     """A job's model and its last receipt, which holds the job's totals."""
 

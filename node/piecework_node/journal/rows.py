@@ -13,6 +13,7 @@ from piecework_node.journal.records import (
     OPEN_TX_STATES,
     EndedJob,
     PaidJob,
+    ReplayableJobs,
     SpentTx,
     StoredChannel,
     StoredJob,
@@ -62,6 +63,14 @@ _CANVASES = (
     "SELECT receipt, sealed_output, resume_secret, leaves FROM canvases "
     "JOIN outputs USING (job, canvas) LEFT JOIN traces USING (job, canvas) "
     "WHERE job = ? ORDER BY canvas"
+)
+_CANVAS_OF = (
+    "SELECT jobs.id, canvas FROM canvases JOIN channels ON channels.number = canvases.channel "
+    "JOIN jobs ON jobs.number = job WHERE channels.id = ? AND digest = ?"
+)
+_REPLAYABLE = (
+    "SELECT offer, count(*), max(deadline) FROM contents JOIN submissions USING (job) "
+    "JOIN jobs ON jobs.number = job WHERE deadline >= ? GROUP BY offer"
 )
 _CHANNELS = (
     "SELECT number, id, terms, accepted, count, peaks, funding, state, deposit, settled, "
@@ -139,6 +148,18 @@ def _canvas(row: Sequence[Any]) -> StoredCanvas:
         resume_secret,
         tuple(Digest(leaves[start : start + DIGEST_BYTES]) for start in split),
     )
+
+
+def canvas_of(db: apsw.Connection, channel: ChannelId, receipt: Digest) -> tuple[JobId, int] | None:
+    """Return the job and the canvas of a receipt."""
+    found: Any = db.execute(_CANVAS_OF, (channel, receipt)).fetchone()
+    return None if found is None else (JobId(found[0]), found[1])
+
+
+def replayable(db: apsw.Connection, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
+    """Return the jobs whose content is kept and whose deadline is no earlier, by offer."""
+    found: list[Any] = db.execute(_REPLAYABLE, (deadline,)).fetchall()
+    return tuple(ReplayableJobs(Digest(o), jobs, Timestamp(latest)) for o, jobs, latest in found)
 
 
 def recent_jobs(db: apsw.Connection, most: int) -> tuple[EndedJob, ...]:

@@ -44,6 +44,7 @@ from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,
     PaidJob,
+    ReplayableJobs,
     SpentTx,
     StoredChannel,
     StoredJob,
@@ -55,7 +56,7 @@ from piecework_node.journal.writes import JournalBatch
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken
-from piecework_protocol.types import Address, ChannelId, Digest, JobId, to_hex
+from piecework_protocol.types import Address, ChannelId, Digest, JobId, Timestamp, to_hex
 from piecework_protocol.wire import SignedOffer, decode_offer
 
 T = TypeVar("T")
@@ -148,10 +149,15 @@ class SqliteJournal:
         return found[0] if found else None
 
     async def sealed_content(self, job: JobId) -> bytes | None:
-        """Return the sealed content of a replayable job, until its audit window is over."""
         query = "SELECT sealed FROM contents JOIN jobs ON job = number WHERE id = ?"
         found: bytes | None = await self._run(lambda: self._db.execute(query, (job,)).get)
         return found
+
+    async def canvas_of(self, channel: ChannelId, receipt: Digest) -> tuple[JobId, int] | None:
+        return await self._run(lambda: rows.canvas_of(self._db, channel, receipt))
+
+    async def replayable(self, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
+        return await self._run(lambda: rows.replayable(self._db, deadline))
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         return await self._alone(lambda: rows.jobs(self._db, rows.OPEN_JOBS, ()))

@@ -52,6 +52,7 @@ class Code(enum.Enum):
     LOGS_REFUSED = "logs-refused"
     JOURNAL_OLD = "journal-old"
     CHALLENGE_OPEN = "challenge-open"
+    ENGINE_CHANGED = "engine-changed"
     DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
@@ -163,6 +164,12 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         Stops.NOTHING,
         "Start the worker before that time with the model, device and precision of the job, or a "
         "part of the stake is lost",
+    ),
+    Code.ENGINE_CHANGED: Condition(
+        "the worker runs another engine than jobs that may still be challenged",
+        Stops.NOTHING,
+        "Keep the earlier model, device and precision at hand until that time. If a challenge "
+        "comes, start the worker with them, or a part of the stake is lost",
     ),
     Code.DISK_LOW: Condition(
         "the worker's disk is nearly full",

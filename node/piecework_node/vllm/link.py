@@ -31,6 +31,7 @@ from piecework_node.engine.link import (
     EnginePaused,
     EngineReady,
     EngineResumed,
+    ReplayedTrace,
 )
 from piecework_node.errors import (
     ConfigError,
@@ -39,6 +40,7 @@ from piecework_node.errors import (
     EngineStartError,
     EngineUnavailable,
     PromptRejected,
+    ReplayDeclined,
     RequestDeclined,
 )
 from piecework_node.vllm import benchmark as vllm_benchmark
@@ -182,6 +184,9 @@ class VllmLink:
         if any(len(slot.label_ids) > MAX_LABEL_IDS for canvas in encoded.reads for slot in canvas):
             raise PromptRejected(f"a question has at most {MAX_LABEL_IDS} labels here")
         return encoded
+
+    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+        raise ReplayDeclined("vLLM makes no trace, so no step can be computed again")
 
     def start(self, request: GenerationRequest) -> None:
         running = self._running

@@ -30,6 +30,7 @@ from piecework_protocol.disputes import (
     ChallengeStatus,
     OpenedLeaf,
 )
+from piecework_protocol.types import Timestamp
 from tests.support.chains import ETHER, POLL_S, TestMarket, signer
 from tests.support.disputed import (
     STAKE,
@@ -57,6 +58,9 @@ class KeptLeaves:
         if self.away or asked.receipt not in self.canvases:
             raise CannotOpen("the worker runs in another precision than this job did")
         return self.canvases[asked.receipt].open(asked.leaf, asked.fields)
+
+    async def out_of_reach(self, time: Timestamp) -> str | None:
+        return "1 job ran on another engine" if self.away else None
 
 
 class PoorLink(ChainLink):

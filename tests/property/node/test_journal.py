@@ -21,7 +21,7 @@ from piecework_node.journal.records import (
     Worth,
 )
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_protocol.types import Amount, Timestamp
+from piecework_protocol.types import Amount, ChannelId, Digest, Timestamp
 from tests.sim.node.test_faults import STEPS, Simulation
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.memory_journal import MemoryJournal
@@ -110,6 +110,16 @@ async def same(disk: SqliteJournal, model: MemoryJournal) -> None:
     assert await disk.open_jobs() == await model.open_jobs()
     for job in model.jobs.values():
         assert await disk.job(job.id) == job
+        assert await disk.sealed_content(job.id) == await model.sealed_content(job.id)
+        for canvas in job.canvases:
+            receipt, channel = Digest(DOMAIN.digest(canvas.receipt)), job.submission.job.channel
+            place = (job.id, canvas.receipt.canvas)
+            assert await disk.canvas_of(ChannelId(channel), receipt) == place
+            assert await model.canvas_of(ChannelId(channel), receipt) == place
+            assert await disk.canvas_of(ChannelId(bytes(32)), receipt) is None
+    for deadline in {Timestamp(0), *(job.submission.job.deadline for job in model.jobs.values())}:
+        kept = set(await disk.replayable(deadline))
+        assert kept == set(await model.replayable(deadline))
     assert {c.id: c for c in await disk.channels()} == {c.id: c for c in await model.channels()}
     assert await disk.sealing_keys() == await model.sealing_keys()
     assert await disk.last_sequence() == await model.last_sequence()

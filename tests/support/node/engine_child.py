@@ -23,13 +23,15 @@ from piecework_node.engine.wire import (
     Encoded,
     PauseEngine,
     Ready,
+    Replay,
+    Replayed,
     ResumeEngine,
     Start,
     Stop,
     decode_command,
     encode_report,
 )
-from tests.support.node.fake_engine import FACTS, canvas_event, encoded
+from tests.support.node.fake_engine import FACTS, canvas_event, encoded, step_records
 
 
 def main() -> None:
@@ -69,8 +71,16 @@ def main() -> None:
         elif isinstance(command, Stop):
             if rows.pop(command.request_id, None) is not None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
-        elif isinstance(command, Encode):
-            _send(Encoded(command.number, encoded(command.content)))
+        else:
+            _send(_answer(command))
+
+
+def _answer(command: Encode | Replay) -> Encoded | Replayed:
+    if isinstance(command, Encode):
+        return Encoded(command.number, encoded(command.content))
+    records = step_records(command.request, len(command.request.committed))
+    leaves = tuple(record.leaf() for record in records[: command.steps])
+    return Replayed(command.number, leaves, records[command.step])
 
 
 def _send(report: object) -> None:

@@ -30,13 +30,15 @@ from piecework_node.engine.link import (
     EnginePaused,
     EngineReady,
     EngineResumed,
+    ReplayedTrace,
 )
-from piecework_node.errors import EngineUnavailable, PromptRejected
+from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
 from piecework_protocol.conversation import Conversation, Text
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.read import ONE, ReadContent, per_canvas
 from piecework_protocol.kinds.text import Fixed, TextContent, final_segments
 from piecework_protocol.objects import Kind, Service
+from piecework_protocol.trace import EmbeddingType, StepRecord, soft_field, write_bits, write_ids
 from piecework_protocol.types import Digest
 from tests.support.node.faults import KillSwitch
 
@@ -73,6 +75,10 @@ class FakeEngine:
         self.stops: dict[str, bool] = {}
         """Rows that are to stop, and whether their canvas may be finished."""
         self.started: list[GenerationRequest] = []
+        self.replayed: list[GenerationRequest] = []
+        self.known = FACTS
+        self.numerics = b""
+        """What decides last bits. Another value gives other leaves."""
         self.is_ready = True
         self.queue: asyncio.Queue[EngineEvent] = asyncio.Queue()
         self.breaks: set[int] = set()
@@ -84,7 +90,7 @@ class FakeEngine:
 
     @property
     def facts(self) -> EngineFacts | None:
-        return FACTS if self.is_ready else None
+        return self.known if self.is_ready else None
 
     @property
     def ready(self) -> bool:
@@ -96,6 +102,15 @@ class FakeEngine:
         if any("reject" in m.text for m in content.conversation.messages):
             raise PromptRejected("the chat template refuses these messages")
         return encoded(content)
+
+    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+        if not self.is_ready:
+            raise EngineUnavailable("the engine is starting")
+        self.replayed.append(request)
+        records = step_records(request, len(request.committed), self.numerics)[:steps]
+        if step >= len(records):
+            raise ReplayDeclined(f"it ends after {len(records)} steps")
+        return ReplayedTrace(tuple(record.leaf() for record in records), records[step])
 
     def start(self, request: GenerationRequest) -> None:
         self.switch.point()
@@ -167,7 +182,7 @@ class FakeEngine:
     def _stopped(self, row: str, request: GenerationRequest, canvas: int, steps: int) -> Event:
         del self.rows[row], self.stops[row]
         worked = steps or canvas > len(request.committed)
-        leaves = (sha256(b"the first step").digest(),)[:steps]
+        leaves = tuple(r.leaf() for r in step_records(request, canvas)[:steps])
         prompt_tokens = len(request.prompt_ids) if worked else 0
         return StoppedEvent(row, canvas, steps, prompt_tokens, leaves)
 
@@ -226,6 +241,34 @@ def _prompt(conversation: Conversation) -> tuple[tuple[int, ...], tuple[PromptIm
     return tuple(ids), tuple(images)
 
 
+def step_records(
+    request: GenerationRequest, canvas: int, numerics: bytes = b""
+) -> tuple[StepRecord, ...]:
+    """What the steps of a canvas commit to, always."""
+    noise = sha256(request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")).digest()
+    steps = 1 if request.template else 1 + noise[29] % request.max_steps
+    ids = write_ids(tuple(noise[:CANVAS]))
+    bits = write_bits((True,) * CANVAS)
+    return tuple(
+        StepRecord(
+            canvas,
+            step,
+            ids,
+            ids,
+            ids,
+            bits,
+            soft_field(EmbeddingType.FLOAT32, noise + numerics),
+            bytes(6 * CANVAS),
+        )
+        for step in range(steps)
+    )
+
+
+def step_leaves(request: GenerationRequest, canvas: int) -> tuple[bytes, ...]:
+    """The leaves of the steps of a canvas."""
+    return tuple(record.leaf() for record in step_records(request, canvas))
+
+
 def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:
     """What a canvas of a request is, always."""
     noise = sha256(request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")).digest()
@@ -244,15 +287,15 @@ def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:
         if length == left
         else CanvasFinish.MORE
     )
-    steps = 1 + noise[29] % request.max_steps
+    leaves = step_leaves(request, canvas)
     return CanvasEvent(
         request_id=request.request_id,
         canvas=canvas,
         token_ids=ids,
         charged_ids=ids[:length],
         segments=final_segments(noise.hex()[:length]),
-        steps=steps,
-        step_leaves=tuple(sha256(noise + bytes([i])).digest() for i in range(steps)),
+        steps=len(leaves),
+        step_leaves=leaves,
         finish=finish,
     )
 
@@ -273,7 +316,7 @@ def _read_event(request: GenerationRequest, canvas: int, noise: bytes) -> Canvas
         charged_ids=(),
         segments=(),
         steps=1,
-        step_leaves=(sha256(noise).digest(),),
+        step_leaves=step_leaves(request, canvas),
         finish=CanvasFinish.END_OF_TEXT if canvas + 1 == canvases else CanvasFinish.MORE,
         answers=answers,
     )
@@ -292,6 +335,6 @@ def _filled_event(request: GenerationRequest, canvas: int, noise: bytes) -> Canv
         charged_ids=charged,
         segments=final_segments(bytes(charged).decode(errors="replace")),
         steps=1,
-        step_leaves=(sha256(noise).digest(),),
+        step_leaves=step_leaves(request, canvas),
         finish=CanvasFinish.END_OF_TEXT if last else CanvasFinish.MORE,
     )

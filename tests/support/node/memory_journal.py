@@ -23,6 +23,7 @@ from piecework_node.journal.records import (
     MetaSet,
     OfferIssued,
     ReceiptsShown,
+    ReplayableJobs,
     SealingKeyAdded,
     SealingKeyDropped,
     StoredChannel,
@@ -36,9 +37,9 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import LeafRef
 from piecework_protocol.ledger import Unpaid, WorkerLedger
-from piecework_protocol.objects import Receipt
+from piecework_protocol.objects import Receipt, Service
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
-from piecework_protocol.types import Amount, ChannelId, Digest, JobId
+from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Timestamp
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.faults import KillSwitch
@@ -51,6 +52,7 @@ class MemoryJournal:
         self._domain = domain
         self.switch = KillSwitch()
         self.jobs: dict[JobId, StoredJob] = {}
+        self.contents: dict[JobId, bytes] = {}
         self.books: dict[ChannelId, StoredChannel] = {}
         self.paid: dict[ChannelId, dict[int, LeafRef]] = {}
         self.offers: dict[Digest, SignedOffer] = {}
@@ -73,7 +75,7 @@ class MemoryJournal:
         except (JournalConflict, KeyError) as error:
             (
                 self.jobs, self.books, self.paid, self.offers, self.keys, self.txs, self.notes,
-                self.healed, self.healed_jobs,
+                self.healed, self.healed_jobs, self.contents,
             ) = before  # fmt: skip
             if isinstance(error, KeyError):
                 raise JournalConflict("there is no such row") from error
@@ -86,6 +88,7 @@ class MemoryJournal:
         return (
             dict(self.jobs), dict(self.books), paid, dict(self.offers), list(self.keys),
             dict(self.txs), dict(self.notes), dict(self.healed), dict(self.healed_jobs),
+            dict(self.contents),
         )  # fmt: skip
 
     def _apply(self, record: JournalRecord) -> None:  # noqa: PLR0912  one branch a record
@@ -98,6 +101,8 @@ class MemoryJournal:
                 ):
                     raise SaltUsed("a salt is used once on a channel")
                 self.jobs[record.id] = replace(record, submission=bare)
+                if bare.job.parameters.service is Service.REPLAYABLE:
+                    self.contents[record.id] = record.submission.sealed_content
             case StateRecord():
                 job = self.jobs[record.job]
                 reason = record.reason or job.reason
@@ -205,6 +210,27 @@ class MemoryJournal:
 
     async def job(self, job: JobId) -> StoredJob | None:
         return self.jobs.get(job)
+
+    async def sealed_content(self, job: JobId) -> bytes | None:
+        return self.contents.get(job)
+
+    async def canvas_of(self, channel: ChannelId, receipt: Digest) -> tuple[JobId, int] | None:
+        for job in self.jobs.values():
+            for canvas in job.canvases:
+                mine = Digest(self._domain.digest(canvas.receipt)) == receipt
+                if mine and job.submission.job.channel == channel:
+                    return job.id, canvas.receipt.canvas
+        return None
+
+    async def replayable(self, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
+        found: dict[Digest, ReplayableJobs] = {}
+        for job in self.jobs.values():
+            signed = job.submission.job
+            if job.id in self.contents and signed.deadline >= deadline:
+                known = found.get(signed.offer, ReplayableJobs(signed.offer, 0, Timestamp(0)))
+                latest = max(known.deadline, signed.deadline)
+                found[signed.offer] = ReplayableJobs(signed.offer, known.jobs + 1, latest)
+        return tuple(found.values())
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         owing = {ref.job for book in self.books.values() for ref in book.ledger.unpaid}

@@ -40,13 +40,18 @@ from piecework_node.engine.supervisor import (
     EngineSupervisor,
     engine_arguments,
 )
-from piecework_node.errors import EngineStartError, EngineUnavailable, PromptRejected
+from piecework_node.errors import (
+    EngineStartError,
+    EngineUnavailable,
+    PromptRejected,
+    ReplayDeclined,
+)
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import Label, Question, ReadContent
 from piecework_protocol.kinds.text import TextContent, final_segments
 from piecework_protocol.limits import MAX_NAME_BYTES
-from tests.support.node.fake_engine import FACTS, canvas_event
+from tests.support.node.fake_engine import FACTS, canvas_event, step_records
 
 pytestmark = pytest.mark.process
 
@@ -237,8 +242,34 @@ async def test_the_real_engine_paused_between_two_steps_ends_in_the_same_canvase
     assert await real_events(paused=True) == await real_events(paused=False)
 
 
-async def real_events(*, paused: bool) -> list[object]:
-    """What the engine's own process says of one request, without pauses."""
+@pytest.mark.slow
+async def test_the_real_engine_process_replays_a_canvas_with_the_leaves_of_the_job() -> None:
+    engine = real_engine()
+    life, canvases = asyncio.ensure_future(engine.run()), list[CanvasEvent]()
+    request = replace(REQUEST, committed=(), max_tokens=64, max_steps=16)
+    try:
+        async with asyncio.timeout(120):
+            async for event in engine.events():
+                if isinstance(event, EngineReady):
+                    engine.start(request)
+                elif isinstance(event, CanvasEvent):
+                    canvases.append(event)
+                    if len(canvases) == 2:
+                        break
+            again = replace(request, committed=(canvases[0].token_ids,))
+            steps = canvases[1].steps
+            replayed = await engine.replay(again, steps=steps, step=steps - 1)
+            assert replayed.step_leaves == canvases[1].step_leaves
+            assert replayed.record.leaf() == canvases[1].step_leaves[-1]
+            with pytest.raises(ReplayDeclined, match="it ends after"):
+                await engine.replay(again, steps=steps, step=steps)
+    finally:
+        life.cancel()
+        await asyncio.gather(life, return_exceptions=True)
+
+
+def real_engine() -> EngineSupervisor:
+    """The engine's own process with the bundled checkpoint."""
     arguments = engine_arguments(
         sys.executable,
         model="",
@@ -252,7 +283,12 @@ async def real_events(*, paused: bool) -> list[object]:
     )
     environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
     command = EngineCommandLine(tuple(arguments), environment)
-    engine = EngineSupervisor(command, SystemClock(), logs.silent())
+    return EngineSupervisor(command, SystemClock(), logs.silent())
+
+
+async def real_events(*, paused: bool) -> list[object]:
+    """What the engine's own process says of one request, without pauses."""
+    engine = real_engine()
     life, seen = asyncio.ensure_future(engine.run()), list[object]()
     try:
         async with asyncio.timeout(120):
@@ -388,6 +424,8 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.CannotStart("why"),
         engine_wire.Encoded(1, EncodedContent((1, 2), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
         engine_wire.Encoded(1, EncodedContent((1, 2), images=(PICTURE,))),
+        engine_wire.Replayed(3, (bytes(32), bytes([1]) * 32), step_records(REQUEST, 1)[0]),
+        engine_wire.Replayed(3, (), None, "why"),
         engine_wire.Beat(),
         EnginePaused(4096),
         EngineResumed(),
@@ -429,6 +467,7 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
         engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),
         engine_wire.Encode(1, message("hi")),
         engine_wire.Encode(2, READ),
+        engine_wire.Replay(3, replace(REQUEST, images=(PICTURE,)), 4, 2),
         engine_wire.Start(replace(REQUEST, images=(PICTURE, replace(PICTURE, start=4)))),
     ],
 )

@@ -1,0 +1,146 @@
+"""The desk that replays a canvas on the real engine, beside its jobs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from piecework_model.audit.replay import Replayer
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.engine.batched import BatchedExecutor
+from piecework_model.engine.engine import Engine
+from piecework_model.requests import CanvasEvent, GenerationRequest
+from piecework_node.engine.replays import PATIENCE_S, ReplayDesk
+from piecework_node.engine.wire import Replay, Replayed
+
+JOB = GenerationRequest(
+    request_id="job-1",
+    prompt_ids=tuple(range(6, 40)),
+    seed=7,
+    max_tokens=64,
+    max_steps=6,
+    temperature_start=0.8,
+    temperature_end=0.4,
+    entropy_bound=0.1,
+    confidence_threshold=0.005,
+    stability_steps=1,
+    canvas_limit=2,
+)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> LoadedModel:
+    return load(device="cpu", dtype="float32")
+
+
+@dataclass
+class Workplace:
+    """One engine, its desk, and what the desk said."""
+
+    loaded: LoadedModel
+    memory_bytes: int = 1 << 28
+    time: float = 0.0
+    said: list[Replayed] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        executor = BatchedExecutor(self.loaded.model, self.loaded.limits)
+        self.engine = Engine(
+            self.loaded, max_sequences=2, memory_bytes=self.memory_bytes, executor=executor
+        )
+        self.desk = ReplayDesk(
+            Replayer(self.loaded, executor),
+            executor,
+            self.engine,
+            self.said.append,
+            monotonic=lambda: self.time,
+        )
+        self.footprint = executor.footprint(JOB)
+
+    def serve(self, request: GenerationRequest) -> list[CanvasEvent]:
+        """Run a job to its end, with the desk at work wherever it may."""
+        self.engine.submit(request)
+        events: list[CanvasEvent] = []
+        while self.engine.has_runnable:
+            events += [e for e in self.engine.step() if isinstance(e, CanvasEvent)]
+            if self.desk.is_due:
+                self.desk.step()
+        return events
+
+    def answer(self) -> Replayed:
+        """Let the desk go on until it says something."""
+        while not self.said:
+            assert self.desk.is_due
+            self.desk.step()
+        return self.said.pop()
+
+
+def asked(canvases: list[CanvasEvent], canvas: int, step: int) -> Replay:
+    committed = tuple(event.token_ids for event in canvases[:canvas])
+    return Replay(5, replace(JOB, committed=committed), canvases[canvas].steps, step)
+
+
+def test_a_replayed_canvas_has_the_leaves_of_the_job(loaded: LoadedModel) -> None:
+    place = Workplace(loaded)
+    canvases = place.serve(JOB)
+    for canvas in range(len(canvases)):
+        for step in {0, canvases[canvas].steps - 1}:
+            place.desk.take(asked(canvases, canvas, step))
+            answer = place.answer()
+            assert answer.step_leaves == canvases[canvas].step_leaves
+            assert answer.record is not None
+            assert answer.record.leaf() == canvases[canvas].step_leaves[step]
+
+
+def test_a_replay_waits_for_the_jobs_and_then_goes_on_beside_them(loaded: LoadedModel) -> None:
+    place = Workplace(loaded)
+    canvases = place.serve(JOB)
+    other = replace(JOB, request_id="job-2", seed=8)
+    alone = Workplace(loaded).serve(other)
+    place.desk.take(asked(canvases, 0, 0))
+    place.engine.submit(replace(other, request_id="job-3"))
+    assert not place.desk.is_due
+    place.time += PATIENCE_S
+    assert place.desk.is_due
+    beside = place.serve(other)
+    assert [e.step_leaves for e in beside if e.request_id == "job-2"] == [
+        e.step_leaves for e in alone
+    ]
+    assert place.answer().step_leaves == canvases[0].step_leaves
+
+
+def test_a_replay_that_cannot_be_done_says_why_and_leaves_the_desk_free(
+    loaded: LoadedModel,
+) -> None:
+    place = Workplace(loaded)
+    canvases = place.serve(JOB)
+    place.desk.take(replace(asked(canvases, 0, 0), step=200))
+    assert "it ends after" in place.answer().refused
+    place.desk.take(Replay(6, replace(JOB, prompt_ids=()), 1, 0))
+    assert place.answer().refused
+    place.desk.take(asked(canvases, 0, 0))
+    place.desk.step()
+    place.desk.take(asked(canvases, 1, 0))
+    assert "another canvas" in place.said.pop().refused
+    assert place.answer().step_leaves == canvases[1].step_leaves
+
+
+def test_a_replay_takes_no_memory_that_the_jobs_hold(loaded: LoadedModel) -> None:
+    place = Workplace(loaded, memory_bytes=Workplace(loaded).footprint * 3 // 2)
+    canvases = place.serve(JOB)
+    waiting = replace(JOB, request_id="job-4", canvas_limit=1)
+    place.engine.submit(waiting)
+    while place.engine.has_runnable:
+        place.engine.step()
+    place.desk.take(asked(canvases, 0, 0))
+    assert "memory" in place.answer().refused
+    place.engine.stop("job-4")
+    place.desk.take(asked(canvases, 0, 0))
+    place.desk.step()
+    place.engine.submit(replace(JOB, request_id="job-5"))
+    place.engine.step()
+    assert place.engine.queued == 1, "what the replay reserved is not given to a job"
+    place.time += PATIENCE_S
+    assert place.answer().step_leaves == canvases[0].step_leaves
+    place.engine.step()
+    assert place.engine.queued == 0
