@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState
+from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, Credits
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.events import Log
 from piecework.chain.rawtx import SignedTransaction
@@ -156,6 +156,12 @@ class FakeDisputes:
             raise RpcUnavailable("eth_estimateGas", "not now")
         self.prepared.append(leaf)
         return await self.port.prepare_push(asked.token, asked.operator, Worth(Amount(0), None))
+
+    async def credits(self) -> Credits:
+        return Credits(Amount(0), 0)
+
+    async def prepare_push(self, worth: Worth) -> SignedTransaction:
+        raise AssertionError("nothing waits")
 
 
 class SlowLeaves:
