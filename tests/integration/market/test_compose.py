@@ -76,8 +76,12 @@ def test_prometheus_scrapes_every_server_where_it_listens_and_by_the_name_it_ans
     worker = SERVICES["worker"]["environment"]
     assert worker["PIECEWORK_WORKER_ADMIN_HOST"] == "worker"
     assert "http://worker:" in SERVICES["worker"]["healthcheck"]["test"][-1]
-    (mount,) = SERVICES["prometheus"]["volumes"]
-    assert (ROOT / mount.split(":")[0]).samefile(ROOT / "deploy" / "prometheus.yml")
+    mounts = [mount.split(":")[:2] for mount in SERVICES["prometheus"]["volumes"]]
+    assert {(ROOT / here).resolve() for here, _ in mounts} == {
+        ROOT / "deploy" / "prometheus.yml",
+        *(ROOT / "deploy" / name for name in PROMETHEUS["rule_files"]),
+    }
+    assert all(Path(here).name == Path(there).name for here, there in mounts)
 
 
 async def test_the_composed_market_comes_up_serves_a_completion_and_shows_its_metrics(

@@ -23,6 +23,7 @@ PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "piecework.base.logs",
             "piecework.chain.dev",
             "piecework.client.gateway",
+            "piecework.client.provenance",
             "piecework_protocol.generate",
         ),
     ),
@@ -35,7 +36,12 @@ PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ),
         (),
     ),
-    "gateway": (("piecework.client", "piecework.commands.gateway"), ()),
+    "gateway": (
+        ("piecework.client", "piecework.commands.gateway"),
+        ("piecework.client.provenance",),
+    ),
+    "provenance": (("piecework.client", "piecework.commands.provenance"), ()),
+    "console": (("piecework.commands._console",), ()),
     "market": (("piecework.market", "piecework.commands.market"), ()),
     "vllm": (
         ("piecework_node", "piecework.commands.worker", "piecework.commands.models"),

@@ -21,13 +21,15 @@ from tests.vectors import journals
 
 
 async def model(version: int) -> MemoryJournal:
-    """What the golden journals hold. Before schema 3 canvases had no leaves."""
+    """What the golden journals hold. Before schema 3 no leaves and no contents were kept."""
     memory = MemoryJournal(DOMAIN)
     for record in records():
         if isinstance(record, StoredCanvas) and version < 3:
             await memory.append([replace(record, leaves=())])
         else:
             await memory.append([record])
+    if version < 3:
+        memory.contents.clear()
     return memory
 
 
