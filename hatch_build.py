@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-RELEASED = ("Escrow", "WorkerRegistry")
+RELEASED = ("Disputes", "Escrow", "EvidenceVerifier", "WorkerRegistry")
 
 
 class ContractArtifacts(BuildHookInterface[Any]):  # type: ignore[misc]
