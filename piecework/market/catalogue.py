@@ -174,15 +174,22 @@ class Catalogue:
         """Return every model with its sums, as JSON values."""
         second = self._second_of(now)
         if second.models is None:
-            second.models = models_json(self.live(now))
+            second.models = models_json(self._priced(now))
         return second.models
 
     def sample(self, now: Timestamp) -> MarketSample:
         """Return the figures of the market."""
         second = self._second_of(now)
         if second.sample is None:
-            second.sample = sample(self.live(now), now)
+            prices = [price for price, _ in self._priced(now)]
+            second.sample = sample(self.live(now), now, prices)
         return second.sample
+
+    def _priced(self, now: Timestamp) -> Iterator[tuple[int, Entry]]:
+        """Give each live model at each worker with its blended price, cheapest first."""
+        for key, entry in self._orders[Sort.PRICE]:
+            if entry.listed.signed.offer.expires_at > now:
+                yield key[0], entry
 
     def _matching(self, query: Query, now: Timestamp) -> _Matching:
         second = self._second_of(now)

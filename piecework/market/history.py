@@ -99,11 +99,14 @@ class SettledDay:
     payments: int
 
 
-def sample(offers: Sequence[Listed], now: Timestamp) -> MarketSample:
-    """Return the figures of the market now."""
+def sample(
+    offers: Sequence[Listed], now: Timestamp, prices: Sequence[int] | None = None
+) -> MarketSample:
+    """Return the figures of the market now. prices: of all models at all workers, sorted, if known."""
     signed = [listed.signed.offer for listed in offers]
     models = [model for offer in signed for model in offer.models]
-    prices = sorted(map(blended_price, models))
+    if prices is None:
+        prices = sorted(map(blended_price, models))
     speeds = sorted(model.tokens_per_second for model in models)
     return MarketSample(
         now,

@@ -19,7 +19,7 @@ from piecework.market.limits import (
 from piecework_protocol.limits import MAX_DETAILS_DEPTH
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
-from piecework_protocol.types import Amount, Digest, Timestamp, to_hex
+from piecework_protocol.types import Address, Amount, Digest, Timestamp, to_hex
 from piecework_protocol.usual import assumed, price_with_steps, usual_jobs
 from piecework_protocol.views import as_json, members
 from piecework_protocol.wire import SignedOffer
@@ -168,39 +168,38 @@ class _Served:
     lowest: int
     names: set[str] = field(default_factory=set)
     services: set[str] = field(default_factory=set)
-    workers: int = 0
+    workers: set[Address] = field(default_factory=set)
+    """A worker may offer a model in several entries."""
     slots_free: int = 0
     fastest: int = 0
     context: int = 0
-    last: Listed | None = None
-    """The worker that was counted last. It may offer a model in several entries."""
 
 
-def models_json(offers: Iterable[Listed]) -> dict[str, Any]:
-    """Every model that somebody serves, by digest: names are claims, the digest is the model."""
+def models_json(entries: Iterable[tuple[int, Entry]]) -> dict[str, Any]:
+    """Every model that somebody serves, by digest: names are claims, the digest is the model.
+
+    entries: each model at each worker, behind its `blended_price`.
+    """
     served: dict[Digest, _Served] = {}
-    for listed in offers:
-        free = listed.signed.offer.slots_free
-        for model in listed.signed.offer.models:
-            price = blended_price(model)
-            row = served.get(model.digest)
-            if row is None:
-                row = served[model.digest] = _Served(price)
-            row.names.add(model.name)
-            row.services.add(service_name(model.service))
-            if row.last is not listed:
-                row.last = listed
-                row.workers += 1
-                row.slots_free += free
-            row.lowest = min(row.lowest, price)
-            row.fastest = max(row.fastest, model.tokens_per_second)
-            row.context = max(row.context, model.max_context)
+    for price, entry in entries:
+        offer, model = entry.listed.signed.offer, entry.model
+        row = served.get(model.digest)
+        if row is None:
+            row = served[model.digest] = _Served(price)
+        row.names.add(model.name)
+        row.services.add(service_name(model.service))
+        if offer.operator not in row.workers:
+            row.workers.add(offer.operator)
+            row.slots_free += offer.slots_free
+        row.lowest = min(row.lowest, price)
+        row.fastest = max(row.fastest, model.tokens_per_second)
+        row.context = max(row.context, model.max_context)
     rows = [
         {
             "digest": to_hex(digest),
             "names": sorted(row.names),
             "services": sorted(row.services),
-            "workers": row.workers,
+            "workers": len(row.workers),
             "slots_free": row.slots_free,
             "lowest_blended_price_per_million_output_tokens": row.lowest,
             "fastest_tokens_per_second": row.fastest,
