@@ -102,7 +102,10 @@ class SettledDay:
 def sample(
     offers: Sequence[Listed], now: Timestamp, prices: Sequence[int] | None = None
 ) -> MarketSample:
-    """Return the figures of the market now. prices: of all models at all workers, sorted, if known."""
+    """Return the figures of the market now.
+
+    prices: of all models at all workers, sorted, if they are known.
+    """
     signed = [listed.signed.offer for listed in offers]
     models = [model for offer in signed for model in offer.models]
     if prices is None:
