@@ -11,22 +11,17 @@ import argparse
 import asyncio
 import json
 import os
-import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
 from bench.report import environment, percentile
-from piecework.base.clock import SystemClock
 from piecework_model.requests import CanvasEvent, CanvasFinish, DraftEvent, GenerationRequest
-from piecework_node import logs
-from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineEvent, EnginePaused, EngineReady, EngineResumed
 from piecework_node.engine.supervisor import (
-    EngineCommandLine,
     EngineSupervisor,
-    engine_arguments,
 )
+from tests.support.engine_process import cpu_engine
 
 GOAL_MS: Final = 100.0
 BETWEEN_S: Final = 0.2
@@ -96,19 +91,7 @@ class Driver:
 
 async def measure(pauses: int, jobs: int) -> dict[str, Any]:
     """Pause and resume so many times under so many jobs, at moments spread over BETWEEN_S."""
-    arguments = engine_arguments(
-        sys.executable,
-        model="",
-        device="cpu",
-        precision="auto",
-        planned_context=0,
-        slots=jobs,
-        queue=jobs,
-        threads=1,
-        benchmark_s=0.1,
-    )
-    command = EngineCommandLine(tuple(arguments), child_environment(dict(os.environ)))
-    engine = EngineSupervisor(command, SystemClock(), logs.silent())
+    engine = cpu_engine(slots=jobs, queue=jobs)
     driver = Driver(engine, jobs)
     tasks = [
         asyncio.ensure_future(engine.run()),

@@ -6,21 +6,17 @@ Each of those files leaves a mark when it runs. None may run.
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from piecework.base.clock import SystemClock
 from piecework.demo.market import free_port
 from piecework.processes import Role
-from piecework_node import logs
-from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineReady
-from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
 from tests.support.commands import piecework
+from tests.support.engine_process import cpu_engine
 
 TIMEOUT_S = 180.0
 # Our packages, the names that they had, libraries, and the standard library.
@@ -95,19 +91,7 @@ async def test_the_files_of_the_folder_do_run_where_nothing_prevents_it(
 async def test_the_engine_process_imports_nothing_from_the_current_folder(
     hostile: HostileFolder,
 ) -> None:
-    arguments = engine_arguments(
-        sys.executable,
-        model="",
-        device="cpu",
-        precision="auto",
-        planned_context=0,
-        slots=1,
-        queue=0,
-        threads=1,
-        benchmark_s=0.1,
-    )
-    command = EngineCommandLine(tuple(arguments), child_environment(dict(os.environ)))
-    supervisor = EngineSupervisor(command, SystemClock(), logs.silent())
+    supervisor = cpu_engine()
     life = asyncio.ensure_future(supervisor.run())
     try:
         async with asyncio.timeout(TIMEOUT_S):

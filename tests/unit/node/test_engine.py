@@ -38,7 +38,6 @@ from piecework_node.engine.supervisor import (
     EngineCommandLine,
     EnginePatience,
     EngineSupervisor,
-    engine_arguments,
 )
 from piecework_node.errors import (
     EngineStartError,
@@ -51,6 +50,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import Label, Question, ReadContent
 from piecework_protocol.kinds.text import TextContent, final_segments
 from piecework_protocol.limits import MAX_NAME_BYTES
+from tests.support.engine_process import cpu_engine
 from tests.support.node.fake_engine import FACTS, canvas_event, step_records
 
 pytestmark = pytest.mark.process
@@ -244,7 +244,7 @@ async def test_the_real_engine_paused_between_two_steps_ends_in_the_same_canvase
 
 @pytest.mark.slow
 async def test_the_real_engine_process_replays_a_canvas_with_the_leaves_of_the_job() -> None:
-    engine = real_engine()
+    engine = cpu_engine()
     life, canvases = asyncio.ensure_future(engine.run()), list[CanvasEvent]()
     request = replace(REQUEST, committed=(), max_tokens=64, max_steps=16)
     try:
@@ -268,27 +268,9 @@ async def test_the_real_engine_process_replays_a_canvas_with_the_leaves_of_the_j
         await asyncio.gather(life, return_exceptions=True)
 
 
-def real_engine() -> EngineSupervisor:
-    """The engine's own process with the bundled checkpoint."""
-    arguments = engine_arguments(
-        sys.executable,
-        model="",
-        device="cpu",
-        precision="auto",
-        planned_context=0,
-        slots=1,
-        queue=0,
-        threads=1,
-        benchmark_s=0.1,
-    )
-    environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
-    command = EngineCommandLine(tuple(arguments), environment)
-    return EngineSupervisor(command, SystemClock(), logs.silent())
-
-
 async def real_events(*, paused: bool) -> list[object]:
     """What the engine's own process says of one request, without pauses."""
-    engine = real_engine()
+    engine = cpu_engine()
     life, seen = asyncio.ensure_future(engine.run()), list[object]()
     try:
         async with asyncio.timeout(120):
@@ -398,21 +380,7 @@ async def test_a_model_that_cannot_be_loaded_ends_the_start_with_its_reason(tmp_
 
 
 async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
-    arguments = engine_arguments(
-        sys.executable,
-        model="/nonexistent",
-        device="cpu",
-        precision="auto",
-        planned_context=0,
-        slots=1,
-        queue=0,
-        threads=1,
-        benchmark_s=0.1,
-    )
-    environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
-    supervisor = EngineSupervisor(
-        EngineCommandLine(tuple(arguments), environment), SystemClock(), logs.silent()
-    )
+    supervisor = cpu_engine("/nonexistent")
     with pytest.raises(EngineStartError, match="this folder does not exist"):
         await asyncio.wait_for(supervisor.run(), 120)
 

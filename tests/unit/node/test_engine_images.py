@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import sys
 from pathlib import Path
 
 import pytest
 
-from piecework.base.clock import SystemClock
 from piecework_model.checkpoint.loading import load
 from piecework_model.requests import CanvasEvent, CanvasFinish
-from piecework_node import logs
-from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineReady
-from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
 from piecework_node.errors import PromptRejected
 from piecework_protocol.conversation import Conversation, Image, Message, Text
 from piecework_protocol.kinds.text import TextContent
 from tests.support import image_models
+from tests.support.engine_process import cpu_engine
 from tests.support.model_runs import canvases, make_request, run_alone
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -29,28 +24,11 @@ def showing(image: Image) -> TextContent:
     return TextContent(Conversation((Message("user", (Text("what is it? "), image)),)))
 
 
-def supervisor_of(folder: Path) -> EngineSupervisor:
-    arguments = engine_arguments(
-        sys.executable,
-        model=str(folder),
-        device="cpu",
-        precision="float32",
-        planned_context=0,
-        slots=1,
-        queue=0,
-        threads=1,
-        benchmark_s=0.1,
-    )
-    environment = {**child_environment(dict(os.environ)), "PYTHONPATH": str(ROOT)}
-    command = EngineCommandLine(tuple(arguments), environment)
-    return EngineSupervisor(command, SystemClock(), logs.silent())
-
-
 @pytest.mark.process
 @pytest.mark.slow
 async def test_an_image_reaches_the_model_and_a_broken_one_ends_nothing(tmp_path: Path) -> None:
     folder = image_models.write_with_images(tmp_path / "seeing", 0.05)
-    engine = supervisor_of(folder)
+    engine = cpu_engine(str(folder), precision="float32")
     task = asyncio.ensure_future(engine.run())
     try:
         async with asyncio.timeout(180):
