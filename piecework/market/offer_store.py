@@ -127,10 +127,8 @@ class OfferStore:
 
     def record(self, now: Timestamp) -> None:
         """Take a sample of the market into its history."""
-        try:
+        with self._change():
             self.history.take(self.catalogue.live(now), now)
-        except apsw.Error as error:
-            raise OfferStoreError(f"the index's database failed: {error}") from error
 
     def _bind(self, file: Path, domain: Domain) -> None:
         mine = {"chain": str(domain.chain_id), "escrow": to_hex(domain.verifying_contract)}

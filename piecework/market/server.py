@@ -18,7 +18,7 @@ import asyncio
 import base64
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Protocol
 
@@ -30,8 +30,6 @@ from piecework.base.connections import Networks
 from piecework.base.http_server import BodyReader, BodyRefused, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
-from piecework.chain.events import EscrowEvent
-from piecework.chain.records import Block
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.explorer import layout, offers, worker
 from piecework.market.history import DAY_S
@@ -50,7 +48,7 @@ from piecework.market.limits import (
 from piecework.market.listing import Listed, Query
 from piecework.market.metrics import MarketMetrics
 from piecework.market.offer_store import OfferStore
-from piecework.market.settlements import follow
+from piecework.market.settlements import EventSource, follow
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
@@ -82,7 +80,7 @@ class Registered(Standing, Protocol):
     def stake(self) -> Amount: ...
 
 
-class Registry(Protocol):
+class Registry(EventSource, Protocol):
     """What the index reads from the chain; `chain.reader.ChainReader` is one."""
 
     @property
@@ -91,14 +89,6 @@ class Registry(Protocol):
     async def worker(self, operator: Address) -> Registered | None: ...
 
     async def is_signer(self, operator: Address, key: Address) -> bool: ...
-
-    async def finalized_block(self) -> int: ...
-
-    async def block(self, number: int | str) -> Block: ...
-
-    def scan(
-        self, names: Sequence[str], from_block: int | None = None, to_block: int | None = None
-    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]: ...
 
 
 def _limiter(per_minute: int, burst: int) -> RateLimiter:
