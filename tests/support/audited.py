@@ -12,7 +12,6 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.jobs import generation_request
 from piecework_model.requests import CanvasFinish, GenerationRequest
 from piecework_model.text.segments import SegmentStream
-from piecework_protocol.charges import usage_after
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.evidence.file import (
     CanvasEvidence,
@@ -33,7 +32,6 @@ from piecework_protocol.objects import (
     Receipt,
     Service,
 )
-from piecework_protocol.pricing import price
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.trace import CanvasRecord, pinned_root, trace_root
 from piecework_protocol.types import (
@@ -48,6 +46,7 @@ from piecework_protocol.types import (
     Uint64,
     keccak256,
 )
+from tests.support.charging import charge_receipt
 from tests.support.conversations import said
 from tests.support.fake_chain import DOMAIN, TOKEN
 from tests.support.offers import model, offer, operator, receiver
@@ -195,14 +194,7 @@ def _receipts(  # noqa: PLR0917  all of one job
             total_amount=Amount(0),
             previous=Digest(key if last is None else DOMAIN.digest(last)),
         )
-        after = usage_after(last, receipt, prompt)
-        total, before = price(entry, after), last.total_amount if last is not None else 0
-        receipt = receipt.replace(
-            total_units=Uint32(after.output_tokens),
-            total_steps=Uint32(after.denoising_steps),
-            total_amount=total,
-            amount=Amount(total - before),
-        )
+        receipt = charge_receipt(receipt, last, entry, prompt)
         shown.append(CanvasEvidence(receipt, sign(DOMAIN, receipt, WORKER), leaves, output))
     return tuple(shown)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from piecework_protocol import merkle
-from piecework_protocol.charges import usage_after
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.evidence.file import (
@@ -32,7 +31,6 @@ from piecework_protocol.objects import (
     Service,
     Voucher,
 )
-from piecework_protocol.pricing import price
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import (
     Amount,
@@ -47,6 +45,7 @@ from piecework_protocol.types import (
     Uint64,
     keccak256,
 )
+from tests.support.charging import charge_receipt
 from tests.support.fake_chain import DOMAIN, TOKEN
 from tests.support.offers import model, offer, operator, receiver
 
@@ -202,14 +201,7 @@ def _canvases(
             finish=final if i + 1 == len(outputs) else Finish.MORE,
             previous=Digest(key_of_job if last is None else DOMAIN.digest(last)),
         )
-        after = usage_after(last, receipt, PROMPT_TOKENS)
-        total, before = price(kind, after), last.total_amount if last is not None else 0
-        receipt = receipt.replace(
-            total_units=Uint32(after.output_tokens),
-            total_steps=Uint32(after.denoising_steps),
-            total_amount=total,
-            amount=Amount(total - before),
-        )
+        receipt = charge_receipt(receipt, last, kind, PROMPT_TOKENS)
         shown = output.encode() if story.with_text else None
         kept = leaves if story.with_leaves else None
         found.append(CanvasEvidence(receipt, sign(DOMAIN, receipt, key), kept, shown))
