@@ -38,7 +38,7 @@ class TrainingSettings:
     """
 
     seed: int = 20261122
-    steps: int = 4000
+    steps: int = 5000
     adam_rate: float = 4e-3
     muon_rate: float = 2e-2
     warmup_steps: int = 60

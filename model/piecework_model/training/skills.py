@@ -26,6 +26,7 @@ CANVAS: Final = 32  # tokens
 MOST_PROMPT: Final = 1024  # tokens
 FILL_WEIGHT: Final = 0.2  # of the end marks that fill a hole or the last canvas up
 ANSWER_WEIGHT: Final = 1.0
+_CHOICES_SHARE: Final = 0.35  # of questions: choices are learnt long before yes and no
 
 Ids = tuple[int, ...]
 Facts = Mapping[str, str]
@@ -402,9 +403,9 @@ def wrong_values(fact: str, facts: Facts, count: int, rng: random.Random) -> lis
     return drawn if rival is None else [rival, *drawn]
 
 
-def choice(facts: Facts, rng: random.Random) -> Answered:
-    """Ask which of two to five values a fact has."""
-    fact, instructions = rng.choice(phrases.CHOICES)
+def choice(facts: Facts, rng: random.Random, told: Set[str]) -> Answered:
+    """Ask which of two to five values one of the `told` facts has."""
+    fact, instructions = rng.choice([asked for asked in phrases.CHOICES if asked[0] in told])
     names = [facts[fact], *wrong_values(fact, facts, rng.randint(1, 4), rng)]
     rng.shuffle(names)
     question = Question(
@@ -413,9 +414,9 @@ def choice(facts: Facts, rng: random.Random) -> Answered:
     return Answered(question, names.index(facts[fact]), predicate=False)
 
 
-def predicate(facts: Facts, rng: random.Random) -> Answered:
-    """Ask whether a statement is true."""
-    fact, instructions = rng.choice(phrases.PREDICATES)
+def predicate(facts: Facts, rng: random.Random, told: Set[str]) -> Answered:
+    """Ask whether a statement about one of the `told` facts is true."""
+    fact, instructions = rng.choice([asked for asked in phrases.PREDICATES if asked[0] in told])
     true = rng.random() < 0.5
     said = facts if true else {**facts, fact: wrong_values(fact, facts, 1, rng)[0]}
     labels = list(rng.choice(phrases.TRUTHS))
@@ -429,19 +430,35 @@ def predicate(facts: Facts, rng: random.Random) -> Answered:
     return Answered(question, labels.index(right), predicate=True)
 
 
-def draw_questions(rng: random.Random, count: int) -> tuple[ReadContent, tuple[Answered, ...]]:
-    """Draw a story and `count` questions about it."""
+def draw_questions(
+    rng: random.Random, count: int, sentences: int | None = None
+) -> tuple[ReadContent, tuple[Answered, ...]]:
+    """Draw a story and `count` questions about it.
+
+    sentences: how many of its first sentences are shown, or None for all of them.
+    """
     tale = grammar.tell(grammar.draw_cast(rng), rng, brief=rng.random() < 0.7)
+    text, told = tale.text, frozenset(_VALUES)
+    if sentences is not None:
+        text = " ".join(tale.sentences[:sentences])
+        words = {*grammar.words_of(text)}
+        told = frozenset(fact for fact in _VALUES if fact != "fate" and tale.facts[fact] in words)
     answered = tuple(
-        (choice if rng.random() < 0.5 else predicate)(tale.facts, rng) for _ in range(count)
+        (choice if rng.random() < _CHOICES_SHARE else predicate)(tale.facts, rng, told)
+        for _ in range(count)
     )
-    content = ReadContent(user(tale.text), tuple(each.question for each in answered))
+    content = ReadContent(user(text), tuple(each.question for each in answered))
     return content, answered
 
 
 def read_sample(rng: random.Random) -> TrainingSample:
-    """Lay out the canvases of one to four questions."""
-    content, answered = draw_questions(rng, rng.choice((1, 2, 3, 4, 4, 4)))
+    """Lay out the canvases of one to four questions, about one sentence, a few, or a story.
+
+    What is learnt about one sentence, in some hundred steps, carries over to stories. Stories alone
+    teach the same much later.
+    """
+    sentences = rng.choice((1, 1, 2, 3, None, None, None))
+    content, answered = draw_questions(rng, rng.choice((1, 2, 4, 4, 4)), sentences)
     encoded = kinds.encode(vocabulary.build_codec(), content, CANVAS, MOST_PROMPT)
     target = list(encoded.template)
     weights = [0.0] * len(target)
@@ -531,6 +548,6 @@ SERVING: Final = Mixture(
     most_canvases=2,
     windows=True,
 )
-READING: Final = Mixture(((1.0, read_sample),), rows=8, most_canvases=2)
+READING: Final = Mixture(((1.0, read_sample),), rows=16, most_canvases=2)
 MIXTURES: Final = (TELLING, SERVING, READING)
 """One batch of each makes a training step."""
