@@ -1,9 +1,12 @@
 """The training loop: denoising loss on every canvas of a sample at once, plus the causal half's
 next-token loss.
 
-The first half of the steps learns from truth and uniform noise. The second half mostly learns from
-what the sampler itself makes of that: tokens that the model drew and accepted, right and wrong. So
-it learns to repair its own mistakes, which noise alone never shows it.
+The first steps learn to answer questions and nothing else. Beside stories it is not learnt: their
+gradients are so much larger that nothing of the questions' is left in a step.
+
+After them, the first half of the steps learns from truth and uniform noise. The second half mostly
+learns from what the sampler itself makes of that: tokens that the model drew and accepted, right
+and wrong. So it learns to repair its own mistakes, which noise alone never shows it.
 
 B = rows, C = canvas length, K = canvases of the batch, L = context length, V = vocabulary.
 """
@@ -35,6 +38,7 @@ class TrainingSettings:
     """What a run depends on, besides the code. The same settings give the same weights.
 
     own_states_share: of the batches of the second half that show the sampler's own states.
+    first_steps: that learn to read and nothing else, at `first_rate` times the peak rates.
     """
 
     seed: int = 20261122
@@ -43,14 +47,18 @@ class TrainingSettings:
     muon_rate: float = 2e-2
     warmup_steps: int = 60
     encoder_weight: float = 0.5
-    reading_weight: float = 1.0
+    reading_weight: float = 3.0
+    first_steps: int = 800
+    first_rate: float = 0.25
     self_conditioning_share: float = 0.35
     own_states_share: float = 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Mean cross-entropy in nats a token. `reading` is of the answers to questions."""
+    """Mean cross-entropy in nats a token, 0 where a step has no such batch. `reading` is of the
+    answers to questions.
+    """
 
     telling: float
     serving: float
@@ -129,10 +137,15 @@ def sampler_step(
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:
-    """Compute the rate: linear warm-up, then a cosine down to 2 % of the peak."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    """Compute the rate: linear warm-up to that of the first steps, linear warm-up to the peak, then
+    a cosine down to 2 % of it.
+    """
+    warmup, first = settings.warmup_steps, settings.first_steps
+    if step < first:
+        return settings.first_rate * min(1.0, (step + 1) / warmup)
+    if step < first + warmup:
+        return settings.first_rate + (1 - settings.first_rate) * (step + 1 - first) / warmup
+    progress = (step - first - warmup) / max(1, settings.steps - first - warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -199,7 +212,8 @@ class Optimizer:
 def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.TrainingSample]]:
     """Draw the samples of one step, one list a mixture. They depend on the arguments alone."""
     rng = random.Random(f"samples {settings.seed} {step}")  # noqa: S311 (no secret)
-    return [mixture.draw(rng) for mixture in skills.MIXTURES]
+    mixtures = skills.FIRST_MIXTURES if step < settings.first_steps else skills.MIXTURES
+    return [mixture.draw(rng) for mixture in mixtures]
 
 
 class Noise:
@@ -274,7 +288,10 @@ class Trainer:
         found = list(pool.map(self._gradient, range(len(samples)), samples))
         self._optimizer.set_gradient([gradient for gradient, *_ in found])
         self._optimizer.step(_rate(self.step, self.settings))
-        told, served, answered = (denoising for _, denoising, _ in found)
+        denoising = [each for _, each, _ in found]
+        if samples[0][0].reads:
+            return Losses(0.0, 0.0, sum(denoising) / len(denoising), 0.0)
+        told, served, answered = denoising
         return Losses(told, served, answered, found[0][2])
 
     def _gradient(

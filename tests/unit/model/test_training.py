@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import kinds
@@ -18,7 +21,7 @@ from piecework_model.training import architecture, batches, grammar, loop, skill
 from piecework_model.training.network import Network
 from piecework_model.training.skills import CANVAS, TrainingSample
 
-SETTINGS = loop.TrainingSettings(steps=4)
+SETTINGS = loop.TrainingSettings(steps=4, first_steps=1, warmup_steps=1)
 
 
 def small_model(seed: int = 3, spread: float = 0.1) -> DiffusionGemmaForBlockDiffusion:
@@ -241,7 +244,8 @@ def weights_after(
         trainer.load(state)
 
     def report(step: int, losses: loop.Losses) -> None:
-        assert losses.telling > 0
+        assert losses.reading > 0
+        assert (losses.telling > 0) == (step >= SETTINGS.first_steps)
         if state is not None and step + 1 == steps:
             trainer.save(state)
 
@@ -262,9 +266,40 @@ def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     loop.Trainer(small_model(), SETTINGS).save(path)
     with pytest.raises(ValueError, match="other settings"):
-        loop.Trainer(small_model(), loop.TrainingSettings(steps=5)).load(path)
+        loop.Trainer(small_model(), dataclasses.replace(SETTINGS, steps=5)).load(path)
 
 
 def test_the_samples_of_a_step_depend_on_seed_and_step_alone() -> None:
     assert loop.step_samples(SETTINGS, 3) == loop.step_samples(SETTINGS, 3)
     assert loop.step_samples(SETTINGS, 3) != loop.step_samples(SETTINGS, 4)
+
+
+def test_the_first_steps_read_and_ask_about_few_words_first() -> None:
+    defaults = loop.TrainingSettings()
+    for step in (0, defaults.first_steps - 1):
+        batches_of_step = loop.step_samples(defaults, step)
+        assert all(sample.reads for samples in batches_of_step for sample in samples)
+    told, served, answered = loop.step_samples(defaults, defaults.first_steps)
+    assert [any(s.reads for s in samples) for samples in (told, served, answered)] == [
+        False,
+        False,
+        True,
+    ]
+
+
+@given(seed=st.integers(0, 2**32), sentences=st.sampled_from([1, 2, 3, None]))
+@settings(max_examples=100)
+def test_a_lesson_asks_for_what_its_text_says_and_among_its_few_words(
+    seed: int, sentences: int | None
+) -> None:
+    rng = random.Random(seed)
+    lesson = skills.Lesson(sentences, few=rng.choice((2, 4, None)))
+    content, answered = skills.draw_questions(rng, 3, lesson)
+    text = content.conversation.messages[0].text
+    for each in answered:
+        names = [label.name for label in each.question.labels]
+        assert len(set(names)) == len(names) >= 2
+        if not each.predicate and sentences is not None:
+            assert names[each.right] in grammar.words_of(text)
+        if not each.predicate and lesson.few == 2 and "helped" not in each.question.instructions:
+            assert len(names) <= 3
