@@ -471,14 +471,21 @@ def read_sample(rng: random.Random) -> TrainingSample:
 
 
 def first_read_sample(rng: random.Random) -> TrainingSample:
-    """Lay out the canvas of two questions, most of them about one sentence with few words.
+    """Lay out the canvas of two questions about one or two sentences, most of them with few words.
 
     To say whether two words are the same is learnt last: as long as it is not, an answer does not
     depend on either word alone. It comes with few words first (docs/LOG.md).
     """
-    sentences = rng.choice((1, 1, 1, 2, None))
-    few = rng.choice((2, 2, 2, 4, 8, None, None))
-    return _asked(rng, 2, Lesson(sentences, few))
+    return _asked(rng, 2, Lesson(rng.choice((1, 1, 1, 2)), _few(rng)))
+
+
+def first_story_sample(rng: random.Random) -> TrainingSample:
+    """Lay out the canvas of two questions about a whole story, most of them with few words."""
+    return _asked(rng, 2, Lesson(None, _few(rng)))
+
+
+def _few(rng: random.Random) -> int | None:
+    return rng.choice((2, 2, 2, 4, 8, None, None))
 
 
 def _asked(rng: random.Random, count: int, lesson: Lesson) -> TrainingSample:
@@ -575,6 +582,8 @@ SERVING: Final = Mixture(
 READING: Final = Mixture(((1.0, read_sample),), rows=16, most_canvases=2)
 MIXTURES: Final = (TELLING, SERVING, READING)
 """One batch of each makes a training step."""
-FIRST_READING: Final = Mixture(((1.0, first_read_sample),), rows=40, most_canvases=1)
-FIRST_MIXTURES: Final = (FIRST_READING, FIRST_READING)
+FIRST_MIXTURES: Final = (
+    Mixture(((1.0, first_read_sample),), rows=56, most_canvases=1),
+    Mixture(((1.0, first_story_sample),), rows=12, most_canvases=1),
+)
 """Of the first steps."""
