@@ -16,7 +16,7 @@ from piecework.client.journal.records import (
     ReceiptRow,
 )
 from piecework_protocol import wire
-from piecework_protocol.errors import InvariantBroken, invariant
+from piecework_protocol.errors import InvariantBroken, ProtocolViolation, invariant
 from piecework_protocol.frames import Accepted, CanvasDelivered, LeafRef, SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.merkle import Accumulator
@@ -156,6 +156,25 @@ def write_book(db: apsw.Connection, book: PayerLedger) -> None:
     )
 
 
+def acknowledge(db: apsw.Connection, key: ChannelId, count: int) -> None:
+    """Record that a worker confirms `count` paid receipts, as `PayerLedger.acknowledge` does.
+
+    Nothing else of the book is read or written.
+
+    Raises:
+        ProtocolViolation: the worker confirms more than was paid.
+        StoreError: the journal does not know the channel.
+    """
+    found = rows(db, "SELECT count, acknowledged FROM channels WHERE id = ?", (key,))
+    if not found:
+        raise StoreError(f"no channel 0x{key.hex()} in this client's journal")
+    paid, known = found[0]
+    if count > paid:
+        raise ProtocolViolation("5.6", "the worker acknowledges receipts that were never paid")
+    if count > known:
+        db.execute("UPDATE channels SET acknowledged = ? WHERE id = ?", (count, key))
+
+
 def write_voucher(db: apsw.Connection, book: PayerLedger) -> Voucher:
     """Record the voucher that states a book, and return it."""
     voucher = book.voucher()
@@ -217,10 +236,19 @@ def party(db: apsw.Connection, key: JobId) -> tuple[ChannelId, Address, Timestam
     return ChannelId(channel), Address(operator), Timestamp(created_at)
 
 
-def prompt_tokens(db: apsw.Connection, key: JobId) -> int | None:
-    """Give a job's prompt tokens, without parsing the job. None: no worker has accepted it."""
-    found: int | None = db.execute("SELECT prompt_tokens FROM jobs WHERE id = ?", (key,)).get
-    return found
+def acceptance_of(db: apsw.Connection, key: JobId) -> tuple[ChannelId, int | None]:
+    """Give a job's channel and its prompt tokens, without parsing the job.
+
+    None: no worker has accepted it.
+
+    Raises:
+        StoreError: the journal does not know it.
+    """
+    found = rows(db, "SELECT channel, prompt_tokens FROM jobs WHERE id = ?", (key,))
+    if not found:
+        raise StoreError(f"no job 0x{key.hex()} in this client's journal")
+    channel, tokens = found[0]
+    return ChannelId(channel), tokens
 
 
 def is_live(db: apsw.Connection, key: JobId) -> bool:
