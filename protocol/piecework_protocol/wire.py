@@ -330,9 +330,21 @@ class _Plan:
 
 
 def _to_message(value: Any) -> Any:
-    """Give the message of a frame or object."""
-    cls = type(value)
-    return _funding_message(value) if cls in _FUNDINGS else _own_message(value)
+    """Give the message of a frame or object. It is copied or encoded, and never changed.
+
+    A signed object is frozen, and often travels more than once: to a journal and to the peer, or in
+    every job, as an offer and a channel do. So its message is made once.
+    """
+    if type(value) in _FUNDINGS:
+        return _funding_message(value)
+    if not isinstance(value, TypedData):
+        return _own_message(value)
+    try:
+        return value._message
+    except AttributeError:
+        made = _own_message(value)
+        object.__setattr__(value, "_message", made)
+        return made
 
 
 def _own_message(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import apsw
@@ -33,6 +34,8 @@ from piecework_protocol.types import (
     Timestamp,
 )
 
+KEPT_TERMS: Final = 256
+"""Channels whose terms are kept as an object. A client has one for each worker that it uses."""
 _CHANNEL: Final = (
     "SELECT id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt,"
     " authorized, fee, funding_deadline, taken, funded, withdrawn,"
@@ -106,15 +109,7 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
     )
     return ChannelRow(
         id=ChannelId(key),
-        channel=Channel(
-            payer=Address(terms[0]),
-            authorizer=Address(terms[1]),
-            receiver=Address(terms[2]),
-            operator=Address(terms[3]),
-            token=Address(terms[4]),
-            withdrawal_delay=Seconds(terms[5]),
-            salt=Bytes32(terms[6]),
-        ),
+        channel=_terms(*terms),
         authorized=Amount(int(authorized)),
         fee=Amount(int(fee)),
         funding_deadline=Timestamp(deadline),
@@ -125,6 +120,28 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
         book=book,
         status=ChannelStatus(status),
         one_step=bool(one_step),
+    )
+
+
+@lru_cache(maxsize=KEPT_TERMS)
+def _terms(  # noqa: PLR0917  the columns in their order
+    payer: bytes,
+    authorizer: bytes,
+    receiver: bytes,
+    operator: bytes,
+    token: bytes,
+    withdrawal_delay: int,
+    salt: bytes,
+) -> Channel:
+    """Make the terms of a channel. They never change, and every job reads those of its channel."""
+    return Channel(
+        payer=Address(payer),
+        authorizer=Address(authorizer),
+        receiver=Address(receiver),
+        operator=Address(operator),
+        token=Address(token),
+        withdrawal_delay=Seconds(withdrawal_delay),
+        salt=Bytes32(salt),
     )
 
 

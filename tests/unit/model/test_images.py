@@ -183,7 +183,7 @@ BROKEN: dict[str, tuple[Callable[[], Image], str]] = {
     "one long row": (lambda: bomb(16_385, 1), "16385 x 1 pixels, at most 16384 on a side"),
     "one long column": (lambda: bomb(1, 2**24), "1 x 16777216 pixels, at most 16384 on a side"),
     "a long JPEG": (
-        lambda: as_file(Pillow.new("RGB", (1, 16_385)), "JPEG"),
+        lambda: as_file(Pillow.new("RGB", (1, 16_385)), "jpeg"),
         "1 x 16385 pixels, at most 16384 on a side",
     ),
     "a JPEG that takes minutes": (lambda: scans(limits.MAX_JPEG_SCANS), "more than 64 scans"),

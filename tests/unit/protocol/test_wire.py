@@ -31,11 +31,13 @@ from piecework_protocol.wire import (
     decode_call,
     decode_client_frame,
     decode_offer,
+    decode_value,
     decode_worker_frame,
     decode_worker_frames,
     encode_call,
     encode_client_frame,
     encode_offer,
+    encode_value,
     encode_worker_frame,
     encode_worker_frames,
 )
@@ -268,3 +270,12 @@ def test_more_frames_than_four_and_frames_behind_those_behind_are_refused() -> N
         decode_worker_frames(alone + behind + bytes([len(two)]) + two)
     with pytest.raises(MalformedInput, match="of no known kind"):
         decode_worker_frames(alone + behind + b"\x00")
+
+
+def test_what_has_travelled_travels_the_same_again_and_its_changed_copy_as_itself() -> None:
+    fresh = MODEL.replace(name="one")
+    first = encode_value(fresh)
+    for again in (fresh, MODEL.replace(name="one"), decode_value(ModelOffer, first)):
+        assert encode_value(again) == first
+    other = encode_value(fresh.replace(name="two"))
+    assert decode_value(ModelOffer, other).name == "two" and encode_value(fresh) == first
