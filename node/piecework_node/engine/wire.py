@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from piecework.base.jsons import loads
@@ -143,12 +143,12 @@ def encode_command(command: Command) -> bytes:
     elif isinstance(command, Allow):
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Stop):
-        body = {"op": "stop", **asdict(command)}
+        body = {"op": "stop", **_members(command)}
     elif isinstance(command, Replay):
         asked = {"number": command.number, "steps": command.steps, "step": command.step}
         body = {"op": "replay", "request": _written(command.request), **asked}
     elif isinstance(command, PauseEngine):
-        body = {"op": "pause", **asdict(command)}
+        body = {"op": "pause", **_members(command)}
     elif isinstance(command, ResumeEngine):
         body = {"op": "resume"}
     else:
@@ -194,7 +194,7 @@ def _question(body: dict[str, Any]) -> Encode | Replay:
 
 
 def _written(request: GenerationRequest) -> dict[str, Any]:
-    return asdict(request) | _images(request.images)
+    return _members(request) | _images(request.images)
 
 
 def _request(body: dict[str, Any]) -> GenerationRequest:
@@ -224,7 +224,7 @@ def _reads(body: dict[str, Any]) -> tuple[tuple[ReadSlot, ...], ...]:
 
 def _images(images: tuple[PromptImage, ...]) -> dict[str, Any]:
     """Write the images of a request or a content, with their patches in base64."""
-    shown = [asdict(image) | {"patches": b64encode(image.patches).decode()} for image in images]
+    shown = [_members(image) | {"patches": b64encode(image.patches).decode()} for image in images]
     return {"images": shown}
 
 
@@ -240,13 +240,13 @@ def encode_report(report: Report) -> bytes:
     if isinstance(report, Ready):
         body: dict[str, Any] = {
             "op": "ready",
-            **asdict(report.facts),
+            **_members(report.facts),
             "digest": report.facts.digest.hex(),
         }
     elif isinstance(report, CannotStart):
         body = {"op": "cannot_start", "message": report.message}
     elif isinstance(report, Encoded):
-        content = asdict(report.content) | _images(report.content.images)
+        content = _members(report.content) | _images(report.content.images)
         body = {
             "op": "encoded",
             "number": report.number,
@@ -264,19 +264,19 @@ def encode_report(report: Report) -> bytes:
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, EnginePaused):
-        body = {"op": "paused", **asdict(report)}
+        body = {"op": "paused", **_members(report)}
     elif isinstance(report, EngineResumed):
         body = {"op": "resumed"}
     elif isinstance(report, DraftEvent):
-        body = {"op": "draft", **asdict(report)}
+        body = {"op": "draft", **_members(report)}
     elif isinstance(report, ProgressEvent):
-        body = {"op": "progress", **asdict(report)}
+        body = {"op": "progress", **_members(report)}
     elif isinstance(report, CanvasEvent | StoppedEvent):
         leaves = [leaf.hex() for leaf in report.step_leaves]
         op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
-        body = {"op": op, **asdict(report), "step_leaves": leaves}
+        body = {"op": op, **_members(report), "step_leaves": leaves}
     else:
-        body = {"op": "failed", **asdict(report)}
+        body = {"op": "failed", **_members(report)}
     return _line(body)
 
 
@@ -357,7 +357,15 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
 
 
 def _line(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(body, separators=(",", ":"), default=_members).encode() + b"\n"
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """Give the members of an object by name. JSON's encoder asks again for objects inside them.
+
+    `dataclasses.asdict` copies every id of a prompt one by one, in Python.
+    """
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _body(line: bytes) -> dict[str, Any]:
