@@ -556,6 +556,13 @@ def load(
     return settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
 
 
+def overriding(
+    flags: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what flags and environment say, by setting. It goes before every file."""
+    return settings.overriding(WorkerConfig, VARIABLES, environment=environment, flags=flags)
+
+
 def check(values: Mapping[str, Any]) -> WorkerConfig:
     """Return settings from plain values.
 

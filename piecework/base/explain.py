@@ -42,6 +42,7 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
             "psutil",
             "pynvml",
             "tokenizers",
+            "tomlkit",
             "transformers",
             "yarl",
         }

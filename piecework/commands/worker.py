@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
+from piecework.commands import _worker_changes, _worker_leave, _worker_update
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -113,6 +114,7 @@ def init(
     staked = common.units(token, stake) if stake else None
     heir = None if owner is None else common.address("--owner", owner)
     more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "owner": heir}
+    more |= {"flags": _FLAG_OF_SETTING, "file_is_asked": True}
     setup = set_up_worker(
         place, file, values, secret, faucet=faucet, register=not no_register, **more
     )
@@ -160,11 +162,13 @@ def join(
     given: dict[str, Any] = {"payout": payout, "endpoint": endpoint, "bind": bind}
     given |= {"rpc_url": rpc_url, "relays": tuple(relay or ()), "indexes": tuple(index or ())}
     given |= _model_settings(model) if model else {}
-    asked = {name: value for name, value in given.items() if value}
+    # An empty flag is an answer too.
+    asked = {n: v for n, v in given.items() if v or n in _asked(context)}
     wishes = _join.Wishes(
         asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
     )
-    _print_steps(_join.join(place, url, wishes, password_file), as_json=False)
+    done = _join.join(place, url, wishes, password_file, _FLAG_OF_SETTING)
+    _print_steps(done, as_json=False)
     if no_start:
         return
     check_all(place, common.password(password_file))
@@ -203,13 +207,22 @@ _SETTING_OF_OPTION = {
 }
 
 
+_FLAG_OF_SETTING = {
+    setting: "--" + option.replace("_", "-") for option, setting in _SETTING_OF_OPTION.items()
+}
+
+
 def _asked(context: typer.Context) -> frozenset[str]:
     """The settings that the person chose by an option. The others are defaults of `init`."""
-    return frozenset(
+    chosen = {
         setting
         for option, setting in _SETTING_OF_OPTION.items()
         if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
-    )
+    }
+    # What goes with a choice was chosen with it.
+    chosen |= {"model_store"} if "model" in chosen else set()
+    chosen |= {"backend"} if "vllm_endpoints" in chosen else set()
+    return frozenset(chosen)
 
 
 def _where(
@@ -572,3 +585,8 @@ def _ask(home: Path | None, method: str, path: str, body: bytes = b"") -> dict[s
     from piecework_node.daemon.admin import ask_daemon
 
     return common.run(ask_daemon(common.home("worker", home), method, path, body))
+
+
+_worker_changes.register(app)
+_worker_leave.register(app)
+_worker_update.register(app)

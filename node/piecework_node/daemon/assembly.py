@@ -97,6 +97,7 @@ class Components:
     worker: Worker
     board: OfferBoard
     owner: OwnerWatch
+    fees: FeeDesk
 
 
 async def build(
@@ -255,7 +256,7 @@ async def _assemble(base: Foundations) -> Components:
         clock=clock,
         log=log,
     )
-    return Components(base, keyring, runtime, channels, settler, worker, board, owner)
+    return Components(base, keyring, runtime, channels, settler, worker, board, owner, desk)
 
 
 def _defence(

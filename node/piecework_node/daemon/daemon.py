@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -30,9 +30,11 @@ from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.daemon.reconfiguring import Reconfigurer
 from piecework_node.daemon.relays import RelayCredentials, Relays
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.status import exposure_bound, status_of
@@ -131,8 +133,12 @@ def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock)
 class Daemon:
     """One life of the worker. Implements `admin.Operations`."""
 
-    def __init__(self, components: Components, ports: Ports) -> None:
+    def __init__(
+        self, components: Components, ports: Ports, flags: Mapping[str, Any] | None = None
+    ) -> None:
+        """`flags` are those of the command line. They go before the settings of the home."""
         self._p, self._base, self._ports = components, components.base, ports
+        self._settings = Reconfigurer(components, flags or {})
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
@@ -204,6 +210,9 @@ class Daemon:
 
     def resume(self) -> tuple[str, ...]:
         return self._p.owner.lift()
+
+    async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
+        return await self._settings.change(texts, unset)
 
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
@@ -543,7 +552,7 @@ async def serve(
     try:
         components = await build(Home(home), settings, password, engine=engine)
         try:
-            daemon = Daemon(components, ports)
+            daemon = Daemon(components, ports, flags)
         except PieceworkError:
             components.base.engine_life.cancel()
             await components.base.close()
