@@ -14,7 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
-from typing import Final
+from typing import Any, Final
 
 from piecework.base.hosts import is_public
 
@@ -76,7 +76,7 @@ class SystemResolver:
         by_family = sorted(answers, key=lambda answer: answer[0] != socket.AF_INET)
         return list(dict.fromkeys(str(answer[4][0]) for answer in by_family))
 
-    def _ended(self, lookup: asyncio.Future[object]) -> None:
+    def _ended(self, lookup: asyncio.Future[Any]) -> None:
         self._places.release()
         if not lookup.cancelled():
             lookup.exception()  # nobody else may be left to take it

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
+from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler
 from piecework.market.limits import MAX_DIALS
 from piecework.market.offer_store import OfferStore
@@ -47,14 +48,15 @@ class DiallingIndex:
     def __init__(self, folder: Path, domain: Domain = DOMAIN) -> None:
         self.chain, self.clock = FakeChain(domain), FakeClock()
         self.chain.register(WORKER.address, receiver("worker"))
-        public = domain is PUBLIC
-        self.server = IndexServer(
-            OfferStore(folder / "market.db", domain, TOKEN),
-            self.chain,
-            EXPLORER,
-            clock=self.clock,
-            dialler=None if public else Dialler(public_only=False, resolve=loopback),
-        )
+        self._folder = folder
+        self.use(domain, self.clock)
+
+    def use(self, domain: Domain, clock: Clock) -> None:
+        """Serve another market, by another clock."""
+        self.chain.domain = domain
+        dialler = None if domain is PUBLIC else Dialler(public_only=False, resolve=loopback)
+        store = OfferStore(self._folder / f"market-{domain.chain_id}.db", domain, TOKEN)
+        self.server = IndexServer(store, self.chain, EXPLORER, clock=clock, dialler=dialler)
 
     def request(
         self,
