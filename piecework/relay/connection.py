@@ -47,6 +47,10 @@ class Switchboard(Protocol):
         """Count a connection that was ended."""
         ...
 
+    def passed(self, size: int) -> None:
+        """Count bytes that were passed on."""
+        ...
+
     def gone(self, connection: RelayConnection) -> None:
         """A connection has ended."""
         ...
@@ -158,6 +162,7 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
         data = bytes(self._relay.buffer[:nbytes])
         self._moved_at = self._relay.now()
         if self._other is not None:
+            self._relay.passed(nbytes)
             if self._other._transport is not None:
                 self._other._transport.write(data)
         elif not self._decided:

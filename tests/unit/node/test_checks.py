@@ -225,7 +225,7 @@ async def test_jobs_of_another_engine_are_told_before_a_start(tmp_path: Path) ->
     )
     operator = parse_address("0x" + keystore_address(home.operator))
     journal = await SqliteJournal.open(home.journal, market.domain, operator)
-    for record in records():
+    for record in records()[:-1]:  # the last one lets go of what jobs were sealed with
         await journal.append([record])
     await journal.close()
     findings = [f for f in await Checker(home, "password").run() if f.item == "audits"]
