@@ -46,9 +46,10 @@ class Relay:
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.counts: Counter[str] = Counter()
         """Connections that were ended, by reason."""
-        self.passed_bytes = self.joins = 0
+        self.joins = self._passed_before = 0
         self._gatekeeper, self.limits = gatekeeper, limits
         self._clock, self._log = clock, log
+        self.now = clock.monotonic
         self._table = ConnectionTable(limits.connections)
         self._joins = RateLimiter(Rate(JOINS_PER_S, JOINS_BURST), keys=MAX_ADDRESSES)
         calls = Rate(WORKER_CLIENTS_PER_S, WORKER_CLIENTS_BURST)
@@ -97,6 +98,12 @@ class Relay:
         return len(self._clients)
 
     @property
+    def passed_bytes(self) -> int:
+        """Bytes that were passed on, both ways together."""
+        open_now = (*self._joined, *self._clients)
+        return self._passed_before + sum(one.passed_bytes for one in open_now)
+
+    @property
     def connections(self) -> int:
         """Open connections of every kind."""
         return len(self._table)
@@ -108,12 +115,6 @@ class Relay:
         return max(1, (total - total // SPARE_SHARE - self.workers) // 2)
 
     # --- Switchboard
-
-    def passed(self, size: int) -> None:
-        self.passed_bytes += size
-
-    def now(self) -> float:
-        return self._clock.monotonic()
 
     def refused(self, why: str) -> None:
         self.counts[why] += 1
@@ -177,8 +178,10 @@ class Relay:
 
     def gone(self, connection: RelayConnection) -> None:
         self._table.remove(connection)
-        self._joined.discard(connection)
         worker, token = self._clients.pop(connection, (None, b""))
+        if worker is not None or connection in self._joined:
+            self._passed_before += connection.passed_bytes
+        self._joined.discard(connection)
         if worker is not None:
             self._tokens.pop(token, None)
             worker.gone(token, connection)

@@ -37,6 +37,7 @@ from tests.support.node.records import records
 from tests.support.node.watched import WORKER, SharedChain, deployed_once
 from tests.support.node_proxy import Kind, NodeProxy
 from tests.unit.market.test_dialling import DiallingIndex
+from tests.unit.node.test_admission import NOW
 
 NOWHERE = Deployment(
     chain_id=31337,
@@ -228,7 +229,9 @@ async def test_jobs_of_another_engine_are_told_before_a_start(tmp_path: Path) ->
     for record in records()[:-1]:  # the last one lets go of what jobs were sealed with
         await journal.append([record])
     await journal.close()
-    findings = [f for f in await Checker(home, "password").run() if f.item == "audits"]
+    clock = FakeClock(NOW)  # of those records
+    findings = await Checker(home, "password", clock=clock).run()
+    findings = [finding for finding in findings if finding.item == "audits"]
     assert [(f.result, f.code) for f in findings] == [(Result.WARNING, "engine-changed")]
     assert "may be challenged until" in findings[0].detail
     assert "and the engine is" in findings[0].detail
