@@ -40,7 +40,7 @@ MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class CopyShape:
     """So many streams, each with so many messages of so many bytes, there and back."""
 
     streams: int
@@ -53,10 +53,17 @@ class Shape:
         return 2 * self.streams * self.messages * self.size / MIB
 
 
-SHAPES = (Shape(1, 4000, 400), Shape(8, 1500, 400), Shape(8, 400, 16 * 1024), Shape(8, 60, MIB))
+SHAPES = (
+    CopyShape(1, 4000, 400),
+    CopyShape(8, 1500, 400),
+    CopyShape(8, 400, 16 * 1024),
+    CopyShape(8, 60, MIB),
+)
 
 
-async def _stream(port: int, link: asyncio.StreamReader, gate: asyncio.Lock, shape: Shape) -> None:
+async def _stream(
+    port: int, link: asyncio.StreamReader, gate: asyncio.Lock, shape: CopyShape
+) -> None:
     async with gate:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         hello = hello_of(context(), server_name(OPERATOR.address))
@@ -83,7 +90,7 @@ async def _stream(port: int, link: asyncio.StreamReader, gate: asyncio.Lock, sha
     forth.close()
 
 
-async def _drive(name: str, shape: Shape) -> None:
+async def _drive(name: str, shape: CopyShape) -> None:
     port = int(name.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(encode_opening(Join(OPERATOR.address)))
@@ -99,11 +106,11 @@ async def _drive(name: str, shape: Shape) -> None:
     writer.close()
 
 
-def _drive_in_a_process(name: str, shape: Shape) -> None:
+def _drive_in_a_process(name: str, shape: CopyShape) -> None:
     asyncio.run(_drive(name, shape))
 
 
-async def _measure(shape: Shape, profiler: cProfile.Profile | None) -> dict[str, float]:
+async def _measure(shape: CopyShape, profiler: cProfile.Profile | None) -> dict[str, float]:
     chain = FakeChain()
     chain.register(OPERATOR.address, Address(bytes(20)))
     async with running_relay(chain) as relay:

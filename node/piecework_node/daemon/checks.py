@@ -80,7 +80,7 @@ class Checker:
     """Runs the checks in order. Later ones use what earlier ones find."""
 
     def __init__(self, home: Home, password: str, *, clock: Clock | None = None) -> None:
-        self._clock = clock or SystemClock()
+        self._time = clock or SystemClock()
         self._home, self._password = home, password
         self._config: WorkerConfig | None = None
         self._deployment: Deployment | None = None
@@ -94,7 +94,7 @@ class Checker:
         """Conditions that do not fail the item that is being checked."""
         # What fails once fails the check: nothing is waited for.
         self._metrics = Metrics()
-        self._board = FaultBoard(self._clock, self._metrics, logs.silent(), patience_s=0)
+        self._board = FaultBoard(self._time, self._metrics, logs.silent(), patience_s=0)
 
     async def run(self) -> list[CheckResult]:
         """Return every finding. A check that needs what an earlier one missed says so."""
@@ -201,7 +201,7 @@ class Checker:
         watch = NodeWatch(
             ChainLink(reader, self._need(self._operator), fees),
             self._board,
-            clock=self._clock,
+            clock=self._time,
             limits=WatchLimits.of(reader.deployment.chain_id, config.block_time_s),
             metrics=self._metrics,
         )
@@ -225,7 +225,7 @@ class Checker:
             states: dict[str, str] = self._status["relays"]
             return ", ".join(f"{name} {state}" for name, state in states.items())
         domain = relay_domain(deployment.chain_id, deployment.registry)
-        credentials = RelayCredentials(self._need(self._operator), domain, self._clock)
+        credentials = RelayCredentials(self._need(self._operator), domain, self._time)
         for relay in config.relays:
             check = f"relay {relay}"
             try:
@@ -242,7 +242,7 @@ class Checker:
         if not indexes:
             return "none set. Clients find the worker in the registry only"
         async with HttpReader(PUBLISH_LIMITS, dated=dates) as http:
-            answers = await ask_indexes(indexes, http, dates, self._clock)
+            answers = await ask_indexes(indexes, http, dates, self._time)
         IndexWatch(self._board, self._metrics).note(answers)
         self._hold_all(CLOCK, *(f"index {answer.host}" for answer in answers))
         if self._status is None:
@@ -285,7 +285,7 @@ class Checker:
         config, deployment = self._need(self._config), self._need(self._deployment)
         async with HttpReader(REACH_LIMITS) as http:
             onlooker = Onlooker(
-                config.indexes, http, self._need(self._operator), deployment.domain, self._clock
+                config.indexes, http, self._need(self._operator), deployment.domain, self._time
             )
             return await onlooker.look((endpoint,), self._need(self._tls_digest), None)
 
@@ -421,7 +421,7 @@ class Checker:
         operator = parse_address("0x" + keystore_address(self._home.operator))
         journal = await SqliteJournal.open(self._home.journal, deployment.domain, operator)
         try:
-            found = await jobs_of_others(journal, now(self._clock), runs, start + "…")
+            found = await jobs_of_others(journal, now(self._time), runs, start + "…")
         finally:
             await journal.close()
         if found is None:
@@ -447,7 +447,7 @@ class Checker:
     async def _endpoints(self) -> str:
         from piecework_node.vllm.link import survey
 
-        return await survey(vllm_settings(self._need(self._config)), self._clock, logs.silent())
+        return await survey(vllm_settings(self._need(self._config)), self._time, logs.silent())
 
     async def _ports(self) -> str:
         if self._is_running:

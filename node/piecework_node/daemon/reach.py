@@ -40,7 +40,7 @@ RETRY_S: Final = 61.0
 _WORDS: Final = {outcome.value for outcome in Dialled}
 
 
-class IndexReader(Protocol):
+class IndexPort(Protocol):
     """What is asked of an index. `base.http.HttpReader` is one."""
 
     async def get_json(self, url: str, *, headers: Mapping[str, str] | None = None) -> Any:
@@ -85,7 +85,7 @@ class Onlooker:
     def __init__(
         self,
         indexes: Sequence[str],
-        http: IndexReader,
+        http: IndexPort,
         signer: Signer,
         market: Domain,
         clock: Clock,
