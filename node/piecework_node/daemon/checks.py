@@ -319,7 +319,7 @@ class Checker:
                 self._board,
                 operator=operator.address,
                 receiver=config.receiver,
-                address=config.first_address,
+                addresses=config.lasting_addresses,
             )
             known = await watch.look()
         self._hold(REGISTRATION, REGISTERED_ADDRESS)

@@ -158,7 +158,7 @@ class Daemon:
             faults,
             operator=base.operator.address,
             receiver=components.worker.terms.receiver,
-            address=config.first_address,
+            addresses=config.lasting_addresses,
         )
         peers = Peers(
             PeerLimits(

@@ -42,11 +42,13 @@ class StandingWatch:
         *,
         operator: Address,
         receiver: Address,
-        address: str,
+        addresses: tuple[str, ...],
     ) -> None:
-        """address: what should be registered, where clients look if no index answers."""
+        """addresses: where clients reach the worker. The registered one should be among them, for
+        clients that no index answers. Without any they change with each start.
+        """
         self._registry, self._board = registry, board
-        self._operator, self._receiver, self._address = operator, receiver, address
+        self._operator, self._receiver, self._addresses = operator, receiver, addresses
 
     async def run(self, poll_s: float) -> None:
         """Look again and again until cancelled. What is wrong is looked at after `poll_s`."""
@@ -71,11 +73,11 @@ class StandingWatch:
             self._board.passed(REGISTRATION)
         else:
             self._board.failed(REGISTRATION, *found)
-        if known is None or known.endpoint == self._address:
+        if known is None or not self._addresses or known.endpoint in self._addresses:
             self._board.passed(REGISTERED_ADDRESS)
         else:
             named = one_line(known.endpoint, MAX_SHOWN_CHARACTERS) or "nothing"
-            detail = f"{named} is registered, and the worker is at {self._address}"
+            detail = f"{named} is registered, and the worker is at {', '.join(self._addresses)}"
             self._board.failed(REGISTERED_ADDRESS, Code.ENDPOINT_DIFFERS, detail)
         return known
 

@@ -208,7 +208,11 @@ async def test_what_the_registry_says_of_a_worker_decides_whether_it_may_earn(
 ) -> None:
     chain, board = FakeChain(), new_board()
     standing = StandingWatch(
-        chain, board, operator=WORKER.address, receiver=PAYOUT, address="gpu1.example:1"
+        chain,
+        board,
+        operator=WORKER.address,
+        receiver=PAYOUT,
+        addresses=("gpu1.example:1", "relay.example:2"),
     )
     if registered is not None:
         values = {"payout": PAYOUT, "endpoint": "gpu1.example:1", **registered}
