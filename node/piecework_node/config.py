@@ -441,6 +441,14 @@ class WorkerConfig(Settings):
         """What is registered: the worker's own address, or its first relay."""
         return self.endpoint or self.bind or self.relays[0]
 
+    @property
+    def lasting_addresses(self) -> tuple[str, ...]:
+        """Where clients reach the worker after each start. Empty if it picks a free port."""
+        own = self.endpoint or self.bind
+        if own and split_endpoint(own)[1] == 0:
+            return ()
+        return ((own,) if own else ()) + self.relays
+
     def tokens(self, default: Address) -> tuple[Address, ...]:
         """The accepted tokens. `default` is the deployment's."""
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)

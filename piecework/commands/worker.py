@@ -12,7 +12,7 @@ from piecework.commands import _worker_changes, _worker_leave, _worker_update
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
-    from piecework_node.daemon.checks import CheckResult
+    from piecework_node.daemon.check_results import CheckResult
     from piecework_node.home import Home
 
 app = common.group()
@@ -187,7 +187,8 @@ def check_all(place: Home, password: str) -> None:
 
 def _print_findings(findings: list[CheckResult]) -> None:
     for finding in findings:
-        common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+        for line in finding.lines:
+            common.say(line)
 
 
 _SETTING_OF_OPTION = {
@@ -259,12 +260,12 @@ def _model_settings(model: str) -> dict[str, Any]:
 def check(
     *, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False
 ) -> None:
-    """Check everything that a start needs; name what fails.
+    """Check everything that it takes to earn, as a client and an index see it.
 
-    Exit code 1 if anything fails.
+    Each line that is not ok has a code and what to do. Exit code 1 if anything fails. `--json` has
+    the shape of `linkerd check -o json`.
     """
-    from dataclasses import asdict
-
+    from piecework_node.daemon.check_results import as_linkerd
     from piecework_node.daemon.checks import Checker
     from piecework_node.home import Home
 
@@ -272,7 +273,7 @@ def check(
     findings = common.run(Checker(place, common.password(password_file)).run())
     good = all(finding.good for finding in findings)
     if json:
-        common.print_json({"good": good, "findings": [asdict(f) for f in findings]})
+        common.print_json(as_linkerd(findings))
     else:
         _print_findings(findings)
     raise typer.Exit(0 if good else 1)
@@ -326,6 +327,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
     seen: dict[str, bool] = body["seen_by"]
     rows = (
         ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
+        ("can earn", "yes" if body["can_earn"] else "; ".join(body["obstacles"]) or "not yet"),
         ("paused", _why_paused(body["pause"])),
         ("operator", body["operator"]),
         ("earnings to", body["receiver"]),
@@ -338,6 +340,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
         ("relays", ", ".join(f"{name} {state}" for name, state in body["relays"].items()) or "-"),
         ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
+        ("reached", ", ".join(f"{a} {word}" for a, word in body["reached"].items()) or "-"),
         ("price", _rate(offer, token)),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),

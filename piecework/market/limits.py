@@ -32,3 +32,5 @@ HISTORY_DAYS: Final = 90
 SETTLEMENTS_KEPT: Final = 50
 # The chain's final blocks are read this often.
 SETTLEMENTS_INTERVAL_S: Final = 30.0
+# Addresses dialled for workers at once. Each takes two seconds at most.
+MAX_DIALS: Final = 32

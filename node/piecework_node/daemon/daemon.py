@@ -35,8 +35,16 @@ from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.reconfiguring import Reconfigurer
+from piecework_node.daemon.reach import (
+    REACH_LIMITS,
+    Onlooker,
+    ReachWatch,
+    keep_looking,
+    look_at,
+)
 from piecework_node.daemon.relays import RelayCredentials, Relays
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
+from piecework_node.daemon.standing import StandingWatch
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
@@ -73,6 +81,8 @@ FIRST_PUBLISH_S: Final = 5.0
 worker once the line is printed."""
 FIRST_JOIN_S: Final = 5.0
 """Wait at most this long for the relays before the first offer names them."""
+FIRST_LOOK_S: Final = 5.0
+"""Wait at most this long for the indexes to say how they see the worker."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
 HANDSHAKES_PER_S: Final = 20.0
@@ -148,6 +158,14 @@ class Daemon:
         base, config = components.base, components.base.config
         faults, least_mib = components.channels.faults, config.min_free_disk_mib
         self._disk = DiskWatch(faults, base.home.root, least_mib)
+        self._reach = ReachWatch(faults)
+        self._standing = StandingWatch(
+            base.reader,
+            faults,
+            operator=base.operator.address,
+            receiver=components.worker.terms.receiver,
+            addresses=config.lasting_addresses,
+        )
         peers = Peers(
             PeerLimits(
                 config.max_streams,
@@ -216,7 +234,19 @@ class Daemon:
 
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
-        return {**shown, "seen_by": self._indexes.seen_by, "relays": self._relays.states}
+        return {**shown, **self._seen()}
+
+    def _seen(self) -> dict[str, Any]:
+        """How others see the worker, and what keeps it from earning."""
+        obstacles = self._reach.obstacles
+        return {
+            "can_earn": self.ready and not obstacles,
+            "obstacles": list(obstacles),
+            "seen_by": self._indexes.seen_by,
+            "shown_by": self._reach.shown_by,
+            "reached": self._reach.reached,
+            "relays": self._relays.states,
+        }
 
     async def console(self) -> Snapshot:
         return await self._feed.snapshot()
@@ -277,6 +307,7 @@ class Daemon:
         if fault is not None:
             raise ConfigError(fault)
         await p.settler.check()
+        await self._standing.look_if_told()
         loops: dict[str, Loop] = {
             "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
@@ -284,6 +315,7 @@ class Daemon:
             "heartbeats": self._heartbeats,
             "pruning": self._prune,
             "console": self._feed.run,
+            "standing": lambda: self._standing.run(base.config.chain_poll_s),
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         await self._relays.settled(FIRST_JOIN_S)
@@ -294,7 +326,21 @@ class Daemon:
         self._grpc.serving(self.ready)
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
+        looked = asyncio.Event()
+        tasks.append(group.create_task(self._kept(lambda: self._look(looked)), name="reach"))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(looked.wait(), FIRST_LOOK_S)
         self._announce(admin_port)
+
+    async def _look(self, looked: asyncio.Event) -> None:
+        """See the worker as the indexes do. looked: set once they were asked."""
+        base = self._base
+        async with HttpReader(REACH_LIMITS) as http:
+            market = base.deployment.domain
+            onlooker = Onlooker(base.config.indexes, http, base.operator, market, base.clock)
+            await look_at(onlooker, self._reach, self._p.board.current)
+            looked.set()
+            await keep_looking(onlooker, self._reach, lambda: self._p.board.current)
 
     async def _compare_with_indexes(self) -> None:
         """Take no job if the journal is older than what this worker has signed."""
@@ -337,12 +383,11 @@ class Daemon:
         line = {
             "ready": self.ready,
             "fault": stopping.line if stopping else None,
-            "seen_by": self._indexes.seen_by,
+            **self._seen(),
             "role": "worker",
             "operator": address_hex(base.operator.address),
             "receiver": address_hex(self._p.worker.terms.receiver),
             "endpoint": self._endpoints()[0].address,
-            "relays": self._relays.states,
             "grpc_port": self._grpc_port,
             "admin_port": admin_port,
             "admin_url": f"http://{host}:{admin_port}",

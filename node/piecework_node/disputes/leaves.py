@@ -9,7 +9,8 @@ sent. An answer that does not fit would be refused by the contract, and cost gas
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from piecework.chain.disputes import Challenge
@@ -70,26 +71,10 @@ class JournalLeaves:
             known, at, found = self._looked
             if known == facts and time < at + LOOK_AGAIN_S:
                 return found
-        found = await self._jobs_of_others(facts, time)
+        runs = partial(_runs, facts)
+        found = await jobs_of_others(self._journal, time, runs, facts.profile)
         self._looked = facts, time, found
         return found
-
-    async def _jobs_of_others(self, facts: EngineFacts, time: Timestamp) -> str | None:
-        jobs, until, profiles = 0, 0, set[str]()
-        for kept in await self._journal.replayable(Timestamp(max(0, time - CHALLENGE_SECONDS))):
-            signed = await self._journal.offer(kept.offer)
-            models = () if signed is None else signed.offer.models
-            if any(_runs(facts, model) for model in models):
-                continue
-            jobs, until = jobs + kept.jobs, max(until, kept.deadline)
-            profiles |= {model.profile for model in models}
-        if not jobs:
-            return None
-        return (
-            f"{jobs} jobs that may be challenged until {until + CHALLENGE_SECONDS} ran on "
-            f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
-            f"{facts.profile} now"
-        )
 
     async def _fields(
         self, stored: StoredJob, canvas: int, leaves: Sequence[bytes], leaf: int
@@ -154,6 +139,31 @@ class JournalLeaves:
     def _committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._domain, stored.id, canvas)
         return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
+
+
+async def jobs_of_others(
+    journal: Journal, time: Timestamp, runs: Callable[[ModelOffer], bool], profile: str
+) -> str | None:
+    """Say which jobs may be challenged and ran on another engine. None: there are none.
+
+    runs: whether the engine of now has an offered model with its last bits. profile: what it calls
+    itself.
+    """
+    jobs, until, profiles = 0, 0, set[str]()
+    for kept in await journal.replayable(Timestamp(max(0, time - CHALLENGE_SECONDS))):
+        signed = await journal.offer(kept.offer)
+        models = () if signed is None else signed.offer.models
+        if any(map(runs, models)):
+            continue
+        jobs, until = jobs + kept.jobs, max(until, kept.deadline)
+        profiles |= {model.profile for model in models}
+    if not jobs:
+        return None
+    return (
+        f"{jobs} jobs that may be challenged until {until + CHALLENGE_SECONDS} ran on "
+        f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
+        f"{profile} now"
+    )
 
 
 def _runs(facts: EngineFacts, model: ModelOffer) -> bool:

@@ -335,7 +335,7 @@ class _Publisher:
         try:
             await self.poster.post(url, body, headers={"Content-Type": OFFER_CONTENT_TYPE})
         except HttpStatus as error:
-            reason, declined = _reason_of(error), True
+            reason, declined = reason_of(error), True
             self.log.warning("index declines the offer", index_host=host, reason=reason)
         except HttpError as error:
             reason = str(error)
@@ -344,8 +344,8 @@ class _Publisher:
         return IndexAnswer(host, not reason, reason, declined, ahead)
 
 
-def _reason_of(answer: HttpStatus) -> str:
-    """The status, and what the index says in the body."""
+def reason_of(answer: HttpStatus) -> str:
+    """Give the status, and what an index says in the body."""
     status = f"HTTP {answer.status}"
     try:
         error = loads(answer.body)["error"]
