@@ -34,7 +34,6 @@ from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
-from piecework_node.daemon.reconfiguring import Reconfigurer
 from piecework_node.daemon.reach import (
     REACH_LIMITS,
     Onlooker,
@@ -42,6 +41,7 @@ from piecework_node.daemon.reach import (
     keep_looking,
     look_at,
 )
+from piecework_node.daemon.reconfiguring import Reconfigurer
 from piecework_node.daemon.relays import RelayCredentials, Relays
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.standing import StandingWatch
