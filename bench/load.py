@@ -96,7 +96,7 @@ class Stage:
         worker, client = (
             (b.cpu_s - a.cpu_s) * 1000 / count for a, b in zip(before, after, strict=True)
         )
-        rate, memory = count / done["span_s"], [footprint.rss_mib for footprint in after]
+        rate, memory = count / done["span_s"], (after[0].rss_mib, after[1].rss_mib)
         engine = (after[0].children_s - before[0].children_s) * 1000 / count
         return Sample(rate, done["times_ms"], worker, client, *memory, engine)
 

@@ -95,8 +95,8 @@ def audited_job(
     canvases = tuple(run([request]))[:most_canvases]
     if cancelled:
         last = canvases[-1]
-        kept = {"records": last.records[:cancelled], "softs": last.softs[:cancelled]}
-        canvases = (*canvases[:-1], replace(last, **kept))
+        records, softs = last.records[:cancelled], last.softs[:cancelled]
+        canvases = (*canvases[:-1], replace(last, records=records, softs=softs))
     count = len(encoded.prompt_ids)
     accepted = Acceptance(job.id(DOMAIN), Uint32(count), Timestamp(NOW + 5))
     evidence = EvidenceFile(
