@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from piecework_protocol.kinds.text import OutputSegment, final_text
+from piecework_protocol.trace import StepRecord
 
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
@@ -93,6 +94,7 @@ class GenerationRequest:
         is `k // draws` of the template, where draws is the number of the request's canvases over
         that of the template's. Each takes one step. None becomes part of the next one's context.
     images: in the order of the prompt. Where one stands, the prompt has the model's image token.
+    keep_records: whether the event of a canvas has what its steps commit to.
     """
 
     request_id: str
@@ -112,6 +114,7 @@ class GenerationRequest:
     template: tuple[int, ...] = ()
     reads: tuple[tuple[ReadSlot, ...], ...] = ()
     images: tuple[PromptImage, ...] = ()
+    keep_records: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +147,7 @@ class CanvasEvent:
     segments: what this canvas adds to the answer (text/segments.py).
     step_leaves: one 32-byte trace leaf a step, `steps` of them.
     answers: of a read, a question's probabilities in 1/65536, in the order of its labels.
+    records: what the step leaves commit to, if the request keeps records.
     """
 
     request_id: str
@@ -155,6 +159,7 @@ class CanvasEvent:
     step_leaves: tuple[bytes, ...]
     finish: CanvasFinish
     answers: tuple[tuple[int, ...], ...] = ()
+    records: tuple[StepRecord, ...] = field(default=(), repr=False)
 
     @property
     def text(self) -> str:
@@ -190,7 +195,7 @@ class StoppedEvent:
     """The request was stopped, and this is its last event.
 
     canvas: the one in progress. steps: taken of it, with one 32-byte trace leaf a step.
-    prompt_tokens: prefilled, 0 if the request never began.
+    prompt_tokens: prefilled, 0 if the request never began. records: as in `CanvasEvent`.
     """
 
     request_id: str
@@ -198,6 +203,7 @@ class StoppedEvent:
     steps: int
     prompt_tokens: int
     step_leaves: tuple[bytes, ...]
+    records: tuple[StepRecord, ...] = field(default=(), repr=False)
 
 
 PROGRESS_STEPS: Final = 4

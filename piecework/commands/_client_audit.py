@@ -20,7 +20,6 @@ T = TypeVar("T")
 LEVELS: Final = ("rules", "replay", "forced")
 NO_VERDICT: Final = 3
 """The exit code. 2 says that the command was wrong."""
-MAX_OPENINGS_BYTES: Final = 512 * 2**20
 
 
 def register(app: typer.Typer) -> None:
@@ -112,6 +111,7 @@ def _audit(
     from piecework.client.auditing import EngineAuditor, audit_rules, choose_canvas
     from piecework_protocol.evidence.file import write_evidence
     from piecework_protocol.objects import AuditLevel
+    from piecework_protocol.openings import MAX_OPENINGS_BYTES
 
     opened = b"" if openings is None else _or_no_verdict(lambda: read(openings, MAX_OPENINGS_BYTES))
     drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas

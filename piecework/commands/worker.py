@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
+from piecework.commands import _worker_evidence
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -522,6 +523,9 @@ def recover(*, home: HomeOption = None, json: Json = False) -> None:
         return
     for item, detail in steps:
         common.say(f"{item:10} {detail}")
+
+
+_worker_evidence.register(app)
 
 
 def _print_table(root: Path, first: str, last: str, *, jobs: bool) -> None:

@@ -26,6 +26,7 @@ from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
 from piecework_node.errors import ConfigError
+from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.terms import OperatorTerms, Patience
@@ -91,6 +92,7 @@ class Components:
 
     base: Foundations
     keyring: SealingKeyring
+    steps: StepStore
     runtime: JobRuntime
     channels: Channels
     settler: Settler
@@ -210,8 +212,16 @@ async def _assemble(base: Foundations) -> Components:
         rotation_s=config.sealing_key_rotation_s,
         evidence_s=config.evidence_s,
     )
+    steps = await _kept_steps(base, keyring)
     runtime = JobRuntime(
-        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
+        journal,
+        base.engine,
+        domain=domain,
+        signer=operator,
+        clock=clock,
+        metrics=metrics,
+        log=log,
+        steps=steps if config.evidence_bytes else None,
     )
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(
@@ -223,8 +233,9 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
+    leaves = JournalLeaves(journal, base.engine, keyring, domain, steps)
     settler, desk, check = await _settlement(
-        base, port, channels, faults, write_offs=write_offs, keyring=keyring
+        base, port, channels, faults, write_offs=write_offs, leaves=leaves
     )
     terms = operator_terms(config, base.amounts, base.deployment.token)
     patience = Patience(config.payment_timeout_s, config.pause_max_s, config.pause_frees_memory)
@@ -255,13 +266,29 @@ async def _assemble(base: Foundations) -> Components:
         clock=clock,
         log=log,
     )
-    return Components(base, keyring, runtime, channels, settler, worker, board, owner)
+    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owner)
+
+
+async def _kept_steps(base: Foundations, keyring: SealingKeyring) -> StepStore:
+    """Find the steps of canvases that are kept. A budget of 0 removes them."""
+    config = base.config
+    steps = StepStore(
+        base.home.steps,
+        keyring,
+        base.deployment.domain,
+        budget_bytes=config.evidence_bytes,
+        window_s=config.evidence_s,
+        clock=base.clock,
+        log=base.log,
+    )
+    await steps.load()
+    return steps
 
 
 def _defence(
     base: Foundations,
     port: ChainLink,
-    keyring: SealingKeyring,
+    leaves: JournalLeaves,
     transactions: TransactionTracker,
     faults: FaultBoard,
 ) -> Defence | None:
@@ -271,7 +298,7 @@ def _defence(
         return None
     return Defence(
         DisputeLink(port, base.operator.address),
-        JournalLeaves(base.journal, base.engine, keyring, deployment.domain),
+        leaves,
         transactions,
         base.journal,
         faults,
@@ -287,7 +314,7 @@ async def _settlement(
     faults: FaultBoard,
     *,
     write_offs: WriteOffs,
-    keyring: SealingKeyring,
+    leaves: JournalLeaves,
 ) -> tuple[Settler, FeeDesk, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
@@ -323,7 +350,7 @@ async def _settlement(
         poll_s=config.chain_poll_s,
         metrics=metrics,
         log=log,
-        defence=_defence(base, port, keyring, transactions, faults),
+        defence=_defence(base, port, leaves, transactions, faults),
     )
     return settler, desk, openings.check
 

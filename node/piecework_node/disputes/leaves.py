@@ -1,8 +1,8 @@
 """The fields of the worker's leaves: from the journal, and computed again by the engine.
 
 The journal keeps a job's sealed content and the leaves of its canvases until the audit window is
-over. The fields of a step are not kept: one canvas of a large model has megabytes of them. So the
-engine replays the canvas. Its leaves are compared with those of the journal before anything is
+over. The fields of a step are kept as long as there is room for them. Without them the engine
+replays the canvas. What comes out is compared with the leaves of the journal before anything is
 sent. An answer that does not fit would be refused by the contract, and cost gas.
 """
 
@@ -18,6 +18,7 @@ from piecework_model.requests import GenerationRequest
 from piecework_node.disputes.defence import CannotOpen
 from piecework_node.engine.link import EngineFacts, EngineLink
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
+from piecework_node.evidence.steps import StepSource
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import StoredJob
 from piecework_node.keys.sealing import SealingKeyring
@@ -29,8 +30,8 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS
 from piecework_protocol.objects import ModelOffer
 from piecework_protocol.sealing import content_context, resume_context
-from piecework_protocol.trace import trace_root
-from piecework_protocol.types import Timestamp
+from piecework_protocol.trace import leaf_of, trace_root
+from piecework_protocol.types import Digest, JobId, Timestamp
 from piecework_protocol.worker_session import AcceptedJob
 
 LOOK_AGAIN_S: Final = 3600
@@ -41,10 +42,16 @@ class JournalLeaves:
     """Implements `disputes.defence.LeafSource`."""
 
     def __init__(
-        self, journal: Journal, engine: EngineLink, keyring: SealingKeyring, domain: Domain
+        self,
+        journal: Journal,
+        engine: EngineLink,
+        keyring: SealingKeyring,
+        domain: Domain,
+        steps: StepSource | None = None,
     ) -> None:
+        """`steps` has what is kept of canvases."""
         self._journal, self._engine = journal, engine
-        self._keyring, self._domain = keyring, domain
+        self._keyring, self._domain, self._steps = keyring, domain, steps
         self._looked: tuple[EngineFacts, Timestamp, str | None] | None = None
 
     async def open(self, asked: Challenge) -> OpenedLeaf:
@@ -56,7 +63,9 @@ class JournalLeaves:
         leaves = stored.canvases[canvas].leaves
         if trace_root(leaves) != asked.trace_root or not 0 <= asked.leaf < len(leaves):
             raise CannotOpen("the journal does not have the leaves of this canvas")
-        fields = await self._fields(stored, canvas, leaves, asked.leaf)
+        fields = await self._kept_fields(stored.id, canvas, leaves, asked.leaf)
+        if fields is None:
+            fields = await self._fields(stored, canvas, leaves, asked.leaf)
         try:
             return open_leaf(leaves, asked.leaf, fields, asked.fields)
         except MalformedInput:
@@ -76,12 +85,16 @@ class JournalLeaves:
 
     async def _jobs_of_others(self, facts: EngineFacts, time: Timestamp) -> str | None:
         jobs, until, profiles = 0, 0, set[str]()
-        for kept in await self._journal.replayable(Timestamp(max(0, time - CHALLENGE_SECONDS))):
+        since = Timestamp(max(0, time - CHALLENGE_SECONDS))
+        for kept in await self._journal.replayable(since):
             signed = await self._journal.offer(kept.offer)
             models = () if signed is None else signed.offer.models
             if any(_runs(facts, model) for model in models):
                 continue
-            jobs, until = jobs + kept.jobs, max(until, kept.deadline)
+            lacking = await self._lacking(kept.offer, since)
+            if not lacking:
+                continue
+            jobs, until = jobs + lacking, max(until, kept.deadline)
             profiles |= {model.profile for model in models}
         if not jobs:
             return None
@@ -90,6 +103,22 @@ class JournalLeaves:
             f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
             f"{facts.profile} now"
         )
+
+    async def _lacking(self, offer: Digest, since: Timestamp) -> int:
+        """Count an offer's jobs with a canvas that only its own engine can open."""
+        canvases = await self._journal.traced(offer, since)
+        kept = self._steps
+        return len({job for job, canvas in canvases if kept is None or not kept.has(job, canvas)})
+
+    async def _kept_fields(
+        self, job: JobId, canvas: int, leaves: Sequence[bytes], leaf: int
+    ) -> tuple[bytes, ...] | None:
+        """Return the fields of a leaf from what is kept. None: the engine has to make them."""
+        kept = await self._steps.find(job, canvas) if self._steps is not None else None
+        if kept is None or len(kept.steps) < leaf:
+            return None
+        fields = kept.steps[leaf - 1].fields() if leaf else kept.canvas.fields()
+        return fields if leaf_of(fields) == leaves[leaf] else None
 
     async def _fields(
         self, stored: StoredJob, canvas: int, leaves: Sequence[bytes], leaf: int

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
@@ -32,6 +32,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS, Content
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Kind, Service
+from piecework_protocol.openings import pack_records, unpack_records
 from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 
@@ -274,7 +275,9 @@ def encode_report(report: Report) -> bytes:
     elif isinstance(report, CanvasEvent | StoppedEvent):
         leaves = [leaf.hex() for leaf in report.step_leaves]
         op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
-        body = {"op": op, **asdict(report), "step_leaves": leaves}
+        kept = b64encode(pack_records(report.records)).decode()
+        shown = asdict(replace(report, records=()))
+        body = {"op": op, **shown, "step_leaves": leaves, "records": kept}
     else:
         body = {"op": "failed", **asdict(report)}
     return _line(body)
@@ -305,6 +308,7 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             "segments": _segments(body),
             "answers": tuple(tuple(answer) for answer in body["answers"]),
             "step_leaves": _leaves(body),
+            "records": _records(body),
             "finish": CanvasFinish(body["finish"]),
         }
     )
@@ -321,6 +325,10 @@ def _segments(body: dict[str, Any]) -> tuple[OutputSegment, ...]:
 
 def _leaves(body: dict[str, Any]) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"])
+
+
+def _records(body: dict[str, Any]) -> tuple[StepRecord, ...]:
+    return unpack_records(b64decode(body["records"], validate=True))
 
 
 def _record_members(record: StepRecord) -> list[str]:
@@ -350,7 +358,7 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "resumed": lambda _: EngineResumed(),
     "draft": _draft,
     "progress": lambda b: ProgressEvent(**b),
-    "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b)}),
+    "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b), "records": _records(b)}),
     "canvas": _canvas,
     "failed": lambda b: FailedEvent(**b),
 }

@@ -26,6 +26,7 @@ from piecework_protocol.kinds import KINDS, Output
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, Kind, Service
+from piecework_protocol.openings import KeptCanvas
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
 from piecework_protocol.types import Digest
 from piecework_protocol.worker_session import CanvasResult, StoppedEngine, StoredCanvas
@@ -105,12 +106,14 @@ class EngineEventHandler:
         except MalformedInput as error:
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
+        kept = _kept(job, event)
         outcome, ledger = job.session.canvas_finished(result, job.channel.ledger)
         job.committed.append(event.token_ids)
         job.shown = None
         if result.finish is not Finish.MORE:
             self._runtime.sequence_ended(job)
         await self._runtime.perform(job, outcome, ledger=ledger)
+        self._keep(job, kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
@@ -124,12 +127,18 @@ class EngineEventHandler:
             self._runtime.sequence_ended(job)
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
+        kept = _kept(job, event)
         self._runtime.sequence_ended(job)
         outcome, ledger = job.session.stopped(report, job.channel.ledger)
         await self._runtime.perform(job, outcome, ledger=ledger)
+        self._keep(job, kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
+
+    def _keep(self, job: LiveJob, kept: KeptCanvas | None) -> None:
+        if kept is not None and self._runtime.steps is not None:
+            self._runtime.steps.keep(job.id, job.session.accepted.job.deadline, kept)
 
     def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
         if len(event.step_leaves) != event.steps:
@@ -217,3 +226,11 @@ def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ..
     if job.running is None:
         raise MalformedInput("the canvas is of a sequence that is not running")
     return job.running.leaves(job.session.accepted, event.canvas, event.step_leaves)
+
+
+def _kept(job: LiveJob, event: CanvasEvent | StoppedEvent) -> KeptCanvas | None:
+    """Return what is kept of a canvas, while its sequence is still known."""
+    if job.running is None or not event.records:
+        return None
+    record = job.running.canvas_record(job.session.accepted, event.canvas)
+    return KeptCanvas(record, event.records)

@@ -19,6 +19,7 @@ from piecework.base.clock import Clock
 from piecework_model.jobs import generation_request
 from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
+from piecework_node.evidence.steps import StepKeeper
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
@@ -54,7 +55,10 @@ class JobRuntime:
         clock: Clock,
         metrics: Metrics,
         log: Any,
+        steps: StepKeeper | None = None,
     ) -> None:
+        """`steps` keeps what the leaves of finished canvases commit to."""
+        self.steps = steps
         self.journal, self.engine = journal, engine
         self._log = log
         self.domain, self.signer = domain, signer
@@ -161,6 +165,7 @@ class JobRuntime:
             committed=tuple(job.committed[: command.committed]),
             drafts=job.drafts,
             tenant=job.channel.id.hex(),
+            keep_records=self.steps is not None,
         )
         facts = self.engine.facts
         job.running = RunningRequest(request, facts.vocab_size if facts else 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from hashlib import sha256
 
 from piecework_model.requests import (
@@ -173,6 +174,8 @@ class FakeEngine:
             left = request.max_tokens - canvas * CANVAS
             return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], final_segments("draft"))
         event = canvas_event(request, canvas)
+        if request.keep_records:
+            event = replace(event, records=step_records(request, canvas))
         self.done[row] += 1
         if event.finish is not CanvasFinish.MORE:
             del self.rows[row]
@@ -182,9 +185,11 @@ class FakeEngine:
     def _stopped(self, row: str, request: GenerationRequest, canvas: int, steps: int) -> Event:
         del self.rows[row], self.stops[row]
         worked = steps or canvas > len(request.committed)
-        leaves = tuple(r.leaf() for r in step_records(request, canvas)[:steps])
+        records = step_records(request, canvas)[:steps]
+        leaves = tuple(record.leaf() for record in records)
         prompt_tokens = len(request.prompt_ids) if worked else 0
-        return StoppedEvent(row, canvas, steps, prompt_tokens, leaves)
+        kept = records if request.keep_records else ()
+        return StoppedEvent(row, canvas, steps, prompt_tokens, leaves, kept)
 
     def fail(self, row: str, kind: str = "non_finite") -> FailedEvent:
         """Let a row fail."""

@@ -11,11 +11,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from piecework.chain.authorizations import sign_opening
 from piecework_node import logs
 from piecework_node.engine.link import EngineEvent
+from piecework_node.evidence.steps import StepStore
 from piecework_node.jobs.offers import OfferAddress, build_offer
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
@@ -88,6 +90,7 @@ PATIENCE = Patience(payment_s=30.0)
 OUTAGE_S = 60.0
 REFRESH_S = 10.0
 ROTATION_S = 3600
+EVIDENCE_S = 5 * 24 * 3600
 
 
 def address_with(sealing_key: PublicKey) -> OfferAddress:
@@ -126,7 +129,12 @@ class WorkerHarness:
         terms: OperatorTerms = TERMS,
         patience: Patience = PATIENCE,
         make_engine: Callable[[KillSwitch], FakeEngine] = FakeEngine,
+        steps_folder: Path | None = None,
+        evidence_bytes: int = 2**20,
     ) -> None:
+        """`steps_folder` is where steps are kept. None: they are not."""
+        self.steps_folder, self.evidence_bytes = steps_folder, evidence_bytes
+        self.steps: StepStore | None = None
         self.terms, self.patience, self.make_engine = terms, patience, make_engine
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
@@ -151,6 +159,17 @@ class WorkerHarness:
             rotation_s=ROTATION_S,
         )
         log = logs.silent()
+        if self.steps_folder is not None:
+            self.steps = StepStore(
+                self.steps_folder,
+                self.keyring,
+                DOMAIN,
+                budget_bytes=self.evidence_bytes,
+                window_s=EVIDENCE_S,
+                clock=self.clock,
+                log=log,
+            )
+            await self.steps.load()
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
@@ -159,6 +178,7 @@ class WorkerHarness:
             clock=self.clock,
             metrics=self.metrics,
             log=log,
+            steps=self.steps,
         )
         self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
         self.channels = Channels(
