@@ -45,4 +45,5 @@ def generation_request(
         reads=content.reads,
         images=content.images,
         keep_records=keep_records,
+        opening=content.opening,
     )

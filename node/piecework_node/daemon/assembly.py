@@ -29,6 +29,7 @@ from piecework_node.errors import ConfigError
 from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
+from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
@@ -43,6 +44,7 @@ from piecework_node.owner.watch import OwnerWatch
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.schedule import Window
@@ -222,6 +224,9 @@ async def _assemble(base: Foundations) -> Components:
         metrics=metrics,
         log=log,
         steps=steps if config.evidence_bytes else None,
+        openings=OpeningDesk(
+            base.engine, CanvasOpener(journal, base.engine, keyring, domain, steps), journal
+        ),
     )
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(

@@ -32,7 +32,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS, Content
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Kind, Service
-from piecework_protocol.openings import pack_records, unpack_records
+from piecework_protocol.openings import StepOpening, pack_records, unpack_records
 from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 
@@ -85,12 +85,13 @@ class ResumeEngine:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Compute a canvas again, for so many steps. The record of `step` is wanted."""
+    """Compute a canvas again, for so many steps. Those that are wanted come back one by one."""
 
     number: int
     request: GenerationRequest
     steps: int
-    step: int
+    wanted: tuple[int, ...]
+    soft: bool = False
 
 
 Command = Start | Allow | Stop | Encode | Replay | PauseEngine | ResumeEngine
@@ -120,12 +121,19 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplayedStep:
+    """A part of the answer to `Replay`: a step that was wanted."""
+
+    number: int
+    opening: StepOpening
+
+
+@dataclass(frozen=True, slots=True)
 class Replayed:
-    """The answer to `Replay`: the step leaves and the record, or why there are none."""
+    """The end of the answer to `Replay`: the step leaves, or why there are none."""
 
     number: int
     step_leaves: tuple[bytes, ...]
-    record: StepRecord | None
     refused: str = ""
 
 
@@ -134,7 +142,17 @@ class Beat:
     """The process is alive."""
 
 
-Report = Ready | CannotStart | Encoded | Replayed | Beat | EnginePaused | EngineResumed | Event
+Report = (
+    Ready
+    | CannotStart
+    | Encoded
+    | ReplayedStep
+    | Replayed
+    | Beat
+    | EnginePaused
+    | EngineResumed
+    | Event
+)
 
 
 def encode_command(command: Command) -> bytes:
@@ -146,7 +164,7 @@ def encode_command(command: Command) -> bytes:
     elif isinstance(command, Stop):
         body = {"op": "stop", **asdict(command)}
     elif isinstance(command, Replay):
-        asked = {"number": command.number, "steps": command.steps, "step": command.step}
+        asked = {name: getattr(command, name) for name in ("number", "steps", "wanted", "soft")}
         body = {"op": "replay", "request": _written(command.request), **asked}
     elif isinstance(command, PauseEngine):
         body = {"op": "pause", **asdict(command)}
@@ -188,7 +206,8 @@ def decode_command(line: bytes) -> Command:
 def _question(body: dict[str, Any]) -> Encode | Replay:
     if body["op"] == "replay":
         request = _request(body["request"])
-        return Replay(body["number"], request, body["steps"], body["step"])
+        wanted = tuple(body["wanted"])
+        return Replay(body["number"], request, body["steps"], wanted, body["soft"])
     rules = KINDS[Kind(body["kind"])]
     content = rules.decode_content(b64decode(body["content"], validate=True))
     return Encode(body["number"], content)
@@ -259,9 +278,13 @@ def encode_report(report: Report) -> bytes:
             "op": "replayed",
             "number": report.number,
             "step_leaves": [leaf.hex() for leaf in report.step_leaves],
-            "record": None if report.record is None else _record_members(report.record),
             "refused": report.refused,
         }
+    elif isinstance(report, ReplayedStep):
+        shown = report.opening
+        soft = None if shown.soft is None else b64encode(shown.soft).decode()
+        fields = [b64encode(field).decode() for field in shown.fields]
+        body = {"op": "step", "number": report.number, "fields": fields, "soft": soft}
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, EnginePaused):
@@ -278,6 +301,7 @@ def encode_report(report: Report) -> bytes:
         kept = b64encode(pack_records(report.records)).decode()
         shown = asdict(replace(report, records=()))
         body = {"op": op, **shown, "step_leaves": leaves, "records": kept}
+        body.pop("opened", None)  # no engine opens anything by itself
     else:
         body = {"op": "failed", **asdict(report)}
     return _line(body)
@@ -331,16 +355,11 @@ def _records(body: dict[str, Any]) -> tuple[StepRecord, ...]:
     return unpack_records(b64decode(body["records"], validate=True))
 
 
-def _record_members(record: StepRecord) -> list[str]:
-    return [b64encode(field).decode() for field in record.fields()]
-
-
-def _replayed(body: dict[str, Any]) -> Replayed:
-    members = body["record"]
-    record = None
-    if members is not None:
-        record = StepRecord.parse([b64decode(member, validate=True) for member in members])
-    return Replayed(body["number"], _leaves(body), record, body["refused"])
+def _replayed_step(body: dict[str, Any]) -> ReplayedStep:
+    fields = tuple(b64decode(member, validate=True) for member in body["fields"])
+    StepRecord.parse(fields)
+    soft = None if body["soft"] is None else b64decode(body["soft"], validate=True)
+    return ReplayedStep(body["number"], StepOpening(fields, soft))
 
 
 _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
@@ -352,7 +371,8 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": _encoded,
-    "replayed": _replayed,
+    "step": _replayed_step,
+    "replayed": lambda b: Replayed(b["number"], _leaves(b), b["refused"]),
     "beat": lambda _: Beat(),
     "paused": lambda b: EnginePaused(**b),
     "resumed": lambda _: EngineResumed(),

@@ -185,7 +185,9 @@ class VllmLink:
             raise PromptRejected(f"a question has at most {MAX_LABEL_IDS} labels here")
         return encoded
 
-    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+    async def replay(
+        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+    ) -> ReplayedTrace:
         raise ReplayDeclined("vLLM makes no trace, so no step can be computed again")
 
     def start(self, request: GenerationRequest) -> None:

@@ -19,6 +19,7 @@ from piecework_node import logs
 from piecework_node.engine.link import EngineEvent
 from piecework_node.evidence.steps import StepStore
 from piecework_node.jobs.offers import OfferAddress, build_offer
+from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import OfferIssued
@@ -28,6 +29,7 @@ from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
@@ -179,6 +181,11 @@ class WorkerHarness:
             metrics=self.metrics,
             log=log,
             steps=self.steps,
+            openings=OpeningDesk(
+                self.engine,
+                CanvasOpener(self.journal, self.engine, self.keyring, DOMAIN, self.steps),
+                self.journal,
+            ),
         )
         self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
         self.channels = Channels(
