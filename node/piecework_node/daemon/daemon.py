@@ -521,6 +521,8 @@ class Daemon:
         await self._admin.stop()
         await self._grpc.stop(0)
         self._p.channels.stop()
+        if self._p.runtime.openings is not None:
+            await self._p.runtime.openings.close()
         await self._p.runtime.wait_idle()
         await self._p.steps.close()
         await base.close()

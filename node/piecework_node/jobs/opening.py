@@ -125,6 +125,13 @@ class OpeningDesk:
     def events(self) -> AsyncIterator[EngineEvent]:
         return self._engine.events()
 
+    async def close(self) -> None:
+        """End what is served. The journal has what was reported."""
+        running = [opening.task for opening in self._openings.values() if opening.task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, *self._telling, return_exceptions=True)
+
     # --- openings
 
     async def check(self, content: OpenContent, payer: Address) -> None:

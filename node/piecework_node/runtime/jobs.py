@@ -53,6 +53,10 @@ class OpeningService(EngineLink, Protocol):
     async def check(self, content: OpenContent, payer: Address) -> None:
         """Raise `Refusal` if the steps cannot be asked for by this payer."""
 
+    async def close(self) -> None:
+        """End what is served."""
+        ...
+
 
 class JobRuntime:
     """The one way to make something happen to a job. It owns the engine's sequences."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from piecework.base.errors import PieceworkError
 from piecework_model.jobs import generation_request
+from piecework_model.kinds.open import encode
 from piecework_model.requests import GenerationRequest
 from piecework_node.engine.link import EngineFacts, EngineLink
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
@@ -22,6 +23,7 @@ from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.objects import Kind, ModelOffer
 from piecework_protocol.openings import KeptCanvas, StepOpening, unpack_records
 from piecework_protocol.sealing import content_context, resume_context
@@ -167,7 +169,10 @@ class CanvasOpener:
             raise CannotOpen("the content of this job is not kept any more")
         data = self._keyring.open(sealed, content_context(self._domain, stored.id))
         content = await asyncio.to_thread(KINDS[job.kind].decode_content, data)
-        encoded = await self._engine.encode(content)
+        if isinstance(content, OpenContent):
+            encoded = encode(content)
+        else:
+            encoded = await self._engine.encode(content)
         return generation_request(
             "replay",
             encoded,

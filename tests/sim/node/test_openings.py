@@ -256,4 +256,6 @@ async def test_a_worker_that_opens_something_else_is_not_paid() -> None:
                 if not client.read(line):
                     await asyncio.sleep(0.001)
     assert client.book.cumulative == paid
-    del harness
+    assert harness.runtime.openings is not None
+    await harness.runtime.openings.close()
+    await harness.runtime.wait_idle()

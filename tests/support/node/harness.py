@@ -172,6 +172,8 @@ class WorkerHarness:
                 log=log,
             )
             await self.steps.load()
+        if self.lives > 1 and self.runtime.openings is not None:
+            await self.runtime.openings.close()  # the process of before is dead
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
