@@ -215,19 +215,7 @@ async def _assemble(base: Foundations) -> Components:
         evidence_s=config.evidence_s,
     )
     steps = await _kept_steps(base, keyring)
-    runtime = JobRuntime(
-        journal,
-        base.engine,
-        domain=domain,
-        signer=operator,
-        clock=clock,
-        metrics=metrics,
-        log=log,
-        steps=steps if config.evidence_bytes else None,
-        openings=OpeningDesk(
-            base.engine, CanvasOpener(journal, base.engine, keyring, domain, steps), journal
-        ),
-    )
+    runtime = _runtime(base, keyring, steps)
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(
         runtime,
@@ -272,6 +260,23 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     return Components(base, keyring, steps, runtime, channels, settler, worker, board, owner)
+
+
+def _runtime(base: Foundations, keyring: SealingKeyring, steps: StepStore) -> JobRuntime:
+    """Build what makes things happen to jobs, openings among them."""
+    domain = base.deployment.domain
+    opener = CanvasOpener(base.journal, base.engine, keyring, domain, steps)
+    return JobRuntime(
+        base.journal,
+        base.engine,
+        domain=domain,
+        signer=base.operator,
+        clock=base.clock,
+        metrics=base.metrics,
+        log=base.log,
+        steps=steps if base.config.evidence_bytes else None,
+        openings=OpeningDesk(base.engine, opener, base.journal),
+    )
 
 
 async def _kept_steps(base: Foundations, keyring: SealingKeyring) -> StepStore:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from piecework_node.engine.wire import Replay, Replayed, ReplayedStep
+from piecework_node.engine.wire import Replay, Replayed, ShownStep
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import StepRecord
 
@@ -38,7 +38,7 @@ class ReplayDesk:
         replayer: Replayer,
         executor: BatchedExecutor,
         engine: Engine,
-        say: Callable[[ReplayedStep | Replayed], None],
+        say: Callable[[ShownStep | Replayed], None],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -95,7 +95,7 @@ class ReplayDesk:
         asked = self._asked
         if asked is not None and record.step in asked.wanted:
             rows = write_soft(soft) if asked.soft else None
-            self._say(ReplayedStep(asked.number, StepOpening(record.fields(), rows)))
+            self._say(ShownStep(asked.number, StepOpening(record.fields(), rows)))
             self._shown += 1
         self._leaves.append(record.leaf())
 

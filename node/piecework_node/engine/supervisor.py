@@ -44,9 +44,9 @@ from piecework_node.engine.wire import (
     Ready,
     Replay,
     Replayed,
-    ReplayedStep,
     Report,
     ResumeEngine,
+    ShownStep,
     Start,
     Stop,
     decode_report,
@@ -375,7 +375,7 @@ class EngineSupervisor:
                 images=facts.images or facts.details.get("without_images"),
             )
             await self._events.put(EngineReady(facts))
-        elif isinstance(report, ReplayedStep):
+        elif isinstance(report, ShownStep):
             if report.number in self._opened:
                 self._opened[report.number].append(report.opening)
         elif isinstance(report, Encoded | Replayed):

@@ -121,7 +121,7 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayedStep:
+class ShownStep:
     """A part of the answer to `Replay`: a step that was wanted."""
 
     number: int
@@ -146,7 +146,7 @@ Report = (
     Ready
     | CannotStart
     | Encoded
-    | ReplayedStep
+    | ShownStep
     | Replayed
     | Beat
     | EnginePaused
@@ -280,7 +280,7 @@ def encode_report(report: Report) -> bytes:
             "step_leaves": [leaf.hex() for leaf in report.step_leaves],
             "refused": report.refused,
         }
-    elif isinstance(report, ReplayedStep):
+    elif isinstance(report, ShownStep):
         shown = report.opening
         soft = None if shown.soft is None else b64encode(shown.soft).decode()
         fields = [b64encode(field).decode() for field in shown.fields]
@@ -355,11 +355,11 @@ def _records(body: dict[str, Any]) -> tuple[StepRecord, ...]:
     return unpack_records(b64decode(body["records"], validate=True))
 
 
-def _replayed_step(body: dict[str, Any]) -> ReplayedStep:
+def _replayed_step(body: dict[str, Any]) -> ShownStep:
     fields = tuple(b64decode(member, validate=True) for member in body["fields"])
     StepRecord.parse(fields)
     soft = None if body["soft"] is None else b64decode(body["soft"], validate=True)
-    return ReplayedStep(body["number"], StepOpening(fields, soft))
+    return ShownStep(body["number"], StepOpening(fields, soft))
 
 
 _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {

@@ -26,8 +26,8 @@ from piecework_node.engine.wire import (
     Ready,
     Replay,
     Replayed,
-    ReplayedStep,
     ResumeEngine,
+    ShownStep,
     Start,
     Stop,
     decode_command,
@@ -85,7 +85,7 @@ def main() -> None:
             _send(*_answers(command))
 
 
-def _answers(command: Encode | Replay) -> Iterator[Encoded | ReplayedStep | Replayed]:
+def _answers(command: Encode | Replay) -> Iterator[Encoded | ShownStep | Replayed]:
     if isinstance(command, Encode):
         assert not isinstance(command.content, OpenContent)
         yield Encoded(command.number, encoded(command.content))
@@ -95,7 +95,7 @@ def _answers(command: Encode | Replay) -> Iterator[Encoded | ReplayedStep | Repl
     records = step_records(request, canvas)
     for step in command.wanted:
         rows = soft_rows(request, canvas) if command.soft else None
-        yield ReplayedStep(command.number, StepOpening(records[step].fields(), rows))
+        yield ShownStep(command.number, StepOpening(records[step].fields(), rows))
     yield Replayed(command.number, tuple(r.leaf() for r in records[: command.steps]))
 
 

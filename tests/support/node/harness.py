@@ -161,17 +161,7 @@ class WorkerHarness:
             rotation_s=ROTATION_S,
         )
         log = logs.silent()
-        if self.steps_folder is not None:
-            self.steps = StepStore(
-                self.steps_folder,
-                self.keyring,
-                DOMAIN,
-                budget_bytes=self.evidence_bytes,
-                window_s=EVIDENCE_S,
-                clock=self.clock,
-                log=log,
-            )
-            await self.steps.load()
+        await self._load_steps()
         if self.lives > 1 and self.runtime.openings is not None:
             await self.runtime.openings.close()  # the process of before is dead
         self.runtime = JobRuntime(
@@ -213,6 +203,19 @@ class WorkerHarness:
             self.worker.remember_offer(signed)
         await self.worker.recover()
         await self.issue_offer()
+
+    async def _load_steps(self) -> None:
+        if self.steps_folder is not None:
+            self.steps = StepStore(
+                self.steps_folder,
+                self.keyring,
+                DOMAIN,
+                budget_bytes=self.evidence_bytes,
+                window_s=EVIDENCE_S,
+                clock=self.clock,
+                log=logs.silent(),
+            )
+            await self.steps.load()
 
     async def _check_opening(
         self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool

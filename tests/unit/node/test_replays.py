@@ -12,7 +12,7 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import CanvasEvent, GenerationRequest
 from piecework_node.engine.replays import PATIENCE_S, ReplayDesk
-from piecework_node.engine.wire import Replay, Replayed, ReplayedStep
+from piecework_node.engine.wire import Replay, Replayed, ShownStep
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
 
@@ -60,8 +60,8 @@ class Workplace:
         )
         self.footprint = executor.footprint(JOB)
 
-    def hear(self, report: ReplayedStep | Replayed) -> None:
-        if isinstance(report, ReplayedStep):
+    def hear(self, report: ShownStep | Replayed) -> None:
+        if isinstance(report, ShownStep):
             self.shown.append(report.opening)
         else:
             self.said.append(report)
