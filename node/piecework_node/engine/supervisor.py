@@ -195,7 +195,8 @@ class EngineSupervisor:
         # One at a time: the child ends one replay for the next.
         async with self._replays:
             question = Replay(next(self._numbers), request, steps, tuple(wanted), soft)
-            opened = self._opened[question.number] = []
+            opened: list[StepOpening] = []
+            self._opened[question.number] = opened
             try:
                 replayed = await self._answer(question, self._patience.replay_s)
             except TimeoutError:

@@ -44,9 +44,9 @@ from tests.support.node.harness import (
 )
 
 
-async def served(folder: Path, **limits: int) -> tuple[WorkerHarness, Client, JobStream]:
+async def served(folder: Path) -> tuple[WorkerHarness, Client, JobStream]:
     """A worker that keeps steps and has done a job of several canvases."""
-    harness = WorkerHarness(steps_folder=folder, **limits)
+    harness = WorkerHarness(steps_folder=folder)
     await harness.boot()
     client = Client(harness)
     client.open_on_chain()

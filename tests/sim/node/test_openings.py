@@ -49,7 +49,7 @@ def content_of(
 
 def asking(client: Client, content: OpenContent, seed: int = 0, **changes: Any) -> JobStream:
     positions = len(content.steps) * CANVAS
-    asked = {"max_steps": 1, "stability_steps": 0, **changes}
+    asked: dict[str, Any] = {"max_steps": 1, "stability_steps": 0, **changes}
     return client.job(seed, asked.pop("max_tokens", positions), prompt=content, **asked)
 
 
