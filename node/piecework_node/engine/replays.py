@@ -10,15 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from piecework_node.engine.wire import Replay, Replayed, ShownStep
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import StepRecord
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from piecework_model.audit.replay import Replayer
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
@@ -89,7 +87,7 @@ class ReplayDesk:
             raise ReplayError("the memory for it is not free now")
         return self._replayer.walk(request, steps=asked.steps, observe=self._observe)
 
-    def _observe(self, request_id: str, record: StepRecord, soft: Tensor) -> None:
+    def _observe(self, request_id: str, record: StepRecord, soft: Any) -> None:
         from piecework_model.audit.opening import write_soft
 
         asked = self._asked

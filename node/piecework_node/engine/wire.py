@@ -299,8 +299,8 @@ def encode_report(report: Report) -> bytes:
         leaves = [leaf.hex() for leaf in report.step_leaves]
         op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
         kept = b64encode(pack_records(report.records)).decode()
-        shown = asdict(replace(report, records=()))
-        body = {"op": op, **shown, "step_leaves": leaves, "records": kept}
+        members = asdict(replace(report, records=()))
+        body = {"op": op, **members, "step_leaves": leaves, "records": kept}
         body.pop("opened", None)  # no engine opens anything by itself
     else:
         body = {"op": "failed", **asdict(report)}
