@@ -242,7 +242,7 @@ class JobAudit:
         if isinstance(output, ReadOutput):
             if answers is not None and output.answers != answers:
                 found.append("the delivered answers are others than the canvas gives")
-        elif output.token_ids != charged:
+        elif not isinstance(output, TextOutput) or output.token_ids != charged:
             found.append("the delivered tokens are others than those of the canvas")
         else:
             stream = SegmentStream(codec)

@@ -137,6 +137,7 @@ class WorkerHarness:
         """`steps_folder` is where steps are kept. None: they are not."""
         self.steps_folder, self.evidence_bytes = steps_folder, evidence_bytes
         self.steps: StepStore | None = None
+        self.runtime: JobRuntime
         self.terms, self.patience, self.make_engine = terms, patience, make_engine
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)

@@ -13,7 +13,7 @@ from piecework_model.audit.scores import scores
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.requests import GenerationRequest
 from piecework_model.text.chat import encode_conversation
-from piecework_protocol.conversation import Conversation, Image, Message, Text
+from piecework_protocol.conversation import Conversation, Image, Message, Part, Text
 from tests.support import image_models
 from tests.support.model_runs import make_request
 
@@ -28,7 +28,7 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 def asked(loaded: LoadedModel, *images: Image, seed: int = 5) -> GenerationRequest:
-    parts = (Text("what is this? "), *images)
+    parts: tuple[Part, ...] = (Text("what is this? "), *images)
     prompt = encode_conversation(loaded, Conversation((Message("user", parts),)))
     return make_request(
         prompt.ids,
