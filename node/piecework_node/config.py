@@ -210,6 +210,14 @@ class WorkerConfig(Settings):
         "journal keeps its sealed content, receipts and leaves, and the sealing keys. Then it "
         "keeps digests and amounts alone. The offer states it",
     )
+    evidence_bytes: int = Field(
+        2**30,
+        ge=0,
+        le=2**50,
+        description="bytes on disk for the steps of canvases, sealed, in the folder steps of the "
+        "home. With them a leaf opens at once, also after a change of the engine. Without them the "
+        "engine computes the canvas again. The oldest go first. 0: none are kept",
+    )
     min_free_disk_mib: int = Field(
         1024,
         ge=0,

@@ -62,6 +62,11 @@ class Home:
         """What the files of the checkpoint hash to, so that each is read for that once."""
         return self.root / "digests.json"
 
+    @property
+    def steps(self) -> Path:
+        """The folder of the canvases whose steps are kept, sealed."""
+        return self.root / "steps"
+
     def create(self) -> None:
         """Make the folder, for its owner alone.
 

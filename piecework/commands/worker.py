@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands import _worker_changes, _worker_leave, _worker_update
+from piecework.commands import _worker_changes, _worker_evidence, _worker_leave, _worker_update
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -538,6 +538,9 @@ def recover(*, home: HomeOption = None, json: Json = False) -> None:
         return
     for item, detail in steps:
         common.say(f"{item:10} {detail}")
+
+
+_worker_evidence.register(app)
 
 
 def _print_table(root: Path, first: str, last: str, *, jobs: bool) -> None:

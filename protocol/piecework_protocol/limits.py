@@ -44,6 +44,10 @@ MAX_HOLE_TOKENS: Final = 1 << 18
 MAX_QUESTIONS: Final = 400
 MAX_LABELS: Final = 255
 MAX_DRAWS: Final = 64
+# Steps of one canvas that an open job asks for: more than the published model takes. Each may bring
+# a soft embedding, which has 1.4 MB in the published model and must fit a frame.
+MAX_OPENED_STEPS: Final = 64
+MAX_OPENING_BYTES: Final = 2 * 1024 * 1024
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
 # One leaf of the canvas, then one a step.

@@ -58,6 +58,7 @@ from piecework_protocol.limits import (
     MAX_OFFER_ENDPOINTS,
     MAX_OFFER_MODELS,
     MAX_OFFER_TOKENS,
+    MAX_OPENING_BYTES,
     MAX_OUTPUT_BYTES,
     MAX_PROOF_SIBLINGS,
     MAX_REASON_BYTES,
@@ -90,6 +91,9 @@ _M = TypeVar("_M", bound=Message)
 _V = TypeVar("_V")
 _MAX_SEALED_CONTENT: Final = MAX_CONTENT_BYTES + SEALING_OVERHEAD_BYTES
 _MAX_SEALED_OUTPUT: Final = MAX_OUTPUT_BYTES + SEALING_OVERHEAD_BYTES
+_MAX_SEALED_CANVAS: Final = MAX_OPENING_BYTES + SEALING_OVERHEAD_BYTES
+"""What stands on a canvas is an output or an opened step. The kind's own limit is checked once it
+is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +124,7 @@ _LIMITS: Mapping[tuple[type, str], int] = {
     (ShownVoucher, "peaks"): MAX_PROOF_SIBLINGS,
     (ShowReceiptsRequest, "receipts"): MAX_SHOWN_RECEIPTS,
     (Draft, "sealed_output"): _MAX_SEALED_OUTPUT,
-    (CanvasDelivered, "sealed_output"): _MAX_SEALED_OUTPUT,
+    (CanvasDelivered, "sealed_output"): _MAX_SEALED_CANVAS,
     (CanvasDelivered, "leaves"): MAX_TRACE_LEAVES,
     (JobEnded, "message"): MAX_REASON_BYTES,
     (Endpoint, "address"): MAX_ENDPOINT_BYTES,

@@ -49,7 +49,8 @@ class StoredCanvas:
     """A finished canvas: a record to journal before it is delivered, and what the journal holds.
 
     The output is sealed to the client. `resume_secret` holds the token ids, sealed to the worker
-    itself. It is empty for the last canvas of a job. `leaves` are those under the trace root.
+    itself. It is empty for the last canvas of a job. Of an opening it is the opened step's record.
+    `leaves` are those under the trace root.
     """
 
     receipt: Receipt

@@ -93,7 +93,8 @@ class ForcedPass:
         self._dtype: torch.dtype = embedding.weight.dtype
         self._device: torch.device = model.device
         size = loaded.limits.canvas_size
-        self._layout = cache_layout(model.config.text_config, size, loaded.limits.chunk_tokens)
+        # No cut goes through an image, so a chunk with one may be longer than the others.
+        self._layout = cache_layout(model.config.text_config, size, loaded.limits.largest_chunk)
         # No row has to be independent of the others here: what differs are last bits.
         self._backbone = Backbone(model, minimum_rows=0, pack=False)
         self._images = ImageEncoder(model, loaded.limits.images)

@@ -27,6 +27,7 @@ from piecework_model.text.segments import SegmentStream
 from piecework_protocol.evidence.check import ProvenJob
 from piecework_protocol.evidence.file import CanvasEvidence, EvidenceFile
 from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind
@@ -62,6 +63,8 @@ class JobAudit:
         """
         if proven.content is None:
             raise AuditError("the evidence has no text. Export it with its text")
+        if isinstance(proven.content, OpenContent):
+            raise AuditError("an opening is held to its leaves by itself. Audit the job it opens")
         if evidence.job.job.model != loaded.digest:
             raise AuditError("the job is of another model than the one here")
         self._evidence, self._proven, self._loaded = evidence, proven, loaded
@@ -237,7 +240,7 @@ class JobAudit:
         if isinstance(output, ReadOutput):
             if answers is not None and output.answers != answers:
                 found.append("the delivered answers are others than the canvas gives")
-        elif output.token_ids != charged:
+        elif not isinstance(output, TextOutput) or output.token_ids != charged:
             found.append("the delivered tokens are others than those of the canvas")
         else:
             stream = self._text_after(before)

@@ -61,6 +61,8 @@ class Operations(Protocol):
 
     async def console(self) -> Snapshot: ...
 
+    async def evidence(self, asked: bytes) -> dict[str, Any]: ...
+
     def metrics(self) -> bytes: ...
 
     def settle(self) -> None: ...
@@ -102,6 +104,7 @@ class AdminServer:
                 web.get("/console", self._console),
                 web.get("/console/data", self._console_data),
                 web.get("/console/live.js", self._console_script),
+                web.post("/evidence", self._evidence),
                 web.post("/settle", self._settle),
                 web.post("/drain", self._drain),
                 web.post("/pause", self._pause),
@@ -181,6 +184,16 @@ class AdminServer:
 
     async def _status(self, _: web.Request) -> web.Response:
         return web.json_response(await self._operations.status())
+
+    async def _evidence(self, request: web.Request) -> web.Response:
+        """It may hold a prompt, so it needs the token."""
+        try:
+            shown = await self._operations.evidence(await request.read())
+        except ValueError:
+            return _error(400, "evidence", "the question is not one that this version knows")
+        except PieceworkError as error:
+            return _error(404, "evidence", str(error))
+        return web.json_response(shown, headers=_PRIVATE)
 
     async def _settle(self, _: web.Request) -> web.Response:
         self._operations.settle()
@@ -296,7 +309,9 @@ def _url(home: Path) -> str:
         ) from None
 
 
-async def ask_daemon(home: Path, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+async def ask_daemon(
+    home: Path, method: str, path: str, body: bytes = b"", *, limits: HttpLimits = ASK_LIMITS
+) -> dict[str, Any]:
     """Ask the daemon of a home. `body` is JSON for a command that takes options.
 
     Raises:
@@ -306,7 +321,7 @@ async def ask_daemon(home: Path, method: str, path: str, body: bytes = b"") -> d
     url = base + path
     try:
         # The daemon runs on this machine, whatever it binds to. A proxy must not see the token.
-        async with HttpReader(ASK_LIMITS, proxies=dict) as http:
+        async with HttpReader(limits, proxies=dict) as http:
             headers = {TOKEN_HEADER: admin_token(home)}
             if method == "GET":
                 answer = loads(await http.get(url, headers=headers))

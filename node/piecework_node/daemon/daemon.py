@@ -32,6 +32,7 @@ from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
+from piecework_node.daemon.evidence import EvidenceWish, answer
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.reach import (
@@ -58,6 +59,7 @@ from piecework_node.engine.link import (
 )
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
+from piecework_node.evidence.export import Exporter
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.jobs.rollback import last_offer, notice
@@ -251,6 +253,11 @@ class Daemon:
     async def console(self) -> Snapshot:
         return await self._feed.snapshot()
 
+    async def evidence(self, asked: bytes) -> dict[str, Any]:
+        base, keyring, steps = self._base, self._p.keyring, self._p.steps
+        exporter = Exporter(base.journal, keyring, base.deployment.domain, base.operator, steps)
+        return await answer(exporter, steps, EvidenceWish.parse(asked))
+
     def _state(self) -> str:
         if self._p.worker.draining:
             return "draining"
@@ -420,6 +427,8 @@ class Daemon:
         window_s = self._base.config.evidence_s
         while True:
             pruned = await self._base.journal.prune(window_s)
+            if not pruned:
+                self._p.steps.prune()
             await asyncio.sleep(PRUNE_PAUSE_S if pruned else PRUNE_INTERVAL_S)
 
     async def _pump(self, events: Any) -> None:
@@ -566,13 +575,17 @@ class Daemon:
         await self._admin.stop()
         await self._grpc.stop(0)
         self._p.channels.stop()
+        if self._p.runtime.openings is not None:
+            await self._p.runtime.openings.close()
         await self._p.runtime.wait_idle()
+        await self._p.steps.close()
         await base.close()
         base.log.info("stopped")
 
     def _gauges(self) -> None:
         p, metrics = self._p, self._base.metrics
         p.channels.faults.show()
+        metrics.kept_steps_bytes.set(p.steps.usage.used_bytes)
         metrics.slots.set(self._base.config.slots)
         metrics.connections.set(len(self._front.table))
         metrics.active.set(p.worker.active)

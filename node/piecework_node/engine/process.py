@@ -112,7 +112,7 @@ def read_commands(
             command = decode_command(line)
             if not isinstance(command, Encode):
                 commands.put(command)
-            elif command.content.conversation.has_images:
+            elif command.content.has_images:
                 pictures.submit(_or_end, answer, command, commands)
             else:
                 answer(command)
@@ -267,7 +267,7 @@ def measure(
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
-        kinds=(Kind.TEXT, Kind.READ),
+        kinds=(Kind.TEXT, Kind.READ, Kind.OPEN),
         images=loaded.images is not None,
         details={
             "hardware": asdict(hardware),

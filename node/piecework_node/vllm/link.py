@@ -187,7 +187,9 @@ class VllmLink:
             )
         return encoded
 
-    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+    async def replay(
+        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+    ) -> ReplayedTrace:
         raise ReplayDeclined("vLLM makes no trace, so no step can be computed again")
 
     def start(self, request: GenerationRequest) -> None:

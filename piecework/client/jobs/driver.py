@@ -67,6 +67,7 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
+from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import ModelOffer, Receipt, Voucher
@@ -435,12 +436,13 @@ class JobDriver:
     ) -> PayerLedger:
         context, receipt = self._context, event.receipt
         text = event.output.text if isinstance(event.output, TextOutput) else None
+        keeps = context.config.keep_text and not isinstance(event.output, OpenOutput)
         payment = await context.store.run(
             context.store.pay,
             event,
             self._job.channel_id,
             text if context.config.keep_text else None,
-            output=event.output.encode() if context.config.keep_text else None,
+            output=event.output.encode() if keeps else None,
             acknowledged=self._confirmed,
         )
         self._receipts.append(receipt)

@@ -38,6 +38,7 @@ from piecework.client.journal.store import NO_PART
 from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import Discovery
 from piecework_protocol.errors import ProtocolViolation, Refusal
+from piecework_protocol.objects import Kind
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, Uint32, address_hex
 
@@ -74,7 +75,10 @@ class FailOver:
         """
         attempts = _Attempts(part)
         try:
-            await self._run(request, self.watch(caller, request.prompt), attempts)
+            # An opening is a part of an audit, and is audited by its leaves alone.
+            watched = request.kind is not Kind.OPEN
+            watcher = self.watch(caller, request.prompt) if watched else caller
+            await self._run(request, watcher, attempts)
         finally:
             self._context.spending.release(attempts.part)
             await self._context.reachability.written()

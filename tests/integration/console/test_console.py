@@ -58,6 +58,9 @@ class Shown:
     async def status(self) -> dict[str, Any]:
         return {}
 
+    async def evidence(self, asked: bytes) -> dict[str, Any]:
+        raise AssertionError("a reader exports nothing")
+
     def metrics(self) -> bytes:
         return b""
 

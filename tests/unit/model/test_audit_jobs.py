@@ -15,7 +15,6 @@ from piecework.client.auditing import EngineAuditor, audit_rules
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
 from piecework_model.audit.judgement import TESTS, Pairing, Tail
-from piecework_model.audit.openings import StepOpening, write_openings
 from piecework_model.audit.replay import Replayer
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.errors import AuditError
@@ -32,6 +31,7 @@ from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import write_evidence
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish
+from piecework_protocol.openings import StepOpening, write_openings
 from tests.support.audited import AuditedJob, audited_job
 
 TAIL = Tail(start=-3.4, share=0.1, scale=0.02, shape=0.0, center=-3.5)
@@ -243,7 +243,7 @@ def opened(job: AuditedJob, loaded: LoadedModel, canvas: int = 0) -> bytes:
         for record, soft in zip(served.records, served.softs, strict=True)
     ]
     record = audit(job, loaded).canvas_record(canvas)
-    return json.dumps(write_openings(record, steps)).encode() + b"\n"
+    return write_openings(record, steps)
 
 
 def test_the_rules_see_what_is_wrong_in_opened_steps(

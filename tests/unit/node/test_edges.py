@@ -29,7 +29,9 @@ from piecework_node.daemon.admin import (
 )
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.daemon import Ports, serve
+from piecework_node.daemon.evidence import EvidenceWish
 from piecework_node.errors import AdminError, ConfigError, KeyFileError
+from piecework_node.evidence.export import NoEvidence
 from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
     IndexAnswer,
@@ -268,6 +270,11 @@ class Operations:
     async def console(self) -> Snapshot:
         return SNAPSHOT
 
+    async def evidence(self, asked: bytes) -> dict[str, Any]:
+        if asked == b"{}":
+            raise NoEvidence("the journal does not have such a job")
+        return {"asked": EvidenceWish.parse(asked).job}
+
     def metrics(self) -> bytes:
         metrics = Metrics()
         metrics.refused(Reason.BUSY)
@@ -315,6 +322,7 @@ async def test_the_buttons_need_the_token_and_reading_does_not(
             assert (await session.get(url + path)).status == 200
         for headers in ({}, {TOKEN_HEADER: "wrong"}):
             assert (await session.post(url + "/drain", headers=headers)).status == 401
+        assert (await session.post(url + "/evidence")).status == 401
     assert operations.pressed == []
     await ask_daemon(home, "POST", "/settle")
     await ask_daemon(home, "POST", "/drain")
@@ -339,6 +347,17 @@ async def test_settings_change_with_the_token_and_a_refusal_is_one_line(
     for stranger in ({}, {"applied": 1}, {"applied": [], "restart": [], "overridden": None}):
         with pytest.raises(AdminError, match="another version"):
             ChangeReport.from_json(stranger)
+
+
+async def test_evidence_of_a_running_worker_is_for_who_has_the_token(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    _, _, home = admin
+    assert await ask_daemon(home, "POST", "/evidence", b'{"job": "0a"}') == {"asked": "0a"}
+    with pytest.raises(AdminError, match="does not have such a job"):
+        await ask_daemon(home, "POST", "/evidence", b"{}")
+    with pytest.raises(AdminError, match="not one that this version knows"):
+        await ask_daemon(home, "POST", "/evidence", b'{"job": 7}')
 
 
 async def test_the_console_is_for_who_has_its_key_and_the_key_presses_no_button(

@@ -90,7 +90,7 @@ BOUNDS: dict[str, tuple[int, Callable[[int], Any]]] = {
         lambda n: through_worker(Draft(JobId(bytes(32)), 0, 0, bytes(n))),
     ),
     "CanvasDelivered.sealed_output": (
-        limits.MAX_OUTPUT_BYTES + SEALING,
+        limits.MAX_OPENING_BYTES + SEALING,
         lambda n: through_worker(replace(CANVAS, sealed_output=bytes(n))),
     ),
     "JobEnded.message": (
