@@ -102,7 +102,7 @@ class JournalLeaves:
         if leaf and not _runs(facts, model):
             raise CannotOpen(f"the job ran on {model.profile}, and the engine is {facts.profile}")
         try:
-            request = await self._request(stored, canvas if leaf else 0)
+            request = await self._request(stored, canvas)
             if not leaf:
                 accepted = AcceptedJob(
                     stored.id,
@@ -112,8 +112,8 @@ class JournalLeaves:
                     stored.prompt_tokens,
                     stored.at,
                 )
-                running = RunningRequest(request, facts.vocab_size)
-                return running.canvas_record(accepted, canvas).fields()
+                running = RunningRequest(request, facts.vocab_size, facts.end_ids)
+                return running.canvas_record(accepted, request.committed).fields()
             replayed = await self._engine.replay(request, steps=len(leaves) - 1, step=leaf - 1)
         except (EngineUnavailable, PromptRejected, ReplayDeclined, MalformedInput) as error:
             raise CannotOpen(str(error)) from error

@@ -216,4 +216,5 @@ class EngineEventHandler:
 def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:
     if job.running is None:
         raise MalformedInput("the canvas is of a sequence that is not running")
-    return job.running.leaves(job.session.accepted, event.canvas, event.step_leaves)
+    committed = job.committed[: event.canvas]
+    return job.running.leaves(job.session.accepted, committed, event.step_leaves)

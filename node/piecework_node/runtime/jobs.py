@@ -163,7 +163,9 @@ class JobRuntime:
             tenant=job.channel.id.hex(),
         )
         facts = self.engine.facts
-        job.running = RunningRequest(request, facts.vocab_size if facts else 0)
+        job.running = RunningRequest(
+            request, facts.vocab_size if facts else 0, facts.end_ids if facts else frozenset()
+        )
         self.engine.start(request)
 
     async def detach(self, job: LiveJob) -> None:
