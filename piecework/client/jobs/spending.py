@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.client.errors import BudgetExceeded
-from piecework.client.journal.budgets import WHOLE, Budgets, Shortage, Used
+from piecework.client.journal.budgets import NO_FEE, WHOLE, Budgets, Shortage, Used
 from piecework.client.journal.records import Limits, Part
 from piecework_protocol.types import Amount, Timestamp
 
@@ -57,7 +57,7 @@ class Spending:
         return await asyncio.to_thread(read)
 
     async def reserve(
-        self, parts: Sequence[Part], ceilings: Sequence[Amount], fee: Amount
+        self, parts: Sequence[Part], ceilings: Sequence[Amount], fee: Amount = NO_FEE
     ) -> tuple[Part, ...]:
         """Hold the ceilings of all parts in one transaction. The parts have one budget.
 

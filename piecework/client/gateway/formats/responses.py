@@ -55,8 +55,8 @@ def parse_response(body: Any, options: FormatOptions = FormatOptions()) -> Ask: 
     wanted = take_wanted(fields, options, "max_output_tokens")
     stream = fields.flag("stream", False)
     fields.take("stream_options")
-    tools = _tools(fields)
-    plan, shown = _plan(fields, tools)
+    tools, functions = _tools(fields)
+    plan, shown = _plan(fields, tools, functions)
     thinking = _thinking(fields)
     if thinking and not isinstance(plan, Free):
         thinking = False  # a template begins with the answer
@@ -98,18 +98,22 @@ def _echo(body: Mapping[str, Any]) -> dict[str, Any]:
     return echo
 
 
-def _tools(fields: Fields) -> tuple[Tool, ...]:
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], list[Any]]:
+    """The functions that are offered, and how the request describes them."""
     raw = fields.take("tools") or []
     if not isinstance(raw, list):
         bad("tools is a list", "tools")
     for i, item in enumerate(raw):
         if not isinstance(item, dict) or item.get("type") != "function":
             bad(_HOSTED, f"tools[{i}].type", code="unsupported_parameter")
-    return content.tools(raw, "tools", raw)
+    return content.tools(raw, "tools", raw), raw
 
 
-def _plan(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Plan, tuple[Tool, ...]]:
+def _plan(
+    fields: Fields, tools: tuple[Tool, ...], functions: list[Any]
+) -> tuple[Plan, tuple[Tool, ...]]:
     parallel, choice = fields.flag("parallel_tool_calls", True), fields.take("tool_choice")
+    every = tools
     text = fields.inner("text")
     form = chat.response_plan(text.take("format"), "text.format")
     if text.rest():
@@ -121,7 +125,8 @@ def _plan(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Plan, tuple[Tool, ..
             bad("tool_choice names a tool, and there are no tools", "tool_choice")
         return form or Free(), ()
     if choice in (None, "auto"):
-        free = Free(parallel_calls=parallel)
+        strict = chat.strict_schemas(fields, every, functions, "tools[{}].strict")
+        free = Free(parallel, {one.name: strict[one.name] for one in tools if one.name in strict})
         return (Structured(form.schema, free) if isinstance(form, Structured) else free), tools
     if choice == "required":
         return chat.called(tools, "tool_choice"), tools
