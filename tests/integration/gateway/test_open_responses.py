@@ -303,12 +303,10 @@ async def test_the_sdk_raises_the_error_of_a_stream(market: ScriptedMarket) -> N
 
 async def test_a_structured_response_repeats_its_format(market: ScriptedMarket) -> None:
     schema = {"type": "object", "properties": {"sky": {"enum": ["clear", "cloudy"]}}}
-    form = {"type": "json_schema", "name": "sky", "schema": schema}
+    form: Any = {"type": "json_schema", "name": "sky", "schema": schema, "strict": True}
     market.mind.fills = lambda *_: "clear"
     async with market.sdk() as sdk:
-        answer = await sdk.responses.create(
-            model=MODEL, input="The sky?", text={"format": {**form, "strict": True}}
-        )
+        answer = await sdk.responses.create(model=MODEL, input="The sky?", text={"format": form})
     shown: Any = answer.text
     assert json.loads(answer.output_text) == {"sky": "clear"}
     assert shown.format.name == "sky" and shown.format.strict is True
