@@ -60,6 +60,7 @@ FACTS = EngineFacts(
     service=Service.REPLAYABLE,
     details={"hardware": "none"},
     kinds=(Kind.TEXT, Kind.READ),
+    end_ids=frozenset({1, 106}),
 )
 
 
