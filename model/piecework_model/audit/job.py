@@ -181,7 +181,7 @@ class JobAudit:
     ) -> list[str]:
         """List what differs between what the worker signed and the replay."""
         receipt, found = shown.receipt, list[str]()
-        leaves = (self.canvas_record(len(committed)).leaf(), *replayed.leaves)
+        leaves = (self.canvas_record(committed).leaf(), *replayed.leaves)
         if trace_root(leaves) != receipt.trace_root:
             found.append(_trace_difference(leaves, shown.leaves))
         if len(replayed.steps) != receipt.steps:
@@ -201,10 +201,11 @@ class JobAudit:
         found += self._output_differences(shown, replayed.token_ids, replayed.answers, committed)
         return found
 
-    def canvas_record(self, canvas: int) -> CanvasRecord:
-        """Make the record that the canvas leaf must commit to (clause 7.1)."""
-        size = self._loaded.limits.canvas_size
-        pins = templates.pins(self._request, canvas, size)
+    def canvas_record(self, committed: Sequence[Ids]) -> CanvasRecord:
+        """Make the record that the leaf of the canvas behind these commits to (clause 7.1)."""
+        size, canvas = self._loaded.limits.canvas_size, len(committed)
+        end = templates.end_before(self._request, committed, self._loaded.eos_ids)
+        pins = templates.held(self._request, canvas, size, end)
         return CanvasRecord(
             canvas=canvas,
             size=size,

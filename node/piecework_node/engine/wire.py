@@ -262,6 +262,7 @@ def encode_report(report: Report) -> bytes:
             "op": "ready",
             **_members(report.facts),
             "digest": report.facts.digest.hex(),
+            "end_ids": sorted(report.facts.end_ids),
         }
     elif isinstance(report, CannotStart):
         body = {"op": "cannot_start", "message": report.message}
@@ -366,7 +367,7 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "ready": lambda b: Ready(
         EngineFacts(
             **{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])}
-            | {"kinds": tuple(map(Kind, b["kinds"]))}
+            | {"kinds": tuple(map(Kind, b["kinds"])), "end_ids": frozenset(b["end_ids"])}
         )
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),

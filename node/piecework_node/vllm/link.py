@@ -338,6 +338,7 @@ class VllmLink:
             },
             # A read charges steps alone, and a best-effort worker charges none.
             kinds=(Kind.TEXT,),
+            end_ids=checkpoint.shape.codec.eos_ids,
         )
 
     async def _report_outages(self, running: Running) -> None:

@@ -64,6 +64,7 @@ FACTS = EngineFacts(
     service=Service.REPLAYABLE,
     details={"hardware": "none"},
     kinds=(Kind.TEXT, Kind.READ, Kind.OPEN),
+    end_ids=frozenset({1, 106}),
 )
 
 

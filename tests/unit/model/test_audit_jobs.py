@@ -242,7 +242,8 @@ def opened(job: AuditedJob, loaded: LoadedModel, canvas: int = 0) -> bytes:
         StepOpening(record.fields(), soft.view(torch.uint8).numpy().tobytes())
         for record, soft in zip(served.records, served.softs, strict=True)
     ]
-    record = audit(job, loaded).canvas_record(canvas)
+    committed = [earlier.token_ids for earlier in job.canvases[:canvas]]
+    record = audit(job, loaded).canvas_record(committed)
     return write_openings(record, steps)
 
 
