@@ -50,20 +50,27 @@ class WorkerProcess:
 
     @classmethod
     async def register(
-        cls, root: Path, deployment: Deployment, *, pace_s: float, **settings: Any
+        cls,
+        root: Path,
+        deployment: Deployment,
+        *,
+        pace_s: float,
+        secret: bytes = OPERATOR_SECRET,
+        owner: Address = RECEIVER,
+        **settings: Any,
     ) -> WorkerProcess:
         """Make the home and register with the chain's own money."""
         home, endpoint = Home(root), f"127.0.0.1:{free_port()}"
         if settings.get("bind") == "":
             endpoint = settings["relays"][0]
         home.create()
-        light = Account.encrypt(OPERATOR_SECRET, PASSWORD, kdf="pbkdf2", iterations=1)
+        light = Account.encrypt(secret, PASSWORD, kdf="pbkdf2", iterations=1)
         home.operator.write_text(json.dumps(light))
         home.operator.chmod(0o600)
         values = {"payout": to_hex(RECEIVER), "bind": endpoint, "chain_poll_s": 0.2, **settings}
         now = Timestamp(int(time.time()))
         enrolment.prepare_home(home, deployment, values, PASSWORD, now)
-        operator = LocalSigner(OPERATOR_SECRET)
+        operator = LocalSigner(secret)
         async with await ChainReader.connect(deployment) as reader:
             faucet, needs = await faucet_signer(reader.rpc), await reader.stake_requirements()
             await fund_native(reader.rpc, faucet, operator.address, ETHER, poll_s=POLL_S)
@@ -74,7 +81,7 @@ class WorkerProcess:
                 reader,
                 operator,
                 payout=RECEIVER,
-                owner=RECEIVER,
+                owner=owner,
                 endpoint=endpoint,
                 stake=None,
                 now=now,
