@@ -13,7 +13,7 @@ from piecework.base.connections import Networks
 from piecework.base.http_server import BodyReader, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
-from piecework.market.audits import AuditStore, ShownAudit, WorkerAudits, channel_of, judge
+from piecework.market.audits import AuditStore, ShownAudit, WorkerAudits, channel_of, judge, read
 from piecework.market.errors import Declined
 from piecework.market.limits import (
     ADDRESS_AUDIT_BURST,
@@ -25,6 +25,7 @@ from piecework.market.limits import (
 )
 from piecework.market.offer_store import OfferStore
 from piecework_protocol.eip712 import Domain
+from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.evidence.reports import MAX_REPORT_FILE_BYTES
 from piecework_protocol.types import (
     Address,
@@ -56,8 +57,9 @@ class ChannelSource(Protocol):
 class AuditDesk:
     """Takes audits in, and gives them out.
 
-    Checks run cheapest first: rate of the address, size, form, market, worker, rate of the client,
-    and then signatures and rules, one report at a time in a thread.
+    Checks run cheapest first: rate of the address, size, form, market, worker, then signatures and
+    rules, one report at a time in a thread, and only then the rate of the client: anybody could
+    write its address.
     """
 
     def __init__(
@@ -104,15 +106,12 @@ class AuditDesk:
         self._waiting += 1
         try:
             async with self._turn:
-                checked = await asyncio.to_thread(judge, data)
+                file = await asyncio.to_thread(read, data)
+                self._require_ours(file.evidence)
+                checked = await asyncio.to_thread(judge, file)
         finally:
             self._waiting -= 1
-        evidence = checked.file.evidence
-        if evidence.domain != self._chain.domain:
-            raise Declined(400, "other_market", "the evidence is of another chain or escrow")
-        channel = evidence.channel
-        if self._store.last(channel.operator) is None:
-            raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
+        channel = file.evidence.channel
         self._take(self._reporters, to_hex(channel.payer))
         try:
             paid = await self._chain.channel(channel_of(checked))
@@ -122,6 +121,12 @@ class AuditDesk:
             raise Declined(503, "chain_unavailable", text, retry_after_s=5) from None
         now = Timestamp(int(self._clock.wall()))
         return self.audits.put(checked, data, channel.payer, paid.settled, now)
+
+    def _require_ours(self, evidence: EvidenceFile) -> None:
+        if evidence.domain != self._chain.domain:
+            raise Declined(400, "other_market", "the evidence is of another chain or escrow")
+        if self._store.last(evidence.channel.operator) is None:
+            raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
 
     def _take(self, limiter: RateLimiter, key: str) -> None:
         wait = limiter.take(key, self._clock.monotonic())

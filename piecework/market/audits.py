@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import apsw
 
+from piecework.base.jsons import loads
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.limits import (
     AUDITS_KEPT,
@@ -26,7 +27,13 @@ from piecework.market.limits import (
 )
 from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.file import write_evidence
-from piecework_protocol.evidence.reports import Bearing, CheckedReport, check_report, read_report
+from piecework_protocol.evidence.reports import (
+    Bearing,
+    CheckedReport,
+    ReportFile,
+    check_report,
+    read_report,
+)
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.types import (
     Address,
@@ -59,6 +66,10 @@ _COUNTS: Final = (
     "count(CASE WHEN bearing = 'reported' AND outcome = 0 THEN 1 END), "
     "count(CASE WHEN bearing = 'reported' AND outcome = 1 THEN 1 END), "
     "count(DISTINCT reporter) FROM audits WHERE operator = ?"
+)
+_EARLIER: Final = (
+    "SELECT 1 FROM audits WHERE job = ? AND canvas = ? AND level = ? AND reporter = ? "
+    "AND bearing = 'proven'"
 )
 _OF: Final = (
     "SELECT id, operator, job, canvas, level, outcome, bearing, reporter, charged, settled, "
@@ -151,18 +162,30 @@ class WorkerAudits:
         return {**counts, "audits": [one.to_json() for one in self.audits]}
 
 
-def judge(data: bytes) -> CheckedReport:
-    """Check a report file as far as it goes without a model.
+def read(data: bytes) -> ReportFile:
+    """Read a report file. Only its form is checked.
 
     Raises:
-        Declined: Something in it does not hold, or it holds text.
+        Declined: It is malformed, or holds text.
     """
     try:
         found = read_report(data)
-        texts = [found.evidence.content, *(canvas.output for canvas in found.evidence.canvases)]
-        if any(text is not None for text in texts):
-            raise Declined(400, "with_text", "the evidence holds text. Leave it out")
-        return check_report(found)
+    except EvidenceRefused as error:
+        raise Declined(400, "evidence_refused", str(error)) from None
+    texts = [found.evidence.content, *(canvas.output for canvas in found.evidence.canvases)]
+    if any(text is not None for text in texts):
+        raise Declined(400, "with_text", "the evidence holds text. Leave it out")
+    return found
+
+
+def judge(file: ReportFile) -> CheckedReport:
+    """Check a report as far as it goes without a model.
+
+    Raises:
+        Declined: Something in it does not hold.
+    """
+    try:
+        return check_report(file)
     except EvidenceRefused as error:
         raise Declined(400, "evidence_refused", str(error)) from None
 
@@ -191,14 +214,18 @@ class AuditStore:
         """Take in a report that was checked. Returns whether it was here already.
 
         A client's later report about the same canvas and level takes the place of its earlier one.
+        What is proven stays.
 
         Raises:
-            Declined: There is no room.
+            Declined: There is no room, or the earlier report is proven.
             OfferStoreError: The database cannot be written.
         """
         shown = _shown(checked, data, reporter, settled, now)
         if self.report(shown.id) is not None:
             return True, shown
+        earlier = self._rows(_EARLIER, (shown.job, shown.canvas, int(shown.level), reporter))
+        if earlier and shown.bearing is not Bearing.PROVEN:
+            raise Declined(409, "proven", "a proven failure of this canvas is here already")
         evidence = write_evidence(checked.file.evidence)
         if self._held_bytes + len(evidence) + len(data) > MAX_AUDIT_STORE_BYTES:
             raise Declined(503, "audits_full", "this index holds as much evidence as it can")
@@ -293,6 +320,6 @@ def _read(row: tuple[Any, ...]) -> ShownAudit:
         Address(reporter),
         Amount(int(charged)),
         Amount(int(settled)),
-        tuple(json.loads(findings)),
+        tuple(loads(findings)),
         Timestamp(received_at),
     )

@@ -152,6 +152,15 @@ async def test_the_same_report_again_is_fine_and_a_later_one_takes_its_place(htt
     assert [one["outcome"] for one in found["audits"]] == ["pass"]
 
 
+async def test_a_proven_failure_cannot_be_taken_back(http: Http) -> None:
+    story = replace(SILENT, contradictory=True)
+    assert (await post(http, report(AuditLevel.REPLAY, PASSED, story=story))).status == 201
+    kinder = report(AuditLevel.REPLAY, PASSED)
+    assert kinder.evidence.job == report(story=story).evidence.job
+    assert await refused(await post(http, kinder)) == (409, "proven")
+    assert (await (await http.get(AUDITS)).json())["failures"] == 1
+
+
 async def test_one_client_cannot_fill_the_page_of_a_worker(index: AuditIndex, http: Http) -> None:
     proven = await (await post(http, invented_trace())).json()
     for seed in range(AUDITS_KEPT_PER_REPORTER + 3):
