@@ -28,13 +28,16 @@ DEPLOYER = {"PIECEWORK_DEPLOYER_KEY": to_hex(ANVIL_FAUCET_KEY)}
 CLIENT = {"PIECEWORK_PASSWORD": "the password of the client"}
 
 
-async def deploy(anvil: Anvil, root: Path, name: str, **terms: Any) -> Path:
+async def deploy(
+    anvil: Anvil, root: Path, name: str, *, token: Address | None = None, **terms: Any
+) -> Path:
     """Make a market with `piecework chain deploy`. Returns its deployment file."""
+    of_token = () if token is None else ("--token", to_hex(token))
     wanted, file = root / f"{name}-terms.json", root / f"{name}.json"
     wanted.write_text(json.dumps({**TERMS, **terms}))
     said = await piecework(
         *("chain", "deploy", "--rpc", anvil.url, "--out", str(file)),
-        *("--disputes", str(wanted), "--json"),
+        *("--disputes", str(wanted), *of_token, "--json"),
         environment=DEPLOYER,
     )
     assert said.json()["file"] == str(file)

@@ -21,6 +21,7 @@ from piecework.chain.dev.faucet import fund_native
 from piecework.chain.errors import ChainError
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import TransactionSender
+from piecework.client.disputes.walk import DisputeStage
 from piecework.demo.market import free_port
 from piecework.processes import ProcessGroup, Role
 from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus
@@ -132,15 +133,16 @@ async def _before_the_move(move: Move) -> tuple[Path, int]:
 async def _challenge_while_it_is_away(move: Move, evidence: Path) -> None:
     about = ("--canvas", "0", "--step", "1", "--yes")
     waiting = await move.customer.types("dispute", str(evidence), *about)
-    assert waiting["stage"] == "waiting"
+    assert waiting["stage"] == DisputeStage.WAITING.value
     (opened,) = await move.books.challenges(OLD)
     assert (await move.books.disputes.state(opened.id)).status is ChallengeStatus.OPEN
 
 
 async def _make_the_next_deployment(move: Move, anvil: Anvil) -> Path:
     """Step 1: other terms give another registry and another dispute contract beside one escrow."""
-    new = await deploy(anvil, move.root, "new", proving_cost=USD // 5)
-    before, after = Deployment.load(move.old), Deployment.load(new)
+    before = Deployment.load(move.old)
+    new = await deploy(anvil, move.root, "new", token=before.token, proving_cost=USD // 5)
+    after = Deployment.load(new)
     assert (before.escrow, before.domain) == (after.escrow, after.domain)
     assert before.registry != after.registry
     assert before.disputes_contract != after.disputes_contract
@@ -191,7 +193,7 @@ async def _leave_the_old_registry(move: Move, evidence: Path) -> None:
     walk = await move.customer.types(
         "dispute", str(evidence), *about, "--deployment", str(move.old)
     )
-    assert (walk["stage"], walk["over"]) == ("honest", True)
+    assert (walk["stage"], walk["over"]) == (DisputeStage.HONEST.value, True)
     registered = await reader.worker(OLD)
     assert registered is not None and registered.stake == STAKE
     assert registered.frozen_until >= opened.answer_by + VERDICT_SECONDS
