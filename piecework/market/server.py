@@ -5,6 +5,8 @@
                       (a page ends early at 4 MiB: go on behind the offers that came)
     GET  /v1/offers/OPERATOR   the worker's last offer, also when it has expired
     POST /v1/dial     a registered operator's signed request to be dialled (`market.dialling`)
+    POST /v1/audits   a client's signed report of an audit (`protocol.evidence.reports`)
+    GET  /v1/workers/OPERATOR/audits   GET /v1/audits/ID (its evidence)   GET /v1/audits/ID/report
     GET  /v1/models   GET /v1/workers   GET /v1/history   GET /health   GET /metrics
     GET  /   GET /workers/OPERATOR   the explorer
 
@@ -33,6 +35,7 @@ from piecework.base.http_server import BodyReader, BodyRefused, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
+from piecework.market.audit_desk import AuditDesk, ChannelSource
 from piecework.market.dialling import DialDesk
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.explorer import layout, offers, worker
@@ -84,7 +87,7 @@ class Registered(Standing, Protocol):
     def stake(self) -> Amount: ...
 
 
-class Registry(EventSource, Protocol):
+class Registry(EventSource, ChannelSource, Protocol):
     """What the index reads from the chain; `chain.reader.ChainReader` is one."""
 
     @property
@@ -135,6 +138,7 @@ class IndexServer:
         self._trusted = trusted_proxies
         self._bodies = BodyReader(max_bytes=MAX_OFFER_BYTES, trusted=trusted_proxies)
         self._clock = clock or SystemClock()
+        self._audits = AuditDesk(store, registry, self._clock, trusted_proxies)
         self.metrics = MarketMetrics()
         self._posts = _limiter(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST)
         self._reads = _limiter(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST)
@@ -156,11 +160,13 @@ class IndexServer:
         app.router.add_post("/v1/dial", self._dial)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/workers", self._workers)
+        app.router.add_get("/v1/workers/{operator}/audits", self._worker_audits)
         app.router.add_get("/v1/history", self._history)
         app.router.add_get("/workers/{operator}", self._worker_page)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
         app.router.add_get("/", self._page)
+        self._audits.add_to(app)
         app.cleanup_ctx.append(self._working)
         return app
 
@@ -316,6 +322,12 @@ class IndexServer:
         query = Query.parse(request.query)
         return web.json_response(self._store.catalogue.workers(query, self._now()))
 
+    async def _worker_audits(self, request: web.Request) -> web.Response:
+        operator = _operator(request)
+        if self._store.last(operator) is None:
+            raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
+        return web.json_response(self._audits.of(operator).to_json())
+
     async def _history(self, _: web.Request) -> web.Response:
         history, since = self._store.history, self._now() - DAY_S
         body = {
@@ -356,6 +368,7 @@ class IndexServer:
             history.settlements(operator),
             history.settled(operator),
             self._settings.transactions,
+            self._audits.of(operator),
         )
         return _html(worker.render(shown, now, self._settings.money))
 

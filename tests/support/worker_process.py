@@ -62,6 +62,7 @@ class WorkerProcess:
         deployment: Deployment,
         *,
         pace_s: float,
+        secret: bytes = OPERATOR_SECRET,
         owner: Address = RECEIVER,
         **settings: Any,
     ) -> WorkerProcess:
@@ -70,11 +71,11 @@ class WorkerProcess:
         if settings.get("bind") == "":
             endpoint = settings["relays"][0]
         home.create()
-        write_key(home.operator, OPERATOR_SECRET)
+        write_key(home.operator, secret)
         values = {"payout": to_hex(RECEIVER), "bind": endpoint, "chain_poll_s": 0.2, **settings}
         now = Timestamp(int(time.time()))
         enrolment.prepare_home(home, deployment, values, PASSWORD, now)
-        operator = LocalSigner(OPERATOR_SECRET)
+        operator = LocalSigner(secret)
         async with await ChainReader.connect(deployment) as reader:
             faucet, needs = await faucet_signer(reader.rpc), await reader.stake_requirements()
             await fund_native(reader.rpc, faucet, operator.address, ETHER, poll_s=POLL_S)
