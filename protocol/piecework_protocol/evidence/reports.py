@@ -44,6 +44,7 @@ from piecework_protocol.objects import (
     AuditReport,
     Receipt,
 )
+from piecework_protocol.openings import FORMAT as OPENINGS_FORMAT
 from piecework_protocol.rules import Case, Finding, check
 from piecework_protocol.signing import Signer, sign, signed_by
 from piecework_protocol.trace import CanvasField, CanvasRecord, StepField, StepRecord
@@ -58,7 +59,6 @@ from piecework_protocol.types import (
 )
 
 FORMAT: Final = "piecework-audit/1"
-OPENINGS: Final = "piecework-openings/1"
 MEMBERS: Final = ("format", "report", "signature", "canvas", "evidence", "openings")
 MAX_REPORT_FILE_BYTES: Final = 4 * 2**20
 """48 opened steps of a released canvas in hex take half a MiB, the leaves of a thousand canvases
@@ -277,8 +277,8 @@ def _opened(
 
     What is not under a leaf says nothing about the worker: anybody can write it.
     """
-    if openings["format"] != OPENINGS:
-        raise EvidenceRefused("openings.format", f"it is not {OPENINGS}")
+    if openings["format"] != OPENINGS_FORMAT:
+        raise EvidenceRefused("openings.format", f"it is not {OPENINGS_FORMAT}")
     if not leaves:
         raise EvidenceRefused("openings", "the evidence has no leaves of this canvas")
     try:
