@@ -16,7 +16,7 @@ from pathlib import Path
 PROGRAM = """
 import http.server, json, os, pathlib, secrets, signal, sqlite3, sys, threading
 
-GOOD_CHECK, GETS_READY, SCHEMA, VERSION = {check}, {ready}, {schema}, "{version}"
+GOOD_CHECK, GETS_READY, SCHEMA, DIES = {check}, {ready}, {schema}, {dies}
 
 def main():
     words = sys.argv[1:]
@@ -32,6 +32,8 @@ def main():
     journal.execute(f"PRAGMA user_version = {{SCHEMA}}")
     journal.execute("BEGIN IMMEDIATE")
     journal.execute("COMMIT")
+    if DIES:
+        os._exit(1)
     class Admin(http.server.BaseHTTPRequestHandler):
         def answer(self, status, body):
             self.send_response(status)
@@ -49,7 +51,7 @@ def main():
     (home / "admin.token").write_text(secrets.token_urlsafe(32))
     address = {{"host": "127.0.0.1", "port": server.server_port, "pid": os.getpid()}}
     (home / "admin.json").write_text(json.dumps(address))
-    (home / "version").write_text(VERSION)
+    (home / "version").write_text("{version}")
     server.serve_forever()
     (home / "admin.json").unlink()
     journal.close()
@@ -63,6 +65,7 @@ def build_wheel(
     check: bool = True,
     ready: bool = True,
     schema: int = 3,
+    dies: bool = False,
     needs: str = "",
 ) -> Path:
     """A wheel whose program does as it is told."""
@@ -71,7 +74,7 @@ def build_wheel(
     files = {
         "piecework/__init__.py": "",
         "piecework/main.py": PROGRAM.format(
-            check=check, ready=ready, schema=schema, version=version
+            check=check, ready=ready, schema=schema, dies=dies, version=version
         ),
         f"{info}/METADATA": metadata + (f"Requires-Dist: {needs}\n" if needs else ""),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",

@@ -85,15 +85,18 @@ class HomeChange:
     home: Home
     text: str
     after: WorkerConfig
+    named: frozenset[str]
+    """Settings that the change is about."""
     names: frozenset[str]
-    """Settings of which the file says something else than before."""
+    """Those of which the file says something else than before."""
 
     def write(self) -> None:
         """Put the new file in the place of the old one, in one step.
 
         Raises:
-            FileError: it cannot be written. The old one stays.
+            FileError: it cannot be written, or the home is another user's. The old one stays.
         """
+        self.home.create()
         write_private(self.home.config, self.text.encode(), replace=True)
 
 
@@ -128,7 +131,8 @@ def prepare_change(
     values = {name: getattr(after, name) for name in written}
     old = read(home.config, MAX_FILE_BYTES).decode("utf-8-sig")
     changed = frozenset(name for name in named if _differs(before, after, name))
-    return HomeChange(home, rewritten(WorkerConfig, old, values, unset), after, changed)
+    text = rewritten(WorkerConfig, old, values, unset)
+    return HomeChange(home, text, after, frozenset(named), changed)
 
 
 def _amount(name: str, text: str, token: Token) -> str:

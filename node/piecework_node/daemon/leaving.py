@@ -156,6 +156,7 @@ class Leaver:
         Raises:
             PieceworkError: the chain, the daemon or the journal is in the way. Run it again.
         """
+        self._home.create()
         doing: dict[LeaveStep, Callable[[], Awaitable[StepReport]]] = {
             LeaveStep.DRAIN: self._drain,
             LeaveStep.SETTLE: self._settle,

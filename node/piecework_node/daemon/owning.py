@@ -113,6 +113,7 @@ async def move_payout(
     Raises:
         PieceworkError: the chain or the file is in the way.
     """
+    home.create()
     done: list[str] = []
     written = {"payout": address_hex(payout)}
     loader.change(WorkerConfig, home.config, written)

@@ -72,7 +72,10 @@ class Reconfigurer:
 
     def _take_up(self, prepared: HomeChange, running: WorkerConfig) -> ChangeReport:
         p, base = self._p, self._p.base
-        overridden = prepared.names & settings.overriding(self._flags).keys()
+        overridden = prepared.named & settings.overriding(self._flags).keys()
+        waiting = {
+            n for n in prepared.named if getattr(prepared.after, n) != getattr(self._config, n)
+        }
         applied = (prepared.names & LIVE) - overridden
         until = None
         if applied:
@@ -88,7 +91,7 @@ class Reconfigurer:
         self._config = running
         return ChangeReport(
             applied=tuple(sorted(applied)),
-            restart=tuple(sorted(prepared.names - LIVE - overridden)),
+            restart=tuple(sorted(waiting - LIVE - overridden)),
             overridden=tuple(sorted(overridden)),
             offers_until=until,
         )

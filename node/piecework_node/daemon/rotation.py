@@ -113,7 +113,10 @@ class Rotation:
         *,
         watch: Watcher = unwatched,
         poll_s: float = DEFAULT_POLL_S,
+        key_cost: int | None = None,
     ) -> None:
+        """`key_cost`: scrypt's N of the new key. None: the usual one."""
+        self._key_cost = key_cost
         self._home, self._config, self._passwords = home, config, passwords
         self._hands, self._watch, self._poll_s = hands, watch, poll_s
         self._reader: ChainReader = hands.reader
@@ -173,7 +176,12 @@ class Rotation:
         place = self._home.next
         place.create()
         if not place.operator.is_file():
-            create_keystore(place.operator, self._passwords.new, secrets.token_bytes(32))
+            create_keystore(
+                place.operator,
+                self._passwords.new,
+                secrets.token_bytes(32),
+                iterations=self._key_cost,
+            )
         if not place.certificate.is_file():
             certificate, key = create_tls(_address_in(place), now)
             write_private(place.certificate_key, key, replace=True)

@@ -88,7 +88,9 @@ async def new_prices_are_offered(worker: WorkerProcess) -> None:
     assert now["price_per_thousand_steps"] == 2 * before["price_per_thousand_steps"] == 2000
     assert now["slots_free"] == 2
     again = await worker_command(worker, "set", "slots", "3")
-    assert again.out == "nothing changed: the settings are so already\n"
+    assert again.out == "in force after a restart: slots\n"
+    same = await worker_command(worker, "set", "queue", "5")
+    assert same.out == "nothing changed: the settings are so already\n"
 
 
 async def what_is_refused_changes_nothing(worker: WorkerProcess) -> None:

@@ -26,6 +26,7 @@ from piecework_node.errors import UpdateRefused
 from piecework_node.home import Home
 from piecework_protocol.types import Address, Amount, Seconds
 from tests.support.commands import piecework
+from tests.support.waiting import until
 from tests.support.wheels import build_library, build_wheel, digest_of, install
 from tests.support.worker_process import OPERATOR_SECRET, PASSWORD, write_key
 
@@ -71,6 +72,7 @@ async def place(tmp_path: Path) -> AsyncIterator[UpdatedPlace]:
     service = BackgroundWorker(installation.link, home, ENVIRONMENT)
     made = UpdatedPlace(tmp_path, home, installation, service, [])
     await service.start()
+    await until((home.root / "version").exists, within_s=60)
     yield made
     await service.stop()
     assert await drain(home, 30)
@@ -120,9 +122,9 @@ async def test_a_version_that_fails_its_check_or_never_gets_ready_is_left_again(
 async def test_a_journal_that_the_old_version_cannot_read_is_not_given_back_to_it(
     place: UpdatedPlace,
 ) -> None:
-    newer = build_wheel(place.folder, "3.0", ready=False, schema=4)
-    with pytest.raises(UpdateRefused, match="has changed the journal"):
-        await place.update(newer, ready_within_s=1)
+    newer = build_wheel(place.folder, "3.0", schema=4, dies=True)
+    with pytest.raises(UpdateRefused, match=r"ended before it was ready.*changed the journal"):
+        await place.update(newer)
     assert place.installation.current.name.startswith("piecework-3.0-")
     assert schema_of(place.home.journal) == 4 and not await is_running(place.home)
 
@@ -187,8 +189,8 @@ async def test_a_service_is_stopped_and_started_by_systemctl(tmp_path: Path) -> 
 
 async def test_the_command_says_what_is_missing(tmp_path: Path, place: UpdatedPlace) -> None:
     wheel = build_wheel(tmp_path, "2.0")
-    command = ("worker", "update", str(wheel), "--sha256", digest_of(wheel))
-    command += ("--home", str(place.home.root))
+    digest, home = digest_of(wheel), str(place.home.root)
+    command = ("worker", "update", str(wheel), "--sha256", digest, "--home", home)
     nothing = await piecework(*command)
     assert nothing.code == 2 and "--unit NAME, or --background" in nothing.err
     unlinked = await piecework(

@@ -31,7 +31,10 @@ from piecework_protocol.types import Address, Timestamp
 from tests.support.worker_process import PASSWORD, POLL_S
 
 SENDING: Final = "eth_sendRawTransaction"
-_PRELOADED: Final = ("tests.support.node.leaving",)
+LIGHT: Final = 2
+"""scrypt's N of a key that opens fast."""
+_PRELOADED: Final = ("pytest", "tests.support.node.leaving")
+"""The test program too: a child begins by importing what started its parent."""
 
 
 class DyingPoints:
@@ -103,7 +106,13 @@ async def rotate(where: KeysAndChain, old: Address, at: int = -1) -> Any:
     async def work(home: Home, hands: OwnerHands) -> Any:
         settings = config.load(home.root, environment={})
         rotation = Rotation(
-            home, settings, Passwords(PASSWORD, PASSWORD), hands, watch=points, poll_s=POLL_S
+            home,
+            settings,
+            Passwords(PASSWORD, PASSWORD),
+            hands,
+            watch=points,
+            poll_s=POLL_S,
+            key_cost=LIGHT,
         )
         return await rotation.run(old, Timestamp(int(time.time())))
 

@@ -9,6 +9,7 @@ import pytest
 
 from piecework.base.amounts import Token
 from piecework.base.errors import PieceworkError
+from piecework.base.settings import SettingsError
 from piecework_node import config as settings
 from piecework_node.daemon.changing import LIVE, prepare_change, with_live
 from piecework_node.home import Home
@@ -83,5 +84,5 @@ def test_a_running_worker_takes_up_the_live_settings_alone() -> None:
     both = with_live(running, wanted)
     assert both == made(slots=3, price_per_thousand_steps="0.002 tUSDC", credit_max="2 tUSDC")
     assert both.model_fields_set & LIVE == {"price_per_thousand_steps", "credit_max"}
-    with pytest.raises(settings.SettingsError, match="only with a restart"):
+    with pytest.raises(SettingsError, match="only with a restart"):
         with_live(made(chain_outage_s=200), made(min_withdrawal_delay_s=300, chain_outage_s=60))
