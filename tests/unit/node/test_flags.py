@@ -115,7 +115,10 @@ def run(app: typer.Typer, *words: str) -> Any:
 
 
 def init(chosen: Mapping[str, tuple[str, ...]]) -> Any:
-    needed = {"payout": (PAYOUT,), "deployment": ("deployment.json",)}
+    needed: dict[str, tuple[str, ...]] = {
+        "payout": (PAYOUT,),
+        "deployment": ("deployment.json",),
+    }
     words = spelled({**needed, **chosen})
     return run(worker.app, "init", "--home", "worker", "--no-register", *words)
 
