@@ -449,6 +449,14 @@ class WorkerConfig(Settings):
         """What is registered: the worker's own address, or its first relay."""
         return self.endpoint or self.bind or self.relays[0]
 
+    @property
+    def lasting_addresses(self) -> tuple[str, ...]:
+        """Where clients reach the worker after each start. Empty if it picks a free port."""
+        own = self.endpoint or self.bind
+        if own and split_endpoint(own)[1] == 0:
+            return ()
+        return ((own,) if own else ()) + self.relays
+
     def tokens(self, default: Address) -> tuple[Address, ...]:
         """The accepted tokens. `default` is the deployment's."""
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)
@@ -562,6 +570,13 @@ def load(
     """
     file = home / "config.toml"
     return settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
+
+
+def overriding(
+    flags: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what flags and environment say, by setting. It goes before every file."""
+    return settings.overriding(WorkerConfig, VARIABLES, environment=environment, flags=flags)
 
 
 def check(values: Mapping[str, Any]) -> WorkerConfig:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piecework.base.files import private_folder
+from piecework_protocol.types import Address, address_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,15 @@ class Home:
     @property
     def operator(self) -> Path:
         return self.root / "operator.json"
+
+    @property
+    def next(self) -> Home:
+        """Where the new key waits while an operator key is being replaced."""
+        return Home(self.root / "next")
+
+    def retired(self, operator: Address) -> Home:
+        """The home of an operator key that was replaced."""
+        return Home(self.root / "retired" / address_hex(operator).lower())
 
     @property
     def certificate(self) -> Path:

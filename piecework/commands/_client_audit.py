@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
 from piecework.commands import _common as common
+from piecework.commands._audit_report import Telling, say, tell
 from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
@@ -49,6 +50,17 @@ def audit(
         Path | None, typer.Option(help="The checkpoint's folder. Default: the bundled one.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    report_to: Annotated[
+        Path | None,
+        typer.Option("--report", help="Folder for a signed report, its evidence, and feedback."),
+    ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="The worker in ERC-8004: eip155:CHAIN:REGISTRY/ID. For --report."),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Give the signed report to the indexes.")
+    ] = False,
     home: Home = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -58,8 +70,11 @@ def audit(
     The levels rules and forced need the canvas's steps. The worker that made it opens them, at the
     price of its prompt and a step each.
 
-    Exit code 0: it passed. 1: it failed. 3: no verdict is possible here.
+    Exit code 0: it passed. 1: it failed. 3: no verdict is possible here. A report has no text, but
+    it shows who paid whom. Opened steps show the tokens.
     """
+    telling = Telling(report_to, agent, publish, home, password_file)
+    telling.check()
     if (job is None) == (evidence is None):
         common.fail("give a JOB, or --evidence FILE", 2)
     common.one_of("--level", level, LEVELS)
@@ -81,7 +96,9 @@ def audit(
         if level == "forced" and not opened:
             common.fail(missing, NO_VERDICT)
     report = _audit(file, drawn, level, opened, EngineChoice(model, device))
-    _print(report, missing, json=json)
+    verdict = _exit_code(report) != NO_VERDICT
+    told = tell(telling, file, report, opened) if telling.wanted and verdict else None
+    _print(report, missing, told, json=json)
     raise typer.Exit(_exit_code(report))
 
 
@@ -185,7 +202,7 @@ def _exit_code(report: CanvasReport) -> int:
     return {AuditOutcome.PASS: 0, AuditOutcome.FAIL: 1}.get(report.outcome, NO_VERDICT)
 
 
-def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
+def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, json: bool) -> None:
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
     if json:
         common.print_json(
@@ -197,6 +214,7 @@ def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
                 "findings": list(report.findings),
                 "reason": report.reason,
                 "seconds": report.seconds,
+                "report": told,
             }
         )
         return
@@ -209,5 +227,7 @@ def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
         common.say(f"    {safe(finding)}")
     if report.reason:
         common.say(f"    {safe(report.reason)}")
+    if told is not None:
+        say(told)
     if missing and outcome == "no_verdict":
         common.say(f"    the evidence lacks {safe(missing)}", err=True)

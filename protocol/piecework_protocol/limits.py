@@ -93,6 +93,8 @@ MAX_CLOCK_SKEW_S: Final = 5
 MAX_PROOF_SIBLINGS: Final = 64
 # Longest text that a peer may put into a reason: enough to explain, too little to flood a log.
 MAX_REASON_BYTES: Final = 512
+MAX_FRAMES_TOGETHER: Final = 4
+"""Of a worker in one message. One canvas with its end, and with what it acknowledges, are three."""
 # An evidence file, in which hex doubles the bytes. 256 K tokens of output with ids and text, the
 # longest content, and the leaves of a thousand canvases take a third of it.
 MAX_EVIDENCE_BYTES: Final = 64 * 1024 * 1024

@@ -123,7 +123,8 @@ class ForcedPass:
         canvas = len(request.committed)
         steps = self._computable(request, opened)
         cache = self._prefilled(request)
-        pins = templates.pins(request, canvas, self._limits.canvas_size)
+        end = templates.end_before(request, request.committed, self._loaded.eos_ids)
+        pins = templates.held(request, canvas, self._limits.canvas_size, end)
         free = np.array([entry == HOLE for entry in pins] or [True] * self._limits.canvas_size)
         parts = [
             self._pass(request, steps[start : start + self._pass_steps], cache, free)

@@ -243,7 +243,7 @@ class BatchedExecutor:
 
         The first pass allocates its KV cache. A lack of memory then is a failure of this sequence.
         """
-        state = SequenceState.of(request, self.chunk_tokens)
+        state = SequenceState.of(request, self._limits)
         keys: list[Key] = []
         # A sequence that may not start yet would hold on to copies that the store has dropped.
         if request.tenant and request.canvas_limit > len(request.committed):

@@ -74,7 +74,7 @@ class ReferenceExecutor:
     def open(self, request: GenerationRequest) -> int:
         """Take a sequence in, with an empty cache."""
         self._sequences[request.request_id] = _OpenSequence(
-            SequenceState.of(request, self.chunk_tokens), self._denoiser.new_cache()
+            SequenceState.of(request, self._limits), self._denoiser.new_cache()
         )
         return 0
 

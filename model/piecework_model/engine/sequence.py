@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from piecework_model import limits, templates
+from piecework_model.bounds import ModelLimits
 from piecework_model.engine.executor import StepTrace
 from piecework_model.engine.scheduler import PrefillChunk, known_chunks
 from piecework_model.errors import NonFiniteError
@@ -69,14 +70,22 @@ class SequenceState:
     current: Ids | None = None  # [C], None before the first step of a canvas
     soft: Tensor | None = None  # [C, H], None at step 0
     pins: Ids | None = None  # [C] with HOLE where free, None if all positions are
+    end: int | None = None  # what ended the hole that the canvas before stopped in
+    end_ids: frozenset[int] = frozenset()
     # The last argmax canvases, at most stability_steps.
     _history: deque[bytes] = field(default_factory=deque)
     _traces: list[StepTrace | Future[StepTrace]] = field(default_factory=list)
     _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
 
     @classmethod
-    def of(cls, request: GenerationRequest, chunk_tokens: int) -> SequenceState:
-        return cls(request, deque(known_chunks(request, chunk_tokens)), len(request.committed))
+    def of(cls, request: GenerationRequest, model: ModelLimits) -> SequenceState:
+        return cls(
+            request,
+            deque(known_chunks(request, model.chunk_tokens)),
+            len(request.committed),
+            end=templates.end_before(request, request.committed, model.end_ids),
+            end_ids=model.end_ids,
+        )
 
     @property
     def moment(self) -> Moment:
@@ -91,7 +100,7 @@ class SequenceState:
         if self.current is not None:
             return
         noise = initial_ids([self.moment], positions, vocab_size)[0]
-        entries = templates.pins(self.request, self.canvas, positions)
+        entries = templates.held(self.request, self.canvas, positions, self.end)
         self.pins = np.array(entries, dtype=np.int64) if entries else None
         self.current = noise if self.pins is None else np.where(self.pins == HOLE, noise, self.pins)
 
@@ -181,6 +190,8 @@ class SequenceState:
         """
         if not self.request.reads:
             self.pending.append(PrefillChunk(canvas))
+            entries = templates.pins(self.request, self.canvas, len(canvas))
+            self.end = templates.hole_end(entries, canvas, self.end, self.end_ids)
         self.canvas, self.step, self.current, self.soft = self.canvas + 1, 0, None, None
         self._history.clear()
         self._traces.clear()

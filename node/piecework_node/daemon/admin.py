@@ -10,7 +10,7 @@ from __future__ import annotations
 import hmac
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -25,6 +25,7 @@ from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework_node.console import page
 from piecework_node.console.model import Snapshot
+from piecework_node.daemon.changing import ChangeReport
 from piecework_node.errors import AdminError, KeyFileError
 
 TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
@@ -32,7 +33,8 @@ MIN_TOKEN_CHARACTERS: Final = 32
 """A shorter one was cut off, or made by somebody else. An empty one would let everybody in."""
 ADDRESS_FILE: Final = "admin.json"
 TOKEN_HEADER: Final = "X-Piecework-Token"  # noqa: S105
-MAX_BODY_BYTES: Final = 1024
+MAX_BODY_BYTES: Final = 64 * 1024
+"""A change of the longest settings fits."""
 MAX_CONNECTIONS: Final = 128
 CONNECTIONS_PER_ADDRESS: Final = 32
 """For a few scrapers and commands at once."""
@@ -71,6 +73,10 @@ class Operations(Protocol):
 
     def resume(self) -> tuple[str, ...]: ...
 
+    async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
+        """Change settings of the home. A `PieceworkError` says why nothing was changed."""
+        ...
+
     def connection_refused(self, why: Refused) -> None: ...
 
 
@@ -103,6 +109,7 @@ class AdminServer:
                 web.post("/drain", self._drain),
                 web.post("/pause", self._pause),
                 web.post("/resume", self._resume),
+                web.post("/settings", self._change),
             ]
         )
         return app
@@ -207,6 +214,30 @@ class AdminServer:
     async def _resume(self, _: web.Request) -> web.Response:
         left = self._operations.resume()
         return web.json_response({"paused": bool(left), "causes": left}, status=202)
+
+    async def _change(self, request: web.Request) -> web.StreamResponse:
+        try:
+            texts, unset = _changes(await request.read())
+        except ValueError:
+            return _error(400, "settings", "a change is {set: {name: text}, unset: [name]}")
+        try:
+            report = await self._operations.change(texts, unset)
+        except PieceworkError as error:
+            return _error(409, "settings", str(error))
+        return web.json_response(report.to_json())
+
+
+def _changes(body: bytes) -> tuple[dict[str, str], list[str]]:
+    """New values of settings, and names of those to take out. Raises `ValueError` for others."""
+    asked = loads(body)
+    if not isinstance(asked, dict) or not asked.keys() <= {"set", "unset"}:
+        raise ValueError("not a change")
+    texts, unset = asked.get("set", {}), asked.get("unset", [])
+    if not isinstance(texts, dict) or not isinstance(unset, list):
+        raise ValueError("not a change")
+    if not all(isinstance(word, str) for word in (*texts.values(), *unset)):
+        raise ValueError("not texts")
+    return texts, unset
 
 
 def _seconds(body: bytes) -> int | None:

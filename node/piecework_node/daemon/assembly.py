@@ -101,6 +101,7 @@ class Components:
     worker: Worker
     board: OfferBoard
     owner: OwnerWatch
+    fees: FeeDesk
 
 
 async def build(
@@ -259,7 +260,7 @@ async def _assemble(base: Foundations) -> Components:
         clock=clock,
         log=log,
     )
-    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owner)
+    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owner, desk)
 
 
 def _runtime(base: Foundations, keyring: SealingKeyring, steps: StepStore) -> JobRuntime:

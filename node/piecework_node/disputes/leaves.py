@@ -8,6 +8,8 @@ sent. An answer that does not fit would be refused by the contract, and cost gas
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from piecework.chain.disputes import Challenge
@@ -19,6 +21,7 @@ from piecework_node.runtime.opener import CannotOpen, CanvasOpener, runs
 from piecework_protocol.disputes import CHALLENGE_SECONDS, OpenedLeaf, open_leaf
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.objects import ModelOffer
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Digest, Timestamp
 
@@ -65,32 +68,46 @@ class JournalLeaves:
             known, at, found = self._looked
             if known == facts and time < at + LOOK_AGAIN_S:
                 return found
-        found = await self._jobs_of_others(facts, time)
+        found = await jobs_of_others(
+            self._journal, time, partial(runs, facts), facts.profile, self._lacking
+        )
         self._looked = facts, time, found
         return found
-
-    async def _jobs_of_others(self, facts: EngineFacts, time: Timestamp) -> str | None:
-        jobs, until, profiles = 0, 0, set[str]()
-        since = Timestamp(max(0, time - CHALLENGE_SECONDS))
-        for kept in await self._journal.replayable(since):
-            signed = await self._journal.offer(kept.offer)
-            models = () if signed is None else signed.offer.models
-            if any(runs(facts, model) for model in models):
-                continue
-            lacking = await self._lacking(kept.offer, since)
-            if not lacking:
-                continue
-            jobs, until = jobs + lacking, max(until, kept.deadline)
-            profiles |= {model.profile for model in models}
-        if not jobs:
-            return None
-        return (
-            f"{jobs} jobs that may be challenged until {until + CHALLENGE_SECONDS} ran on "
-            f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
-            f"{facts.profile} now"
-        )
 
     async def _lacking(self, offer: Digest, since: Timestamp) -> int:
         """Count an offer's jobs with a canvas that only its own engine can open."""
         canvases = await self._journal.traced(offer, since)
         return len({job for job, canvas in canvases if not self._opener.is_kept(job, canvas)})
+
+
+async def jobs_of_others(
+    journal: Journal,
+    time: Timestamp,
+    runs: Callable[[ModelOffer], bool],
+    profile: str,
+    lacking: Callable[[Digest, Timestamp], Awaitable[int]] | None = None,
+) -> str | None:
+    """Say which jobs may be challenged and ran on another engine. None: there are none.
+
+    runs: whether the engine of now has an offered model with its last bits. profile: what it calls
+    itself. lacking: counts an offer's jobs that kept steps do not cover. None: no steps are kept.
+    """
+    since = Timestamp(max(0, time - CHALLENGE_SECONDS))
+    jobs, until, profiles = 0, 0, set[str]()
+    for kept in await journal.replayable(since):
+        signed = await journal.offer(kept.offer)
+        models = () if signed is None else signed.offer.models
+        if any(map(runs, models)):
+            continue
+        count = kept.jobs if lacking is None else await lacking(kept.offer, since)
+        if not count:
+            continue
+        jobs, until = jobs + count, max(until, kept.deadline)
+        profiles |= {model.profile for model in models}
+    if not jobs:
+        return None
+    return (
+        f"{jobs} jobs that may be challenged until {until + CHALLENGE_SECONDS} ran on "
+        f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
+        f"{profile} now"
+    )

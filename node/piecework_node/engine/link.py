@@ -40,6 +40,8 @@ class EngineFacts:
     """The kinds of jobs that it runs."""
     images: bool = False
     """Whether prompts may show images."""
+    end_ids: frozenset[int] = frozenset()
+    """The token ids that end a text."""
 
 
 @dataclass(frozen=True, slots=True)

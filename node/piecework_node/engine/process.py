@@ -263,6 +263,7 @@ def measure(
         canvas_size=loaded.limits.canvas_size,
         max_steps=loaded.limits.max_steps,
         vocab_size=loaded.limits.vocab_size,
+        end_ids=loaded.eos_ids,
         tokens_per_second=int(measured.tokens_per_second),
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),

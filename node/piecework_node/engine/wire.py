@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
@@ -162,12 +162,12 @@ def encode_command(command: Command) -> bytes:
     elif isinstance(command, Allow):
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Stop):
-        body = {"op": "stop", **asdict(command)}
+        body = {"op": "stop", **_members(command)}
     elif isinstance(command, Replay):
         asked = {name: getattr(command, name) for name in ("number", "steps", "wanted", "soft")}
         body = {"op": "replay", "request": _written(command.request), **asked}
     elif isinstance(command, PauseEngine):
-        body = {"op": "pause", **asdict(command)}
+        body = {"op": "pause", **_members(command)}
     elif isinstance(command, ResumeEngine):
         body = {"op": "resume"}
     else:
@@ -214,7 +214,7 @@ def _question(body: dict[str, Any]) -> Encode | Replay:
 
 
 def _written(request: GenerationRequest) -> dict[str, Any]:
-    return asdict(request) | _images(request.images)
+    return _members(request) | _images(request.images)
 
 
 def _request(body: dict[str, Any]) -> GenerationRequest:
@@ -244,7 +244,7 @@ def _reads(body: dict[str, Any]) -> tuple[tuple[ReadSlot, ...], ...]:
 
 def _images(images: tuple[PromptImage, ...]) -> dict[str, Any]:
     """Write the images of a request or a content, with their patches in base64."""
-    shown = [asdict(image) | {"patches": b64encode(image.patches).decode()} for image in images]
+    shown = [_members(image) | {"patches": b64encode(image.patches).decode()} for image in images]
     return {"images": shown}
 
 
@@ -260,13 +260,14 @@ def encode_report(report: Report) -> bytes:
     if isinstance(report, Ready):
         body: dict[str, Any] = {
             "op": "ready",
-            **asdict(report.facts),
+            **_members(report.facts),
             "digest": report.facts.digest.hex(),
+            "end_ids": sorted(report.facts.end_ids),
         }
     elif isinstance(report, CannotStart):
         body = {"op": "cannot_start", "message": report.message}
     elif isinstance(report, Encoded):
-        content = asdict(report.content) | _images(report.content.images)
+        content = _members(report.content) | _images(report.content.images)
         body = {
             "op": "encoded",
             "number": report.number,
@@ -288,22 +289,22 @@ def encode_report(report: Report) -> bytes:
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, EnginePaused):
-        body = {"op": "paused", **asdict(report)}
+        body = {"op": "paused", **_members(report)}
     elif isinstance(report, EngineResumed):
         body = {"op": "resumed"}
     elif isinstance(report, DraftEvent):
-        body = {"op": "draft", **asdict(report)}
+        body = {"op": "draft", **_members(report)}
     elif isinstance(report, ProgressEvent):
-        body = {"op": "progress", **asdict(report)}
+        body = {"op": "progress", **_members(report)}
     elif isinstance(report, CanvasEvent | StoppedEvent):
         leaves = [leaf.hex() for leaf in report.step_leaves]
         op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
         kept = b64encode(pack_records(report.records)).decode()
-        members = asdict(replace(report, records=()))
+        members = _members(replace(report, records=()))
         body = {"op": op, **members, "step_leaves": leaves, "records": kept}
         body.pop("opened", None)  # no engine opens anything by itself
     else:
-        body = {"op": "failed", **asdict(report)}
+        body = {"op": "failed", **_members(report)}
     return _line(body)
 
 
@@ -366,7 +367,7 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "ready": lambda b: Ready(
         EngineFacts(
             **{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])}
-            | {"kinds": tuple(map(Kind, b["kinds"]))}
+            | {"kinds": tuple(map(Kind, b["kinds"])), "end_ids": frozenset(b["end_ids"])}
         )
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
@@ -385,7 +386,15 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
 
 
 def _line(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(body, separators=(",", ":"), default=_members).encode() + b"\n"
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """Give the members of an object by name. JSON's encoder asks again for objects inside them.
+
+    `dataclasses.asdict` copies every id of a prompt one by one, in Python.
+    """
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _body(line: bytes) -> dict[str, Any]:

@@ -228,7 +228,8 @@ class EngineEventHandler:
 def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:
     if job.running is None:
         raise MalformedInput("the canvas is of a sequence that is not running")
-    return job.running.leaves(job.session.accepted, event.canvas, event.step_leaves)
+    committed = job.committed[: event.canvas]
+    return job.running.leaves(job.session.accepted, committed, event.step_leaves)
 
 
 def _needed_again(kind: Kind, event: CanvasEvent) -> bytes | None:
@@ -247,5 +248,6 @@ def _kept(job: LiveJob, event: CanvasEvent | StoppedEvent) -> KeptCanvas | None:
     """Return what is kept of a canvas, while its sequence is still known."""
     if job.running is None or not event.records:
         return None
-    record = job.running.canvas_record(job.session.accepted, event.canvas)
+    committed = job.committed[: event.canvas]
+    record = job.running.canvas_record(job.session.accepted, committed)
     return KeptCanvas(record, event.records)

@@ -391,7 +391,7 @@ class Worker:
         content = NO_CONTENT
         if not job.leaving:
             running = int(job.sequence is not None)
-            admission.check_return(submission, _with_fewer(self._own_view(submission), running))
+            admission.check_return(submission, self._view(submission, without=1 + running))
             async with self._prompts.turn(job.channel.id):
                 content = await self._open_content(submission, job.id)
             if content.prompt_tokens != job.session.accepted.prompt_tokens:
@@ -549,7 +549,8 @@ class Worker:
         except MalformedInput as error:
             raise Refusal(Reason.MALFORMED, str(error)) from None
 
-    def _view(self, submission: SubmitJob) -> AdmissionView:
+    def _view(self, submission: SubmitJob, *, without: int = 0) -> AdmissionView:
+        """What admission needs to know. `without`: jobs that do not count as active."""
         engine = self._runtime.engine
         facts = engine.facts
         return AdmissionView(
@@ -559,7 +560,7 @@ class Worker:
             terms=self.terms,
             offer=self._offers.get(submission.job.offer),
             serving={facts.digest: Served(facts.service, facts.kinds)} if facts else {},
-            active=self.active,
+            active=max(0, self.active - without),
             engine_ready=engine.ready,
             draining=self.draining,
             fault=self._channels.faults.stopping,
@@ -577,7 +578,7 @@ class Worker:
 
     def _own_view(self, submission: SubmitJob) -> AdmissionView:
         """The view of a job that is itself being admitted and must not count against itself."""
-        return _with_fewer(self._view(submission), 1)
+        return self._view(submission, without=1)
 
     def _channel_view(self, channel: LiveChannel, submission: SubmitJob) -> ChannelView:
         time, stored = now(self._runtime.clock), channel.stored
@@ -603,10 +604,6 @@ class Worker:
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )
-
-
-def _with_fewer(view: AdmissionView, count: int) -> AdmissionView:
-    return replace(view, active=max(0, view.active - count))
 
 
 def _salt_used() -> Refusal:

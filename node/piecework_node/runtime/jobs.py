@@ -199,7 +199,9 @@ class JobRuntime:
             keep_records=self.steps is not None,
         )
         facts = self.engine.facts
-        job.running = RunningRequest(request, facts.vocab_size if facts else 0)
+        job.running = RunningRequest(
+            request, facts.vocab_size if facts else 0, facts.end_ids if facts else frozenset()
+        )
         self.engine.start(request)
 
     async def detach(self, job: LiveJob) -> None:

@@ -112,7 +112,7 @@ class CanvasOpener:
     async def _record(self, stored: StoredJob, canvas: int) -> CanvasRecord:
         facts, model = await self._engine_of(stored)
         try:
-            request = await self._request(stored, 0)
+            request = await self._request(stored, canvas)
             accepted = AcceptedJob(
                 stored.id,
                 stored.submission.job,
@@ -121,7 +121,8 @@ class CanvasOpener:
                 stored.prompt_tokens,
                 stored.at,
             )
-            return RunningRequest(request, facts.vocab_size).canvas_record(accepted, canvas)
+            running = RunningRequest(request, facts.vocab_size, facts.end_ids)
+            return running.canvas_record(accepted, request.committed)
         except (EngineUnavailable, PromptRejected, MalformedInput) as error:
             raise CannotOpen(str(error)) from error
 

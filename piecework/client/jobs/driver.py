@@ -333,7 +333,7 @@ class JobDriver:
         that cannot be written any more would take the place of the refusal that ended it.
         """
         cancel = asyncio.create_task(self._caller.cancelled.wait())
-        reading: asyncio.Task[WorkerFrame | None] | None = None
+        reading: asyncio.Task[tuple[WorkerFrame, ...]] | None = None
         loop, answered, cancelling = asyncio.get_running_loop(), False, False
         try:
             while True:
@@ -345,12 +345,13 @@ class JobDriver:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if reading.done():
-                    frame, reading = reading.result(), None
-                    if frame is None:
+                    came, reading = reading.result(), None
+                    if not came:
                         return
                     answered = self._heard = True
                     watchdog.frame(loop.time())
-                    yield frame
+                    for frame in came:
+                        yield frame
                 elif cancel.done() and may_cancel:
                     cancelling = True
                     if self._ended is None:

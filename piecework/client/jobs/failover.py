@@ -111,13 +111,16 @@ class FailOver:
         allowance = await self._context.spending.allowance(parts[0])
         if allowance.left is not None:
             allowance = replace(allowance, left=Amount(allowance.left // len(requests)))
-        ceilings: dict[JobRequest, Amount] = {}
+        best: dict[JobRequest, Choice] = {}
         for request in set(requests):
             ranking = await self._chooser.choose(request, allowance=allowance)
             if not ranking.choices:
                 raise nobody(request, ranking)
-            ceilings[request] = ranking.choices[0].ceiling
-        return await self._context.spending.reserve(parts, [ceilings[r] for r in requests])
+            best[request] = ranking.choices[0]
+        # Jobs at one worker share a channel, so its opening is paid once.
+        fees = {choice.operator: int(choice.fee) for choice in best.values()}
+        ceilings, fee = [best[request].ceiling for request in requests], Amount(sum(fees.values()))
+        return await self._context.spending.reserve(parts, ceilings, fee)
 
     async def drive(
         self,

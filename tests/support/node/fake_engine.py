@@ -34,6 +34,7 @@ from piecework_node.engine.link import (
     ReplayedTrace,
 )
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
+from piecework_protocol import merkle
 from piecework_protocol.conversation import Conversation, Text
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.open import OpenContent
@@ -63,6 +64,7 @@ FACTS = EngineFacts(
     service=Service.REPLAYABLE,
     details={"hardware": "none"},
     kinds=(Kind.TEXT, Kind.READ, Kind.OPEN),
+    end_ids=frozenset({1, 106}),
 )
 
 
@@ -257,23 +259,8 @@ def step_records(
     request: GenerationRequest, canvas: int, numerics: bytes = b""
 ) -> tuple[StepRecord, ...]:
     """What the steps of a canvas commit to, always."""
-    noise = sha256(request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")).digest()
-    steps = 1 if request.template else 1 + noise[29] % request.max_steps
-    ids = write_ids(tuple(noise[:CANVAS]))
-    bits = write_bits((True,) * CANVAS)
-    return tuple(
-        StepRecord(
-            canvas,
-            step,
-            ids,
-            ids,
-            ids,
-            bits,
-            soft_field(EmbeddingType.FLOAT32, soft_rows(request, canvas, numerics)),
-            bytes(6 * CANVAS),
-        )
-        for step in range(steps)
-    )
+    noise, steps = _steps(request, canvas)
+    return tuple(_record(noise, canvas, step, numerics) for step in range(steps))
 
 
 def soft_rows(request: GenerationRequest, canvas: int, numerics: bytes = b"") -> bytes:
@@ -283,8 +270,27 @@ def soft_rows(request: GenerationRequest, canvas: int, numerics: bytes = b"") ->
 
 
 def step_leaves(request: GenerationRequest, canvas: int) -> tuple[bytes, ...]:
-    """The leaves of the steps of a canvas."""
-    return tuple(record.leaf() for record in step_records(request, canvas))
+    """The leaves of `step_records`. Steps differ in the header alone, so only that is hashed anew.
+
+    Its last numbers are the step and the canvas size.
+    """
+    noise, steps = _steps(request, canvas)
+    header, *fields = _record(noise, canvas, 0, b"").fields()
+    shared = [sha256(field).digest() for field in fields]
+    headers = (header[:-8] + step.to_bytes(4, "little") + header[-4:] for step in range(steps))
+    return tuple(merkle.root([sha256(data).digest(), *shared]) for data in headers)
+
+
+def _steps(request: GenerationRequest, canvas: int) -> tuple[bytes, int]:
+    """What a canvas is made of, and how many steps it takes."""
+    noise = sha256(request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")).digest()
+    return noise, 1 if request.template else 1 + noise[29] % request.max_steps
+
+
+def _record(noise: bytes, canvas: int, step: int, numerics: bytes) -> StepRecord:
+    ids, bits = write_ids(tuple(noise[:CANVAS])), write_bits((True,) * CANVAS)
+    soft = soft_field(EmbeddingType.FLOAT32, noise + numerics)  # as of `soft_rows`
+    return StepRecord(canvas, step, ids, ids, ids, bits, soft, bytes(6 * CANVAS))
 
 
 def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from piecework_node.daemon.admin import (
     ask_daemon,
     console_url,
 )
+from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.daemon import Ports, serve
 from piecework_node.daemon.evidence import EvidenceWish
 from piecework_node.errors import AdminError, ConfigError, KeyFileError
@@ -261,7 +262,7 @@ class Operations:
 
     def __init__(self) -> None:
         self.ready = True
-        self.pressed: list[str] = []
+        self.pressed: list[Any] = []
 
     async def status(self) -> dict[str, Any]:
         return {"state": "ready"}
@@ -292,6 +293,12 @@ class Operations:
         self.pressed.append("resume")
         return ("the schedule",)
 
+    async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
+        if "slots" in texts:
+            raise ConfigError("slots: no")
+        self.pressed += [*texts.items(), *unset]
+        return ChangeReport(applied=tuple(texts), offers_until=9)
+
     def connection_refused(self, why: Refused) -> None:
         self.pressed.append(why)
 
@@ -320,6 +327,26 @@ async def test_the_buttons_need_the_token_and_reading_does_not(
     await ask_daemon(home, "POST", "/settle")
     await ask_daemon(home, "POST", "/drain")
     assert operations.pressed == ["settle", "drain"]
+
+
+async def test_settings_change_with_the_token_and_a_refusal_is_one_line(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, url, home = admin
+    async with aiohttp.ClientSession() as session:
+        assert (await session.post(url + "/settings", json={"set": {"a": "1"}})).status == 401
+    wanted = json.dumps({"set": {"a": "1"}, "unset": ["b"]}).encode()
+    answer = ChangeReport.from_json(await ask_daemon(home, "POST", "/settings", wanted))
+    assert answer == ChangeReport(applied=("a",), offers_until=9)
+    assert operations.pressed == [("a", "1"), "b"]
+    with pytest.raises(AdminError, match="the worker refuses: slots: no"):
+        await ask_daemon(home, "POST", "/settings", b'{"set": {"slots": "1"}}')
+    for body in (b"", b"[]", b'{"set": {"a": 1}}', b'{"set": []}', b'{"unset": "b"}', b'{"x": {}}'):
+        with pytest.raises(AdminError, match="a change is"):
+            await ask_daemon(home, "POST", "/settings", body)
+    for stranger in ({}, {"applied": 1}, {"applied": [], "restart": [], "overridden": None}):
+        with pytest.raises(AdminError, match="another version"):
+            ChangeReport.from_json(stranger)
 
 
 async def test_evidence_of_a_running_worker_is_for_who_has_the_token(
