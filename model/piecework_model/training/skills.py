@@ -396,7 +396,7 @@ _RIVALS: Final[Mapping[str, str]] = {"hero": "helper", "helper": "hero", "place"
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Difficulty:
     """How hard a read is: how many first sentences of a story are shown, and how many nouns and
     names of each kind there are. None is all.
     """
@@ -445,7 +445,7 @@ def _predicate(facts: Facts, rng: random.Random, told: Set[str], few: int | None
 
 
 def draw_questions(
-    rng: random.Random, count: int, lesson: Lesson = Lesson()
+    rng: random.Random, count: int, lesson: Difficulty = Difficulty()
 ) -> tuple[ReadContent, tuple[Answered, ...]]:
     """Draw a story and `count` questions about it."""
     few = lesson.few
@@ -467,7 +467,7 @@ def read_sample(rng: random.Random) -> TrainingSample:
     """Lay out the canvases of one to four questions, most of them about a whole story."""
     sentences = rng.choice((1, 2, None, None, None, None))
     few = rng.choice((2, 4, 8, *(None,) * 7))
-    return _asked(rng, rng.choice((1, 2, 4, 4, 4)), Lesson(sentences, few))
+    return _asked(rng, rng.choice((1, 2, 4, 4, 4)), Difficulty(sentences, few))
 
 
 def first_read_sample(rng: random.Random) -> TrainingSample:
@@ -476,19 +476,19 @@ def first_read_sample(rng: random.Random) -> TrainingSample:
     To say whether two words are the same is learnt last: as long as it is not, an answer does not
     depend on either word alone. It comes with few words first (docs/LOG.md).
     """
-    return _asked(rng, 2, Lesson(rng.choice((1, 1, 1, 2)), _few(rng)))
+    return _asked(rng, 2, Difficulty(rng.choice((1, 1, 1, 2)), _few(rng)))
 
 
 def first_story_sample(rng: random.Random) -> TrainingSample:
     """Lay out the canvas of two questions about a whole story, most of them with few words."""
-    return _asked(rng, 2, Lesson(None, _few(rng)))
+    return _asked(rng, 2, Difficulty(None, _few(rng)))
 
 
 def _few(rng: random.Random) -> int | None:
     return rng.choice((2, 2, 2, 4, 8, None, None))
 
 
-def _asked(rng: random.Random, count: int, lesson: Lesson) -> TrainingSample:
+def _asked(rng: random.Random, count: int, lesson: Difficulty) -> TrainingSample:
     content, answered = draw_questions(rng, count, lesson)
     encoded = kinds.encode(vocabulary.build_codec(), content, CANVAS, MOST_PROMPT)
     target = list(encoded.template)

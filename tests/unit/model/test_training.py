@@ -293,7 +293,7 @@ def test_a_lesson_asks_for_what_its_text_says_and_among_its_few_words(
     seed: int, sentences: int | None
 ) -> None:
     rng = random.Random(seed)
-    lesson = skills.Lesson(sentences, few=rng.choice((2, 4, None)))
+    lesson = skills.Difficulty(sentences, few=rng.choice((2, 4, None)))
     content, answered = skills.draw_questions(rng, 3, lesson)
     text = content.conversation.messages[0].text
     for each in answered:
