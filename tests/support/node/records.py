@@ -40,6 +40,7 @@ from piecework_protocol.types import (
     Signature,
     Timestamp,
     Uint32,
+    Uint64,
 )
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
