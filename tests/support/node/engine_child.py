@@ -11,6 +11,7 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
 from piecework_model.requests import CanvasFinish, GenerationRequest, StoppedEvent
 from piecework_node.engine.link import EnginePaused, EngineResumed
@@ -62,6 +63,8 @@ def main() -> None:
                 _send(Beat())
             for row in runnable:
                 event = canvas_event(rows[row], done[row])
+                if rows[row].keep_records:
+                    event = replace(event, records=step_records(rows[row], done[row]))
                 done[row] += 1
                 if event.finish is not CanvasFinish.MORE:
                     del rows[row]
