@@ -20,7 +20,7 @@ from piecework.base.text import one_line
 ALLOWED: Final = frozenset(
     {
         "event", "level", "timestamp", "repeated", "code", "status",
-        "task", "job", "channel", "canvas", "canvases", "state",
+        "task", "job", "channel", "canvas", "canvases", "state", "challenge", "wei",
         "reason", "clause", "peer", "count", "amount", "kind", "hash", "nonce", "block",
         "sequence", "slots", "active",
         "model", "profile", "port", "admin_port", "seconds", "restarts",
