@@ -46,4 +46,5 @@ def generation_request(
         images=content.images,
         keep_records=keep_records,
         opening=content.opening,
+        auditing=content.auditing,
     )

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.text import OutputSegment, final_text
 from piecework_protocol.trace import StepRecord
@@ -66,11 +67,23 @@ class OpeningAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class AuditAsked:
+    """A canvas of another job that is computed again (kind `audit`).
+
+    context: tokens before the canvas, which are charged as the prompt.
+    """
+
+    content: AuditContent
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedContent:
     """What a job's content is for the engine (kinds). The fields are those of GenerationRequest.
 
     positions: of the template before its end, which a job's max_tokens must cover. 0 without one.
     opening: of an open job, what is asked for. It has no prompt.
+    auditing: of an audit job, what is audited. It has no prompt either.
     """
 
     prompt_ids: tuple[int, ...]
@@ -79,11 +92,13 @@ class EncodedContent:
     positions: int = 0
     images: tuple[PromptImage, ...] = ()
     opening: OpeningAsked | None = None
+    auditing: AuditAsked | None = None
 
     @property
     def prompt_tokens(self) -> int:
         """Count the tokens that are charged as the prompt."""
-        return len(self.prompt_ids) if self.opening is None else self.opening.context
+        before = self.opening or self.auditing
+        return len(self.prompt_ids) if before is None else before.context
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +132,8 @@ class GenerationRequest:
         that of the template's. Each takes one step. None becomes part of the next one's context.
     images: in the order of the prompt. Where one stands, the prompt has the model's image token.
     keep_records: whether the event of a canvas has what its steps commit to.
-    opening: of an open job, what is asked for. No engine runs such a request.
+    opening: of an open job, what is asked for. auditing: of an audit job, what is audited. No
+    engine runs such a request as a sequence.
     """
 
     request_id: str
@@ -139,6 +155,7 @@ class GenerationRequest:
     images: tuple[PromptImage, ...] = ()
     keep_records: bool = False
     opening: OpeningAsked | None = None
+    auditing: AuditAsked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +189,7 @@ class CanvasEvent:
     step_leaves: one 32-byte trace leaf a step, `steps` of them.
     answers: of a read, a question's probabilities in 1/65536, in the order of its labels.
     records: what the step leaves commit to, if the request keeps records.
-    opened: of an open job, the opened step.
+    opened: of an open job, the opened step. report: of an audit job, what was found.
     """
 
     request_id: str
@@ -186,6 +203,7 @@ class CanvasEvent:
     answers: tuple[tuple[int, ...], ...] = ()
     records: tuple[StepRecord, ...] = field(default=(), repr=False)
     opened: OpenOutput | None = field(default=None, repr=False)
+    report: AuditOutput | None = None
 
     @property
     def text(self) -> str:

@@ -40,7 +40,7 @@ from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import read_openings
 from piecework_protocol.rules import Case, check
 from piecework_protocol.trace import CanvasRecord, StepField, StepRecord
-from piecework_protocol.types import Address, JobId
+from piecework_protocol.types import Address, Amount, JobId
 
 AUDIT_CLAUSE: Final = "7.2 in an audit"
 """The trace is that of the model, the seed and the steps that the receipt names."""
@@ -58,6 +58,10 @@ class CanvasReport:
         reason: Why there is no verdict, or empty.
         steps: Denoising steps of the canvas.
         seconds: What the audit took, without loading the model.
+        by: The workers that audited. None of them: the client itself.
+        cost: What they were paid, in base units.
+        confirmed: Whether a second auditor has found the same failure.
+        remarks: What there is to say about auditors: who gave no report, who is trusted no more.
     """
 
     level: AuditLevel
@@ -67,6 +71,10 @@ class CanvasReport:
     reason: str = ""
     steps: int = 0
     seconds: float = 0.0
+    by: tuple[Address, ...] = ()
+    cost: Amount = Amount(0)
+    confirmed: bool = False
+    remarks: tuple[str, ...] = ()
 
 
 class Auditor(Protocol):
@@ -216,8 +224,8 @@ def choose_canvas(evidence: EvidenceFile, entropy: Callable[[int], bytes]) -> in
 class Audits:
     """Audits accepted jobs in the background, at the rate of the settings. One at a time.
 
-    A failure counts once a second replay confirms it. Then the worker gets no more jobs, and the
-    evidence is written beside the journal.
+    A failure counts once a second replay or auditor confirms it. Then the worker gets no more jobs,
+    and the evidence is written beside the journal.
 
     Attributes:
         on_report: Told each report, with the file of the evidence if there is one.
@@ -277,7 +285,9 @@ class Audits:
         report = await self.auditor.audit(data, canvas, AuditLevel.REPLAY)
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:
-            again = await self.auditor.audit(data, canvas, AuditLevel.REPLAY)
+            again = report
+            if not report.confirmed:
+                again = await self.auditor.audit(data, canvas, AuditLevel.REPLAY)
             if again.outcome is AuditOutcome.FAIL:
                 report, file = await self._end(evidence, data, report)
             else:

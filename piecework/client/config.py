@@ -26,7 +26,7 @@ from piecework.base.hosts import check_origin
 from piecework.base.settings import Settings, Variables, load
 from piecework.base.written_amounts import WrittenAmount, base_units, known_units, weight
 from piecework.client.errors import HomeError
-from piecework_protocol.types import Amount
+from piecework_protocol.types import Amount, parse_address
 
 VARIABLES: Final = Variables(
     "PIECEWORK_CLIENT_",
@@ -257,9 +257,26 @@ class ClientConfig(Settings):
         ge=0,
         le=1,
         description=(
-            "The share of finished jobs of which one canvas is replayed in the background, on a "
-            "machine like the worker's. It needs the engine. A failed audit that a second replay "
-            "confirms ends the relation with that worker."
+            "The share of finished jobs of which one canvas is replayed in the background. A "
+            "failed audit that a second replay confirms ends the relation with that worker."
+        ),
+    )
+    audit_by: str = Field(
+        default="self",
+        max_length=42,
+        description=(
+            'Who replays: "self", with the engine on a machine like the worker\'s. "market", '
+            "another worker for money. Or the address of a worker that audits first. Who is not "
+            "you reads the prompt and the answer."
+        ),
+    )
+    audit_check_rate: float = Field(
+        default=0.1,
+        ge=0,
+        le=1,
+        description=(
+            "How often a worker that audits for money is checked with a canvas that is known to be "
+            "good or bad. One that misses it gets no more jobs."
         ),
     )
     audit_model: Path | None = Field(
@@ -335,6 +352,11 @@ class ClientConfig(Settings):
         "have their prices in dollars too.",
     )
 
+    @field_validator("audit_by")
+    @classmethod
+    def _auditor_is_named(cls, value: str) -> str:
+        return check_auditor(value)
+
     @field_validator("gateway_allowed_origins")
     @classmethod
     def _origins_are_named(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -366,6 +388,17 @@ class ClientConfig(Settings):
             max_fee=Amount(known_units(self, "max_fee", token)),
             second_is_worth=float(weight(self, "second_is_worth", token)),
         )
+
+
+def check_auditor(text: str) -> str:
+    """Return who audits: "self", "market", or the address of a worker.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if text not in ("self", "market"):
+        parse_address(text)
+    return text
 
 
 def load_config(

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from piecework.base.errors import PieceworkError
 from piecework.client.jobs.driver import JobContext
-from piecework.client.jobs.events import CanvasText, ReadAnswers, StepOpened
+from piecework.client.jobs.events import CanvasAudited, CanvasText, ReadAnswers, StepOpened
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.contradictions import KeptFrame
 from piecework.client.journal.proofs import prove_receipts
@@ -82,15 +82,17 @@ async def _fetched(outputs: dict[int, bytes], run: JobRun) -> str:
     try:
         async with run:
             async for event in run:
-                if isinstance(event, CanvasText | ReadAnswers | StepOpened):
+                if isinstance(event, CanvasText | ReadAnswers | StepOpened | CanvasAudited):
                     outputs[event.canvas] = output_of(event)
     except PieceworkError as error:
         return f"because its worker does not give it again: {error}"
     return ""
 
 
-def output_of(event: CanvasText | ReadAnswers | StepOpened) -> bytes:
+def output_of(event: CanvasText | ReadAnswers | StepOpened | CanvasAudited) -> bytes:
     """Give the bytes of an output, as the receipt's digest covers them."""
+    if isinstance(event, CanvasAudited):
+        return event.report.encode()
     if isinstance(event, StepOpened):
         return OpenOutput(event.canvas_fields, event.fields, event.soft).encode()
     if isinstance(event, CanvasText):

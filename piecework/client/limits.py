@@ -108,5 +108,10 @@ GOODBYE_TIMEOUT_S: Final = 1.0
 LEAVE_TIMEOUT_S: Final = 5.0
 # Loading a large model from disk takes minutes, and one canvas of it some seconds.
 AUDIT_TIMEOUT_S: Final = 1800.0
+# Canvases that a client remembers to check auditors with, and offers of auditors that it looks up.
+MAX_KNOWN_CANVASES: Final = 32
+MAX_AUDITORS: Final = 64
+# Of one canvas: two that agree, and one more where they do not.
+MAX_OPINIONS: Final = 3
 # Jobs that wait for their audit in the background. More are not audited: the rate is a wish.
 MAX_WAITING_AUDITS: Final = 64

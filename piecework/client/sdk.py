@@ -13,7 +13,8 @@ from piecework.base.amounts import Token, TokenAmount
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
-from piecework.client.auditing import Audits, EngineAuditor
+from piecework.client.auditing import Audits
+from piecework.client.auditors.market import auditor_of
 from piecework.client.config import ClientConfig, ClientHome, load_config
 from piecework.client.errors import StoreError
 from piecework.client.evidence import NO_TEXTS, known_texts, make_evidence
@@ -194,7 +195,7 @@ class PieceworkClient:
             default_max_tokens=config.default_max_tokens,
         )
         self._chooser = Chooser(self.discovery, self.links, self.reachability, clock, filters)
-        self.audits = Audits(self._context, EngineAuditor(config.audit_model))
+        self.audits = Audits(self._context, auditor_of(self, config))
         self._fail_over = FailOver(self._context, self._chooser, self.discovery, self._fund)
         self._fail_over.watch = self.audits.watching
         self._runs: set[JobRun] = set()

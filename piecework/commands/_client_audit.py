@@ -39,7 +39,10 @@ def audit(
         int | None, typer.Option(min=0, help="Which canvas. Default: one at random.")
     ] = None,
     level: Annotated[str, typer.Option(help="rules, replay or forced.")] = "replay",
-    by: Annotated[str, typer.Option(help="Who audits: self.")] = "self",
+    by: Annotated[
+        str | None,
+        typer.Option(help="self, market, or a worker's address. Default: the setting audit_by."),
+    ] = None,
     openings: Annotated[
         Path | None, typer.Option(help="Steps that the worker opened, instead of bought ones.")
     ] = None,
@@ -70,6 +73,9 @@ def audit(
     The levels rules and forced need the canvas's steps. The worker that made it opens them, at the
     price of its prompt and a step each.
 
+    With --by market another worker replays the canvas, for a price. It reads the prompt and the
+    answer. A failure that no second worker confirms is no verdict.
+
     Exit code 0: it passed. 1: it failed. 3: no verdict is possible here. A report has no text, but
     it shows who paid whom. Opened steps show the tokens.
     """
@@ -78,12 +84,13 @@ def audit(
     if (job is None) == (evidence is None):
         common.fail("give a JOB, or --evidence FILE", 2)
     common.one_of("--level", level, LEVELS)
-    common.one_of("--by", by, ("self",))
+    _check_by(by, job, level)
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
     bought = job is not None and buy and openings is None and level != "replay"
-    wish = _Wish(job or "", canvas, level, buy=bought)
-    file, drawn, opened, missing = _looked_up(wish, evidence, openings, (home, password_file))
-    report = _audit(file, drawn, level, opened, EngineChoice(model, device))
+    wish = _Wish(job or "", canvas, level, buy=bought, by=by)
+    found = _looked_up(wish, evidence, openings, (home, password_file))
+    file, drawn, opened, missing = found.file, found.canvas, found.opened, found.missing
+    report = found.report or _audit(file, drawn, level, opened, EngineChoice(model, device))
     verdict = _exit_code(report) != NO_VERDICT
     told = tell(telling, file, report, opened) if telling.wanted and verdict else None
     _print(report, missing, told, json=json)
@@ -91,12 +98,23 @@ def audit(
 
 
 class _Wish(NamedTuple):
-    """What is to be audited, and whether the worker is to open it."""
+    """What is to be audited, by whom, and whether the worker is to open it."""
 
     job: str
     canvas: int | None
     level: str
     buy: bool
+    by: str | None
+
+
+class _Found(NamedTuple):
+    """The evidence, the canvas, its openings, what is missing, and a report if one was bought."""
+
+    file: EvidenceFile
+    canvas: int
+    opened: bytes
+    missing: str
+    report: CanvasReport | None = None
 
 
 class EngineChoice(NamedTuple):
@@ -108,25 +126,25 @@ class EngineChoice(NamedTuple):
 
 def _looked_up(
     wish: _Wish, evidence: Path | None, openings: Path | None, place: tuple[Home, PasswordFile]
-) -> tuple[EvidenceFile, int, bytes, str]:
-    """Return the evidence, the canvas, its openings, and what is missing."""
+) -> _Found:
+    """Look up what is audited. A canvas that others audit is audited here."""
     if wish.level == "forced" and openings is None and not wish.buy:
         common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
     opened = b"" if openings is None else _or_no_verdict(lambda: _opened(openings))
     if evidence is not None:
         read = _or_no_verdict(lambda: _read(evidence))
-        return read, _drawn(read, wish.canvas), opened, ""
-    file, drawn, made, missing = with_client(*place, lambda client: _export(client, wish))
-    opened = opened or made
-    if wish.level == "forced" and not opened:
-        common.fail(missing, NO_VERDICT)
-    return file, drawn, opened, missing
+        return _Found(read, _drawn(read, wish.canvas), opened, "")
+    found: _Found = with_client(*place, lambda client: _export(client, wish))
+    found = found._replace(opened=opened or found.opened)
+    if wish.level == "forced" and not found.opened:
+        common.fail(found.missing, NO_VERDICT)
+    return found
 
 
-async def _export(client: PieceworkClient, wish: _Wish) -> tuple[EvidenceFile, int, bytes, str]:
-    """Return the evidence, the canvas, its openings if they could be bought, and what is missing.
+async def _export(client: PieceworkClient, wish: _Wish) -> _Found:
+    """Return the evidence, and the openings or the report if they could be bought.
 
-    The canvas is drawn before the worker is asked for anything.
+    The canvas is drawn before a worker is asked for anything.
     """
     import asyncio
 
@@ -136,16 +154,37 @@ async def _export(client: PieceworkClient, wish: _Wish) -> tuple[EvidenceFile, i
     key = await asyncio.to_thread(client.store.job_named, wish.job)
     file, missing = await client.evidence(key)
     drawn = _drawn(file, wish.canvas)
+    by = wish.by or client.config.audit_by
+    if by != "self" and wish.level == "replay":
+        from piecework.commands._bought_audit import bought_report
+
+        return _Found(file, drawn, b"", missing, await bought_report(client, file, drawn, by))
     if not wish.buy:
-        return file, drawn, b"", missing
+        return _Found(file, drawn, b"", missing)
     try:
         bought = await buy_steps(client, key, drawn, soft=wish.level == "forced")
     except PieceworkError as error:
         why = f"the worker opens no steps: {error}"
-        return file, drawn, b"", f"{missing} and {why}" if missing else why
+        return _Found(file, drawn, b"", f"{missing} and {why}" if missing else why)
     cost = client.payment_token.format(bought.cost)
     common.say(f"the worker opened {len(bought.steps)} steps for {cost}", err=True)
-    return file, drawn, bought.file, missing
+    return _Found(file, drawn, bought.file, missing)
+
+
+def _check_by(by: str | None, job: str | None, level: str) -> None:
+    """End the command if nobody can audit so."""
+    from piecework.client.config import check_auditor
+
+    if by is None or by == "self":
+        return
+    try:
+        check_auditor(by)
+    except ValueError:
+        common.fail("--by is self, market or the address of a worker", 2)
+    if job is None:
+        common.fail("others audit a JOB of this client, not a file", 2)
+    if level != "replay":
+        common.fail("others audit by replay. For other levels use --by self", 2)
 
 
 def _drawn(file: EvidenceFile, canvas: int | None) -> int:
@@ -208,6 +247,8 @@ def _exit_code(report: CanvasReport) -> int:
 
 
 def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, json: bool) -> None:
+    from piecework_protocol.types import address_hex, to_hex
+
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
     if json:
         common.print_json(
@@ -219,6 +260,9 @@ def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, j
                 "findings": list(report.findings),
                 "reason": report.reason,
                 "seconds": report.seconds,
+                "by": [to_hex(operator) for operator in report.by],
+                "cost": report.cost,
+                "remarks": list(report.remarks),
                 "report": told,
             }
         )
@@ -228,10 +272,15 @@ def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, j
         f"canvas {report.canvas}, {level}: {words[outcome]}"
         f"  ({report.steps} steps, {report.seconds:.2f} s)"
     )
+    if report.by:
+        names = " and ".join(address_hex(operator) for operator in report.by)
+        common.say(f"    by {names}")
     for finding in report.findings:
         common.say(f"    {safe(finding)}")
     if report.reason:
         common.say(f"    {safe(report.reason)}")
+    for remark in report.remarks:
+        common.say(f"    auditor {safe(remark)}")
     if told is not None:
         say(told)
     if missing and outcome == "no_verdict":

@@ -71,9 +71,14 @@ def _log_audit(report: CanvasReport, file: Path | None) -> None:
     import structlog
 
     from piecework_protocol.objects import AuditOutcome
+    from piecework_protocol.types import to_hex
 
     log = structlog.get_logger("audit")
     facts = {"canvas": report.canvas, "level": report.level.name.lower()}
+    if report.by:
+        facts["by"] = " ".join(map(to_hex, report.by))
+    for remark in report.remarks:
+        log.warning("an auditor", remark=remark)
     if report.outcome is AuditOutcome.FAIL:
         found = "; ".join(report.findings)
         kept = report.reason if file is None else str(file)

@@ -98,6 +98,7 @@ class Reason(enum.Enum):
     PROMPT_MISMATCH = (GrpcStatus.INVALID_ARGUMENT, False)
     CANNOT_OPEN_PROMPT = (GrpcStatus.INVALID_ARGUMENT, True)
     NOT_OPENED = (GrpcStatus.NOT_FOUND, False)
+    WRONG_PROFILE = (GrpcStatus.FAILED_PRECONDITION, False)
     PRICE_TOO_LOW = (GrpcStatus.FAILED_PRECONDITION, False)
     TOKEN_NOT_ACCEPTED = (GrpcStatus.FAILED_PRECONDITION, False)
     CHANNEL_UNKNOWN = (GrpcStatus.FAILED_PRECONDITION, False)

@@ -48,6 +48,10 @@ MAX_DRAWS: Final = 64
 # a soft embedding, which has 1.4 MB in the published model and must fit a frame.
 MAX_OPENED_STEPS: Final = 64
 MAX_OPENING_BYTES: Final = 2 * 1024 * 1024
+# An audit that another worker does: its report has a line for each thing that is wrong. A replay
+# finds five at most.
+MAX_AUDIT_FINDINGS: Final = 16
+MAX_FINDING_BYTES: Final = 512
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
 # One leaf of the canvas, then one a step.

@@ -10,6 +10,15 @@ from piecework_protocol.types import Digest
 
 
 @dataclass(frozen=True, slots=True)
+class AuditedClaim:
+    """What an audit is about: a trace root, so many steps, and a digest of level and profile."""
+
+    root: Digest
+    subject: Digest
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class Outline:
     """The shape of a content.
 
@@ -18,6 +27,7 @@ class Outline:
     labels: of each question of a read, how many. draws: of each question.
     opened: of an opening, the canvas leaf and the leaves of the steps. soft: whether it has the
         soft embeddings.
+    audited: of an audit, what the report must name.
     """
 
     prompt_tokens: int
@@ -26,6 +36,7 @@ class Outline:
     draws: int = 0
     opened: tuple[Digest, ...] = ()
     soft: bool = False
+    audited: AuditedClaim | None = None
 
     def encode(self) -> bytes:
         """Encode it for the client's journal."""
@@ -36,11 +47,15 @@ class Outline:
         for count in self.labels:
             writer.number(count, 4)
         writer.number(self.draws, 4)
-        if self.opened:  # behind the end of what the others have
+        if self.opened or self.audited is not None:  # behind the end of what the others have
             writer.number(len(self.opened), 4)
             for leaf in self.opened:
                 writer.data(leaf)
             writer.number(self.soft, 1)
+        if self.audited is not None:
+            writer.data(self.audited.root)
+            writer.data(self.audited.subject)
+            writer.number(self.audited.steps, 4)
         return bytes(writer)
 
     @classmethod
@@ -57,5 +72,8 @@ class Outline:
         if not reader.is_over:
             leaves = reader.items(lambda r: Digest(r.data()), MAX_OPENED_STEPS + 1)
             outline = replace(outline, opened=leaves, soft=reader.flag())
+        if not reader.is_over:
+            root, subject = Digest(reader.data()), Digest(reader.data())
+            outline = replace(outline, audited=AuditedClaim(root, subject, reader.number(4)))
         reader.end()
         return outline

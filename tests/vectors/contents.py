@@ -7,6 +7,7 @@ from typing import Any
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.conversation import Conversation, Image, Message, Text, Tool, ToolCall
 from piecework_protocol.kinds import Content, Output
+from piecework_protocol.kinds.audit import AuditOutput
 from piecework_protocol.kinds.open import OpenContent, OpenOutput, WantedStep
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
 from piecework_protocol.kinds.text import (
@@ -17,7 +18,7 @@ from piecework_protocol.kinds.text import (
     TextContent,
     TextOutput,
 )
-from piecework_protocol.objects import Kind
+from piecework_protocol.objects import AuditOutcome, Kind
 from piecework_protocol.outlines import Outline
 from piecework_protocol.trace import (
     CanvasRecord,
@@ -28,6 +29,7 @@ from piecework_protocol.trace import (
     write_ids,
 )
 from piecework_protocol.types import Digest, JobId, keccak256
+from tests.support.audits import CLAIM, READ_CLAIM, report_on
 
 SALT = keccak256(b"content salt")
 JOB = JobId(keccak256(b"vector job"))
@@ -87,6 +89,8 @@ def contents() -> dict[str, Content]:
             ASKED, (Question("Is it?", (Label("yes"), Label("no"))),)
         ),
         "read: many questions and draws": ReadContent(TALK, (MOOD,) * 17, draws=64),
+        "audit: a text": CLAIM,
+        "audit: a read": READ_CLAIM,
         "open: one step": OpenContent(JOB, 0, 1, CANVAS_LEAF, (WantedStep(0, STEP.leaf()),)),
         "open: two steps with their soft embeddings": OpenContent(
             JOB,
@@ -115,6 +119,9 @@ def outputs() -> dict[str, Output]:
         ),
         "read: nothing": ReadOutput(()),
         "read: two questions": ReadOutput(((ONE, 0), (1, ONE - 3, 2))),
+        "audit: nothing": AuditOutput(),
+        "audit: passed": report_on(CLAIM, AuditOutcome.PASS),
+        "audit: failed": report_on(READ_CLAIM, AuditOutcome.FAIL),
         "open: nothing": OpenOutput(),
         "open: a step": OpenOutput(RECORD.fields(), STEP.fields()),
         "open: a step with its soft embedding": OpenOutput(RECORD.fields(), STEP.fields(), SOFT),

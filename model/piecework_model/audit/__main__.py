@@ -20,13 +20,16 @@ from piecework_model.errors import AuditError, ModelError, OpeningError
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.limits import MAX_EVIDENCE_BYTES
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import MAX_OPENINGS_BYTES, StepOpening, read_openings
 
 if TYPE_CHECKING:
-    from piecework_model.audit.job import CanvasAudit
+    from piecework_model.audit.job import CanvasAudit, JobAudit
     from piecework_model.checkpoint.loading import LoadedModel
+    from piecework_protocol.evidence.check import ProvenJob
+    from piecework_protocol.evidence.file import EvidenceFile
 
 NICENESS: Final = 10
 """An audit may share a machine with a gateway or a worker, and nobody waits for it."""
@@ -62,6 +65,7 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
     """
     evidence = read_evidence(sys.stdin.buffer.readline(MAX_EVIDENCE_BYTES + 1))
     proven = check_evidence(evidence)
+    from piecework_model.audit.claims import ClaimedJob
     from piecework_model.audit.job import JobAudit
     from piecework_model.audit.judgement import load_table
     from piecework_model.audit.openings import opened_steps
@@ -73,14 +77,16 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
         return _nothing(chosen, reason)
     level = LEVELS[chosen.level]
     loaded = _load(chosen, said.dtype, said.quantization, level)
-    job = JobAudit(evidence, proven, loaded)
+    job = JobAudit(ClaimedJob.of_evidence(evidence, proven), loaded)
+    if isinstance(proven.content, AuditContent) and level is not AuditLevel.REPLAY:
+        return _nothing(chosen, "the report of an audit is judged by a replay")
     if level is AuditLevel.REPLAY:
         import torch
 
         # A number that this machine lacks leads to another profile, and so to no verdict.
         if 0 < said.threads <= (os.cpu_count() or 1) and loaded.device == "cpu":
             torch.set_num_threads(said.threads)
-        return _replay(chosen, job, loaded)
+        return _replay(chosen, job, loaded, evidence, proven)
     shown = evidence.canvases[chosen.canvas] if chosen.canvas < len(evidence.canvases) else None
     if shown is None or shown.leaves is None:
         raise AuditError("the evidence has no leaves of this canvas")
@@ -101,7 +107,14 @@ def _openings(data: bytes) -> tuple[StepOpening, ...]:
         raise OpeningError(str(error)) from None
 
 
-def _replay(chosen: argparse.Namespace, job: Any, loaded: LoadedModel) -> dict[str, Any]:
+def _replay(
+    chosen: argparse.Namespace,
+    job: JobAudit,
+    loaded: LoadedModel,
+    evidence: EvidenceFile,
+    proven: ProvenJob,
+) -> dict[str, Any]:
+    from piecework_model.audit.auditors import judge_report
     from piecework_model.audit.replay import Replayer
     from piecework_model.machine.probe import engine_profile, probe, short_profile
 
@@ -114,7 +127,11 @@ def _replay(chosen: argparse.Namespace, job: Any, loaded: LoadedModel) -> dict[s
         )
         return _nothing(chosen, reason)
     started = time.perf_counter()
-    return _report(job.replay(replayer, chosen.canvas), started, here)
+    if isinstance(proven.content, AuditContent):
+        found = judge_report(job, replayer, proven.content, evidence, proven)
+    else:
+        found = job.replay(replayer, chosen.canvas)
+    return _report(found, started, here)
 
 
 def _load(

@@ -9,13 +9,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, Protocol
 
 from piecework_model import kinds, templates
+from piecework_model.audit.claims import ClaimedCanvas, ClaimedJob, Ids
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.judgement import Pairing, Table, Tails, judge, precision_name
 from piecework_model.audit.opening import OpenedStep
-from piecework_model.audit.replay import ReplayedCanvas, Replayer, first_difference
+from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import scores
 from piecework_model.charging import Charge, charge_of
 from piecework_model.checkpoint.loading import LoadedModel
@@ -24,16 +25,24 @@ from piecework_model.jobs import generation_request
 from piecework_model.machine.probe import read_precision
 from piecework_model.requests import HOLE, CanvasFinish, GenerationRequest
 from piecework_model.text.segments import SegmentStream
-from piecework_protocol.evidence.check import ProvenJob
-from piecework_protocol.evidence.file import CanvasEvidence, EvidenceFile
 from piecework_protocol.kinds import KINDS
-from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind
-from piecework_protocol.trace import CanvasRecord, pinned_root, read_ids, trace_root
+from piecework_protocol.trace import CanvasRecord, StepRecord, pinned_root, read_ids, trace_root
 
-Ids = tuple[int, ...]
+
+class Replay(Protocol):
+    """A canvas that was computed again. `records` are what its step leaves commit to."""
+
+    @property
+    def records(self) -> tuple[StepRecord, ...]: ...
+    @property
+    def token_ids(self) -> Ids: ...
+    @property
+    def answers(self) -> tuple[Ids, ...]: ...
+    @property
+    def finished(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,43 +64,49 @@ class CanvasAudit:
 class JobAudit:
     """One job and the auditor's model of the same digest."""
 
-    def __init__(self, evidence: EvidenceFile, proven: ProvenJob, loaded: LoadedModel) -> None:
+    def __init__(self, claimed: ClaimedJob, loaded: LoadedModel) -> None:
         """Encode the job's content.
 
         Raises:
-            AuditError: The file lacks the text, or the job is not one of this model.
+            AuditError: The job is not one of this model.
         """
-        if proven.content is None:
-            raise AuditError("the evidence has no text. Export it with its text")
-        if isinstance(proven.content, OpenContent):
-            raise AuditError("an opening is held to its leaves by itself. Audit the job it opens")
-        if evidence.job.job.model != loaded.digest:
+        if claimed.model != loaded.digest:
             raise AuditError("the job is of another model than the one here")
-        self._evidence, self._proven, self._loaded = evidence, proven, loaded
-        self._job = evidence.job.job
+        self._claimed, self._loaded = claimed, loaded
         limits = loaded.limits
         try:
-            content = kinds.encode(loaded, proven.content, limits.canvas_size, limits.max_context)
+            content = kinds.encode(loaded, claimed.content, limits.canvas_size, limits.max_context)
         except PromptError as error:
             raise AuditError(f"this model cannot be asked that: {error}") from error
         self._request = generation_request(
             "audit",
             content,
-            self._job.parameters,
+            claimed.parameters,
             canvas_limit=1,
             committed=(),
             drafts=False,
         )
 
     @property
-    def canvases(self) -> int:
-        """How many canvases the evidence has."""
-        return len(self._evidence.canvases)
-
-    @property
     def profile(self) -> str:
         """The engine profile that the worker's offer names."""
-        return self._proven.model.profile
+        return self._claimed.profile
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has here."""
+        return len(self._request.prompt_ids)
+
+    def request_of(self, canvas: int) -> GenerationRequest:
+        """Return the request that goes on with a canvas.
+
+        Raises:
+            AuditError: A canvas before it is not known in full.
+        """
+        committed = tuple(ids for index in range(canvas) if (ids := self._known(index)) is not None)
+        if len(committed) < canvas:
+            raise AuditError("a canvas before it is not known in full")
+        return replace(self._request, committed=committed)
 
     def replay(self, replayer: Replayer, canvas: int) -> CanvasAudit:
         """Compare a canvas with a replay on the worker's own profile.
@@ -100,26 +115,37 @@ class JobAudit:
             AuditError: The replay failed here.
         """
         shown = self._shown(canvas)
-        steps = int(shown.receipt.steps)
+        steps = int(shown.steps)
         if not steps:
             return self._no_verdict(AuditLevel.REPLAY, canvas, "it has no denoising step")
-        replayed: ReplayedCanvas | None = None
+        replayed: Replay | None = None
         committed: list[Ids] = []
         try:
             for index in range(canvas + 1):
                 known = self._known(index) if index < canvas else None
                 if known is None:
                     request = replace(self._request, committed=tuple(committed))
-                    replayed = replayer.replay(request, steps=steps if index == canvas else None)
-                    known = replayed.token_ids
+                    made = replayer.replay(request, steps=steps if index == canvas else None)
+                    replayed, known = made, made.token_ids
                 committed.append(known)
         except RequestError as error:
             raise AuditError(f"this job cannot be replayed: {error}") from error
         if replayed is None:
             raise AuditError("nothing was replayed")
-        found = self._differences(shown, replayed, tuple(committed[:-1]))
+        return self.judged(canvas, replayed, tuple(committed[:-1]))
+
+    def judged(self, canvas: int, replayed: Replay, committed: tuple[Ids, ...]) -> CanvasAudit:
+        """Compare what was claimed of a canvas with its replay.
+
+        committed: all ids of the canvases before it.
+
+        Raises:
+            AuditError: Nothing is claimed of this canvas.
+        """
+        shown = self._shown(canvas)
+        found = self._differences(shown, replayed, committed)
         outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
-        return CanvasAudit(AuditLevel.REPLAY, outcome, canvas, steps, tuple(found))
+        return CanvasAudit(AuditLevel.REPLAY, outcome, canvas, int(shown.steps), tuple(found))
 
     def forced(
         self, auditor: ForcedPass, table: Table, canvas: int, opened: Sequence[OpenedStep]
@@ -135,7 +161,7 @@ class JobAudit:
             return self._no_verdict(level, canvas, "the worker's profile names no precision")
         worker = precision_name(said.dtype, said.quantization)
         here = precision_name(self._loaded.dtype, self._loaded.quantization)
-        kind = "read" if self._job.kind is Kind.READ else "text"
+        kind = "read" if self._claimed.kind is Kind.READ else "text"
         pairing = Pairing(self._loaded.digest.hex(), kind, worker, here)
         if pairing not in table:
             reason = f"no thresholds for a worker in {worker} and an auditor in {here}"
@@ -151,18 +177,16 @@ class JobAudit:
         except OpeningError as error:  # whoever saved the file may have left steps out
             return self._no_verdict(level, canvas, str(error))
         shown, last = self._shown(canvas), opened[-1]
-        if last.step + 1 == shown.receipt.steps and shown.receipt.finish is not Finish.CANCELLED:
+        if last.step + 1 == shown.steps and shown.finish is not Finish.CANCELLED:
             ids = tuple(int(token) for token in last.argmax)
             lines += self._output_differences(shown, ids, None, request.committed)
         if lines:
             return self._failed(level, canvas, lines)
-        steps = int(self._shown(canvas).receipt.steps)
+        steps = int(self._shown(canvas).steps)
         return CanvasAudit(level, AuditOutcome.PASS, canvas, steps)
 
-    def _shown(self, canvas: int) -> CanvasEvidence:
-        if not 0 <= canvas < self.canvases:
-            raise AuditError(f"the job has {self.canvases} canvases, and none of index {canvas}")
-        return self._evidence.canvases[canvas]
+    def _shown(self, canvas: int) -> ClaimedCanvas:
+        return self._claimed.canvas(canvas)
 
     def _known(self, canvas: int) -> Ids | None:
         """Return the ids of a canvas that the engine committed, if the evidence tells them."""
@@ -170,34 +194,29 @@ class JobAudit:
         if request.reads:
             pins = templates.pins(request, canvas, size)
             return tuple(0 if entry == HOLE else entry for entry in pins)
-        data = self._evidence.canvases[canvas].output
-        output = None if data is None else KINDS[self._job.kind].decode_output(data)
-        if request.template or not isinstance(output, TextOutput):
-            return None
-        return output.token_ids if len(output.token_ids) == size else None
+        ids = self._claimed.ids.get(canvas)
+        return None if request.template or ids is None or len(ids) != size else ids
 
     def _differences(
-        self, shown: CanvasEvidence, replayed: ReplayedCanvas, committed: tuple[Ids, ...]
+        self, shown: ClaimedCanvas, replayed: Replay, committed: tuple[Ids, ...]
     ) -> list[str]:
         """List what differs between what the worker signed and the replay."""
-        receipt, found = shown.receipt, list[str]()
-        leaves = (self.canvas_record(committed).leaf(), *replayed.leaves)
-        if trace_root(leaves) != receipt.trace_root:
+        found, records = list[str](), replayed.records
+        leaves = (self.canvas_record(committed).leaf(), *(record.leaf() for record in records))
+        if trace_root(leaves) != shown.trace_root:
             found.append(_trace_difference(leaves, shown.leaves))
-        if len(replayed.steps) != receipt.steps:
-            found.append(
-                f"{receipt.steps} steps are charged, and the canvas takes {len(replayed.steps)}"
-            )
-        if len(self._request.prompt_ids) != receipt.total_prompt_tokens:
+        if len(records) != shown.steps:
+            found.append(f"{shown.steps} steps are charged, and the canvas takes {len(records)}")
+        if self.prompt_tokens != shown.prompt_tokens:
             # Also of a canvas that was cancelled: all of the prompt comes before the first step.
             found.append(
-                f"{receipt.total_prompt_tokens} prompt tokens are charged, and the prompt has "
-                f"{len(self._request.prompt_ids)}"
+                f"{shown.prompt_tokens} prompt tokens are charged, and the prompt has "
+                f"{self.prompt_tokens}"
             )
-        if receipt.finish is Finish.CANCELLED:
+        if shown.finish is Finish.CANCELLED:
             return found + self._draft_differences(shown, replayed, committed)
         if not replayed.finished:
-            found.append(f"the canvas is not finished after {receipt.steps} steps")
+            found.append(f"the canvas is not finished after {shown.steps} steps")
         found += self._output_differences(shown, replayed.token_ids, replayed.answers, committed)
         return found
 
@@ -210,17 +229,17 @@ class JobAudit:
             canvas=canvas,
             size=size,
             vocab_size=self._loaded.limits.vocab_size,
-            kind=self._job.kind,
-            seed=self._job.parameters.seed,
-            parameters=self._job.parameters.struct_hash(),
-            content=self._job.content,
+            kind=self._claimed.kind,
+            seed=self._claimed.parameters.seed,
+            parameters=self._claimed.parameters.struct_hash(),
+            content=self._claimed.job_content,
             pinned=pinned_root((i, token) for i, token in enumerate(pins) if token != HOLE),
-            prompt_tokens=self._evidence.canvases[canvas].receipt.total_prompt_tokens,
+            prompt_tokens=self._shown(canvas).prompt_tokens,
         )
 
     def _output_differences(
         self,
-        shown: CanvasEvidence,
+        shown: ClaimedCanvas,
         ids: Ids,
         answers: tuple[Ids, ...] | None,
         committed: tuple[Ids, ...],
@@ -232,12 +251,12 @@ class JobAudit:
         found, charge = list[str](), self._charge()
         before = [charge.append(canvas)[0] for canvas in committed]
         charged, finish = charge.append(ids)
-        if Finish(int(finish)) is not shown.receipt.finish:
+        if Finish(int(finish)) is not shown.finish:
             ends = "goes on" if finish is CanvasFinish.MORE else "ends"
             found.append(f"the answer {ends} with this canvas, and the receipt says otherwise")
         if shown.output is None:
             return found
-        output = KINDS[self._job.kind].decode_output(shown.output)
+        output = KINDS[self._claimed.kind].decode_output(shown.output)
         if isinstance(output, ReadOutput):
             if answers is not None and output.answers != answers:
                 found.append("the delivered answers are others than the canvas gives")
@@ -250,13 +269,13 @@ class JobAudit:
         return found
 
     def _draft_differences(
-        self, shown: CanvasEvidence, replayed: ReplayedCanvas, committed: tuple[Ids, ...]
+        self, shown: ClaimedCanvas, replayed: Replay, committed: tuple[Ids, ...]
     ) -> list[str]:
         """Compare what was delivered with a canvas that was cancelled: a draft of it, or nothing.
 
         Which steps gave a draft nobody signs. So the draft of any step will do.
         """
-        rules = KINDS[self._job.kind]
+        rules = KINDS[self._claimed.kind]
         output = None if shown.output is None else rules.decode_output(shown.output)
         if output is None or output == rules.nothing:
             return []
@@ -264,7 +283,7 @@ class JobAudit:
             return ["answers are delivered of a canvas that was cancelled"]
         charge = self._charge()
         stream = self._text_after([charge.append(canvas)[0] for canvas in committed])
-        drafts = [charge.preview(read_ids(step.record.argmax)) for step in replayed.steps]
+        drafts = [charge.preview(read_ids(step.argmax)) for step in replayed.records]
         if output.token_ids not in drafts:
             return ["the delivered tokens are those of no step of the cancelled canvas"]
         if output.segments != stream.preview(output.token_ids):
@@ -284,11 +303,11 @@ class JobAudit:
         return stream
 
     def _failed(self, level: AuditLevel, canvas: int, found: Sequence[str]) -> CanvasAudit:
-        steps = int(self._shown(canvas).receipt.steps)
+        steps = int(self._shown(canvas).steps)
         return CanvasAudit(level, AuditOutcome.FAIL, canvas, steps, tuple(found))
 
     def _no_verdict(self, level: AuditLevel, canvas: int, reason: str) -> CanvasAudit:
-        steps = int(self._shown(canvas).receipt.steps)
+        steps = int(self._shown(canvas).steps)
         return CanvasAudit(level, AuditOutcome.NO_VERDICT, canvas, steps, reason=reason)
 
 

@@ -52,6 +52,11 @@ class ReplayedCanvas:
         """The trace leaves, one a step."""
         return tuple(step.leaf for step in self.steps)
 
+    @property
+    def records(self) -> tuple[StepRecord, ...]:
+        """What the trace leaves commit to."""
+        return tuple(step.record for step in self.steps)
+
 
 class Replayer:
     """One loaded model that replays one canvas at a time."""
@@ -61,7 +66,7 @@ class Replayer:
 
         executor: one that others use too, between two steps. None: one of its own.
         """
-        self._loaded = loaded
+        self.loaded = loaded
         self._executor = executor or BatchedExecutor(loaded.model, loaded.limits)
         self.kernels = self._executor.kernels
         """What decides last bits, as in the engine profile."""
@@ -99,9 +104,9 @@ class Replayer:
         """
         if steps is not None and steps < 1:
             raise ValueError(f"a canvas of {steps} steps has no leaf")
-        bounds.check(request, self._loaded.limits, self._loaded.eos_ids)
+        bounds.check(request, self.loaded.limits, self.loaded.eos_ids)
         if len(request.committed) >= templates.canvas_count(
-            request, self._loaded.limits.canvas_size
+            request, self.loaded.limits.canvas_size
         ):
             raise InvalidRequestError("committed", "there is no canvas behind these")
         most = request.max_steps if steps is None else min(steps, request.max_steps)

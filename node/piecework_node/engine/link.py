@@ -13,8 +13,10 @@ from typing import Any, Protocol
 
 from piecework_model.requests import EncodedContent, Event, GenerationRequest
 from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.openings import StepOpening
+from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 
 
@@ -78,6 +80,17 @@ class ReplayedTrace:
     steps: tuple[StepOpening, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class AuditedCanvas:
+    """A canvas of another worker's job that was computed again.
+
+    records: what the step leaves of the replay commit to, one a step.
+    """
+
+    report: AuditOutput
+    records: tuple[StepRecord, ...]
+
+
 EngineEvent = Event | EngineLost | EngineReady | EnginePaused | EngineResumed
 
 
@@ -118,6 +131,18 @@ class EngineLink(Protocol):
 
         Raises:
             ReplayDeclined: The engine cannot do it, or it does not come to those steps.
+            EngineUnavailable: It does not answer in time.
+        """
+        ...
+
+    async def audit(self, content: AuditContent) -> AuditedCanvas:
+        """Compute a canvas of another worker's job again, and judge what is claimed of it.
+
+        It takes its turn as `replay` does. Only on the profile that the content names does the
+        report mean anything.
+
+        Raises:
+            ReplayDeclined: The engine cannot do it.
             EngineUnavailable: It does not answer in time.
         """
         ...

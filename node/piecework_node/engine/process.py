@@ -27,6 +27,7 @@ from piecework_node.engine.replays import ReplayDesk
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
+    Audit,
     Beat,
     CannotStart,
     Command,
@@ -211,7 +212,7 @@ def run(
             brake.pull(free_memory=command.free_memory)
         elif isinstance(command, ResumeEngine):
             brake.release()
-        elif isinstance(command, Replay):
+        elif isinstance(command, Replay | Audit):
             replays.take(command)
         else:
             obey(engine, command, reports)
@@ -268,7 +269,7 @@ def measure(
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
-        kinds=(Kind.TEXT, Kind.READ, Kind.OPEN),
+        kinds=(Kind.TEXT, Kind.READ, Kind.AUDIT, Kind.OPEN),
         images=loaded.images is not None,
         details={
             "hardware": asdict(hardware),

@@ -1,8 +1,9 @@
 """Canvases that are computed again, in the engine's process beside its jobs.
 
-A replay takes a pass of the executor between two steps of the jobs. It begins once no job runs, or
-once it has waited for `PATIENCE_S`: a challenge has a deadline. So a job is slower for the length
-of one canvas at most, and waits for one pass.
+Some are the worker's own, for openings and challenges. Some are other workers', for audits that it
+sells. A replay takes a pass of the executor between two steps of the jobs. It begins once no job
+runs, or once it has waited for `PATIENCE_S`: a challenge has a deadline. So a job is slower for the
+length of one canvas at most, and waits for one pass.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from piecework_node.engine.wire import Replay, Replayed, ShownStep
+from piecework_node.engine.wire import Audit, Audited, Replay, Replayed, ShownStep
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import StepRecord
+from piecework_protocol.types import Digest
 
 if TYPE_CHECKING:
+    from piecework_model.audit.job import JobAudit
     from piecework_model.audit.replay import Replayer
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
@@ -36,21 +40,24 @@ class ReplayDesk:
         replayer: Replayer,
         executor: BatchedExecutor,
         engine: Engine,
-        say: Callable[[ShownStep | Replayed], None],
+        say: Callable[[ShownStep | Replayed | Audited], None],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         """`replayer` works on `executor`, which `engine` works on too."""
         self._replayer, self._executor, self._engine = replayer, executor, engine
         self._say, self._monotonic = say, monotonic
-        self._asked: Replay | None = None
+        self._asked: Replay | Audit | None = None
         self._asked_at = 0.0
         self._walk: Generator[SequenceStep | None, None, None] | None = None
-        self._leaves: list[bytes] = []
+        self._last: SequenceStep | None = None
+        self._job: JobAudit | None = None
+        """What an audit is about."""
+        self._records: list[StepRecord] = []
         self._shown = 0
 
-    def take(self, asked: Replay) -> None:
-        """Take a replay in. `step` does it."""
+    def take(self, asked: Replay | Audit) -> None:
+        """Take a replay or an audit in. `step` does it."""
         if self._asked is not None:
             self._end("another canvas was asked for")
         self._asked, self._asked_at = asked, self._monotonic()
@@ -65,44 +72,88 @@ class ReplayDesk:
 
     def step(self) -> None:
         """Do one pass. What a replay comes to is said once."""
-        from piecework_model.errors import ReplayError, RequestError
+        from piecework_model.errors import AuditError, NonFiniteError, RequestError
 
         if self._asked is None:
             return
         try:
             if self._walk is None:
                 self._walk = self._begin(self._asked)
-            next(self._walk)
+            self._last = next(self._walk) or self._last
         except StopIteration:
-            whole = self._shown == len(self._asked.wanted)
-            self._end("" if whole else f"it ends after {len(self._leaves)} steps")
-        except (RequestError, ReplayError, ValueError) as error:
+            self._finish(self._asked)
+        except (RequestError, AuditError, NonFiniteError, ValueError) as error:
             self._end(str(error))
 
-    def _begin(self, asked: Replay) -> Generator[SequenceStep | None, None, None]:
+    def _begin(self, asked: Replay | Audit) -> Generator[SequenceStep | None, None, None]:
         from piecework_model.errors import ReplayError
 
-        request = replace(asked.request, request_id=SEQUENCE)
+        if isinstance(asked, Audit):
+            self._job = job_audit(asked.content, self._replayer)
+            request, steps = self._job.request_of(asked.content.canvas), asked.content.steps
+        else:
+            request, steps = asked.request, asked.steps
+        request = replace(request, request_id=SEQUENCE)
         if not self._engine.reserve(self._executor.footprint(request)):
             raise ReplayError("the memory for it is not free now")
-        return self._replayer.walk(request, steps=asked.steps, observe=self._observe)
+        return self._replayer.walk(request, steps=steps, observe=self._observe)
 
     def _observe(self, request_id: str, record: StepRecord, soft: Any) -> None:
         from piecework_model.audit.opening import write_soft
 
         asked = self._asked
-        if asked is not None and record.step in asked.wanted:
+        if isinstance(asked, Audit):
+            self._say(ShownStep(asked.number, StepOpening(record.fields())))
+        elif asked is not None and record.step in asked.wanted:
             rows = write_soft(soft) if asked.soft else None
             self._say(ShownStep(asked.number, StepOpening(record.fields(), rows)))
             self._shown += 1
-        self._leaves.append(record.leaf())
+        self._records.append(record)
+
+    def _finish(self, asked: Replay | Audit) -> None:
+        """Say what it came to."""
+        if isinstance(asked, Audit):
+            self._judge(asked)
+            return
+        whole = self._shown == len(asked.wanted)
+        self._end("" if whole else f"it ends after {len(self._records)} steps")
+
+    def _judge(self, asked: Audit) -> None:
+        from piecework_model.audit.auditors import report_of
+
+        job, last, content = self._job, self._last, asked.content
+        if job is None or last is None:
+            self._end("the engine took no step")
+            return
+        report = report_of(job, content, tuple(self._records), last)
+        self._clear()
+        self._say(Audited(asked.number, report))
 
     def _end(self, refused: str) -> None:
-        asked, leaves = self._asked, tuple(self._leaves)
+        asked, leaves = self._asked, tuple(record.leaf() for record in self._records)
+        self._clear()
+        if isinstance(asked, Audit):
+            self._say(Audited(asked.number, AuditOutput(), refused or "it was not finished"))
+        elif asked is not None:
+            self._say(Replayed(asked.number, () if refused else leaves, refused))
+
+    def _clear(self) -> None:
         if self._walk is not None:
             self._walk.close()
-        self._asked, self._walk, self._shown = None, None, 0
-        self._leaves.clear()
+        self._asked, self._walk, self._last, self._job = None, None, None, None
+        self._shown = 0
+        self._records.clear()
         self._engine.reserve(0)
-        if asked is not None:
-            self._say(Replayed(asked.number, () if refused else leaves, refused))
+
+
+def job_audit(content: AuditContent, replayer: Replayer) -> JobAudit:
+    """Prepare the audit of a canvas that somebody else's worker made.
+
+    Raises:
+        AuditError: it cannot be audited with this model.
+    """
+    from piecework_model.audit.claims import ClaimedJob
+    from piecework_model.audit.job import JobAudit
+
+    loaded = replayer.loaded
+    return JobAudit(ClaimedJob.of_content(content, Digest(loaded.digest)), loaded)

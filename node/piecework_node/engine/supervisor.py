@@ -24,6 +24,7 @@ from piecework_model.requests import (
     StoppedEvent,
 )
 from piecework_node.engine.link import (
+    AuditedCanvas,
     EngineEvent,
     EngineFacts,
     EngineLost,
@@ -35,6 +36,8 @@ from piecework_node.engine.link import (
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
+    Audit,
+    Audited,
     Beat,
     CannotStart,
     Command,
@@ -60,7 +63,12 @@ from piecework_node.errors import (
 )
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.openings import StepOpening
+from piecework_protocol.trace import StepRecord
+
+_Question = Encode | Replay | Audit
+_Answer = Encoded | Replayed | Audited
 
 MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the child waits on its pipe: drafts of many sequences while the disk is slow."""
@@ -116,7 +124,7 @@ class EngineSupervisor:
         self._mute_since: float | None = None
         """Time of the loop since which tokenizations get no answer."""
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
-        self._questions: dict[int, asyncio.Future[Encoded | Replayed]] = {}
+        self._questions: dict[int, asyncio.Future[_Answer]] = {}
         self._opened: dict[int, list[StepOpening]] = {}
         """What the replay that runs has shown, by its question."""
         self._replays = asyncio.Lock()
@@ -177,9 +185,9 @@ class EngineSupervisor:
             raise PromptRejected(encoded.refused)
         return encoded.content
 
-    async def _answer(self, question: Encode | Replay, seconds: float) -> Encoded | Replayed:
+    async def _answer(self, question: _Question, seconds: float) -> _Answer:
         """Ask the child. Raises `TimeoutError` when there is no answer after so many seconds."""
-        answer: asyncio.Future[Encoded | Replayed] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[_Answer] = asyncio.get_running_loop().create_future()
         self._questions[question.number] = answer
         try:
             if not self._send(question):
@@ -192,22 +200,39 @@ class EngineSupervisor:
     async def replay(
         self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
     ) -> ReplayedTrace:
-        # One at a time: the child ends one replay for the next.
-        async with self._replays:
-            question = Replay(next(self._numbers), request, steps, tuple(wanted), soft)
-            opened: list[StepOpening] = []
-            self._opened[question.number] = opened
-            try:
-                replayed = await self._answer(question, self._patience.replay_s)
-            except TimeoutError:
-                raise EngineUnavailable("the engine did not replay the canvas in time") from None
-            finally:
-                del self._opened[question.number]
+        question = Replay(next(self._numbers), request, steps, tuple(wanted), soft)
+        replayed, opened = await self._computed_again(question)
         if not isinstance(replayed, Replayed):
             raise EngineUnavailable("the engine answers another question")
         if replayed.refused or len(opened) != len(wanted):
             raise ReplayDeclined(replayed.refused or "the engine does not show every step")
-        return ReplayedTrace(replayed.step_leaves, tuple(opened))
+        return ReplayedTrace(replayed.step_leaves, opened)
+
+    async def audit(self, content: AuditContent) -> AuditedCanvas:
+        audited, opened = await self._computed_again(Audit(next(self._numbers), content))
+        if not isinstance(audited, Audited):
+            raise EngineUnavailable("the engine answers another question")
+        if audited.refused:
+            raise ReplayDeclined(audited.refused)
+        records = tuple(StepRecord.parse(one.fields) for one in opened)
+        if len(records) != audited.report.steps:
+            raise ReplayDeclined("the engine does not show every step")
+        return AuditedCanvas(audited.report, records)
+
+    async def _computed_again(
+        self, question: Replay | Audit
+    ) -> tuple[_Answer, tuple[StepOpening, ...]]:
+        """Have a canvas computed again. Returns the answer and the steps that were shown."""
+        # One at a time: the child ends one replay for the next.
+        async with self._replays:
+            opened: list[StepOpening] = []
+            self._opened[question.number] = opened
+            try:
+                return await self._answer(question, self._patience.replay_s), tuple(opened)
+            except TimeoutError:
+                raise EngineUnavailable("the engine did not replay the canvas in time") from None
+            finally:
+                del self._opened[question.number]
 
     def start(self, request: GenerationRequest) -> None:
         # Without a process the worker starts the request again when the next one is ready.
@@ -379,7 +404,7 @@ class EngineSupervisor:
         elif isinstance(report, ShownStep):
             if report.number in self._opened:
                 self._opened[report.number].append(report.opening)
-        elif isinstance(report, Encoded | Replayed):
+        elif isinstance(report, Encoded | Replayed | Audited):
             question = self._questions.get(report.number)
             if question is not None and not question.done():
                 question.set_result(report)

@@ -30,6 +30,7 @@ from piecework_model.requests import (
 from piecework_node.engine.link import EngineFacts, EnginePaused, EngineResumed
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.openings import StepOpening, pack_records, unpack_records
@@ -94,7 +95,18 @@ class Replay:
     soft: bool = False
 
 
-Command = Start | Allow | Stop | Encode | Replay | PauseEngine | ResumeEngine
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """Compute a canvas of another worker's job again, and say whether it is what is claimed.
+
+    Every step comes back, one by one.
+    """
+
+    number: int
+    content: AuditContent
+
+
+Command = Start | Allow | Stop | Encode | Replay | Audit | PauseEngine | ResumeEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +134,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True)
 class ShownStep:
-    """A part of the answer to `Replay`: a step that was wanted."""
+    """A part of the answer to `Replay` or `Audit`: a step that was wanted."""
 
     number: int
     opening: StepOpening
@@ -138,6 +150,15 @@ class Replayed:
 
 
 @dataclass(frozen=True, slots=True)
+class Audited:
+    """The end of the answer to `Audit`: the report, or why there is none."""
+
+    number: int
+    report: AuditOutput
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
     """The process is alive."""
 
@@ -148,6 +169,7 @@ Report = (
     | Encoded
     | ShownStep
     | Replayed
+    | Audited
     | Beat
     | EnginePaused
     | EngineResumed
@@ -173,7 +195,7 @@ def encode_command(command: Command) -> bytes:
     else:
         content = b64encode(command.content.encode()).decode()
         body = {
-            "op": "encode",
+            "op": "audit" if isinstance(command, Audit) else "encode",
             "number": command.number,
             "kind": command.content.kind,
             "content": content,
@@ -196,21 +218,25 @@ def decode_command(line: bytes) -> Command:
                 return PauseEngine(body["free_memory"])
             case "resume":
                 return ResumeEngine()
-            case "encode" | "replay":
+            case "encode" | "replay" | "audit":
                 return _question(body)
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedInput(f"an engine command lacks or mistypes {error}") from None
     raise MalformedInput("an engine command of no known kind")
 
 
-def _question(body: dict[str, Any]) -> Encode | Replay:
+def _question(body: dict[str, Any]) -> Encode | Replay | Audit:
     if body["op"] == "replay":
         request = _request(body["request"])
         wanted = tuple(body["wanted"])
         return Replay(body["number"], request, body["steps"], wanted, body["soft"])
     rules = KINDS[Kind(body["kind"])]
     content = rules.decode_content(b64decode(body["content"], validate=True))
-    return Encode(body["number"], content)
+    if body["op"] == "encode":
+        return Encode(body["number"], content)
+    if not isinstance(content, AuditContent):
+        raise ValueError("kind")
+    return Audit(body["number"], content)
 
 
 def _written(request: GenerationRequest) -> dict[str, Any]:
@@ -274,18 +300,8 @@ def encode_report(report: Report) -> bytes:
             "content": content,
             "refused": report.refused,
         }
-    elif isinstance(report, Replayed):
-        body = {
-            "op": "replayed",
-            "number": report.number,
-            "step_leaves": [leaf.hex() for leaf in report.step_leaves],
-            "refused": report.refused,
-        }
-    elif isinstance(report, ShownStep):
-        shown = report.opening
-        soft = None if shown.soft is None else b64encode(shown.soft).decode()
-        fields = [b64encode(field).decode() for field in shown.fields]
-        body = {"op": "step", "number": report.number, "fields": fields, "soft": soft}
+    elif isinstance(report, Replayed | Audited | ShownStep):
+        body = _computed_again(report)
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, EnginePaused):
@@ -301,10 +317,27 @@ def encode_report(report: Report) -> bytes:
         op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
         kept = b64encode(pack_records(report.records)).decode()
         body = {"op": op, **_members(report), "step_leaves": leaves, "records": kept}
-        body.pop("opened", None)  # no engine opens anything by itself
+        for of_other_jobs in ("opened", "report"):  # no engine makes these by itself
+            body.pop(of_other_jobs, None)
     else:
         body = {"op": "failed", **_members(report)}
     return _line(body)
+
+
+def _computed_again(report: Replayed | Audited | ShownStep) -> dict[str, Any]:
+    """Write a part of the answer to a replay or an audit."""
+    if isinstance(report, Replayed):
+        leaves = [leaf.hex() for leaf in report.step_leaves]
+        body: dict[str, Any] = {"op": "replayed", "step_leaves": leaves, "refused": report.refused}
+    elif isinstance(report, Audited):
+        found = b64encode(report.report.encode()).decode()
+        body = {"op": "audited", "report": found, "refused": report.refused}
+    else:
+        shown = report.opening
+        soft = None if shown.soft is None else b64encode(shown.soft).decode()
+        fields = [b64encode(field).decode() for field in shown.fields]
+        body = {"op": "step", "fields": fields, "soft": soft}
+    return {**body, "number": report.number}
 
 
 def decode_report(line: bytes) -> Report:
@@ -373,6 +406,9 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "encoded": _encoded,
     "step": _replayed_step,
     "replayed": lambda b: Replayed(b["number"], _leaves(b), b["refused"]),
+    "audited": lambda b: Audited(
+        b["number"], AuditOutput.decode(b64decode(b["report"], validate=True)), b["refused"]
+    ),
     "beat": lambda _: Beat(),
     "paused": lambda b: EnginePaused(**b),
     "resumed": lambda _: EngineResumed(),

@@ -24,6 +24,7 @@ from piecework_node.times import now
 from piecework_protocol.content import output_digest
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.kinds import KINDS, Output
+from piecework_protocol.kinds.audit import AuditOutput
 from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
@@ -37,6 +38,7 @@ from piecework_protocol.worker_session import CanvasResult, StoppedEngine, Store
 _OUTPUTS: Final[Mapping[Kind, Callable[[CanvasEvent], Output]]] = {
     Kind.TEXT: lambda event: TextOutput(event.charged_ids, event.segments),
     Kind.READ: lambda event: ReadOutput(event.answers),
+    Kind.AUDIT: lambda event: event.report or AuditOutput(),
     Kind.OPEN: lambda event: event.opened or OpenOutput(),
 }
 """What a client gets of a canvas, by the job's kind."""

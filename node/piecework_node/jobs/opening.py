@@ -1,7 +1,9 @@
-"""Jobs of kind `open`: steps of a worker's earlier canvases, served beside the engine's own jobs.
+"""Jobs of kinds `open` and `audit`: canvases that were made before, beside the engine's own jobs.
 
-To the worker this is an engine. It passes everything on to the real one, but jobs of this kind. For
-those it finds the steps, kept or computed again, and reports each as a finished canvas.
+To the worker this is an engine. It passes everything on to the real one, but jobs of these kinds.
+For an opening it finds the steps of an earlier canvas, kept or computed again, and reports each as
+a finished canvas. For an audit it has the engine compute another worker's canvas again
+(`jobs.auditing`).
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Final
 
 from piecework_model.kinds.open import encode
 from piecework_model.requests import (
+    AuditAsked,
     CanvasEvent,
     CanvasFinish,
     EncodedContent,
@@ -24,12 +27,21 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLink, ReplayedTrace
+from piecework_node.engine.link import (
+    AuditedCanvas,
+    EngineEvent,
+    EngineFacts,
+    EngineLink,
+    ReplayedTrace,
+)
+from piecework_node.jobs import auditing
+from piecework_node.jobs.auditing import CannotAudit
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import StoredJob
 from piecework_node.runtime.opener import CannotOpen, CanvasOpener
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
 from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.kinds.open import OpenContent, OpenOutput
 from piecework_protocol.objects import Kind
 from piecework_protocol.openings import StepOpening
@@ -47,7 +59,7 @@ class _Opening:
     """A sequence of ours. limit: the first canvas that may not be reported yet."""
 
     request: GenerationRequest
-    asked: OpeningAsked
+    asked: OpeningAsked | AuditAsked
     limit: int
     canvas: int
     begun: bool = False
@@ -81,6 +93,8 @@ class OpeningDesk:
     async def encode(self, content: Content) -> EncodedContent:
         if isinstance(content, OpenContent):
             return encode(content)
+        if isinstance(content, AuditContent):
+            return await auditing.encoded(self._engine, content)
         return await self._engine.encode(content)
 
     async def replay(
@@ -88,11 +102,15 @@ class OpeningDesk:
     ) -> ReplayedTrace:
         return await self._engine.replay(request, steps=steps, wanted=wanted, soft=soft)
 
+    async def audit(self, content: AuditContent) -> AuditedCanvas:
+        return await self._engine.audit(content)
+
     def start(self, request: GenerationRequest) -> None:
-        if request.opening is None:
+        asked = request.opening or request.auditing
+        if asked is None:
             self._engine.start(request)
             return
-        opening = _Opening(request, request.opening, request.canvas_limit, len(request.committed))
+        opening = _Opening(request, asked, request.canvas_limit, len(request.committed))
         self._openings[request.request_id] = opening
         opening.task = asyncio.create_task(self._serve(opening), name="opening")
 
@@ -134,13 +152,16 @@ class OpeningDesk:
 
     # --- openings
 
-    async def check(self, content: OpenContent, payer: Address) -> None:
-        """Check that steps can be asked for by this payer.
+    async def check(self, content: OpenContent | AuditContent, payer: Address) -> None:
+        """Check that steps can be asked for by this payer, or that a canvas can be audited here.
 
         Raises:
             Refusal: the job is not its own, the journal has let go of it, or the steps are others
-                than those that the worker has signed for.
+                than those that the worker has signed for. Or the engine has another profile.
         """
+        if isinstance(content, AuditContent):
+            auditing.check(self._engine.facts, content)
+            return
         stored = await self._journal.job(content.job)
         if stored is None or stored.submission.channel.payer != payer:
             raise Refusal(Reason.NOT_OPENED, NO_SUCH_STEPS)
@@ -165,27 +186,18 @@ class OpeningDesk:
 
     async def _serve(self, opening: _Opening) -> None:
         """Find the steps, and report them as they are allowed."""
-        name = opening.request.request_id
+        name, asked = opening.request.request_id, opening.asked
         try:
-            async with AsyncExitStack() as held:
-                if opening.asked.soft:
-                    await held.enter_async_context(self._large)
-                record, steps = await self._found(opening)
-                opening.begun = True
-                await self._tell(ProgressEvent(name, opening.canvas, 0, opening.asked.context))
-                for step in steps:
-                    if not await self._may_go_on(opening):
-                        break
-                    await self._report(opening, record, step)
-                else:
-                    return
-            await self._tell(self._stopped(opening))
+            if isinstance(asked, AuditAsked):
+                await self._tell(await auditing.audited(self._engine, name, asked.content))
+            elif not await self._serve_steps(opening, asked):
+                await self._tell(self._stopped(opening))
         except asyncio.CancelledError:
             if not opening.stopping:
                 raise
             # The one who stops it holds the channel's lock, which the report needs.
             self._tell_later(self._stopped(opening))
-        except CannotOpen as error:
+        except (CannotOpen, CannotAudit) as error:
             if self._engine.ready:  # otherwise the worker starts it again with the next engine
                 await self._tell(FailedEvent(name, "internal", str(error)))
         except MalformedInput as error:
@@ -193,8 +205,24 @@ class OpeningDesk:
         finally:
             self._openings.pop(name, None)
 
-    async def _found(self, opening: _Opening) -> tuple[CanvasRecord, tuple[StepOpening, ...]]:
-        asked = opening.asked
+    async def _serve_steps(self, opening: _Opening, asked: OpeningAsked) -> bool:
+        """Report steps. Returns whether all were allowed."""
+        async with AsyncExitStack() as held:
+            if asked.soft:
+                await held.enter_async_context(self._large)
+            record, steps = await self._found(opening, asked)
+            opening.begun = True
+            name = opening.request.request_id
+            await self._tell(ProgressEvent(name, opening.canvas, 0, asked.context))
+            for step in steps:
+                if not await self._may_go_on(opening):
+                    return False
+                await self._report(opening, record, step, last=len(asked.steps) - 1)
+        return True
+
+    async def _found(
+        self, opening: _Opening, asked: OpeningAsked
+    ) -> tuple[CanvasRecord, tuple[StepOpening, ...]]:
         stored = await self._journal.job(JobId(asked.job))
         if stored is None or asked.canvas >= len(stored.canvases):
             raise CannotOpen("the journal does not have this job any more")
@@ -208,8 +236,10 @@ class OpeningDesk:
             await opening.changed.wait()
         return not opening.stopping
 
-    async def _report(self, opening: _Opening, record: CanvasRecord, step: StepOpening) -> None:
-        canvas, last = opening.canvas, len(opening.asked.steps) - 1
+    async def _report(
+        self, opening: _Opening, record: CanvasRecord, step: StepOpening, *, last: int
+    ) -> None:
+        canvas = opening.canvas
         opening.canvas += 1
         await self._tell(
             CanvasEvent(

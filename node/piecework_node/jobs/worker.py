@@ -66,6 +66,7 @@ from piecework_protocol.frames import (
     PayVoucher,
     SubmitJob,
 )
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.objects import Kind, Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
@@ -538,7 +539,7 @@ class Worker:
             if facts is None:
                 raise EngineUnavailable("the engine is starting")
             content = await prompts.open_content(prompt, job, facts)
-            if isinstance(content, OpenContent):
+            if isinstance(content, OpenContent | AuditContent):
                 await self._runtime.check_opening(content, submission.channel.payer)
             check_key(job.reply_key)
             encoded = await self._runtime.engine.encode(content)

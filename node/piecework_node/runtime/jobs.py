@@ -33,6 +33,7 @@ from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Progress
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import canvases_for
@@ -45,13 +46,13 @@ T = TypeVar("T")
 
 
 class OpeningService(EngineLink, Protocol):
-    """Where steps of earlier canvases come from (`jobs.opening.OpeningDesk`)."""
+    """Where openings and audits are served (`jobs.opening.OpeningDesk`)."""
 
     sink: Callable[[Event], Awaitable[None]] | None
     """Takes the events of what is served there."""
 
-    async def check(self, content: OpenContent, payer: Address) -> None:
-        """Raise `Refusal` if the steps cannot be asked for by this payer."""
+    async def check(self, content: OpenContent | AuditContent, payer: Address) -> None:
+        """Raise `Refusal` if this cannot be asked for by this payer."""
 
     async def close(self) -> None:
         """End what is served."""
@@ -76,7 +77,7 @@ class JobRuntime:
     ) -> None:
         """`steps` keeps what the leaves of finished canvases commit to.
 
-        `openings` serves jobs of kind `open`, and passes all others on to `engine`.
+        `openings` serves jobs of kinds `open` and `audit`, and passes all others on to `engine`.
         """
         self.steps, self.openings = steps, openings
         self.journal = journal
@@ -96,14 +97,14 @@ class JobRuntime:
         self._error: BaseException | None = None
         self._failed = asyncio.Event()
 
-    async def check_opening(self, content: OpenContent, payer: Address) -> None:
-        """Check that steps can be asked for by this payer.
+    async def check_opening(self, content: OpenContent | AuditContent, payer: Address) -> None:
+        """Check that steps or an audit can be asked for by this payer.
 
         Raises:
             Refusal: they cannot.
         """
         if self.openings is None:
-            raise Refusal(Reason.NOT_OPENED, "this worker opens no steps")
+            raise Refusal(Reason.NOT_OPENED, "this worker opens no steps and audits nothing")
         await self.openings.check(content, payer)
 
     async def perform(

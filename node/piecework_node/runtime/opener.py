@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from piecework.base.errors import PieceworkError
 from piecework_model.jobs import generation_request
+from piecework_model.kinds import audit
 from piecework_model.kinds.open import encode
 from piecework_model.requests import GenerationRequest
 from piecework_node.engine.link import EngineFacts, EngineLink
@@ -22,7 +23,8 @@ from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.objects import Kind, ModelOffer
 from piecework_protocol.openings import KeptCanvas, StepOpening, unpack_records
@@ -70,6 +72,8 @@ class CanvasOpener:
                 return fields
         if not leaf:
             return (await self._record(stored, canvas)).fields()
+        if stored.submission.job.kind is Kind.AUDIT:
+            return await self._of_audit(stored, canvas, leaf)
         (opened,) = await self._replayed(stored, canvas, (leaf - 1,), soft=False)
         return opened.fields
 
@@ -108,6 +112,22 @@ class CanvasOpener:
         except (MalformedInput, ValueError) as error:
             raise CannotOpen(f"the opened step does not open any more: {error}") from None
         return record.fields()
+
+    async def _of_audit(self, stored: StoredJob, canvas: int, leaf: int) -> tuple[bytes, ...]:
+        """Return the fields of a step that was computed again for an audit, by doing it again."""
+        facts, model = await self._engine_of(stored)
+        if not runs(facts, model):
+            raise CannotOpen(f"the audit ran on {model.profile}, and the engine is {facts.profile}")
+        content = await self._content(stored)
+        if not isinstance(content, AuditContent):
+            raise CannotOpen("the content of this job is not that of an audit")
+        try:
+            audited = await self._engine.audit(content)
+        except (EngineUnavailable, ReplayDeclined) as error:
+            raise CannotOpen(str(error)) from error
+        if tuple(r.leaf() for r in audited.records) != tuple(stored.canvases[canvas].leaves[1:]):
+            raise CannotOpen("the engine computes other numbers than it did for this audit")
+        return audited.records[leaf - 1].fields()
 
     async def _record(self, stored: StoredJob, canvas: int) -> CanvasRecord:
         facts, model = await self._engine_of(stored)
@@ -164,15 +184,12 @@ class CanvasOpener:
             MalformedInput: What is sealed does not open.
             PromptRejected, EngineUnavailable: The engine does not encode it.
         """
-        job = stored.submission.job
-        sealed = await self._journal.sealed_content(stored.id)
-        if sealed is None:
-            raise CannotOpen("the content of this job is not kept any more")
-        data = self._keyring.open(sealed, content_context(self._domain, stored.id))
-        content = await asyncio.to_thread(KINDS[job.kind].decode_content, data)
+        job, content = stored.submission.job, await self._content(stored)
         before: tuple[tuple[int, ...], ...]
         if isinstance(content, OpenContent):
             encoded, before = encode(content), ((),) * committed  # an opened step has no tokens
+        elif isinstance(content, AuditContent):
+            encoded, before = audit.encode(content, await self._engine.encode(content.content)), ()
         else:
             encoded = await self._engine.encode(content)
             before = tuple(self._committed(stored, index) for index in range(committed))
@@ -184,6 +201,19 @@ class CanvasOpener:
             committed=before,
             drafts=False,
         )
+
+    async def _content(self, stored: StoredJob) -> Content:
+        """Open the content of a job.
+
+        Raises:
+            MalformedInput: What is sealed does not open.
+        """
+        sealed = await self._journal.sealed_content(stored.id)
+        if sealed is None:
+            raise CannotOpen("the content of this job is not kept any more")
+        data = self._keyring.open(sealed, content_context(self._domain, stored.id))
+        rules = KINDS[stored.submission.job.kind]
+        return await asyncio.to_thread(rules.decode_content, data)
 
     def _committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._domain, stored.id, canvas)

@@ -25,6 +25,7 @@ from piecework.base.clock import Clock
 from piecework_model.errors import CheckpointError, PromptError
 from piecework_model.requests import EncodedContent, FailedEvent, GenerationRequest, StoppedEvent
 from piecework_node.engine.link import (
+    AuditedCanvas,
     EngineEvent,
     EngineFacts,
     EngineLost,
@@ -52,6 +53,7 @@ from piecework_node.vllm.forms import FormWriter, label_ids
 from piecework_node.vllm.pool import EndpointPool, PooledEndpoint, PoolTimes
 from piecework_node.vllm.wire import MAX_LABEL_IDS
 from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import Kind, Service
 
@@ -191,6 +193,9 @@ class VllmLink:
         self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
     ) -> ReplayedTrace:
         raise ReplayDeclined("vLLM makes no trace, so no step can be computed again")
+
+    async def audit(self, content: AuditContent) -> AuditedCanvas:
+        raise ReplayDeclined("vLLM makes no trace, so no canvas can be audited")
 
     def start(self, request: GenerationRequest) -> None:
         running = self._running

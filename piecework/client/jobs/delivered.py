@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import Final, TypedDict
 
-from piecework.client.jobs.events import CanvasText, FinishReason, ReadAnswers, StepOpened
+from piecework.client.jobs.events import (
+    CanvasAudited,
+    CanvasText,
+    FinishReason,
+    ReadAnswers,
+    StepOpened,
+)
 from piecework.client.journal.records import JobRow, Payment
 from piecework_protocol.client_session import CanvasVerified
+from piecework_protocol.kinds.audit import AuditOutput
 from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.read import on_canvas
 from piecework_protocol.kinds.text import TextOutput
@@ -39,7 +46,7 @@ def finish_reason(last: Finish) -> FinishReason:
 
 def delivered(
     event: CanvasVerified, payment: Payment, cost: Amount, job: JobRow, model: ModelOffer
-) -> CanvasText | ReadAnswers | StepOpened:
+) -> CanvasText | ReadAnswers | StepOpened | CanvasAudited:
     """Return the event for the caller. `cost` is that of the whole job so far."""
     receipt, output = event.receipt, event.output
     paid: _Paid = {
@@ -60,6 +67,8 @@ def delivered(
         return StepOpened(
             canvas_fields=output.canvas, fields=output.fields, soft=output.soft, **paid
         )
+    if isinstance(output, AuditOutput):
+        return CanvasAudited(report=output, leaves=event.leaves, **paid)
     outline = job.outline
     asked = on_canvas(len(outline.labels), outline.draws, receipt.canvas, model.canvas_size)
     # A cancelled canvas has no answers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from piecework_protocol.kinds.audit import AuditOutput
 from piecework_protocol.kinds.text import OutputSegment, final_text
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, JobId
@@ -117,6 +118,27 @@ class StepOpened:
 
 
 @dataclass(frozen=True, slots=True)
+class CanvasAudited:
+    """The report of an audit. Its receipt was verified and paid.
+
+    `report` is empty if the audit was cancelled. `leaves` are those under the receipt's trace root:
+    the steps that the auditor computed stand behind the first. The other members are those of
+    `CanvasText`, of the job that asked.
+    """
+
+    canvas: int
+    report: AuditOutput
+    leaves: tuple[Digest, ...]
+    steps: int
+    amount: Amount
+    cost: Amount
+    receipt: Digest
+    leaf_index: int
+    last: bool
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
 class JobResuming:
     """The stream broke; the same job is presented again after `wait_s` seconds."""
 
@@ -143,5 +165,12 @@ class JobFinished:
 
 
 JobEvent = (
-    JobStarted | DraftText | CanvasText | ReadAnswers | StepOpened | JobResuming | JobFinished
+    JobStarted
+    | DraftText
+    | CanvasText
+    | ReadAnswers
+    | StepOpened
+    | CanvasAudited
+    | JobResuming
+    | JobFinished
 )

@@ -75,8 +75,9 @@ class FailOver:
         """
         attempts = _Attempts(part)
         try:
-            # An opening is a part of an audit, and is audited by its leaves alone.
-            watched = request.kind is not Kind.OPEN
+            # An opening is a part of an audit, and is audited by its leaves alone. An auditor is
+            # checked by canvases that the client knows.
+            watched = request.kind not in (Kind.OPEN, Kind.AUDIT)
             watcher = self.watch(caller, request.prompt) if watched else caller
             await self._run(request, watcher, attempts)
         finally:

@@ -11,6 +11,8 @@ from piecework_protocol.content import content_digest
 from piecework_protocol.conversation import Conversation
 from piecework_protocol.frames import SubmitJob
 from piecework_protocol.kinds.open import OpenContent
+from piecework_protocol.kinds.read import ReadContent
+from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.objects import Job
 from piecework_protocol.sealing import content_context, public_key, seal
 from piecework_protocol.signing import sign
@@ -69,9 +71,10 @@ async def prepare(
         owner=context.store.owner,
     )
     asked = request.content
-    # An opening has no text, and its outputs are large.
+    # An opening has no text, and its outputs are large. An audit has the text of another job.
     keeps = context.config.keep_text and not isinstance(asked, OpenContent)
-    text = None if isinstance(asked, OpenContent) or not keeps else readable(asked.conversation)
+    spoken = asked.conversation if isinstance(asked, TextContent | ReadContent) else None
+    text = readable(spoken) if keeps and spoken is not None else None
     content = prompt if keeps else None
     return record, await context.channels.admit(record, text, row, part, content)
 

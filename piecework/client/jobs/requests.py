@@ -10,6 +10,7 @@ from piecework.base.amounts import Token
 from piecework.client.limits import BYTES_PER_TOKEN_ESTIMATE, IMAGE_TOKENS_ESTIMATE
 from piecework_protocol.conversation import Conversation, Image, Message, Tool
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.kinds.read import Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart, TextContent
@@ -106,6 +107,7 @@ class TextRequest:
 
     kind: ClassVar = TextContent.kind
     operator: ClassVar[Address | None] = None
+    profile: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         content = TextContent(self.conversation, self.template)
@@ -242,6 +244,7 @@ class ReadRequest:
 
     kind: ClassVar = ReadContent.kind
     operator: ClassVar[Address | None] = None
+    profile: ClassVar[str | None] = None
     drafts: ClassVar = False
     may_be_shortened: ClassVar = False
 
@@ -291,6 +294,7 @@ class OpenRequest:
     prompt: bytes = field(init=False, repr=False, compare=False)
 
     kind: ClassVar = OpenContent.kind
+    profile: ClassVar[str | None] = None
     drafts: ClassVar = False
     may_be_shortened: ClassVar = False
     best_effort: ClassVar = False
@@ -320,13 +324,66 @@ class OpenRequest:
         return self.content.context
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRequest:
+    """A canvas of another worker that this worker is to compute again. No text is written.
+
+    Attributes:
+        content: What is claimed of the canvas, as the worker gets it.
+        operator: The worker that is to audit.
+        model: The digest of the audited job's model, in hex.
+        max_price: As in `TextRequest`.
+        prompt: The bytes of the content, which are sealed and signed for.
+    """
+
+    content: AuditContent
+    operator: Address
+    model: str
+    max_price: Amount | None = None
+    prompt: bytes = field(init=False, repr=False, compare=False)
+
+    kind: ClassVar = AuditContent.kind
+    drafts: ClassVar = False
+    may_be_shortened: ClassVar = False
+    best_effort: ClassVar = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", self.content.encode())
+
+    @property
+    def generation(self) -> Generation:
+        """What the caller has set: nothing."""
+        return Generation()
+
+    @property
+    def profile(self) -> str:
+        """The engine profile that the worker must have."""
+        return self.content.profile
+
+    def resolved(
+        self, model: ModelOffer, default_max_tokens: int = DEFAULT_MAX_TOKENS
+    ) -> Generation:
+        """Give the one form that an audit has: one canvas with the claimed number of steps."""
+        steps = self.content.steps
+        return Generation(seed=0, max_tokens=model.canvas_size, max_steps=steps, stability_steps=0)
+
+    def output_tokens(self, generation: Generation, usual: float | None = None) -> int:
+        """Count the output tokens that are charged: none."""
+        return 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Count the tokens before the canvas, as the audited worker has counted the prompt."""
+        return self.content.prompt_tokens + self.content.context
+
+
 def _prompt_tokens(text_bytes: int, conversation: Conversation) -> int:
     """Estimate the tokens of a prompt with so many bytes of text and the conversation's images."""
     images = sum(len(message.images) for message in conversation.messages)
     return 1 + text_bytes // BYTES_PER_TOKEN_ESTIMATE + images * IMAGE_TOKENS_ESTIMATE
 
 
-JobRequest = TextRequest | ReadRequest | OpenRequest
+JobRequest = TextRequest | ReadRequest | AuditRequest | OpenRequest
 """What a client can ask for."""
 Prompt = str | Sequence[Message] | Conversation
 """What the user says, or messages, or a whole conversation."""

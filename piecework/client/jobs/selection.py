@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 
 from piecework.client.jobs.output_rates import OutputRate, answer_lengths, measured_at
 from piecework.client.jobs.requests import (
+    AuditRequest,
     Filters,
     Generation,
     JobRequest,
@@ -126,7 +127,9 @@ def rank(
         (o, model)
         for o in offers
         for model in o.offer.models
-        if serves(model, request.model) and request.operator in (None, o.offer.operator)
+        if serves(model, request.model)
+        and request.operator in (None, o.offer.operator)
+        and request.profile in (None, model.profile)
     ]
     lengths = answer_lengths(served, memories, Timestamp(filters.now))
     for signed, model in served:
@@ -297,7 +300,7 @@ def _steps(
 ) -> int:
     """Denoising steps that the request should take. A read takes all of its steps."""
     model, most_steps = candidate.model, generation.max_steps or 0
-    if isinstance(request, ReadRequest | OpenRequest):
+    if isinstance(request, ReadRequest | AuditRequest | OpenRequest):
         return canvases_for(model, generation.max_tokens or 0) * most_steps
     most = canvases_for(model, tokens) * most_steps
     claimed = min(tokens * claim.steps_p50 / 1_000_000, most)
@@ -479,6 +482,7 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.PROMPT_MISMATCH: Next.TRY_OTHER_AND_REMEMBER,
     Reason.CANNOT_OPEN_PROMPT: Next.REFRESH_OFFER,
     Reason.NOT_OPENED: Next.GIVE_UP,
+    Reason.WRONG_PROFILE: Next.TRY_OTHER,
     Reason.PRICE_TOO_LOW: Next.REFRESH_OFFER,
     Reason.TOKEN_NOT_ACCEPTED: Next.TRY_OTHER,
     Reason.CHANNEL_UNKNOWN: Next.NEW_CHANNEL,

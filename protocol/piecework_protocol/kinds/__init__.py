@@ -10,14 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.kinds.open import OpenContent, OpenOutput
 from piecework_protocol.kinds.read import ReadContent, ReadOutput
 from piecework_protocol.kinds.text import TextContent, TextOutput
 from piecework_protocol.objects import Kind
 
-Content = TextContent | ReadContent | OpenContent
+Content = TextContent | ReadContent | AuditContent | OpenContent
 """What the client seals, and whose digest it signs."""
-Output = TextOutput | ReadOutput | OpenOutput
+Output = TextOutput | ReadOutput | AuditOutput | OpenOutput
 """What the client gets for one canvas."""
 
 
@@ -50,6 +51,13 @@ KINDS: Final[Mapping[Kind, KindRules]] = {
         ReadContent.decode,
         ReadOutput.decode,
         ReadOutput(()),
+        charges_units=False,
+        keeps_canvases=False,
+    ),
+    Kind.AUDIT: KindRules(
+        AuditContent.decode,
+        AuditOutput.decode,
+        AuditOutput(),
         charges_units=False,
         keeps_canvases=False,
     ),

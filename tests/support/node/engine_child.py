@@ -19,6 +19,8 @@ from piecework_node.engine.process import BEAT_S
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
+    Audit,
+    Audited,
     Beat,
     Command,
     Encode,
@@ -34,10 +36,12 @@ from piecework_node.engine.wire import (
     decode_command,
     encode_report,
 )
-from piecework_protocol.kinds.open import OpenContent
+from piecework_protocol.kinds.read import ReadContent
+from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.openings import StepOpening
 from tests.support.node.fake_engine import (
     FACTS,
+    audited_canvas,
     canvas_event,
     encoded,
     soft_rows,
@@ -91,9 +95,17 @@ def _canvas(request: GenerationRequest, canvas: int) -> CanvasEvent:
     return replace(event, records=step_records(request, canvas)) if request.keep_records else event
 
 
-def _answers(command: Encode | Replay) -> Iterator[Encoded | ShownStep | Replayed]:
+def _answers(
+    command: Encode | Replay | Audit,
+) -> Iterator[Encoded | ShownStep | Replayed | Audited]:
+    if isinstance(command, Audit):
+        audited = audited_canvas(command.content)
+        for record in audited.records:
+            yield ShownStep(command.number, StepOpening(record.fields()))
+        yield Audited(command.number, audited.report)
+        return
     if isinstance(command, Encode):
-        assert not isinstance(command.content, OpenContent)
+        assert isinstance(command.content, TextContent | ReadContent)
         yield Encoded(command.number, encoded(command.content))
         return
     request = command.request

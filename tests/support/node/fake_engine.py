@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from hashlib import sha256
 
+from piecework_model.jobs import generation_request
 from piecework_model.requests import (
     HOLE,
     CanvasEvent,
@@ -25,6 +26,7 @@ from piecework_model.requests import (
     StoppedEvent,
 )
 from piecework_node.engine.link import (
+    AuditedCanvas,
     EngineEvent,
     EngineFacts,
     EngineLost,
@@ -37,13 +39,14 @@ from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDecli
 from piecework_protocol import merkle
 from piecework_protocol.conversation import Conversation, Text
 from piecework_protocol.kinds import Content
-from piecework_protocol.kinds.open import OpenContent
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.kinds.read import ONE, ReadContent, per_canvas
 from piecework_protocol.kinds.text import Fixed, TextContent, final_segments
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepRecord, soft_field, write_bits, write_ids
 from piecework_protocol.types import Digest
+from tests.support.node.fake_audits import audit_report
 from tests.support.node.faults import KillSwitch
 
 CANVAS = 8
@@ -63,7 +66,7 @@ FACTS = EngineFacts(
     steps_per_second=200,
     service=Service.REPLAYABLE,
     details={"hardware": "none"},
-    kinds=(Kind.TEXT, Kind.READ, Kind.OPEN),
+    kinds=(Kind.TEXT, Kind.READ, Kind.AUDIT, Kind.OPEN),
     end_ids=frozenset({1, 106}),
 )
 
@@ -104,7 +107,7 @@ class FakeEngine:
     async def encode(self, content: Content) -> EncodedContent:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
-        assert not isinstance(content, OpenContent), "an engine opens nothing by itself"
+        assert isinstance(content, TextContent | ReadContent), "served beside the engine"
         if any("reject" in m.text for m in content.conversation.messages):
             raise PromptRejected("the chat template refuses these messages")
         return encoded(content)
@@ -121,6 +124,13 @@ class FakeEngine:
         rows = soft_rows(request, len(request.committed), self.numerics) if soft else None
         shown = tuple(StepOpening(records[step].fields(), rows) for step in wanted)
         return ReplayedTrace(tuple(record.leaf() for record in records), shown)
+
+    async def audit(self, content: AuditContent) -> AuditedCanvas:
+        if not self.is_ready:
+            raise EngineUnavailable("the engine is starting")
+        if content.parameters.seed in self.breaks:
+            raise ReplayDeclined("injected")
+        return audited_canvas(content, self.numerics)
 
     def start(self, request: GenerationRequest) -> None:
         self.switch.point()
@@ -253,6 +263,21 @@ def _prompt(conversation: Conversation) -> tuple[tuple[int, ...], tuple[PromptIm
             images.append(PromptImage(len(ids), 4, 6, 6, part.data))
             ids += [0] * 4
     return tuple(ids), tuple(images)
+
+
+def audited_canvas(content: AuditContent, numerics: bytes = b"") -> AuditedCanvas:
+    """Compute a canvas again, and compare it with what is claimed of it."""
+    request = generation_request(
+        "audit",
+        encoded(content.content),
+        content.parameters,
+        canvas_limit=content.canvas + 1,
+        committed=content.committed or ((),) * content.canvas,
+        drafts=False,
+    )
+    records = step_records(request, content.canvas, numerics)[: content.steps]
+    event = canvas_event(request, content.canvas)
+    return AuditedCanvas(audit_report(FACTS, content, request, records, event), records)
 
 
 def step_records(

@@ -12,6 +12,7 @@ import torch
 
 from bench.audit_workers import ServedCanvas, claiming, int8, other_seed, serve
 from piecework.client.auditing import EngineAuditor, audit_rules
+from piecework_model.audit.claims import ClaimedJob
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
 from piecework_model.audit.judgement import TESTS, Pairing, Tail
@@ -64,7 +65,8 @@ def honest(worker: LoadedModel, profile: str) -> AuditedJob:
 
 
 def audit(job: AuditedJob, loaded: LoadedModel) -> JobAudit:
-    return JobAudit(job.evidence, check_evidence(job.evidence), loaded)
+    claimed = ClaimedJob.of_evidence(job.evidence, check_evidence(job.evidence))
+    return JobAudit(claimed, loaded)
 
 
 def replayed(job: AuditedJob, loaded: LoadedModel, by: Replayer, canvas: int) -> CanvasAudit:
@@ -170,7 +172,7 @@ def test_another_model_and_a_missing_text_are_no_audit(
 ) -> None:
     without = replace(honest.evidence, content=None)
     with pytest.raises(AuditError, match="no text"):
-        JobAudit(without, check_evidence(without), worker)
+        ClaimedJob.of_evidence(without, check_evidence(without))
     with pytest.raises(AuditError, match="another model"):
         audit(honest, replace(worker, digest=bytes(32)))
 

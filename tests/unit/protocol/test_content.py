@@ -6,6 +6,7 @@ import itertools
 import json
 import pkgutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from piecework_protocol.conversation import (
 from piecework_protocol.encoding import Writer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.kinds.open import OpenContent, OpenOutput, WantedStep
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
 from piecework_protocol.kinds.text import (
@@ -48,9 +50,10 @@ from piecework_protocol.limits import (
     MAX_PARTS_PER_MESSAGE,
     MAX_TOOL_JSON_MARKS,
 )
-from piecework_protocol.objects import Kind
+from piecework_protocol.objects import AuditOutcome, Finish, Kind
 from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
 from piecework_protocol.types import Digest, JobId, keccak256
+from tests.support.audits import CLAIM, READ_CLAIM, report_on
 from tests.support.conversations import encode_messages
 from tests.vectors import contents
 from tests.vectors.generate import DOMAIN
@@ -126,9 +129,34 @@ wanted_steps = st.lists(
     max_size=4,
     unique_by=lambda wanted: wanted.step,
 ).map(lambda steps: tuple(sorted(steps, key=lambda wanted: wanted.step)))
+
+
+@st.composite
+def audit_contents(draw: st.DrawFn) -> AuditContent:
+    """Claims about texts with whole canvases before them, and about reads."""
+    numbers = st.integers(1, 256), st.sampled_from(Finish), st.integers(1, 2**31 - 1)
+    steps, finish, prompt_tokens = map(draw, numbers)
+    claim = draw(st.sampled_from([CLAIM, READ_CLAIM]))
+    if claim is CLAIM:
+        size = draw(st.integers(1, 4))
+        whole = st.lists(st.integers(0, 2**32 - 1), min_size=size, max_size=size).map(tuple)
+        before = tuple(draw(st.lists(whole, max_size=3)))
+        claim = replace(claim, canvas=len(before), committed=before)
+    profile = draw(text.filter(lambda name: 1 <= len(name.encode()) <= 128))
+    return replace(
+        claim,
+        profile=profile,
+        steps=steps,
+        finish=finish,
+        prompt_tokens=prompt_tokens,
+        trace_root=draw(digests),
+    )
+
+
 CONTENTS: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.TEXT: st.builds(TextContent, conversations, templates),
     Kind.READ: st.builds(ReadContent, conversations, questions, st.integers(1, MAX_DRAWS)),
+    Kind.AUDIT: audit_contents(),
     Kind.OPEN: st.builds(
         OpenContent,
         digests.map(JobId),
@@ -143,6 +171,9 @@ OUTPUTS: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.TEXT: st.builds(TextOutput, ids, tuples(calls_made, max_size=3))
     | st.builds(TextOutput.plain, ids, text),
     Kind.READ: read_outputs(),
+    Kind.AUDIT: st.sampled_from(
+        [AuditOutput(), *(report_on(CLAIM, one) for one in (AuditOutcome.PASS, AuditOutcome.FAIL))]
+    ),
     Kind.OPEN: st.just(OpenOutput())
     | st.builds(
         OpenOutput,

@@ -1,0 +1,65 @@
+"""Audits that a worker sells: a canvas of somebody else's worker, computed again on its engine."""
+
+from __future__ import annotations
+
+from piecework.base.errors import PieceworkError
+from piecework_model.kinds import audit
+from piecework_model.requests import CanvasEvent, CanvasFinish, EncodedContent
+from piecework_node.engine.link import EngineFacts, EngineLink
+from piecework_node.errors import EngineUnavailable, ReplayDeclined
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.kinds.audit import AuditContent
+
+
+class CannotAudit(PieceworkError):
+    """A canvas cannot be audited by this worker as it runs now."""
+
+
+def check(facts: EngineFacts | None, content: AuditContent) -> None:
+    """Check that a replay here says something about the canvas.
+
+    Raises:
+        Refusal: the engine computes on another profile.
+    """
+    if facts is not None and facts.profile != content.profile:
+        raise Refusal(
+            Reason.WRONG_PROFILE,
+            f"the canvas was computed on {content.profile}, and this engine is {facts.profile}",
+        )
+
+
+async def encoded(engine: EngineLink, content: AuditContent) -> EncodedContent:
+    """Encode what the audited job asked for, to count its tokens.
+
+    Raises:
+        PromptRejected: The engine cannot carry it.
+        EngineUnavailable: It does not answer.
+    """
+    return audit.encode(content, await engine.encode(content.content))
+
+
+async def audited(engine: EngineLink, request_id: str, content: AuditContent) -> CanvasEvent:
+    """Audit a canvas. The event has the report, and the steps that were computed again.
+
+    Raises:
+        CannotAudit: The engine has another profile by now, or cannot compute the canvas.
+    """
+    facts = engine.facts
+    if facts is None or facts.profile != content.profile:
+        raise CannotAudit("the engine runs on another profile than that of the canvas")
+    try:
+        found = await engine.audit(content)
+    except (EngineUnavailable, ReplayDeclined) as error:
+        raise CannotAudit(str(error)) from error
+    return CanvasEvent(
+        request_id=request_id,
+        canvas=0,
+        token_ids=(),
+        charged_ids=(),
+        segments=(),
+        steps=len(found.records),
+        step_leaves=tuple(record.leaf() for record in found.records),
+        finish=CanvasFinish.END_OF_TEXT,
+        records=found.records,
+        report=found.report,
+    )

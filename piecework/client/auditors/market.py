@@ -1,0 +1,328 @@
+"""Audits by other workers, for money.
+
+Auditors are drawn by stake among the owners other than that of the audited worker. They read the
+prompt and the answer. They are told neither whose canvas it is nor who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final, Protocol
+
+from piecework.base.errors import PieceworkError
+from piecework.base.files import FileError, write_private
+from piecework.client.auditing import Auditor, CanvasReport, EngineAuditor
+from piecework.client.auditors.checks import (
+    SCALE,
+    Check,
+    KnownCanvas,
+    KnownCanvases,
+    chance,
+)
+from piecework.client.auditors.opinions import Decision, Opinion, decide
+from piecework.client.config import ClientConfig
+from piecework.client.evidence import Texts, make_evidence
+from piecework.client.jobs.driver import JobContext
+from piecework.client.jobs.events import CanvasAudited, JobFinished, JobStarted
+from piecework.client.jobs.requests import AuditRequest, JobRequest
+from piecework.client.jobs.run import JobRun
+from piecework.client.journal.learning import learn_broken
+from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_AUDITORS, MAX_OPINIONS
+from piecework.client.network.discovery import ChainView, Discovery
+from piecework_protocol.errors import EvidenceRefused, MalformedInput
+from piecework_protocol.evidence.audits import audit_content
+from piecework_protocol.evidence.check import check_evidence
+from piecework_protocol.evidence.file import EvidenceFile, read_evidence, write_evidence
+from piecework_protocol.kinds.audit import AuditContent
+from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind
+from piecework_protocol.types import Address, Amount, Digest, JobId, address_hex, parse_address
+
+AUDITOR_CLAUSE: Final = "3.3 as an auditor"
+"""The report is what the canvas shows."""
+SELF: Final = "self"
+MARKET: Final = "market"
+
+
+class AuditMarket(Protocol):
+    """The client that buys audits: `PieceworkClient`."""
+
+    @property
+    def context(self) -> JobContext: ...
+
+    @property
+    def chain(self) -> ChainView: ...
+
+    @property
+    def discovery(self) -> Discovery: ...
+
+    def run(self, request: JobRequest) -> JobRun: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that may audit. `who`: its operator, owner and payout address."""
+
+    operator: Address
+    who: frozenset[Address]
+    stake: Amount
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The canvas that is to be audited, and those who must not be asked."""
+
+    known: KnownCanvas
+    canvas: int
+
+    @property
+    def content(self) -> AuditContent:
+        return self.known.content
+
+
+class MarketAuditor:
+    """Implements `Auditor` with other workers.
+
+    first: who is asked first. None: one of the market.
+    check_rate: how often an auditor is checked beside its audit.
+    """
+
+    def __init__(
+        self,
+        market: AuditMarket,
+        *,
+        first: Address | None = None,
+        check_rate: float = 0.0,
+        canvases: KnownCanvases | None = None,
+    ) -> None:
+        self._market, self._first, self._check_rate = market, first, check_rate
+        self.canvases = canvases or KnownCanvases()
+        """What auditors are checked with."""
+
+    async def audit(
+        self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
+    ) -> CanvasReport:
+        """Have a canvas audited. A failure has a second opinion, or it is no verdict."""
+        nothing = partial(CanvasReport, level, AuditOutcome.NO_VERDICT, canvas)
+        if level is not AuditLevel.REPLAY:
+            return nothing(reason="others audit by replay alone")
+        try:
+            asked = await self._asked(read_evidence(evidence), canvas)
+            panel = await self._panel(asked)
+        except (MalformedInput, EvidenceRefused) as error:
+            return nothing(reason=f"this canvas cannot be audited by others: {error}")
+        except PieceworkError as error:
+            return nothing(reason=f"no auditor can be looked up: {error}")
+        opinions: list[Opinion] = []
+        cost, troubles = 0, list[str]()
+        decision = decide(opinions, MAX_OPINIONS)
+        async for candidate in panel:
+            if not decision.wants_more:
+                break
+            opinion, spent, trouble = await self._opinion_of(candidate, asked)
+            cost += spent
+            if opinion is None:
+                troubles.append(f"{address_hex(candidate.operator)}: {trouble}")
+                continue
+            opinions.append(opinion)
+            decision = decide(opinions, MAX_OPINIONS)
+        troubles += await self._learn(asked, decision)
+        return replace(_report(asked, opinions, decision, Amount(cost)), remarks=tuple(troubles))
+
+    # --- who
+
+    async def _asked(self, file: EvidenceFile, canvas: int) -> _Asked:
+        proven = await asyncio.to_thread(check_evidence, file)
+        content = audit_content(file, proven, canvas)
+        channel = file.channel
+        who = await self._parties(channel.operator, channel.receiver)
+        leaves = file.canvases[canvas].leaves or ()
+        return _Asked(KnownCanvas(file.job.job.model, content, leaves, set(who)), canvas)
+
+    async def _parties(self, operator: Address, receiver: Address) -> frozenset[Address]:
+        """Everybody who stands behind a worker, as far as the chain says."""
+        registered = await self._market.chain.worker(operator)
+        owners = () if registered is None else (registered.owner, registered.payout)
+        return frozenset((operator, receiver, *owners))
+
+    async def _panel(self, asked: _Asked) -> AsyncIterator[Candidate]:
+        """Look up who may audit, and return them in the order in which they are asked."""
+        model, content = asked.known.model, asked.content
+        found = await self._market.discovery.offers("0x" + model.hex())
+        candidates: list[Candidate] = []
+        for signed in found.offers[:MAX_AUDITORS]:
+            offer = signed.offer
+            fits = any(
+                m.digest == model and m.profile == content.profile and m.kinds & Kind.AUDIT.bit
+                for m in offer.models
+            )
+            if not fits:
+                continue
+            who = await self._parties(offer.operator, offer.receiver)
+            registered = await self._market.chain.worker(offer.operator)
+            if registered is not None and not who & asked.known.known_to:
+                candidates.append(Candidate(offer.operator, who, registered.stake))
+        return self._in_order(candidates)
+
+    async def _in_order(self, candidates: list[Candidate]) -> AsyncIterator[Candidate]:
+        """Yield the first one if it is named, then by stake. One of each owner."""
+        heard: set[Address] = set()
+        named = [c for c in candidates if c.operator == self._first]
+        if self._first is not None and not named:
+            return
+        left = [c for c in candidates if c not in named]
+        while named or left:
+            chosen = named.pop() if named else self._drawn(left)
+            if chosen in left:
+                left.remove(chosen)
+            if not chosen.who & heard:
+                heard |= chosen.who
+                yield chosen
+
+    def _drawn(self, candidates: Sequence[Candidate]) -> Candidate:
+        """Draw by stake. Everybody counts with at least one base unit."""
+        weights = [max(1, candidate.stake) for candidate in candidates]
+        place = int.from_bytes(self._market.context.entropy(8), "big") * sum(weights) // SCALE
+        for candidate, weight in zip(candidates, weights, strict=True):
+            place -= weight
+            if place < 0:
+                return candidate
+        return candidates[-1]
+
+    # --- what
+
+    async def _opinion_of(
+        self, candidate: Candidate, asked: _Asked
+    ) -> tuple[Opinion | None, int, str]:
+        """Buy an audit, and now and then a check before or behind it.
+
+        Returns:
+            The opinion, what all of it has cost, and why there is no opinion.
+        """
+        entropy, check, cost = self._market.context.entropy, None, 0
+        if chance(self._check_rate, entropy):
+            content = asked.content
+            known = self.canvases
+            check = known.check_for(candidate.who, asked.known.model, content.profile, entropy)
+        # Where the check stands says nothing about which of the two it is.
+        order: list[Check | None] = [None] if check is None else [None, check]
+        if chance(0.5, entropy):
+            order.reverse()
+        opinion: Opinion | None = None
+        asked.known.known_to |= candidate.who
+        try:
+            for one in order:
+                content = asked.content if one is None else one.content
+                said = await self._buy(candidate.operator, asked.known.model, content)
+                cost += said.cost
+                if one is None:
+                    opinion = said
+                elif (missed := one.why_missed(said)) is not None:
+                    await self._distrust(said, content, missed)
+                    return None, cost, f"missed a check: {missed}"
+        except TimeoutError:
+            return None, cost, f"it took longer than {AUDIT_TIMEOUT_S:.0f} s"
+        except PieceworkError as error:
+            if opinion is None:
+                return None, cost, str(error)
+        return opinion, cost, ""
+
+    async def _buy(self, operator: Address, model: Digest, content: AuditContent) -> Opinion:
+        """Buy one report.
+
+        Raises:
+            PieceworkError: The worker does not give it, or it contradicts itself.
+        """
+        request = AuditRequest(content, operator, "0x" + model.hex())
+        clock = self._market.context.clock
+        started, job, audited = clock.monotonic(), JobId(bytes(32)), None
+        cost = Amount(0)
+        async with asyncio.timeout(AUDIT_TIMEOUT_S), self._market.run(request) as run:
+            async for event in run:
+                if isinstance(event, JobStarted):
+                    job = event.job
+                elif isinstance(event, CanvasAudited):
+                    audited = event
+                elif isinstance(event, JobFinished):
+                    cost = event.cost
+        if audited is None:
+            raise MalformedInput("the auditor ended without a report")
+        opinion = Opinion(
+            operator, audited.report, audited.leaves[1:], job, cost, clock.monotonic() - started
+        )
+        fault = audited.report.leaves_fault(audited.leaves)
+        if fault is not None:
+            await self._distrust(opinion, content, fault)
+            raise MalformedInput(fault)
+        return opinion
+
+    # --- what follows
+
+    async def _learn(self, asked: _Asked, decision: Decision) -> list[str]:
+        """Keep what the canvas has shown. Returns a line for each auditor that is given up."""
+        why = "two others say otherwise of the same canvas"
+        for odd in decision.odd:
+            await self._distrust(odd, asked.content, why)
+        asked.known.good = decision.verdict is not None and decision.verdict.passed
+        if asked.known.good:
+            self.canvases.add(asked.known)
+        return [f"{address_hex(odd.operator)}: {why}" for odd in decision.odd]
+
+    async def _distrust(self, opinion: Opinion, content: AuditContent, why: str) -> None:
+        """Give an auditor no more jobs, and keep what it has signed."""
+        context = self._market.context
+        now, workers = context.now(), context.store.workers
+        clause = f"{AUDITOR_CLAUSE}: {why}"
+        await workers.run(
+            workers.remember, opinion.operator, lambda memory: learn_broken(memory, now, clause)
+        )
+        texts = Texts(content.encode(), {0: opinion.report.encode()})
+        file = context.store.folder / f"auditor-{opinion.job.hex()[:16]}.json"
+        try:
+            data = write_evidence(await make_evidence(context, opinion.job, texts))
+            await asyncio.to_thread(partial(write_private, file, data, replace=True))
+        except (FileError, PieceworkError):
+            return  # what was learnt stays
+
+
+def _report(
+    asked: _Asked,
+    opinions: Sequence[Opinion],
+    decision: Decision,
+    cost: Amount,
+) -> CanvasReport:
+    by = tuple(opinion.operator for opinion in opinions)
+    report = CanvasReport(
+        AuditLevel.REPLAY,
+        AuditOutcome.NO_VERDICT,
+        asked.canvas,
+        steps=asked.content.steps,
+        seconds=sum(opinion.seconds for opinion in opinions),
+        by=by,
+        cost=cost,
+    )
+    verdict = decision.verdict
+    if verdict is not None:
+        findings = verdict.report.findings
+        outcome = verdict.report.outcome
+        return replace(report, outcome=outcome, findings=findings, confirmed=not verdict.passed)
+    if opinions:
+        found = "; ".join(opinions[0].report.findings)
+        names = " and ".join(address_hex(operator) for operator in by)
+        reason = f"{names} found that it fails ({found}), and no second auditor agrees"
+    else:
+        reason = "nobody of another owner audits on the worker's profile"
+    return replace(report, reason=reason)
+
+
+def auditor_of(
+    market: AuditMarket, config: ClientConfig, canvases: KnownCanvases | None = None
+) -> Auditor:
+    """Return who audits, by the settings."""
+    if config.audit_by == SELF:
+        return EngineAuditor(config.audit_model)
+    first = None if config.audit_by == MARKET else parse_address(config.audit_by)
+    rate = config.audit_check_rate
+    return MarketAuditor(market, first=first, check_rate=rate, canvases=canvases)
