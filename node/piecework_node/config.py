@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from piecework.base import settings
 from piecework.base.amounts import Token
@@ -21,6 +21,7 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, SettingsError, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields, base_units, known_units
+from piecework_node.card_settings import FIRST_CARD, MAX_CARDS, MAX_VLLM_ENDPOINTS, CardSettings
 from piecework_node.endpoints import split_endpoint
 from piecework_node.schedule import Window
 from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_first
@@ -47,9 +48,6 @@ FIRST_STEPS: Final = 48
 """A full canvas of the published model. The start holds credit_first to the model that runs."""
 MAX_INDEXES: Final = 16
 MAX_RPC_URLS: Final = 16
-MAX_VLLM_ENDPOINTS: Final = 64
-"""Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
-"""
 MAX_RELAYS: Final = MAX_OFFER_ENDPOINTS - 1
 """An offer names the worker's own address beside them."""
 
@@ -286,6 +284,12 @@ class WorkerConfig(Settings):
         0, ge=0, le=63, description="of the card that is watched, as nvidia-smi -L counts them"
     )
 
+    cards: tuple[CardSettings, ...] = Field(
+        (),
+        max_length=MAX_CARDS,
+        description="several cards, each with an engine of its own. Empty: one card",
+    )
+
     # console
     usd_per_token: float = Field(
         0.0, ge=0, le=1e9, description="your own price of the token, to show dollars. 0: unknown"
@@ -404,8 +408,26 @@ class WorkerConfig(Settings):
             raise ValueError(
                 "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
             )
-        self._check_backend()
+        if self.cards:
+            self._check_cards()
+        else:
+            self._check_backend()
         return self
+
+    def _check_cards(self) -> None:
+        names, numbers = set(), set()
+        for card, settings_of in zip(self.cards, self.of_cards, strict=True):
+            name, own = settings_of
+            if name in names:
+                raise ValueError(f"two cards are called {name}")
+            names.add(name)
+            if own.backend == "vllm" or own.device == "cpu":
+                continue
+            if card.gpu_number is None:
+                raise ValueError(f'card {name} needs gpu_number, or device = "cpu"')
+            if card.gpu_number in numbers:
+                raise ValueError(f"two cards have gpu_number {card.gpu_number}")
+            numbers.add(card.gpu_number)
 
     def _check_backend(self) -> None:
         if self.backend == "diffusion":
@@ -425,6 +447,28 @@ class WorkerConfig(Settings):
             raise ValueError("price_per_thousand_steps must be 0 with vLLM, which counts no steps")
 
     # --- what several settings say together
+
+    @property
+    def of_cards(self) -> tuple[tuple[str, WorkerConfig], ...]:
+        """Return each card's name, and its settings as those of a worker with one card.
+
+        Prices are the worker's own.
+        """
+        if not self.cards:
+            return ((FIRST_CARD, self),)
+        outside = ("cards", "price_per_thousand_steps")
+        common = {n: getattr(self, n) for n in self.model_fields_set if n not in outside}
+        made = []
+        for place, card in enumerate(self.cards):
+            name = card.name or str(place)
+            given = card.model_dump(exclude_none=True, exclude={"name"})
+            try:
+                made.append((name, WorkerConfig.model_validate({**common, **given})))
+            except ValidationError as error:
+                fault = error.errors(include_url=False, include_input=False)[0]
+                said = fault["ctx"]["error"] if "ctx" in fault else fault["msg"]
+                raise ValueError(f"card {name}: {said}") from None
+        return tuple(made)
 
     @property
     def receiver(self) -> Address:
@@ -499,7 +543,7 @@ def _amounts(config: WorkerConfig, token: Token) -> WorkerAmounts:
         return None if units is None else Amount(units)
 
     no_credit = CreditTerms(Amount(0), Amount(0), Amount(0), Amount(0))
-    vllm = config.backend == "vllm"
+    vllm = all(own.backend == "vllm" for _, own in config.of_cards)
     amounts = WorkerAmounts(
         price_per_million_prompt_tokens=known("price_per_million_prompt_tokens"),
         price_per_million_output_tokens=known("price_per_million_output_tokens"),
