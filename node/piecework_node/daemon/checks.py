@@ -18,9 +18,11 @@ from piecework.chain.reader import ChainReader
 from piecework_model.errors import ModelError
 from piecework_node import config as settings
 from piecework_node import logs
+from piecework_node.card_settings import FIRST_CARD
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ask_daemon
-from piecework_node.daemon.assembly import checkpoint_of, connect, owner_rules, vllm_settings
+from piecework_node.daemon.assembly import connect, owner_rules
+from piecework_node.daemon.engines import checkpoint_of, vllm_settings
 from piecework_node.daemon.relays import RelayAway, RelayCredentials, RelayDeclines, RelayLink
 from piecework_node.daemon.surroundings import CLOCK, IndexWatch, ask_indexes, check_endpoints
 from piecework_node.endpoints import split_endpoint
@@ -43,6 +45,7 @@ from piecework_protocol.types import address_hex, parse_address
 
 if TYPE_CHECKING:
     from piecework_model.checkpoint.memory import PrecisionPlan
+    from piecework_model.machine.probe import Hardware
 
 T = TypeVar("T")
 Check = Callable[[], Awaitable[str]]
@@ -95,17 +98,26 @@ class Checker:
             ("gas", self._gas),
             ("endpoint", self._endpoint),
             ("indexes", self._indexes),
-            ("owner", self._owner),
-            ("model", self._model),
         )
+        cards = ((FIRST_CARD, None),) if self._config is None else self._config.of_cards
+        for name, own in cards:
+            of_card = f" of card {name}" if self._config is not None and self._config.cards else ""
+            for item, check in self._of_card(name, own):
+                yield item + of_card, check
         if self._config is not None and self._config.relays:
             yield "relays", self._relays
-        if self._config is not None and self._config.backend == "vllm":
-            yield "endpoints", self._endpoints
-        else:
-            yield from (("device", self._device), ("precision", self._precision))
-            yield "fast paths", self._fast_paths
         yield "ports", self._ports
+
+    def _of_card(self, name: str, own: WorkerConfig | None) -> Iterator[tuple[str, Check]]:
+        """What is checked of each card, by its own settings."""
+        yield "owner", lambda: self._owner(name, self._need(own))
+        yield "model", lambda: self._model(self._need(own))
+        if own is not None and own.backend == "vllm":
+            yield "endpoints", lambda: self._endpoints(own)
+            return
+        yield "device", lambda: self._device(self._need(own))
+        yield "precision", lambda: self._precision(self._need(own))
+        yield "fast paths", lambda: self._fast_paths(self._need(own))
 
     async def _settings(self) -> str:
         self._config = settings.load(self._home.root)
@@ -232,23 +244,23 @@ class Checker:
                 await reader.native_balance(self._need(self._operator).address)
             )
 
-    async def _owner(self) -> str:
+    async def _owner(self, name: str, config: WorkerConfig) -> str:
         """Say when the owner's rules pause jobs, and why they do now."""
-        config = self._need(self._config)
         senses = await asyncio.to_thread(MachineSenses, config.gpu_number)
         rules = owner_rules(config)
         check_rules(rules, senses, await asyncio.to_thread(senses.read, frozenset()))
         if self._running:
-            pause = (await ask_daemon(self._home.root, "GET", "/status"))["pause"]
+            status = await ask_daemon(self._home.root, "GET", "/status")
+            pause = {card["name"]: card["pause"] for card in status["cards"]}.get(name)
             if pause is not None:
                 return f"the running worker is paused: {'; '.join(pause['causes'])}"
         return f"jobs pause for {rules.describe()}"
 
-    async def _model(self) -> str:
+    async def _model(self, config: WorkerConfig) -> str:
         from piecework_model.checkpoint import manifest
         from piecework_model.checkpoint.digests import DigestStore
 
-        folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        folder = checkpoint_of(config) or manifest.bundled_checkpoint_path()
         digests = DigestStore(self._home.digests)
         if (folder / manifest.MANIFEST_FILE).is_file():
             digest = await asyncio.to_thread(manifest.verify, folder, digests)
@@ -259,11 +271,8 @@ class Checker:
         shown = manifest.manifest_digest(text).hex()
         return f"{folder.name}, digest 0x{shown}, no manifest to compare it with"
 
-    async def _device(self) -> str:
-        from piecework_model.machine.probe import probe
-
-        hardware = await asyncio.to_thread(probe)
-        config = self._need(self._config)
+    async def _device(self, config: WorkerConfig) -> str:
+        hardware = await asyncio.to_thread(self._hardware, config)
         if config.device == "cuda" and hardware.device != "cuda":
             raise ConfigError(f"the settings ask for a GPU: {hardware.missing}")
         if config.device == "cpu" or hardware.device == "cpu":
@@ -275,11 +284,18 @@ class Checker:
             f"{hardware.runtime}, driver {hardware.driver or 'unknown'}"
         )
 
-    async def _precision(self) -> str:
-        """The line of the memory table for this machine."""
-        return (await self._plan()).reason
+    def _hardware(self, config: WorkerConfig) -> Hardware:
+        """Probe the machine. Of several cards the engine of each sees its own."""
+        from piecework_model.machine.probe import probe
 
-    async def _fast_paths(self) -> str:
+        several = self._config is not None and bool(self._config.cards)
+        return probe(index=config.gpu_number if several else 0)
+
+    async def _precision(self, config: WorkerConfig) -> str:
+        """The line of the memory table for this machine."""
+        return (await self._plan(config)).reason
+
+    async def _fast_paths(self, config: WorkerConfig) -> str:
         """Which fast paths the engine would have, and why one is missing."""
         from piecework_model.checkpoint import dimensions, manifest
         from piecework_model.fast_paths import describe
@@ -287,29 +303,27 @@ class Checker:
 
         if self._running:
             return "the running worker told them with its log line 'engine ready'"
-        folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        folder = checkpoint_of(config) or manifest.bundled_checkpoint_path()
         blueprint = await asyncio.to_thread(dimensions.read, folder)
-        return describe(await asyncio.to_thread(survey, blueprint, await self._plan()))
+        return describe(await asyncio.to_thread(survey, blueprint, await self._plan(config)))
 
-    async def _plan(self) -> PrecisionPlan:
+    async def _plan(self, config: WorkerConfig) -> PrecisionPlan:
         from piecework_model.machine.planning import plan
-        from piecework_model.machine.probe import probe
 
-        config = self._need(self._config)
         return await asyncio.to_thread(
             plan,
             checkpoint_of(config),
-            probe(),
+            self._hardware(config),
             device=config.device,
             precision=config.precision,
             sequences=config.slots,
             context_tokens=config.planned_context,
         )
 
-    async def _endpoints(self) -> str:
+    async def _endpoints(self, config: WorkerConfig) -> str:
         from piecework_node.vllm.link import survey
 
-        return await survey(vllm_settings(self._need(self._config)), SystemClock(), logs.silent())
+        return await survey(vllm_settings(config), SystemClock(), logs.silent())
 
     async def _ports(self) -> str:
         if self._running:

@@ -16,11 +16,11 @@ from piecework.chain.disputes import Challenge
 from piecework_model.jobs import generation_request
 from piecework_model.requests import GenerationRequest
 from piecework_node.disputes.defence import CannotOpen
-from piecework_node.engine.link import EngineFacts, EngineLink
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import StoredJob
 from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.runtime.cards import EngineCard, EngineCards, EngineEntry, entry_of
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.disputes import CHALLENGE_SECONDS, OpenedLeaf, open_leaf
@@ -41,11 +41,11 @@ class JournalLeaves:
     """Implements `disputes.defence.LeafSource`."""
 
     def __init__(
-        self, journal: Journal, engine: EngineLink, keyring: SealingKeyring, domain: Domain
+        self, journal: Journal, cards: EngineCards, keyring: SealingKeyring, domain: Domain
     ) -> None:
-        self._journal, self._engine = journal, engine
+        self._journal, self._cards = journal, cards
         self._keyring, self._domain = keyring, domain
-        self._looked: tuple[EngineFacts, Timestamp, str | None] | None = None
+        self._looked: tuple[frozenset[EngineEntry], Timestamp, str | None] | None = None
 
     async def open(self, asked: Challenge) -> OpenedLeaf:
         place = await self._journal.canvas_of(asked.channel, asked.receipt)
@@ -63,23 +63,24 @@ class JournalLeaves:
             raise CannotOpen("the engine makes another canvas leaf than it did then") from None
 
     async def out_of_reach(self, time: Timestamp) -> str | None:
-        facts = self._engine.facts
-        if facts is None:
+        able = [card.entry for card in self._cards if not card.failed]
+        served = frozenset(entry for entry in able if entry is not None)
+        if None in able:
             return None if self._looked is None else self._looked[2]
         if self._looked is not None:
             known, at, found = self._looked
-            if known == facts and time < at + LOOK_AGAIN_S:
+            if known == served and time < at + LOOK_AGAIN_S:
                 return found
-        found = await self._jobs_of_others(facts, time)
-        self._looked = facts, time, found
+        found = await self._jobs_of_others(served, time)
+        self._looked = served, time, found
         return found
 
-    async def _jobs_of_others(self, facts: EngineFacts, time: Timestamp) -> str | None:
+    async def _jobs_of_others(self, served: frozenset[EngineEntry], time: Timestamp) -> str | None:
         jobs, until, profiles = 0, 0, set[str]()
         for kept in await self._journal.replayable(Timestamp(max(0, time - CHALLENGE_SECONDS))):
             signed = await self._journal.offer(kept.offer)
-            models = () if signed is None else signed.offer.models
-            if any(_runs(facts, model) for model in models):
+            models = () if signed is None else signed.offer.models[kept.entry : kept.entry + 1]
+            if any(entry_of(model) in served for model in models):
                 continue
             jobs, until = jobs + kept.jobs, max(until, kept.deadline)
             profiles |= {model.profile for model in models}
@@ -88,21 +89,16 @@ class JournalLeaves:
         return (
             f"{jobs} jobs that may be challenged until {until + CHALLENGE_SECONDS} ran on "
             f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
-            f"{facts.profile} now"
+            f"{' and '.join(sorted(entry.profile for entry in served))} now"
         )
 
     async def _fields(
         self, stored: StoredJob, canvas: int, leaves: Sequence[bytes], leaf: int
     ) -> tuple[bytes, ...]:
-        facts, model = self._engine.facts, await self._model_of(stored)
-        if facts is None:
-            raise CannotOpen("the engine is not running")
-        if facts.digest != model.digest:
-            raise CannotOpen("the job is of another model than the one that runs now")
-        if leaf and not _runs(facts, model):
-            raise CannotOpen(f"the job ran on {model.profile}, and the engine is {facts.profile}")
+        model = await self._model_of(stored)
+        card, vocab_size = self._card_for(model, same_profile=bool(leaf))
         try:
-            request = await self._request(stored, canvas if leaf else 0)
+            request = await self._request(card, stored, canvas if leaf else 0)
             if not leaf:
                 accepted = AcceptedJob(
                     stored.id,
@@ -112,14 +108,29 @@ class JournalLeaves:
                     stored.prompt_tokens,
                     stored.at,
                 )
-                running = RunningRequest(request, facts.vocab_size)
+                running = RunningRequest(request, vocab_size)
                 return running.canvas_record(accepted, canvas).fields()
-            replayed = await self._engine.replay(request, steps=len(leaves) - 1, step=leaf - 1)
+            replayed = await card.engine.replay(request, steps=len(leaves) - 1, step=leaf - 1)
         except (EngineUnavailable, PromptRejected, ReplayDeclined, MalformedInput) as error:
             raise CannotOpen(str(error)) from error
         if replayed.step_leaves != tuple(leaves[1:]):
             raise CannotOpen("the engine computes other numbers than it did for this job")
         return replayed.record.fields()
+
+    def _card_for(self, model: ModelOffer, *, same_profile: bool) -> tuple[EngineCard, int]:
+        """Return a card that can make the leaf of a job of this model, and its vocabulary."""
+        running = [(c, c.engine.facts) for c in self._cards if c.engine.facts is not None]
+        if not running:
+            raise CannotOpen("the engine is not running")
+        of_model = [(c, f) for c, f in running if f is not None and f.digest == model.digest]
+        if not of_model:
+            raise CannotOpen("the job is of another model than the one that runs now")
+        fitting = [(c, f) for c, f in of_model if c.entry == entry_of(model)]
+        if same_profile and not fitting:
+            others = " and ".join(sorted({f.profile for _, f in of_model}))
+            raise CannotOpen(f"the job ran on {model.profile}, and the engine is {others}")
+        card, facts = (fitting or of_model)[0]
+        return card, facts.vocab_size
 
     async def _model_of(self, stored: StoredJob) -> ModelOffer:
         signed = await self._journal.offer(stored.submission.job.offer)
@@ -128,7 +139,9 @@ class JournalLeaves:
             raise CannotOpen("the journal does not have the offer of this job any more")
         return model
 
-    async def _request(self, stored: StoredJob, committed: int) -> GenerationRequest:
+    async def _request(
+        self, card: EngineCard, stored: StoredJob, committed: int
+    ) -> GenerationRequest:
         """Make the request of a job again, with so many canvases committed.
 
         Raises:
@@ -141,7 +154,7 @@ class JournalLeaves:
             raise CannotOpen("the content of this job is not kept any more")
         data = self._keyring.open(sealed, content_context(self._domain, stored.id))
         content = await asyncio.to_thread(KINDS[job.kind].decode_content, data)
-        encoded = await self._engine.encode(content)
+        encoded = await card.engine.encode(content)
         return generation_request(
             "replay",
             encoded,
@@ -154,8 +167,3 @@ class JournalLeaves:
     def _committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._domain, stored.id, canvas)
         return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
-
-
-def _runs(facts: EngineFacts, model: ModelOffer) -> bool:
-    """Whether an engine has the weights and the last bits of an offered one."""
-    return (facts.digest, facts.profile) == (model.digest, model.profile)

@@ -1,8 +1,8 @@
-"""Apply the engine's events to jobs: drafts, canvases, failures, a lost process."""
+"""Apply the engines' events to jobs: drafts, canvases, failures, lost and returned processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from piecework_model.requests import (
@@ -12,9 +12,10 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineEvent, EngineLost
+from piecework_node.engine.link import EngineEvent, EngineGone, EngineLost, EngineReady
 from piecework_node.journal.records import EndedJob
 from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.runtime.cards import EngineCard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import pack_ids
@@ -38,13 +39,13 @@ _OUTPUTS: Final[Mapping[Kind, Callable[[CanvasEvent], Output]]] = {
 
 
 class EngineEventHandler:
-    """Takes the engine's events, one after the other."""
+    """Takes the events of each engine, one after the other."""
 
     def __init__(self, runtime: JobRuntime, keyring: SealingKeyring) -> None:
         self._runtime, self._keyring = runtime, keyring
 
-    async def take(self, event: EngineEvent) -> None:
-        """Apply one event."""
+    async def take(self, card: EngineCard, event: EngineEvent) -> None:
+        """Apply one event of a card."""
         if isinstance(event, DraftEvent):
             self._draft(event)
         elif isinstance(event, ProgressEvent):
@@ -54,13 +55,35 @@ class EngineEventHandler:
             if job is not None:
                 await self._runtime.attempt(self._sequence_event(job, event), job)
         elif isinstance(event, EngineLost):
-            self._runtime.metrics.engine_lost()
+            self._runtime.metrics.engine_lost(card.name)
             self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
-            for job in list(self._runtime.sequences.values()):
-                await self._runtime.attempt(self._sequence_lost(job), job)
-        else:
-            for job in list(self._runtime.sequences.values()):
-                await self._runtime.attempt(self._restart_sequence(job), job)
+            await self._each(self._on(card), self._sequence_lost)
+        elif isinstance(event, EngineGone):
+            self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
+            await self._each(self._on(card), self._move)
+        elif isinstance(event, EngineReady):
+            await self._each(self._on(card), self._move)
+            await self._each(self._waiting_for(card), self._take_in)
+
+    def _on(self, card: EngineCard) -> list[LiveJob]:
+        return [job for job in self._runtime.sequences.values() if job.card is card]
+
+    def _waiting_for(self, card: EngineCard) -> list[LiveJob]:
+        """The jobs of a card's entry that are on no card that can take a step."""
+        return [
+            job
+            for job in self._runtime.sequences.values()
+            if job.entry == card.entry and (job.card is None or not job.card.ready)
+        ]
+
+    async def _each(self, jobs: list[LiveJob], work: Callable[[LiveJob], Awaitable[None]]) -> None:
+        async def locked(job: LiveJob) -> None:
+            async with job.channel.lock:
+                if job.sequence is not None:
+                    await work(job)
+
+        for job in jobs:
+            await self._runtime.attempt(locked(job), job)
 
     def _progress(self, event: ProgressEvent) -> None:
         job = self._runtime.sequences.get(event.request_id)
@@ -190,27 +213,39 @@ class EngineEventHandler:
         await self._runtime.perform(job, job.session.failed(reason, message))
 
     async def _sequence_lost(self, job: LiveJob) -> None:
-        """Note that a running request is lost.
+        """Note that a running request is lost. The caller holds the channel's lock.
 
-        A job resumes once, after its last finished canvas. A second loss fails it.
+        A job resumes once, after its last finished canvas: at another card of its entry that has
+        room, or at its own when that is back. A second loss fails it.
         """
-        async with job.channel.lock:
-            if job.sequence is None:
-                return
-            job.engine_losses += 1
-            if job.leaving or job.sink is None:
-                self._runtime.sequence_ended(job)
-                await self._runtime.perform(job, job.session.engine_lost())
-            elif job.engine_losses > 1:
-                self._runtime.sequence_ended(job)
-                message = "the engine was lost twice under this job"
-                await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
+        job.engine_losses += 1
+        if job.leaving or job.sink is None:
+            self._runtime.sequence_ended(job)
+            await self._runtime.perform(job, job.session.engine_lost())
+        elif job.engine_losses > 1:
+            await self._fail(job, "the engine was lost twice under this job")
+        else:
+            await self._take_in(job)
 
-    async def _restart_sequence(self, job: LiveJob) -> None:
-        async with job.channel.lock:
-            if job.sequence is not None:
-                self._runtime.sequence_ended(job)
-                await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
+    async def _take_in(self, job: LiveJob) -> None:
+        """Start a job at a card of its entry that has room for it."""
+        if self._runtime.cards.has_room(job.entry, self._runtime.load):
+            await self._move(job)
+
+    async def _move(self, job: LiveJob) -> None:
+        """Start a job again at a card of its entry. A job is never moved to another profile."""
+        if job.leaving:
+            self._runtime.drop_sequence(job)
+            await self._runtime.perform(job, job.session.engine_lost())
+        elif self._runtime.cards.of(job.entry):
+            self._runtime.drop_sequence(job)
+            await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
+        else:
+            await self._fail(job, "no card with the profile of this job is left")
+
+    async def _fail(self, job: LiveJob, message: str) -> None:
+        self._runtime.drop_sequence(job)
+        await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
 
 
 def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:

@@ -49,7 +49,7 @@ class TimeLimits:
 
     def _outlasts_the_pause(self, job: LiveJob) -> bool:
         """Whether a client has waited in a pause for as long as it was told (clause 3.12)."""
-        pause = self._runtime.pause
+        pause = self._runtime.pause_of(job)
         return pause is not None and job.sink is not None and pause.gives_up_at <= self._now()
 
     def _now(self) -> int:

@@ -69,8 +69,8 @@ _CANVAS_OF = (
     "JOIN jobs ON jobs.number = job WHERE channels.id = ? AND digest = ?"
 )
 _REPLAYABLE = (
-    "SELECT offer, count(*), max(deadline) FROM contents JOIN submissions USING (job) "
-    "JOIN jobs ON jobs.number = job WHERE deadline >= ? GROUP BY offer"
+    "SELECT offer, entry, count(*), max(deadline) FROM contents JOIN submissions USING (job) "
+    "JOIN jobs ON jobs.number = job WHERE deadline >= ? GROUP BY offer, entry"
 )
 _CHANNELS = (
     "SELECT number, id, terms, accepted, count, peaks, funding, state, deposit, settled, "
@@ -157,9 +157,12 @@ def canvas_of(db: apsw.Connection, channel: ChannelId, receipt: Digest) -> tuple
 
 
 def replayable(db: apsw.Connection, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
-    """Return the jobs whose content is kept and whose deadline is no earlier, by offer."""
+    """Return the jobs whose content is kept and whose deadline is no earlier, by entry."""
     found: list[Any] = db.execute(_REPLAYABLE, (deadline,)).fetchall()
-    return tuple(ReplayableJobs(Digest(o), jobs, Timestamp(latest)) for o, jobs, latest in found)
+    return tuple(
+        ReplayableJobs(Digest(offer), entry, jobs, Timestamp(latest))
+        for offer, entry, jobs, latest in found
+    )
 
 
 def recent_jobs(db: apsw.Connection, most: int) -> tuple[EndedJob, ...]:

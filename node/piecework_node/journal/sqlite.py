@@ -70,10 +70,11 @@ CREATE TABLE traces (
     FOREIGN KEY (job, canvas) REFERENCES outputs (job, canvas)
 ) STRICT, WITHOUT ROWID;
 -- The content of a replayable job as its client sealed it. With a sealing key the job can be
--- replayed until its audit window is over.
+-- replayed until its audit window is over, by an engine with the profile of its entry of the offer.
 CREATE TABLE contents (
     job INTEGER PRIMARY KEY REFERENCES submissions (job),
-    sealed BLOB NOT NULL
+    sealed BLOB NOT NULL,
+    entry INTEGER NOT NULL
 ) STRICT;
 """
 SCHEMA: Final = Schema(

@@ -11,17 +11,18 @@ When the disk fails, nothing is promised any more: `failure` raises and the daem
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Iterable
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 from piecework.base.clock import Clock
 from piecework_model.jobs import generation_request
-from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.cards import EngineCards
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.pause import Pause
@@ -47,7 +48,7 @@ class JobRuntime:
     def __init__(
         self,
         journal: Journal,
-        engine: EngineLink,
+        cards: EngineCards,
         *,
         domain: Domain,
         signer: Signer,
@@ -55,7 +56,7 @@ class JobRuntime:
         metrics: Metrics,
         log: Any,
     ) -> None:
-        self.journal, self.engine = journal, engine
+        self.journal, self.cards = journal, cards
         self._log = log
         self.domain, self.signer = domain, signer
         self.clock, self.metrics = clock, metrics
@@ -63,8 +64,6 @@ class JobRuntime:
         """Jobs by the name of their sequence in the engine."""
         self.credit: CreditDesk | None = None
         """What payers may owe. The worker sets it."""
-        self.pause: Pause | None = None
-        """Set while no job takes a step. The worker sets it."""
         self.recent = RecentJobs()
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -112,14 +111,15 @@ class JobRuntime:
             if isinstance(command, StartEngine):
                 self._start(job, command)
             elif isinstance(command, AllowCanvases):
-                if job.sequence is not None:
-                    self.engine.allow(job.sequence, self._limit(job, command.canvas_limit))
+                if job.sequence is not None and job.card is not None:
+                    limit = self._limit(job, command.canvas_limit)
+                    job.card.engine.allow(job.sequence, limit)
                 self._end_wait(job)
-            elif not self.engine.ready or job.parked is not None:
+            elif job.card is None or not job.card.engine.ready:
                 self.drop_sequence(job)
                 return False
             elif job.sequence is not None:
-                self.engine.stop(job.sequence, finish_canvas=command.finish_canvas)
+                job.card.engine.stop(job.sequence, finish_canvas=command.finish_canvas)
         return True
 
     def _start(self, job: LiveJob, command: StartEngine) -> None:
@@ -136,8 +136,9 @@ class JobRuntime:
         if job.parked is not None:
             self._start(job, job.parked)
         elif job.short_of_credit and job.sequence is not None and not job.leaving:
-            limit = job.session.canvas_limit(job.channel.ledger)
-            self.engine.allow(job.sequence, self._limit(job, limit))
+            limit = self._limit(job, job.session.canvas_limit(job.channel.ledger))
+            if job.card is not None:
+                job.card.engine.allow(job.sequence, limit)
         self._end_wait(job)
 
     def _end_wait(self, job: LiveJob) -> None:
@@ -150,6 +151,7 @@ class JobRuntime:
 
     def _start_sequence(self, job: LiveJob, command: StartEngine) -> None:
         self._sequence_number += 1
+        card = job.card = self.cards.choose(job.entry, self.load)
         job.sequence = f"{job.id.hex()}-{self._sequence_number}"
         self.sequences[job.sequence] = job
         job.progress = job.shown = None
@@ -162,9 +164,9 @@ class JobRuntime:
             drafts=job.drafts,
             tenant=job.channel.id.hex(),
         )
-        facts = self.engine.facts
-        job.running = RunningRequest(request, facts.vocab_size if facts else 0)
-        self.engine.start(request)
+        if card is not None:
+            job.running = RunningRequest(request, card.facts.vocab_size if card.facts else 0)
+            card.engine.start(request)
 
     async def detach(self, job: LiveJob) -> None:
         """Note that a job's stream is gone. The caller holds the channel's lock."""
@@ -177,7 +179,7 @@ class JobRuntime:
 
         In a pause the canvas in progress is not charged (clause 3.12).
         """
-        if self.pause is not None and not job.leaving:
+        if self.pause_of(job) is not None and not job.leaving:
             await self.give_up(job, job.session.cancel(reason, paused=True))
         else:
             await self.perform(job, job.session.cancel(reason))
@@ -192,15 +194,15 @@ class JobRuntime:
 
     def drop_sequence(self, job: LiveJob) -> None:
         """Free a job's place in the engine, if it has one. What it still reports is ignored."""
-        sequence = job.sequence
+        sequence, card = job.sequence, job.card
         self.sequence_ended(job)
-        if sequence is not None:
-            self.engine.stop(sequence, finish_canvas=False)
+        if sequence is not None and card is not None:
+            card.engine.stop(sequence, finish_canvas=False)
 
     def sequence_ended(self, job: LiveJob) -> None:
         """Note that the engine has nothing of a job any more."""
         sequence, job.sequence = job.sequence, None
-        job.progress = job.shown = job.parked = job.running = None
+        job.progress = job.shown = job.parked = job.running = job.card = None
         job.granted, job.short_of_credit = job.session.canvases, False
         if sequence is not None:
             del self.sequences[sequence]
@@ -228,15 +230,26 @@ class JobRuntime:
         """
         if job.leaving:
             return None
-        if self.pause is not None:
-            return self.pause.until
+        pause = self.pause_of(job)
+        if pause is not None:
+            return pause.until
         if job.short_of_credit and job.session.canvases >= job.granted:
             return Timestamp(now(self.clock) + int(BLOCK_S))
         return None
 
+    def pause_of(self, job: LiveJob) -> Pause | None:
+        """The pause in which a job waits: that of its card, or of every card of its entry."""
+        return job.card.pause if job.card is not None else self.cards.pause_of(job.entry)
+
+    @property
+    def load(self) -> Counter[str]:
+        """How many jobs run or wait on each card, by its name."""
+        return Counter(job.card.name for job in self.sequences.values() if job.card is not None)
+
     def _place(self, job: LiveJob) -> int:
-        """A job's place among those that wait for the engine, from 1. 0: it does not wait there."""
-        waiting = [other for other in self.sequences.values() if other.progress is None]
+        """A job's place among those that wait for its card, from 1. 0: it does not wait there."""
+        there = (other for other in self.sequences.values() if other.card is job.card)
+        waiting = [other for other in there if other.progress is None]
         return waiting.index(job) + 1 if job in waiting else 0
 
     def _limit(self, job: LiveJob, limit: int) -> int:

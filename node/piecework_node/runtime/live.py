@@ -8,6 +8,7 @@ from typing import Final
 
 from piecework_model.requests import DraftEvent, EncodedContent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
+from piecework_node.runtime.cards import EngineCard, EngineEntry, entry_of
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.traces import RunningRequest
@@ -39,6 +40,8 @@ class LiveJob:
     drafts: bool = False
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
+    card: EngineCard | None = None
+    """Where that sequence is. None: there is none, or no card of the job's entry is left."""
     running: RunningRequest | None = None
     """What that sequence runs. The last canvas may end after its stream, which `content` does not
     outlive.
@@ -76,6 +79,11 @@ class LiveJob:
     @property
     def id(self) -> JobId:
         return self.session.accepted.id
+
+    @property
+    def entry(self) -> EngineEntry:
+        """The model and the profile that the job is bound to."""
+        return entry_of(self.session.accepted.model)
 
     @property
     def ended(self) -> bool:

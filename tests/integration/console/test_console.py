@@ -22,7 +22,7 @@ from piecework_node.console.panels import panels
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token, console_url
 from piecework_node.owner.readings import GpuReading
 from tests.support.browser import CONTRAST, OVERFLOW, Page, browser
-from tests.support.node.snapshots import CARD, a_snapshot
+from tests.support.node.snapshots import CARD, a_card, a_snapshot
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.process
@@ -133,7 +133,7 @@ async def test_the_page_is_live_and_leaves_alone_what_somebody_reads(tmp_path: P
         assert await page.value("location.search") == ""
         await page.value("getSelection().selectAllChildren(document.querySelector('#gpu dl'))")
         busy = replace(CARD, temperature_c=84)
-        shown.snapshot = replace(shown.snapshot, state="paused", gpu=busy)
+        shown.snapshot = replace(shown.snapshot, state="paused", cards=(a_card(gpu=busy),))
         await becomes(page, "document.querySelector('#worker dd').textContent === 'paused'")
         assert "71 °C" in await page.value("document.querySelector('#gpu').textContent")
         await page.value("getSelection().removeAllRanges()")

@@ -223,13 +223,14 @@ class MemoryJournal:
         return None
 
     async def replayable(self, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
-        found: dict[Digest, ReplayableJobs] = {}
+        found: dict[tuple[Digest, int], ReplayableJobs] = {}
         for job in self.jobs.values():
             signed = job.submission.job
             if job.id in self.contents and signed.deadline >= deadline:
-                known = found.get(signed.offer, ReplayableJobs(signed.offer, 0, Timestamp(0)))
+                key = signed.offer, int(signed.entry)
+                known = found.get(key, ReplayableJobs(*key, 0, Timestamp(0)))
                 latest = max(known.deadline, signed.deadline)
-                found[signed.offer] = ReplayableJobs(signed.offer, known.jobs + 1, latest)
+                found[key] = ReplayableJobs(*key, known.jobs + 1, latest)
         return tuple(found.values())
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
