@@ -13,6 +13,7 @@ import pytest
 
 from piecework.chain.deployment import Deployment
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_node.card_settings import CardSettings
 from piecework_node.daemon import registration as enrolment
 from piecework_node.daemon.checks import Checker, CheckResult
 from piecework_node.home import Home
@@ -44,12 +45,18 @@ def checkpoint(tmp_path: Path) -> Path:
 async def model_finding(
     root: Path, model: str | Path, store: str = "", item: str = "model", **settings: Any
 ) -> CheckResult:
+    return (await findings_of(root, model, store, **settings))[item]
+
+
+async def findings_of(
+    root: Path, model: str | Path, store: str = "", **settings: Any
+) -> dict[str, CheckResult]:
+    """What a check finds of a home whose chain is nowhere, by item."""
     home = Home(root / "worker")
     payout = "0x00000000000000000000000000000000000000f1"
     values = {"payout": payout, "model": str(model), "model_store": store, **settings}
     enrolment.prepare_home(home, NOWHERE, values, "password", Timestamp(1_800_000_000))
-    findings = await Checker(home, "password").run()
-    return next(f for f in findings if f.item == item)
+    return {finding.item: finding for finding in await Checker(home, "password").run()}
 
 
 async def test_a_whole_checkpoint_is_held_to_its_manifest(tmp_path: Path, checkpoint: Path) -> None:
@@ -143,3 +150,19 @@ async def test_fast_paths_are_named_in_one_line(tmp_path: Path, checkpoint: Path
     assert finding.good and finding.detail == "none on a CPU"
     finding = await model_finding(tmp_path / "b", checkpoint, item="fast paths", device="cuda")
     assert not finding.good and "the settings ask for a GPU" in finding.detail
+
+
+async def test_each_of_several_cards_is_checked_by_its_own_settings(tmp_path: Path) -> None:
+    cards = (
+        CardSettings(name="exact", device="cpu", precision="float32"),
+        CardSettings(name="quick", device="cpu", precision="bfloat16"),
+        CardSettings(name="gone", device="cuda", gpu_number=7),
+    )
+    found = await findings_of(tmp_path, "", cards=cards)
+    for item, good, detail in (
+        ("precision of card exact", True, "float32"),
+        ("precision of card quick", True, "bfloat16"),
+        ("owner of card quick", True, "jobs pause for the command"),
+        ("device of card gone", False, "the settings ask for a GPU"),
+    ):
+        assert found[item].good is good and detail in found[item].detail, found[item]
