@@ -151,14 +151,17 @@ class EngineCards:
         return _pause(self._cards if entry is None else self.of(entry))
 
     def choose(self, entry: EngineEntry, load: Mapping[str, int]) -> EngineCard | None:
-        """Return the card for the next job of an entry: the one with most free slots.
+        """Return the card for the next job of an entry: of those with room, the one with most free
+        slots. None: no card serves the entry.
 
         load: jobs on each card, by name. One that takes no steps is chosen when no other is there.
         """
-        cards = self.of(entry)
-        if not cards:
-            return None
-        return max(cards, key=lambda c: (c.serves, c.ready, c.slots - load.get(c.name, 0)))
+
+        def rank(card: EngineCard) -> tuple[bool, bool, bool, int]:
+            there = load.get(card.name, 0)
+            return card.serves, card.ready, there < card.capacity, card.slots - there
+
+        return max(self.of(entry), key=rank, default=None)
 
     def has_room(self, entry: EngineEntry, load: Mapping[str, int]) -> bool:
         """Whether a job that lost its card can go on at another one of its entry now."""

@@ -18,10 +18,10 @@ from piecework_node.engine.link import EngineLost, EngineReady
 from piecework_node.engine.supervisor import EngineSupervisor
 from piecework_node.errors import EngineStartError
 from piecework_node.home import Home
-from piecework_node.runtime.cards import EngineCard
+from piecework_node.runtime.cards import EngineCard, EngineCards, EngineEntry
 from piecework_protocol.objects import Service
 from piecework_protocol.types import to_hex
-from tests.support.node.fake_engine import FakeEngine
+from tests.support.node.fake_engine import FACTS, FakeEngine
 from tests.support.vllm_server import servers
 from tests.support.waiting import until
 
@@ -131,6 +131,20 @@ def test_every_card_has_an_engine_with_its_own_places(tmp_path: Path) -> None:
     ]
     assert all(isinstance(one.backend, EngineSupervisor) for one in made)
     assert (made.cards.slots, made.cards.queue) == (11, 8)
+
+
+def test_a_job_goes_to_a_card_with_room_and_then_to_the_one_with_most_free_slots() -> None:
+    wide = EngineCard("wide", FakeEngine(), slots=3, queue=0)
+    long = EngineCard("long", FakeEngine(), slots=1, queue=9)
+    cards, load = EngineCards([wide, long]), dict[str, int]()
+    placed = []
+    for _ in range(8):
+        card = cards.choose(EngineEntry(FACTS.digest, FACTS.profile), load)
+        assert card is not None
+        load[card.name] = load.get(card.name, 0) + 1
+        placed.append(card.name)
+    assert placed == ["wide"] * 3 + ["long"] * 5
+    assert cards.choose(EngineEntry(FACTS.digest, "another"), load) is None
 
 
 # --- life
