@@ -89,7 +89,7 @@ class Engines:
             try:
                 await one.backend.run()
                 why = "the engine ended"
-            except EngineStartError as error:
+            except (EngineStartError, OSError) as error:
                 why = str(error)
             if one.backend.losses > losses:
                 pause_s = self._first_retry_s
