@@ -14,6 +14,7 @@ from typing import Any
 
 import apsw
 
+from piecework.market.audits import AuditStore
 from piecework.market.catalogue import Catalogue
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.history import MarketHistory
@@ -53,6 +54,7 @@ class OfferStore:
             raise OfferStoreError(f"cannot open {file}: {error}") from None
         self._bind(file, domain)
         self.history = MarketHistory(self._db, token)
+        self.audits = AuditStore(self._db)
         self.catalogue = Catalogue()
         """What readers see."""
         self._sequences: dict[Address, int] = {}

@@ -10,9 +10,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Protocol
 
-import apsw
-
-from piecework.chain.errors import ChainError
 from piecework.chain.events import EscrowEvent, Settled
 from piecework.chain.records import Block
 from piecework.market.history import MarketHistory
@@ -56,14 +53,19 @@ async def catch_up(history: MarketHistory, chain: EventSource) -> int:
 
 
 async def follow(history: MarketHistory, chain: EventSource, log: Any) -> None:
-    """Catch up again and again until cancelled. What fails is logged once until it works again."""
+    """Catch up again and again until cancelled. What fails is logged once until it works again.
+
+    An error of ours, or an event that fits no table, ends the round that it came in. The index
+    shows an older history then, and everything else of it goes on.
+    """
     failed = ""
     while True:
         try:
             await catch_up(history, chain)
             failed = ""
-        except (ChainError, apsw.Error) as error:
-            if str(error) != failed:
-                log.warning("settlements", error=str(error))
-            failed = str(error)
+        except Exception as error:  # noqa: BLE001  it ends this round alone
+            told = f"{type(error).__name__}: {error}"
+            if told != failed:
+                log.warning("settlements", error=str(error), error_class=type(error).__name__)
+            failed = told
         await asyncio.sleep(SETTLEMENTS_INTERVAL_S)

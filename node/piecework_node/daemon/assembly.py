@@ -23,8 +23,10 @@ from piecework_node.disputes.defence import Defence
 from piecework_node.disputes.leaves import JournalLeaves
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError
+from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
+from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
@@ -35,10 +37,10 @@ from piecework_node.metrics import Metrics
 from piecework_node.owner.causes import MIB, OwnerRules
 from piecework_node.owner.nvml import MachineSenses
 from piecework_node.owner.watch import OwnerWatch
-from piecework_node.runtime.cards import EngineCards
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.schedule import Window
@@ -85,6 +87,7 @@ class Components:
 
     base: Foundations
     keyring: SealingKeyring
+    steps: StepStore
     runtime: JobRuntime
     channels: Channels
     settler: Settler
@@ -92,6 +95,7 @@ class Components:
     board: OfferBoard
     owners: Mapping[str, OwnerWatch]
     """By the name of the card."""
+    fees: FeeDesk
 
     def owners_of(self, card: str | None) -> tuple[OwnerWatch, ...]:
         """Return who watches a card. None: all cards."""
@@ -211,15 +215,8 @@ async def _assemble(base: Foundations) -> Components:
         rotation_s=config.sealing_key_rotation_s,
         evidence_s=config.evidence_s,
     )
-    runtime = JobRuntime(
-        journal,
-        base.engines.cards,
-        domain=domain,
-        signer=operator,
-        clock=clock,
-        metrics=metrics,
-        log=log,
-    )
+    steps = await _kept_steps(base, keyring)
+    runtime = _runtime(base, keyring, steps)
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(
         runtime,
@@ -230,10 +227,11 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
+    leaves = JournalLeaves(journal, base.engines.cards, keyring, domain, steps)
     settler, desk, check = await _settlement(
-        base, port, channels, faults, write_offs=write_offs, keyring=keyring
+        base, port, channels, faults, write_offs=write_offs, leaves=leaves
     )
-    terms = operator_terms(config, base.amounts, base.deployment.token, base.engines.cards)
+    terms = operator_terms(config, base.amounts, base.deployment.token)
     patience = Patience(config.payment_timeout_s, config.pause_max_s)
     worker = Worker(
         runtime,
@@ -253,7 +251,7 @@ async def _assemble(base: Foundations) -> Components:
         fees=desk.asked,
     )
     owners = await _owners(base, worker)
-    return Components(base, keyring, runtime, channels, settler, worker, board, owners)
+    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owners, desk)
 
 
 async def _owners(base: Foundations, worker: Worker) -> dict[str, OwnerWatch]:
@@ -273,10 +271,43 @@ async def _owners(base: Foundations, worker: Worker) -> dict[str, OwnerWatch]:
     return watches
 
 
+def _runtime(base: Foundations, keyring: SealingKeyring, steps: StepStore) -> JobRuntime:
+    """Build what makes things happen to jobs, openings among them."""
+    domain, cards = base.deployment.domain, base.engines.cards
+    opener = CanvasOpener(base.journal, cards, keyring, domain, steps)
+    return JobRuntime(
+        base.journal,
+        cards,
+        domain=domain,
+        signer=base.operator,
+        clock=base.clock,
+        metrics=base.metrics,
+        log=base.log,
+        steps=steps if base.config.evidence_bytes else None,
+        openings=OpeningDesk(opener, base.journal),
+    )
+
+
+async def _kept_steps(base: Foundations, keyring: SealingKeyring) -> StepStore:
+    """Find the steps of canvases that are kept. A budget of 0 removes them."""
+    config = base.config
+    steps = StepStore(
+        base.home.steps,
+        keyring,
+        base.deployment.domain,
+        budget_bytes=config.evidence_bytes,
+        window_s=config.evidence_s,
+        clock=base.clock,
+        log=base.log,
+    )
+    await steps.load()
+    return steps
+
+
 def _defence(
     base: Foundations,
     port: ChainLink,
-    keyring: SealingKeyring,
+    leaves: JournalLeaves,
     transactions: TransactionTracker,
     faults: FaultBoard,
 ) -> Defence | None:
@@ -286,7 +317,7 @@ def _defence(
         return None
     return Defence(
         DisputeLink(port, base.operator.address),
-        JournalLeaves(base.journal, base.engines.cards, keyring, deployment.domain),
+        leaves,
         transactions,
         base.journal,
         faults,
@@ -302,7 +333,7 @@ async def _settlement(
     faults: FaultBoard,
     *,
     write_offs: WriteOffs,
-    keyring: SealingKeyring,
+    leaves: JournalLeaves,
 ) -> tuple[Settler, FeeDesk, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
@@ -338,7 +369,7 @@ async def _settlement(
         poll_s=config.chain_poll_s,
         metrics=metrics,
         log=log,
-        defence=_defence(base, port, keyring, transactions, faults),
+        defence=_defence(base, port, leaves, transactions, faults),
     )
     return settler, desk, openings.check
 
@@ -357,17 +388,18 @@ def owner_rules(config: WorkerConfig) -> OwnerRules:
 
 
 def operator_terms(
-    config: WorkerConfig, amounts: WorkerAmounts, default_token: Address, cards: EngineCards
+    config: WorkerConfig, amounts: WorkerAmounts, default_token: Address
 ) -> OperatorTerms:
-    """Return what the settings ask of every channel and job."""
+    """Return what the settings ask of every channel and job. Places are those of all cards."""
+    cards = [own for _, own in config.of_cards]
     return OperatorTerms(
         receiver=config.receiver,
         tokens=config.tokens(default_token),
         price_per_million_prompt_tokens=amounts.price_per_million_prompt_tokens,
         price_per_million_output_tokens=amounts.price_per_million_output_tokens,
         price_per_thousand_steps=amounts.price_per_thousand_steps,
-        slots=cards.slots,
-        queue=cards.queue,
+        slots=sum(own.slots for own in cards),
+        queue=sum(own.queue for own in cards),
         jobs_per_channel=config.jobs_per_channel,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=amounts.min_deposit,

@@ -7,12 +7,21 @@ from typing import Final
 
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
+    Event,
     FailedEvent,
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineEvent, EngineGone, EngineLost, EngineReady
+from piecework_node.engine.link import (
+    EngineEvent,
+    EngineGone,
+    EngineLost,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+)
 from piecework_node.journal.records import EndedJob
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.cards import EngineCard
@@ -24,16 +33,20 @@ from piecework_node.times import now
 from piecework_protocol.content import output_digest
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.kinds import KINDS, Output
+from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, Kind, Service
+from piecework_protocol.openings import KeptCanvas, pack_records
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
+from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 from piecework_protocol.worker_session import CanvasResult, StoppedEngine, StoredCanvas
 
 _OUTPUTS: Final[Mapping[Kind, Callable[[CanvasEvent], Output]]] = {
     Kind.TEXT: lambda event: TextOutput(event.charged_ids, event.segments),
     Kind.READ: lambda event: ReadOutput(event.answers),
+    Kind.OPEN: lambda event: event.opened or OpenOutput(),
 }
 """What a client gets of a canvas, by the job's kind."""
 
@@ -46,15 +59,7 @@ class EngineEventHandler:
 
     async def take(self, card: EngineCard, event: EngineEvent) -> None:
         """Apply one event of a card."""
-        if isinstance(event, DraftEvent):
-            self._draft(event)
-        elif isinstance(event, ProgressEvent):
-            self._progress(event)
-        elif isinstance(event, CanvasEvent | FailedEvent | StoppedEvent):
-            job = self._runtime.sequences.get(event.request_id)
-            if job is not None:
-                await self._runtime.attempt(self._sequence_event(job, event), job)
-        elif isinstance(event, EngineLost):
+        if isinstance(event, EngineLost):
             self._runtime.metrics.engine_lost(card.name)
             self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
             await self._each(self._on(card), self._sequence_lost)
@@ -64,6 +69,19 @@ class EngineEventHandler:
         elif isinstance(event, EngineReady):
             await self._each(self._on(card), self._move)
             await self._each(self._waiting_for(card), self._take_in)
+        elif not isinstance(event, EnginePaused | EngineResumed):
+            await self.reported(event)
+
+    async def reported(self, event: Event) -> None:
+        """Apply what is reported of a sequence, by its engine or by what serves openings."""
+        if isinstance(event, DraftEvent):
+            self._draft(event)
+        elif isinstance(event, ProgressEvent):
+            self._progress(event)
+        else:
+            job = self._runtime.sequences.get(event.request_id)
+            if job is not None:
+                await self._runtime.attempt(self._sequence_event(job, event), job)
 
     def _on(self, card: EngineCard) -> list[LiveJob]:
         return [job for job in self._runtime.sequences.values() if job.card is card]
@@ -128,12 +146,14 @@ class EngineEventHandler:
         except MalformedInput as error:
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
+        kept = _kept(job, event)
         outcome, ledger = job.session.canvas_finished(result, job.channel.ledger)
         job.committed.append(event.token_ids)
         job.shown = None
         if result.finish is not Finish.MORE:
             self._runtime.sequence_ended(job)
         await self._runtime.perform(job, outcome, ledger=ledger)
+        self._keep(job, kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
@@ -147,12 +167,18 @@ class EngineEventHandler:
             self._runtime.sequence_ended(job)
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
+        kept = _kept(job, event)
         self._runtime.sequence_ended(job)
         outcome, ledger = job.session.stopped(report, job.channel.ledger)
         await self._runtime.perform(job, outcome, ledger=ledger)
+        self._keep(job, kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
+
+    def _keep(self, job: LiveJob, kept: KeptCanvas | None) -> None:
+        if kept is not None and self._runtime.steps is not None:
+            self._runtime.steps.keep(job.id, job.session.accepted.job.deadline, kept)
 
     def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
         if len(event.step_leaves) != event.steps:
@@ -181,15 +207,13 @@ class EngineEventHandler:
         if (work.parameters.service is Service.REPLAYABLE) != bool(event.steps):
             raise MalformedInput("the engine's canvas does not fit the job's class of service")
         finish = Finish(int(event.finish))
-        if finish is Finish.MORE:
+        kept = _needed_again(work.kind, event)
+        if kept is not None:
             current = self._keyring.current
             if current is None:
                 raise MalformedInput("there is no sealing key")
-            secret = seal(
-                pack_ids(event.token_ids),
-                current,
-                resume_context(self._runtime.domain, job.id, event.canvas),
-            )
+            context = resume_context(self._runtime.domain, job.id, event.canvas)
+            secret = seal(kept, current, context)
         return CanvasResult(
             canvas=event.canvas,
             output_digest=output_digest(job.id, event.canvas, data),
@@ -233,7 +257,10 @@ class EngineEventHandler:
             await self._move(job)
 
     async def _move(self, job: LiveJob) -> None:
-        """Start a job again at a card of its entry. A job is never moved to another profile."""
+        """Start a job again at a card of its entry. A job is never moved to another profile.
+
+        What is served beside the engines may go on still, so its sequence is dropped first.
+        """
         if job.leaving:
             self._runtime.drop_sequence(job)
             await self._runtime.perform(job, job.session.engine_lost())
@@ -251,4 +278,26 @@ class EngineEventHandler:
 def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:
     if job.running is None:
         raise MalformedInput("the canvas is of a sequence that is not running")
-    return job.running.leaves(job.session.accepted, event.canvas, event.step_leaves)
+    committed = job.committed[: event.canvas]
+    return job.running.leaves(job.session.accepted, committed, event.step_leaves)
+
+
+def _needed_again(kind: Kind, event: CanvasEvent) -> bytes | None:
+    """Return what the worker itself needs of a canvas later. None: nothing.
+
+    That is its token ids, to go on after a restart. Of an opening it is what the step's leaf
+    commits to, because a challenge may come when the job whose step it is has been let go of.
+    """
+    if kind is Kind.OPEN:
+        opened = event.opened or OpenOutput()
+        return pack_records((StepRecord.parse(opened.fields),))
+    return pack_ids(event.token_ids) if event.finish is CanvasFinish.MORE else None
+
+
+def _kept(job: LiveJob, event: CanvasEvent | StoppedEvent) -> KeptCanvas | None:
+    """Return what is kept of a canvas, while its sequence is still known."""
+    if job.running is None or not event.records:
+        return None
+    committed = job.committed[: event.canvas]
+    record = job.running.canvas_record(job.session.accepted, committed)
+    return KeptCanvas(record, event.records)

@@ -41,7 +41,7 @@ class AdmissionViews:
         self, runtime: JobRuntime, channels: Channels, credit: CreditDesk, terms: OperatorTerms
     ) -> None:
         self._runtime, self._channels = runtime, channels
-        self._credit, self._terms = credit, terms
+        self._credit, self.terms = credit, terms
         self.draining = False
         self.admitting: dict[JobId, Admitting] = {}
         """What is being looked at, oldest first."""
@@ -86,7 +86,7 @@ class AdmissionViews:
             now=now(self._runtime.clock),
             domain=self._runtime.domain,
             operator=self._runtime.signer.address,
-            terms=self._terms,
+            terms=self.terms,
             offer=self._offers.get(submission.job.offer),
             served=Served(facts.service, facts.kinds) if facts else None,
             active=self.active_on(entry),

@@ -19,6 +19,7 @@ import asyncio
 from dataclasses import replace
 from typing import Any, Final
 
+from piecework_model.kinds.open import encode
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineEvent, EnginePaused, EngineResumed
 from piecework_node.errors import (
@@ -64,6 +65,8 @@ from piecework_protocol.frames import (
     PayVoucher,
     SubmitJob,
 )
+from piecework_protocol.kinds.open import OpenContent
+from piecework_protocol.objects import Kind
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import JobId
@@ -91,9 +94,11 @@ class Worker:
         """`openings` refuses an authorization that the worker would not submit."""
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
+        if runtime.openings is not None:
+            runtime.openings.sink = self._engine_events.reported
         self._credit = runtime.credit = CreditDesk(channels, terms.credit)
         self._limits = TimeLimits(runtime, patience)
-        self.terms, self._log = terms, log
+        self._log = log
         self._openings = openings
         self.pausing = {
             card.name: Pausing(runtime, card, self._jobs, longest_s=patience.pause_s, log=log)
@@ -119,6 +124,15 @@ class Worker:
     def cards(self) -> EngineCards:
         """What the jobs run on."""
         return self._runtime.cards
+
+    @property
+    def terms(self) -> OperatorTerms:
+        """What new jobs are held to."""
+        return self.views.terms
+
+    @terms.setter
+    def terms(self, terms: OperatorTerms) -> None:
+        self.views.terms = terms
 
     @property
     def active(self) -> int:
@@ -234,6 +248,8 @@ class Worker:
         return job
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
+        if stored.submission.job.kind is Kind.OPEN:
+            return ()
         context = resume_context(self._runtime.domain, stored.id, canvas)
         try:
             return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
@@ -395,7 +411,7 @@ class Worker:
             admission.check_return(submission, with_fewer(view, running))
             async with self._prompts.turn(job.channel.id):
                 content = await self._open_content(submission, job.id, job.entry)
-            if len(content.prompt_ids) != job.session.accepted.prompt_tokens:
+            if content.prompt_tokens != job.session.accepted.prompt_tokens:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
         async with job.channel.lock:
             await self._take_over(job)
@@ -543,8 +559,12 @@ class Worker:
                 raise EngineUnavailable("the engine is starting")
             content = await prompts.open_content(prompt, job, facts)
             check_key(job.reply_key)
-            encoded = await card.engine.encode(content)
-            prompts.check_prompt(len(encoded.prompt_ids), content, facts)
+            if isinstance(content, OpenContent):
+                await self._runtime.check_opening(content, submission.channel.payer)
+                encoded = encode(content)
+            else:
+                encoded = await card.engine.encode(content)
+            prompts.check_prompt(encoded.prompt_tokens, content, facts)
             return encoded
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None

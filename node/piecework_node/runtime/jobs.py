@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from piecework.base.clock import Clock
 from piecework_model.jobs import generation_request
+from piecework_model.requests import Event, GenerationRequest
+from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
+from piecework_node.evidence.steps import StepKeeper
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
-from piecework_node.runtime.cards import EngineCards
+from piecework_node.runtime.cards import EngineCard, EngineCards
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.pause import Pause
@@ -32,14 +35,45 @@ from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Progress
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import canvases_for
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Signature, Timestamp
+from piecework_protocol.types import Address, Signature, Timestamp
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
 
 T = TypeVar("T")
+
+
+class OpeningService(Protocol):
+    """Where steps of earlier canvases come from (`jobs.opening.OpeningDesk`).
+
+    Its sequences are named as those of an engine, and their events are the same.
+    """
+
+    sink: Callable[[Event], Awaitable[None]] | None
+    """Takes the events of what is served there."""
+
+    async def check(self, content: OpenContent, payer: Address) -> None:
+        """Raise `Refusal` if the steps cannot be asked for by this payer."""
+        ...
+
+    def start(self, request: GenerationRequest, engine: EngineLink) -> None:
+        """Start a request for steps. engine: of the card that the job is on."""
+        ...
+
+    def allow(self, request_id: str, canvas_limit: int) -> None:
+        """Let a sequence go on up to, not including, canvas `canvas_limit`."""
+        ...
+
+    def stop(self, request_id: str) -> None:
+        """End a sequence after what is found. A `StoppedEvent` follows, or its last canvas."""
+        ...
+
+    async def close(self) -> None:
+        """End what is served."""
+        ...
 
 
 class JobRuntime:
@@ -55,7 +89,14 @@ class JobRuntime:
         clock: Clock,
         metrics: Metrics,
         log: Any,
+        steps: StepKeeper | None = None,
+        openings: OpeningService | None = None,
     ) -> None:
+        """`steps` keeps what the leaves of finished canvases commit to.
+
+        `openings` serves jobs of kind `open`, and the engines of the cards serve all others.
+        """
+        self.steps, self.openings = steps, openings
         self.journal, self.cards = journal, cards
         self._log = log
         self.domain, self.signer = domain, signer
@@ -69,6 +110,16 @@ class JobRuntime:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
         self._failed = asyncio.Event()
+
+    async def check_opening(self, content: OpenContent, payer: Address) -> None:
+        """Check that steps can be asked for by this payer.
+
+        Raises:
+            Refusal: they cannot.
+        """
+        if self.openings is None:
+            raise Refusal(Reason.NOT_OPENED, "this worker opens no steps")
+        await self.openings.check(content, payer)
 
     async def perform(
         self,
@@ -111,15 +162,13 @@ class JobRuntime:
             if isinstance(command, StartEngine):
                 self._start(job, command)
             elif isinstance(command, AllowCanvases):
-                if job.sequence is not None and job.card is not None:
-                    limit = self._limit(job, command.canvas_limit)
-                    job.card.engine.allow(job.sequence, limit)
+                self._allow(job, command.canvas_limit)
                 self._end_wait(job)
             elif job.card is None or not job.card.engine.ready:
                 self.drop_sequence(job)
                 return False
             elif job.sequence is not None:
-                job.card.engine.stop(job.sequence, finish_canvas=command.finish_canvas)
+                self._stop(job, job.card, job.sequence, finish_canvas=command.finish_canvas)
         return True
 
     def _start(self, job: LiveJob, command: StartEngine) -> None:
@@ -136,9 +185,7 @@ class JobRuntime:
         if job.parked is not None:
             self._start(job, job.parked)
         elif job.short_of_credit and job.sequence is not None and not job.leaving:
-            limit = self._limit(job, job.session.canvas_limit(job.channel.ledger))
-            if job.card is not None:
-                job.card.engine.allow(job.sequence, limit)
+            self._allow(job, job.session.canvas_limit(job.channel.ledger))
         self._end_wait(job)
 
     def _end_wait(self, job: LiveJob) -> None:
@@ -163,10 +210,33 @@ class JobRuntime:
             committed=tuple(job.committed[: command.committed]),
             drafts=job.drafts,
             tenant=job.channel.id.hex(),
+            keep_records=self.steps is not None,
         )
         if card is not None:
-            job.running = RunningRequest(request, card.facts.vocab_size if card.facts else 0)
-            card.engine.start(request)
+            facts = card.facts
+            job.running = RunningRequest(
+                request, facts.vocab_size if facts else 0, facts.end_ids if facts else frozenset()
+            )
+            if self.openings is not None and request.opening is not None:
+                self.openings.start(request, card.engine)
+            else:
+                card.engine.start(request)
+
+    def _allow(self, job: LiveJob, canvas_limit: int) -> None:
+        """Let a job's sequence go on, if it has one, as far as there is credit."""
+        if job.sequence is None or job.card is None:
+            return
+        limit = self._limit(job, canvas_limit)
+        if self.openings is not None and job.is_opening:
+            self.openings.allow(job.sequence, limit)
+        else:
+            job.card.engine.allow(job.sequence, limit)
+
+    def _stop(self, job: LiveJob, card: EngineCard, sequence: str, *, finish_canvas: bool) -> None:
+        if self.openings is not None and job.is_opening:
+            self.openings.stop(sequence)
+        else:
+            card.engine.stop(sequence, finish_canvas=finish_canvas)
 
     async def detach(self, job: LiveJob) -> None:
         """Note that a job's stream is gone. The caller holds the channel's lock."""
@@ -197,7 +267,7 @@ class JobRuntime:
         sequence, card = job.sequence, job.card
         self.sequence_ended(job)
         if sequence is not None and card is not None:
-            card.engine.stop(sequence, finish_canvas=False)
+            self._stop(job, card, sequence, finish_canvas=False)
 
     def sequence_ended(self, job: LiveJob) -> None:
         """Note that the engine has nothing of a job any more."""

@@ -15,7 +15,7 @@ from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.credit import ChannelCredit, PayerStanding, ceiling
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import EVERYTHING
+from piecework_protocol.objects import EVERYTHING, Kind
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
@@ -84,6 +84,11 @@ class LiveJob:
     def entry(self) -> EngineEntry:
         """The model and the profile that the job is bound to."""
         return entry_of(self.session.accepted.model)
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether it asks for steps of an earlier canvas."""
+        return self.session.accepted.job.kind is Kind.OPEN
 
     @property
     def ended(self) -> bool:

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from piecework.market.explorer import charts
+from piecework.market.audits import WorkerAudits
+from piecework.market.explorer import audits, charts
 from piecework.market.explorer.layout import (
     Cell,
     Column,
@@ -45,6 +46,7 @@ class WorkerFacts:
         settlements: Its last payments, newest first.
         settled: What it was paid on each day, oldest first.
         explorer: A block explorer's address of a transaction, with `{}` for its hash, or None.
+        audits: What clients reported, and what their evidence shows.
     """
 
     operator: Address
@@ -54,6 +56,7 @@ class WorkerFacts:
     settlements: Sequence[Settlement]
     settled: Sequence[SettledDay]
     explorer: str | None
+    audits: WorkerAudits
 
 
 def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
@@ -65,6 +68,7 @@ def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
         (_share(worker.uptime), _uptime_label(worker.uptime)),
         (money.price(total), f"{money.token.symbol} settled on chain"),
         (f"{sum(day.payments for day in worker.settled):,}", "payments"),
+        (f"{worker.audits.counts.failures:,}", "proven failures"),
     )
     chart = charts.bars(
         f"{money.token.symbol} settled a day",
@@ -84,6 +88,7 @@ def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
                 "No offer is live.",
             ),
             _connection(worker.listed),
+            audits.section(worker.audits, money),
             "<h2>Payments</h2>",
             table(
                 "The last payments to this worker's channels, from final blocks.",

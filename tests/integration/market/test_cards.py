@@ -94,7 +94,7 @@ async def test_a_killed_engine_takes_its_entry_away_and_the_other_card_goes_on(
         await market.pool(PAYER, embedded_chain.faucet, 2 * DEPOSIT)
         clients = [await opened(made, market, embedded_chain, salt) for salt in (1, 2)]
         try:
-            jobs = await trade(*clients, market, made)
+            jobs = await trade(clients[0], clients[1], market, made)
         finally:
             for client in clients:
                 await client.close()

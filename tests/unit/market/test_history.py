@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.events import ChannelOpened, Log, Settled
+from piecework.chain.events import ChannelOpened, EscrowEvent, Log, Settled
 from piecework.market.history import DAY_S, SettledDay
-from piecework.market.limits import HISTORY_DAYS, SAMPLE_INTERVAL_S, SETTLEMENTS_KEPT
+from piecework.market.limits import (
+    HISTORY_DAYS,
+    SAMPLE_INTERVAL_S,
+    SETTLEMENTS_INTERVAL_S,
+    SETTLEMENTS_KEPT,
+)
 from piecework.market.listing import Listed
 from piecework.market.offer_store import OfferStore
-from piecework.market.settlements import catch_up
+from piecework.market.settlements import catch_up, follow
 from piecework_protocol.objects import Channel
 from piecework_protocol.types import (
     Address,
@@ -29,6 +38,8 @@ from piecework_protocol.types import (
 from piecework_protocol.wire import encode_offer
 from tests.support.fake_chain import DOMAIN, TOKEN, FakeChain
 from tests.support.offers import offer, operator, receiver
+from tests.support.virtual_time import simulate
+from tests.support.waiting import pass_time
 
 DAY = 20_834
 START = DAY * DAY_S
@@ -199,3 +210,51 @@ async def test_a_chain_that_goes_away_half_way_costs_nothing_that_was_read(tmp_p
     await catch_up(history, chain)
     assert history.read_to == 3
     assert history.settled()[0].amount == 7
+
+
+class BrokenChain(FakeChain):
+    """A chain with a part that cannot be read, for so many rounds. The error is not the chain's."""
+
+    broken = 2
+
+    async def scan(
+        self, names: Sequence[str], from_block: int | None = None, to_block: int | None = None
+    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]:
+        async for end, events in super().scan(names, from_block, to_block):
+            if end == 3 and self.broken:
+                self.broken -= 1
+                raise KeyError("no such block")
+            yield end, events
+
+
+class KeptLog:
+    """Keeps the fields of every warning."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append({"event": event, **fields})
+
+
+def test_an_error_of_any_kind_ends_its_round_and_the_next_round_goes_on(tmp_path: Path) -> None:
+    chain, history, mine = BrokenChain(), store(tmp_path).history, channel("worker", 1)
+    chain.events = [opened(1, mine), settled(2, mine, 7), settled(3, mine, 5)]
+    chain.final_block, log = 3, KeptLog()
+
+    async def three_rounds() -> list[int | None]:
+        following = asyncio.create_task(follow(history, chain, log))
+        seen = []
+        for _ in range(3):
+            await pass_time(SETTLEMENTS_INTERVAL_S - 1)
+            seen.append(history.read_to)
+            assert not following.done(), "the index goes on"
+            await pass_time(1)
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        return seen
+
+    assert simulate(three_rounds()) == [2, 2, 3]
+    assert sum(one.amount for one in history.settlements(operator("worker").address)) == 12
+    assert [line["error_class"] for line in log.lines] == ["KeyError"], "once, while it is the same"
