@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Final, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, Protocol, TypeVar
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from piecework.base.settings import Settings
 
@@ -16,6 +17,7 @@ FIRST_CARD: Final = "0"
 MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
+S = TypeVar("S", bound=Settings)
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
@@ -59,3 +61,67 @@ class CardSettings(Settings):
         if value and not _NAME.fullmatch(value):
             raise ValueError("the name of a card has up to 32 small letters, digits and dashes")
         return value
+
+
+class OwnSettings(Protocol):
+    """What decides whether a card needs a number: its settings with those outside of its table."""
+
+    @property
+    def backend(self) -> str: ...
+
+    @property
+    def device(self) -> str: ...
+
+
+def card_names(cards: Sequence[CardSettings]) -> tuple[str, ...]:
+    """Return the name of each card. One without has its place, from 0."""
+    return tuple(card.name or str(place) for place, card in enumerate(cards))
+
+
+def with_cards(
+    model: type[S], common: Mapping[str, Any], cards: Sequence[CardSettings]
+) -> tuple[tuple[str, S], ...]:
+    """Return each card's name, and the settings outside of tables with those of its table.
+
+    Raises:
+        ValueError: they do not go together. The text names the card.
+    """
+    made = []
+    for name, card in zip(card_names(cards), cards, strict=True):
+        given = card.model_dump(exclude_none=True, exclude={"name"})
+        try:
+            made.append((name, model.model_validate({**common, **given})))
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_input=False)[0]
+            said = fault["ctx"]["error"] if "ctx" in fault else fault["msg"]
+            raise ValueError(f"card {name}: {said}") from None
+    return tuple(made)
+
+
+def check_cards(cards: Sequence[CardSettings], settings: Sequence[OwnSettings]) -> None:
+    """Hold cards to each other. settings: of each card.
+
+    Raises:
+        ValueError: two cards have a name or a GPU in common, or one names no GPU.
+    """
+    names, numbers = set[str](), set[int]()
+    for name, card, own in zip(card_names(cards), cards, settings, strict=True):
+        if name in names:
+            raise ValueError(f"two cards are called {name}")
+        names.add(name)
+        if own.backend == "vllm" or own.device == "cpu":
+            continue
+        if card.gpu_number is None:
+            raise ValueError(f'card {name} needs gpu_number, or device = "cpu"')
+        if card.gpu_number in numbers:
+            raise ValueError(f"two cards have gpu_number {card.gpu_number}")
+        numbers.add(card.gpu_number)
+
+
+def tables_with(cards: Sequence[CardSettings], name: str) -> tuple[str, ...]:
+    """Return the tables of config.toml that have a setting, as a person calls them."""
+    return tuple(
+        f"table {place} of [[cards]] (card {known})"
+        for place, (known, card) in enumerate(zip(card_names(cards), cards, strict=True), start=1)
+        if name in card.model_fields_set
+    )

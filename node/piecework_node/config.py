@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from piecework.base import settings
 from piecework.base.amounts import Token
@@ -21,7 +21,14 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, SettingsError, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields, base_units, known_units
-from piecework_node.card_settings import FIRST_CARD, MAX_CARDS, MAX_VLLM_ENDPOINTS, CardSettings
+from piecework_node.card_settings import (
+    FIRST_CARD,
+    MAX_CARDS,
+    MAX_VLLM_ENDPOINTS,
+    CardSettings,
+    check_cards,
+    with_cards,
+)
 from piecework_node.endpoints import split_endpoint
 from piecework_node.schedule import Window
 from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_first
@@ -417,25 +424,10 @@ class WorkerConfig(Settings):
                 "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
             )
         if self.cards:
-            self._check_cards()
+            check_cards(self.cards, [own for _, own in self.of_cards])
         else:
             self._check_backend()
         return self
-
-    def _check_cards(self) -> None:
-        names, numbers = set(), set()
-        for card, settings_of in zip(self.cards, self.of_cards, strict=True):
-            name, own = settings_of
-            if name in names:
-                raise ValueError(f"two cards are called {name}")
-            names.add(name)
-            if own.backend == "vllm" or own.device == "cpu":
-                continue
-            if card.gpu_number is None:
-                raise ValueError(f'card {name} needs gpu_number, or device = "cpu"')
-            if card.gpu_number in numbers:
-                raise ValueError(f"two cards have gpu_number {card.gpu_number}")
-            numbers.add(card.gpu_number)
 
     def _check_backend(self) -> None:
         if self.backend == "diffusion":
@@ -466,26 +458,7 @@ class WorkerConfig(Settings):
             return ((FIRST_CARD, self),)
         outside = ("cards", "price_per_thousand_steps")
         common = {n: getattr(self, n) for n in self.model_fields_set if n not in outside}
-        made = []
-        for place, card in enumerate(self.cards):
-            name = card.name or str(place)
-            given = card.model_dump(exclude_none=True, exclude={"name"})
-            try:
-                made.append((name, WorkerConfig.model_validate({**common, **given})))
-            except ValidationError as error:
-                fault = error.errors(include_url=False, include_input=False)[0]
-                said = fault["ctx"]["error"] if "ctx" in fault else fault["msg"]
-                raise ValueError(f"card {name}: {said}") from None
-        return tuple(made)
-
-    def tables_with(self, name: str) -> tuple[str, ...]:
-        """Return the tables of cards that have a setting of their own, as a person calls them."""
-        names = [name for name, _ in self.of_cards]
-        return tuple(
-            f"table {place} of [[cards]] (card {names[place - 1]})"
-            for place, card in enumerate(self.cards, start=1)
-            if name in card.model_fields_set
-        )
+        return with_cards(WorkerConfig, common, self.cards)
 
     @property
     def receiver(self) -> Address:

@@ -12,6 +12,7 @@ from piecework.base.files import read, write_private
 from piecework.base.settings import MAX_FILE_BYTES, SettingsError
 from piecework.base.settings_file import rewritten
 from piecework_node import config as settings
+from piecework_node.card_settings import tables_with
 from piecework_node.config import AMOUNTS, CREDIT_FROM_PRICES, WorkerConfig
 from piecework_node.errors import AdminError, ConfigError
 from piecework_node.home import Home
@@ -141,7 +142,7 @@ def prepare_change(
 def _check_cards(before: WorkerConfig, named: Collection[str]) -> None:
     """Refuse what would be written beside the table of a card that has a value of its own."""
     for name in sorted(named):
-        places = before.tables_with(name)
+        places = tables_with(before.cards, name)
         if places:
             raise ConfigError(
                 f"{name}: in config.toml it stands in {' and '.join(places)}. Edit it there and "

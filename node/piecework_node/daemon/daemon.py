@@ -30,9 +30,9 @@ from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.card_pumps import CardPumps
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
-from piecework_node.daemon.engines import KeptCard
 from piecework_node.daemon.evidence import EvidenceWish, answer
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.offered import offered, show_card, with_claims
@@ -51,7 +51,6 @@ from piecework_node.daemon.standing import StandingWatch
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
-from piecework_node.engine.link import EngineReady
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.evidence.export import Exporter
@@ -59,7 +58,6 @@ from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, notice
 from piecework_node.metrics import Metrics
-from piecework_node.runtime.faults import Code
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import relay_domain
@@ -148,8 +146,9 @@ class Daemon:
         self._p, self._base, self._ports = components, components.base, ports
         self._settings = Reconfigurer(components, flags or {})
         self._draining = asyncio.Event()
-        self._judged: set[str] = set()
-        """Cards whose engines have told what they run."""
+        self._pumps = CardPumps(
+            components.base.engines, components.worker, components.channels.faults
+        )
         self._started = False
         self._grpc_port = 0
         self._published_at = 0.0
@@ -309,10 +308,12 @@ class Daemon:
         admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
         tasks.append(group.create_task(self._kept(self._relays.run), name="relays"))
-        tasks.append(group.create_task(self._kept(self._gone), name="gone cards"))
+        tasks.append(group.create_task(self._kept(self._pumps.gone), name="gone cards"))
         for one in base.engines:
             name, owner = one.card.name, p.owners[one.card.name]
-            tasks.append(group.create_task(self._kept(self._pump_of(one)), name=f"events {name}"))
+            tasks.append(
+                group.create_task(self._kept(self._pumps.pump_of(one)), name=f"events {name}")
+            )
             tasks.append(group.create_task(self._kept(owner.run), name=f"owner {name}"))
         if not await self._first_ready():
             return
@@ -367,16 +368,11 @@ class Daemon:
         Raises:
             ConfigError: no card can take jobs.
         """
-        cards = self._p.worker.cards
-
-        def decided() -> bool:
-            known = any(card.ready and card.name in self._judged for card in cards)
-            return self._draining.is_set() or known or all(card.failed for card in cards)
-
-        await self._until(decided)
-        if not self._draining.is_set() and all(card.failed for card in cards):
-            raise ConfigError("; ".join(dict.fromkeys(card.failed for card in cards)))
-        return not self._draining.is_set()
+        await self._until(lambda: self._draining.is_set() or self._pumps.decided)
+        if self._draining.is_set():
+            return False
+        self._pumps.check()
+        return True
 
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
@@ -430,22 +426,6 @@ class Daemon:
                 self._p.steps.prune()
             await asyncio.sleep(PRUNE_PAUSE_S if pruned else PRUNE_INTERVAL_S)
 
-    def _pump_of(self, one: KeptCard) -> Loop:
-        async def pump() -> None:
-            async for event in one.backend.events():
-                if isinstance(event, EngineReady):
-                    # What nobody new could begin with is not offered.
-                    one.card.failed = self._p.worker.terms.credit_fault(event.facts) or ""
-                    self._judged.add(one.card.name)
-                await self._p.worker.engine_event(one.card, event)
-
-        return pump
-
-    async def _gone(self) -> None:
-        """End the jobs of cards whose engines cannot be started, as they are given up."""
-        while True:
-            await self._p.worker.engine_event(*await self._base.engines.gone.get())
-
     async def _heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
@@ -455,19 +435,10 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self._disk.look()
-            self._look_at_cards()
+            self._pumps.look()
             await self._p.worker.tick()
             await self._p.keyring.rotate_if_due(self._base.config.sealing_key_rotation_s)
             self._grpc.serving(self.ready)
-
-    def _look_at_cards(self) -> None:
-        faults, cards = self._p.channels.faults, self._p.worker.cards
-        for card in cards:
-            if card.failed:
-                detail = f"card {card.name} takes no jobs: {card.failed}"
-                faults.failed(f"card {card.name}", Code.CARD_AWAY, detail)
-            else:
-                faults.passed(f"card {card.name}")
 
     # --- offers
 

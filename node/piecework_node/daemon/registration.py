@@ -20,6 +20,7 @@ from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework.chain.reader import ChainReader, RegisteredWorker
 from piecework.chain.transactions import TransactionSender
 from piecework_node import config as settings
+from piecework_node.card_settings import tables_with
 from piecework_node.config import AMOUNTS, WorkerConfig
 from piecework_node.errors import HomeDiffers, NotFunded
 from piecework_node.home import Home
@@ -158,7 +159,7 @@ def check_registered(
 def _remedy(there: WorkerConfig, differing: Mapping[str, Any]) -> str:
     """The commands that change settings to these, and what a person has to edit."""
     lines = []
-    of_cards = {n: there.tables_with(n) for n in differing if there.tables_with(n)}
+    of_cards = {n: tables for n in differing if (tables := tables_with(there.cards, n))}
     pairs = {n: v for n, v in differing.items() if n != "payout" and n not in of_cards}
     if "payout" in differing:
         lines.append(f"piecework worker payout {differing['payout']}")
@@ -176,7 +177,7 @@ def _as_text(value: Any) -> str:
 
 def _is_so(settings: WorkerConfig, name: str, asked: Any, token: Token) -> bool:
     """Whether a setting says what is asked, in the tables of cards too."""
-    if not settings.tables_with(name):
+    if not tables_with(settings.cards, name):
         return _is_same(settings, name, asked, token)
     return all(_is_same(own, name, asked, token) for _, own in settings.of_cards)
 
