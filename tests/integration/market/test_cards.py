@@ -36,6 +36,8 @@ CARDS = (
 )
 START_S = 240.0
 """Two engines load and measure, on a machine that may have much else to do."""
+OFFER_POLL_S = 0.5
+"""A worker bounds the requests of an address in a minute."""
 LONG, SHORT = 1500, 40
 
 
@@ -125,7 +127,7 @@ async def trade(
     profiles = {n: c["engine"]["profile"] for n, c in (await cards_of(made)).items()}
     exact, quick = profiles["exact"], profiles["quick"]
     assert "float32" in exact and "bfloat16" in quick
-    await until(lambda: shows(client, {exact, quick}), within_s=30)
+    await until(lambda: shows(client, {exact, quick}), within_s=30, poll_s=OFFER_POLL_S)
     short = [
         await job_for(client, market, exact, seed=3, tokens=SHORT),
         await job_for(client, market, quick, seed=4, tokens=SHORT),
@@ -139,11 +141,11 @@ async def trade(
     await until(lambda: bool(cut.text) or any(job.done() for job in running), within_s=120)
     assert cut.text and not cut.finished, "it is lost in the middle"
     os.kill((await cards_of(made))["exact"]["engine"]["pid"], signals.SIGKILL)
-    await until(lambda: shows(client, {quick}), within_s=30)
+    await until(lambda: shows(client, {quick}), within_s=30, poll_s=OFFER_POLL_S)
     with pytest.raises(grpc.aio.AioRpcError, match="the engine is starting"):
         await client.run(late)
     assert (await cards_of(made))["quick"]["serves"]
-    await until(lambda: shows(client, {exact, quick}), within_s=START_S)
+    await until(lambda: shows(client, {exact, quick}), within_s=START_S, poll_s=OFFER_POLL_S)
     await asyncio.gather(*running)
     again = await job_for(other, market, exact, seed=5, tokens=LONG)
     await other.run(again)

@@ -228,7 +228,7 @@ async def test_an_opening_waits_for_its_card_and_fails_if_it_is_on_another_one()
     assert elsewhere.ended is not None and elsewhere.ended.reason is Reason.ENGINE_FAILED
     assert elsewhere.amount == 0
     await harness.engine_event(harness.engines[1].come_back(), 1)
-    line = asking(client, content_of(job, 1), entry=1)
+    line = asking(client, content_of(job, 1), 1, entry=1)
     await client.submit(line)
     await harness.engine_event(harness.engines[1].lose(), 1)
     await harness.engine_event(harness.engines[1].come_back(), 1)
