@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
-from piecework.base.settings import Settings
+from piecework.base.settings import Settings, SettingsError
 
 MAX_CARDS: Final = 16
 """More than any machine holds."""
@@ -125,3 +125,18 @@ def tables_with(cards: Sequence[CardSettings], name: str) -> tuple[str, ...]:
         for place, (known, card) in enumerate(zip(card_names(cards), cards, strict=True), start=1)
         if name in card.model_fields_set
     )
+
+
+def check_overriding(cards: Sequence[CardSettings], names: Collection[str]) -> None:
+    """Refuse a flag or a variable that a table would override in silence.
+
+    Raises:
+        SettingsError: a card has a value of its own for one of these settings.
+    """
+    for name in sorted(names):
+        tables = tables_with(cards, name)
+        if tables:
+            raise SettingsError(
+                f"{name}: a flag or a variable sets it, and {' and '.join(tables)} of config.toml "
+                "has it too. Leave out one of them"
+            )

@@ -21,14 +21,8 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, SettingsError, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields, base_units, known_units
-from piecework_node.card_settings import (
-    FIRST_CARD,
-    MAX_CARDS,
-    MAX_VLLM_ENDPOINTS,
-    CardSettings,
-    check_cards,
-    with_cards,
-)
+from piecework_node import card_settings
+from piecework_node.card_settings import CardSettings
 from piecework_node.endpoints import split_endpoint
 from piecework_node.schedule import Window
 from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_first
@@ -238,7 +232,7 @@ class WorkerConfig(Settings):
     )
     vllm_endpoints: tuple[str, ...] = Field(
         (),
-        max_length=MAX_VLLM_ENDPOINTS,
+        max_length=card_settings.MAX_VLLM_ENDPOINTS,
         description="base URLs of vLLM servers that serve the same model",
     )
     vllm_model: str = Field(
@@ -301,7 +295,7 @@ class WorkerConfig(Settings):
 
     cards: tuple[CardSettings, ...] = Field(
         (),
-        max_length=MAX_CARDS,
+        max_length=card_settings.MAX_CARDS,
         description="several cards, each with an engine of its own. Empty: one card",
     )
 
@@ -424,7 +418,7 @@ class WorkerConfig(Settings):
                 "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
             )
         if self.cards:
-            check_cards(self.cards, [own for _, own in self.of_cards])
+            card_settings.check_cards(self.cards, [own for _, own in self.of_cards])
         else:
             self._check_backend()
         return self
@@ -455,10 +449,10 @@ class WorkerConfig(Settings):
         Prices are the worker's own.
         """
         if not self.cards:
-            return ((FIRST_CARD, self),)
+            return ((card_settings.FIRST_CARD, self),)
         outside = ("cards", "price_per_thousand_steps")
         common = {n: getattr(self, n) for n in self.model_fields_set if n not in outside}
-        return with_cards(WorkerConfig, common, self.cards)
+        return card_settings.with_cards(WorkerConfig, common, self.cards)
 
     @property
     def receiver(self) -> Address:
@@ -595,7 +589,9 @@ def load(
         SettingsError: a setting is missing, unknown or out of bounds. Names it and its place.
     """
     file = home / "config.toml"
-    return settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
+    made = settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
+    card_settings.check_overriding(made.cards, overriding(flags or {}, environment))
+    return made
 
 
 def overriding(

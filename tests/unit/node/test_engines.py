@@ -62,6 +62,19 @@ def test_a_table_has_what_differs_from_the_settings_above_it(tmp_path: Path) -> 
     assert not first.cards and first.payout == made.payout
 
 
+def test_a_flag_or_a_variable_that_a_table_would_override_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(TWO)
+    said = r"^slots: a flag or a variable sets it, and table 1 of \[\[cards\]\] \(card big\) of"
+    with pytest.raises(SettingsError, match=said):
+        config.load(tmp_path, {"slots": 4}, {})
+    with pytest.raises(SettingsError, match=said):
+        config.load(tmp_path, {}, {"PIECEWORK_WORKER_SLOTS": "4"})
+    with pytest.raises(SettingsError, match=r"^device: .* table 2 of \[\[cards\]\] \(card 1\)"):
+        config.load(tmp_path, {"device": "cpu"}, {})
+    made = config.load(tmp_path, {"queue": 9}, {})
+    assert [own.queue for _, own in made.of_cards] == [9, 9]
+
+
 def test_a_worker_without_tables_has_one_card_with_its_own_settings(tmp_path: Path) -> None:
     made = loaded(tmp_path, f'payout = "{PAYOUT}"\n')
     assert made.of_cards == (("0", made),)
