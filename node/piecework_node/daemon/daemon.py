@@ -33,7 +33,7 @@ from piecework_node.daemon.assembly import Components, build
 from piecework_node.daemon.card_pumps import CardPumps
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
-from piecework_node.daemon.evidence import EvidenceWish, answer
+from piecework_node.daemon.evidence import answer_of
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.offered import offered, show_card, with_claims
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
@@ -53,7 +53,6 @@ from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
-from piecework_node.evidence.export import Exporter
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, notice
@@ -257,9 +256,7 @@ class Daemon:
         return await self._feed.snapshot()
 
     async def evidence(self, asked: bytes) -> dict[str, Any]:
-        base, keyring, steps = self._base, self._p.keyring, self._p.steps
-        exporter = Exporter(base.journal, keyring, base.deployment.domain, base.operator, steps)
-        return await answer(exporter, steps, EvidenceWish.parse(asked))
+        return await answer_of(self._p, asked)
 
     def _state(self) -> str:
         if self._p.worker.draining:
@@ -605,8 +602,7 @@ async def serve(
             components.base.engine_life.cancel()
             await components.base.close()
             raise
-        # What was imported and built stays. A collection that walks all of it would take as long as
-        # many jobs.
+        # What is built stays. A collection that walks all of it takes as long as many jobs.
         gc.collect()
         gc.freeze()
         await daemon.run()

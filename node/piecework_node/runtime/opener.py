@@ -188,21 +188,21 @@ class CanvasOpener:
             raise CannotOpen("the content of this job is not kept any more")
         data = self._keyring.open(sealed, content_context(self._domain, stored.id))
         content = await asyncio.to_thread(KINDS[job.kind].decode_content, data)
+        before: tuple[tuple[int, ...], ...]
         if isinstance(content, OpenContent):
-            encoded = encode(content)
+            encoded, before = encode(content), ((),) * committed  # an opened step has no tokens
         else:
             encoded = await card.engine.encode(content)
+            before = tuple(self._committed(stored, index) for index in range(committed))
         return generation_request(
             "replay",
             encoded,
             job.parameters,
             canvas_limit=committed + 1,
-            committed=tuple(self._committed(stored, index) for index in range(committed)),
+            committed=before,
             drafts=False,
         )
 
     def _committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
-        if stored.submission.job.kind is Kind.OPEN:
-            return ()  # its canvases have no token ids: with them the opened step is sealed
         context = resume_context(self._domain, stored.id, canvas)
         return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
