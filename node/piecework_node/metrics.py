@@ -225,6 +225,11 @@ class Metrics:
         """The chain did not answer, or refused."""
         self._chain_errors.inc()
 
+    def begin_card(self, card: str) -> None:
+        """Show the counters of a card from 0 on. An alert sees its first event only then."""
+        for counter in (self._engine_losses, self._pauses, self._paused_seconds):
+            counter.labels(card)
+
     def engine_lost(self, card: str) -> None:
         """The engine process of a card died or hung."""
         self._engine_losses.labels(card).inc()

@@ -29,7 +29,7 @@ class ConsoleMeter:
 
     _samples: deque[_Sample] = field(default_factory=deque)
     _energy: dict[str, tuple[float, GpuReading]] = field(default_factory=dict)
-    """Of each card: its last reading, and when that was."""
+    """Of each GPU: its last reading, and when that was."""
     _joules: float | None = None
     hours: dict[int, float] = field(default_factory=dict)
     """Joules by hour since the epoch, only of hours in which the card told."""
@@ -44,13 +44,13 @@ class ConsoleMeter:
         gpus: Mapping[str, GpuReading | None],
         ours: Collection[str],
     ) -> None:
-        """Take the counters of now, and each card's reading by its name.
+        """Take the counters of now, and each GPU's reading by what tells it from the others.
 
-        ours: the cards that work for us, not for their owner. If one of them does not tell what it
+        ours: the GPUs that work for us, not for their owner. If one of them does not tell what it
         draws, the sum is not known.
         """
-        by_card = {name: self._drawn(name, at, gpu) for name, gpu in gpus.items()}
-        known = [by_card[name] for name in ours]
+        by_gpu = {name: self._drawn(name, at, gpu) for name, gpu in gpus.items()}
+        known = [by_gpu[name] for name in ours]
         drawn = None if not known or None in known else sum(one or 0.0 for one in known)
         if drawn is not None:
             self._joules = (self._joules or 0.0) + drawn

@@ -41,7 +41,8 @@ class CardPumps:
 
         async def pump() -> None:
             async for event in one.backend.events():
-                if isinstance(event, EngineReady):
+                # An engine that is lost by now tells again what it runs when it is back.
+                if isinstance(event, EngineReady) and one.backend.facts is not None:
                     # What nobody new could begin with is not offered.
                     one.card.failed = self._worker.terms.credit_fault(event.facts) or ""
                     self._judged.add(one.card.name)

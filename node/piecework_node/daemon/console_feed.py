@@ -24,6 +24,7 @@ from piecework_node.console.model import (
 from piecework_node.daemon.assembly import Components
 from piecework_node.daemon.engines import KeptCard
 from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel
+from piecework_node.owner.readings import GpuReading
 from piecework_node.runtime.live import LiveJob
 from piecework_node.settlement.policy import settle_wei
 from piecework_node.times import now
@@ -210,13 +211,14 @@ class ConsoleFeed:
         """Take one sample of counters, energy and conditions."""
         p, clock, metrics = self._p, self._p.base.clock, self._p.base.metrics
         moment = clock.monotonic()
+        gpus, ours = self._gpus()
         self._meter.sample(
             moment,
             clock.wall(),
             tokens=metrics.tokens,
             steps=metrics.steps,
-            gpus={name: owner.readings.gpu for name, owner in p.owners.items()},
-            ours=[card.name for card in p.worker.cards if card.pause is None],
+            gpus=gpus,
+            ours=ours,
         )
         self._alerts.observe(self._conditions())
         if p.base.engines.losses > self._losses:
@@ -225,6 +227,19 @@ class ConsoleFeed:
         if self._booked_at is None or moment - self._booked_at >= BOOK_S:
             self._booked_at = moment
             await self._book.refresh(now(clock))
+
+    def _gpus(self) -> tuple[dict[str, GpuReading | None], set[str]]:
+        """The readings by the number of the GPU, and the GPUs that work for us.
+
+        Two cards may watch one GPU. It draws its power once.
+        """
+        readings, ours = dict[str, GpuReading | None](), set[str]()
+        for one in self._p.base.engines:
+            number = str(one.config.gpu_number)
+            readings[number] = self._p.owners[one.card.name].readings.gpu
+            if one.card.pause is None and not one.card.failed:
+                ours.add(number)
+        return readings, ours
 
     def _conditions(self) -> dict[str, str]:
         """What lasts now, in words that name no host and no secret."""

@@ -61,7 +61,7 @@ class JournalLeaves:
             raise CannotOpen("the engine makes another canvas leaf than it did then") from None
 
     async def out_of_reach(self, time: Timestamp) -> str | None:
-        able = [card.entry for card in self._cards if not card.failed]
+        able = [c.entry for c in self._cards if not c.failed or c.engine.facts is not None]
         served = frozenset(entry for entry in able if entry is not None)
         if None in able:
             return None if self._looked is None else self._looked[2]

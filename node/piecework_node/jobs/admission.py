@@ -23,6 +23,7 @@ from piecework_model.requests import EncodedContent
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.faults import Fault
 from piecework_node.runtime.pause import Pause
+from piecework_node.runtime.requests import context_tokens
 from piecework_protocol.credit import PayerCredit, PayerStanding, ceiling, start_fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
@@ -35,8 +36,8 @@ from piecework_protocol.limits import (
     MAX_DENOISING_STEPS,
     MAX_JOB_LIFETIME_S,
 )
-from piecework_protocol.objects import Job, Kind, ModelOffer, Offer, Parameters, Service
-from piecework_protocol.pricing import canvases_for, worst_case
+from piecework_protocol.objects import Kind, ModelOffer, Offer, Parameters, Service
+from piecework_protocol.pricing import worst_case
 from piecework_protocol.service import parameters_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState
@@ -438,13 +439,6 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, content: EncodedConten
     _check_credit(v, c, ceiling(model, s.job, prompt_tokens, None, 1))
     job_id = JobId(v.domain.digest(s.job))
     return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
-
-
-def context_tokens(job: Job, model: ModelOffer) -> int:
-    """Count the tokens of the context that a job's canvases take. Those of a read take turns."""
-    kept = KINDS[job.kind].keeps_canvases
-    canvases = canvases_for(model, job.parameters.max_tokens) if kept else 1
-    return canvases * model.canvas_size
 
 
 def _check_funds(c: ChannelView, worst: Amount) -> None:

@@ -25,7 +25,7 @@ from piecework_node.engine.link import (
 from piecework_node.journal.records import EndedJob
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.cards import EngineCard
-from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.jobs import NO_CARD, JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import pack_ids
 from piecework_node.runtime.sink import FrameSink
@@ -95,13 +95,15 @@ class EngineEventHandler:
         ]
 
     async def _each(self, jobs: list[LiveJob], work: Callable[[LiveJob], Awaitable[None]]) -> None:
-        async def locked(job: LiveJob) -> None:
+        """Do something to sequences, one after the other. Some end or start again meanwhile."""
+
+        async def locked(job: LiveJob, sequence: str | None) -> None:
             async with job.channel.lock:
-                if job.sequence is not None:
+                if sequence is not None and job.sequence == sequence:
                     await work(job)
 
-        for job in jobs:
-            await self._runtime.attempt(locked(job), job)
+        for job, sequence in [(job, job.sequence) for job in jobs]:
+            await self._runtime.attempt(locked(job, sequence), job)
 
     def _progress(self, event: ProgressEvent) -> None:
         job = self._runtime.sequences.get(event.request_id)
@@ -253,7 +255,7 @@ class EngineEventHandler:
 
     async def _take_in(self, job: LiveJob) -> None:
         """Start a job at a card of its entry that has room for it."""
-        if self._runtime.cards.has_room(job.entry, self._runtime.load):
+        if self._runtime.cards.has_room(job.entry, self._runtime.load, job.context):
             await self._move(job)
 
     async def _move(self, job: LiveJob) -> None:
@@ -261,14 +263,13 @@ class EngineEventHandler:
 
         What is served beside the engines may go on still, so its sequence is dropped first.
         """
+        self._runtime.drop_sequence(job)
         if job.leaving:
-            self._runtime.drop_sequence(job)
             await self._runtime.perform(job, job.session.engine_lost())
-        elif self._runtime.cards.of(job.entry):
-            self._runtime.drop_sequence(job)
+        elif self._runtime.cards.can_keep(job.entry, self._runtime.load, job.context):
             await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
         else:
-            await self._fail(job, "no card with the profile of this job is left")
+            await self._fail(job, NO_CARD)
 
     async def _fail(self, job: LiveJob, message: str) -> None:
         self._runtime.drop_sequence(job)

@@ -105,6 +105,8 @@ class Worker:
             for card in runtime.cards
         }
         """By the name of the card."""
+        for card in runtime.cards:
+            runtime.metrics.begin_card(card.name)
         self.views = AdmissionViews(runtime, channels, self._credit, terms)
         self._prompts = PromptQueue(terms.jobs_per_channel)
 
@@ -544,7 +546,7 @@ class Worker:
         self, submission: SubmitJob, job_id: JobId, entry: EngineEntry | None
     ) -> EncodedContent:
         job, domain = submission.job, self._runtime.domain
-        card = None if entry is None else self.cards.choose(entry, self._runtime.load)
+        card = None if entry is None else self.cards.encoder(entry)
         facts = None if card is None else card.engine.facts
         try:
             prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))

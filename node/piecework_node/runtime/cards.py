@@ -123,9 +123,23 @@ class EngineCards:
         """The pause of the worker: no card takes steps. None: one does, or none is paused."""
         return _pause(self._cards)
 
-    def of(self, entry: EngineEntry) -> tuple[EngineCard, ...]:
-        """Return the cards that serve an entry, or will when they are back."""
-        return tuple(card for card in self if card.entry == entry and not card.failed)
+    @property
+    def known(self) -> bool:
+        """Whether each card has told what it runs, or was given up."""
+        return all(card.facts is not None or card.failed for card in self)
+
+    def of(self, entry: EngineEntry, context: int = 0) -> tuple[EngineCard, ...]:
+        """Return the cards that serve an entry, or will when they are back.
+
+        context: the tokens that they have to hold at least. Cards of one entry may differ in that.
+        """
+        return tuple(
+            card
+            for card in self
+            if card.entry == entry
+            and not card.failed
+            and (card.facts is None or card.facts.max_context >= context)
+        )
 
     def able(self, entry: EngineEntry | None) -> tuple[EngineCard, ...]:
         """Return those whose places count for new jobs of an entry. None: of any.
@@ -143,29 +157,51 @@ class EngineCards:
         """Whether a job of an entry can be started. While a card has not told what it runs, no."""
         cards = self._cards if entry is None else self.of(entry)
         if entry is not None and not cards:
-            return self.ready and not any(c.facts is None and not c.failed for c in self)
+            return self.ready and self.known
         return any(card.ready for card in cards)
 
     def pause_of(self, entry: EngineEntry | None) -> Pause | None:
         """Return why no card takes steps for an entry, if that is a pause. None: for any."""
         return _pause(self._cards if entry is None else self.of(entry))
 
-    def choose(self, entry: EngineEntry, load: Mapping[str, int]) -> EngineCard | None:
+    def choose(
+        self, entry: EngineEntry, load: Mapping[str, int], context: int = 0
+    ) -> EngineCard | None:
         """Return the card for the next job of an entry: of those with room, the one with most free
         slots. None: no card serves the entry.
 
-        load: jobs on each card, by name. One that takes no steps is chosen when no other is there.
+        load: jobs on each card, by name. One that takes no steps is chosen when no other has room.
+        context: the tokens that the job takes at most.
         """
 
         def rank(card: EngineCard) -> tuple[bool, bool, bool, int]:
             there = load.get(card.name, 0)
-            return card.serves, card.ready, there < card.capacity, card.slots - there
+            has_room = card.ready and there < card.capacity
+            return has_room, card.serves, card.ready, card.slots - there
 
-        return max(self.of(entry), key=rank, default=None)
+        return max(self.of(entry, context), key=rank, default=None)
 
-    def has_room(self, entry: EngineEntry, load: Mapping[str, int]) -> bool:
+    def has_room(self, entry: EngineEntry, load: Mapping[str, int], context: int = 0) -> bool:
         """Whether a job that lost its card can go on at another one of its entry now."""
-        return any(c.serves and load.get(c.name, 0) < c.capacity for c in self.of(entry))
+        card = self.choose(entry, load, context)
+        return card is not None and card.serves and load.get(card.name, 0) < card.capacity
+
+    def can_keep(self, entry: EngineEntry, load: Mapping[str, int], context: int = 0) -> bool:
+        """Whether a job has a card to run on or to wait for. A full one that runs is no such card.
+
+        An engine refuses what its queue does not hold.
+        """
+        card = self.choose(entry, load, context)
+        return card is not None and (not card.ready or load.get(card.name, 0) < card.capacity)
+
+    def encoder(self, entry: EngineEntry) -> EngineCard | None:
+        """Return the running card of an entry that takes the longest prompts. None: none runs."""
+        running = [
+            (card.ready, facts.max_context, card)
+            for card in self.of(entry)
+            if (facts := card.engine.facts) is not None
+        ]
+        return max(running, key=lambda one: one[:2])[2] if running else None
 
     def entries(self, *, serving: bool) -> dict[EngineEntry, ServedEntry]:
         """Return the entries, with the places of all their cards, or of those that take steps."""

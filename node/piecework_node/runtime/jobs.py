@@ -14,7 +14,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 from piecework.base.clock import Clock
 from piecework_model.jobs import generation_request
@@ -44,6 +44,7 @@ from piecework_protocol.types import Address, Signature, Timestamp
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
 
 T = TypeVar("T")
+NO_CARD: Final = "no card with the profile of this job has a place for it"
 
 
 class OpeningService(Protocol):
@@ -198,7 +199,7 @@ class JobRuntime:
 
     def _start_sequence(self, job: LiveJob, command: StartEngine) -> None:
         self._sequence_number += 1
-        card = job.card = self.cards.choose(job.entry, self.load)
+        card = job.card = self.cards.choose(job.entry, self.load, job.context)
         job.sequence = f"{job.id.hex()}-{self._sequence_number}"
         self.sequences[job.sequence] = job
         job.progress = job.shown = None

@@ -10,6 +10,7 @@ from piecework_model.requests import DraftEvent, EncodedContent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.cards import EngineCard, EngineEntry, entry_of
 from piecework_node.runtime.funding import usable_funding
+from piecework_node.runtime.requests import context_tokens
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.credit import ChannelCredit, PayerStanding, ceiling
@@ -84,6 +85,12 @@ class LiveJob:
     def entry(self) -> EngineEntry:
         """The model and the profile that the job is bound to."""
         return entry_of(self.session.accepted.model)
+
+    @property
+    def context(self) -> int:
+        """The tokens that it takes of an engine's context at most."""
+        accepted = self.session.accepted
+        return accepted.prompt_tokens + context_tokens(accepted.job, accepted.model)
 
     @property
     def is_opening(self) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from piecework_node.daemon.offered import offered
 from piecework_node.engine.link import EngineGone
+from piecework_node.runtime.live import LiveJob
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.states import JobState
 from tests.support.node.fake_engine import FACTS
@@ -208,3 +210,86 @@ async def test_an_entry_that_the_offer_does_not_have_is_refused() -> None:
     with pytest.raises(Refusal) as caught:
         await submitted(client, 1, entry=1)
     assert caught.value.reason is Reason.UNKNOWN_MODEL
+
+
+async def test_jobs_of_a_card_that_is_given_up_do_not_crowd_an_equal_card() -> None:
+    harness, client = await ready(FAST, FAST)
+    lines = [await submitted(client, seed) for seed in range(4)]
+    await lose(harness, 0)
+    card = next(iter(harness.cards))
+    card.failed = "it fell off the bus"
+    await harness.engine_event(EngineGone(card.failed), 0)
+    assert [len(engine.rows) for engine in harness.engines] == [0, 2]
+    states = [line.live.session.state for line in lines if line.live is not None]
+    assert states.count(JobState.FAILED) == 2
+    for line in lines:
+        if line.live is not None and line.live.session.state is not JobState.FAILED:
+            await client.finish(line)
+
+
+async def test_a_long_job_goes_to_no_card_with_a_shorter_context() -> None:
+    harness, client = await ready(FAST, FAST)
+    harness.engines[1].known = replace(harness.engines[1].known, max_context=32)
+    lines = [await submitted(client, seed) for seed in (1, 2)]
+    assert [len(engine.rows) for engine in harness.engines] == [2, 0]
+    await lose(harness, 0)
+    assert not harness.engines[1].rows, "they wait for their own card"
+    await come_back(harness, 0)
+    for line in lines:
+        await client.finish(line)
+
+
+async def test_a_job_that_returns_while_its_card_is_paused_waits_there_if_others_are_full() -> None:
+    harness, client = await ready(FAST, FAST)
+    held = await submitted(client, 1)
+    harness.worker.pausing["0"].pause(("the owner said so",), None)
+    lines = [await submitted(client, seed) for seed in (2, 3)]
+    await client.submit(held)
+    assert held.live is not None and held.live.card is next(iter(harness.cards))
+    assert len(harness.engines[1].rows) == 2
+    for line in lines:
+        await client.finish(line)
+
+
+async def restarted(harness: WorkerHarness, job: LiveJob) -> None:
+    """A job whose sequence begins again. The caller holds its channel's lock."""
+    harness.runtime.drop_sequence(job)
+    await harness.runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
+
+
+async def test_the_loss_of_a_card_does_not_touch_a_job_that_has_left_it_meanwhile() -> None:
+    harness, client = await ready(FAST, FAST)
+    line = await submitted(client, 1)
+    job = line.live
+    assert job is not None
+    async with job.channel.lock:
+        lost = asyncio.create_task(lose(harness, 0))
+        await asyncio.sleep(0)
+        await restarted(harness, job)
+        sequence = job.sequence
+    await lost
+    assert (job.sequence, job.engine_losses) == (sequence, 0)
+    assert [len(engine.rows) for engine in harness.engines] == [0, 1]
+    await client.finish(line)
+
+
+async def test_a_job_that_begins_when_no_card_of_its_entry_is_left_ends() -> None:
+    harness, client = await ready(FAST, EXACT)
+    line = await submitted(client, 1)
+    job = line.live
+    assert job is not None
+    harness.engines[0].lose()
+    next(iter(harness.cards)).failed = "it fell off the bus"
+    async with job.channel.lock:
+        await restarted(harness, job)
+    assert job.sequence is not None and job.card is None
+    await harness.worker.tick()
+    assert job.session.state is JobState.FAILED and not harness.runtime.sequences
+    assert harness.journal.jobs[line.id].reason is Reason.ENGINE_FAILED
+
+
+async def test_every_card_has_its_counters_before_anything_happens() -> None:
+    harness, _ = await ready(FAST, EXACT)
+    shown = harness.metrics.render().decode()
+    assert 'piecework_engine_restarts_total{card="0"} 0.0' in shown
+    assert 'piecework_pauses_total{card="1"} 0.0' in shown
