@@ -181,7 +181,7 @@ def test_a_worker_whose_first_way_stalls_is_reached_over_the_next_one(
             events, seconds = await timed_request(client, "x")
             assert text_of(events) == WHOLE
             assert seconds <= 40
-            spent = last(events).cost
+            spent = int(last(events).cost)
             events, seconds = await timed_request(client, "y")
             assert text_of(events) == WHOLE
             assert seconds <= 5, "the way that stalled rests"
