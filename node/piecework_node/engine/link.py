@@ -54,6 +54,13 @@ class EngineLost:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineGone:
+    """The engine cannot be started. It is tried again later, and its jobs do not wait for that."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReady:
     """The engine is ready, or ready again, to take requests."""
 
@@ -91,7 +98,7 @@ class AuditedCanvas:
     records: tuple[StepRecord, ...]
 
 
-EngineEvent = Event | EngineLost | EngineReady | EnginePaused | EngineResumed
+EngineEvent = Event | EngineLost | EngineGone | EngineReady | EnginePaused | EngineResumed
 
 
 class EngineLink(Protocol):

@@ -15,26 +15,21 @@ class CannotAudit(PieceworkError):
     """A canvas cannot be audited by this worker as it runs now."""
 
 
-def check(facts: EngineFacts | None, content: AuditContent) -> None:
-    """Check that a replay here says something about the canvas.
+async def encoded(engine: EngineLink, facts: EngineFacts, content: AuditContent) -> EncodedContent:
+    """Check that a replay here says something about the canvas, and count the job's tokens.
+
+    facts: of the engine, by the entry of the offer.
 
     Raises:
-        Refusal: the engine computes on another profile.
+        Refusal: The engine computes on another profile.
+        PromptRejected: It cannot carry what the audited job asked for.
+        EngineUnavailable: It does not answer.
     """
-    if facts is not None and facts.profile != content.profile:
+    if facts.profile != content.profile:
         raise Refusal(
             Reason.WRONG_PROFILE,
             f"the canvas was computed on {content.profile}, and this engine is {facts.profile}",
         )
-
-
-async def encoded(engine: EngineLink, content: AuditContent) -> EncodedContent:
-    """Encode what the audited job asked for, to count its tokens.
-
-    Raises:
-        PromptRejected: The engine cannot carry it.
-        EngineUnavailable: It does not answer.
-    """
     return audit.encode(content, await engine.encode(content.content))
 
 

@@ -1,25 +1,22 @@
-"""Jobs of kinds `open` and `audit`: canvases that were made before, beside the engine's own jobs.
+"""Jobs of kinds `open` and `audit`: canvases that were made before, beside the engines' own jobs.
 
-To the worker this is an engine. It passes everything on to the real one, but jobs of these kinds.
-For an opening it finds the steps of an earlier canvas, kept or computed again, and reports each as
-a finished canvas. For an audit it has the engine compute another worker's canvas again
-(`jobs.auditing`).
+To the worker this is an engine for jobs of these kinds alone. For an opening it finds the steps of
+an earlier canvas, kept or computed again, and reports each as a finished canvas. For an audit the
+engine of the job's card computes another worker's canvas again (`jobs.auditing`).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework_model.kinds.open import encode
 from piecework_model.requests import (
     AuditAsked,
     CanvasEvent,
     CanvasFinish,
-    EncodedContent,
     Event,
     FailedEvent,
     GenerationRequest,
@@ -27,21 +24,14 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_node.engine.link import (
-    AuditedCanvas,
-    EngineEvent,
-    EngineFacts,
-    EngineLink,
-    ReplayedTrace,
-)
+from piecework_node.engine.link import EngineLink
 from piecework_node.jobs import auditing
 from piecework_node.jobs.auditing import CannotAudit
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import StoredJob
 from piecework_node.runtime.opener import CannotOpen, CanvasOpener
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
-from piecework_protocol.kinds import KINDS, Content
-from piecework_protocol.kinds.audit import AuditContent
+from piecework_protocol.kinds import KINDS
 from piecework_protocol.kinds.open import OpenContent, OpenOutput
 from piecework_protocol.objects import Kind
 from piecework_protocol.openings import StepOpening
@@ -56,9 +46,13 @@ Sink = Callable[[Event], Awaitable[None]]
 
 @dataclass(slots=True)
 class _Opening:
-    """A sequence of ours. limit: the first canvas that may not be reported yet."""
+    """A sequence of ours.
+
+    engine: of the card that the job is on. limit: the first canvas that may not be reported yet.
+    """
 
     request: GenerationRequest
+    engine: EngineLink
     asked: OpeningAsked | AuditAsked
     limit: int
     canvas: int
@@ -69,10 +63,10 @@ class _Opening:
 
 
 class OpeningDesk:
-    """Implements `EngineLink` around the engine. `sink` takes the events of what is served here."""
+    """Implements `OpeningService`. `sink` takes the events of what is served here."""
 
-    def __init__(self, engine: EngineLink, opener: CanvasOpener, journal: Journal) -> None:
-        self._engine, self._opener, self._journal = engine, opener, journal
+    def __init__(self, opener: CanvasOpener, journal: Journal) -> None:
+        self._opener, self._journal = opener, journal
         self.sink: Sink | None = None
         """The worker sets it."""
         self._openings: dict[str, _Opening] = {}
@@ -80,52 +74,25 @@ class OpeningDesk:
         """One opening with soft embeddings at a time: they may have a hundred MB."""
         self._telling: set[asyncio.Task[None]] = set()
 
-    # --- EngineLink
+    # --- sequences
 
-    @property
-    def facts(self) -> EngineFacts | None:
-        return self._engine.facts
-
-    @property
-    def ready(self) -> bool:
-        return self._engine.ready
-
-    async def encode(self, content: Content) -> EncodedContent:
-        if isinstance(content, OpenContent):
-            return encode(content)
-        if isinstance(content, AuditContent):
-            return await auditing.encoded(self._engine, content)
-        return await self._engine.encode(content)
-
-    async def replay(
-        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
-    ) -> ReplayedTrace:
-        return await self._engine.replay(request, steps=steps, wanted=wanted, soft=soft)
-
-    async def audit(self, content: AuditContent) -> AuditedCanvas:
-        return await self._engine.audit(content)
-
-    def start(self, request: GenerationRequest) -> None:
+    def start(self, request: GenerationRequest, engine: EngineLink) -> None:
         asked = request.opening or request.auditing
         if asked is None:
-            self._engine.start(request)
-            return
-        opening = _Opening(request, asked, request.canvas_limit, len(request.committed))
+            raise ValueError("a request that opens and audits nothing")
+        opening = _Opening(request, engine, asked, request.canvas_limit, len(request.committed))
         self._openings[request.request_id] = opening
         opening.task = asyncio.create_task(self._serve(opening), name="opening")
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         opening = self._openings.get(request_id)
-        if opening is None:
-            self._engine.allow(request_id, canvas_limit)
-            return
-        opening.limit, opening.stopping = max(opening.limit, canvas_limit), False
-        opening.changed.set()
+        if opening is not None:
+            opening.limit, opening.stopping = max(opening.limit, canvas_limit), False
+            opening.changed.set()
 
-    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+    def stop(self, request_id: str) -> None:
         opening = self._openings.get(request_id)
         if opening is None:
-            self._engine.stop(request_id, finish_canvas=finish_canvas)
             return
         # A step that is found is reported at once, so no canvas is half done.
         opening.stopping = True
@@ -133,15 +100,6 @@ class OpeningDesk:
             opening.changed.set()
         elif opening.task is not None:
             opening.task.cancel()
-
-    def pause(self, *, free_memory: bool) -> None:
-        self._engine.pause(free_memory=free_memory)
-
-    def resume(self) -> None:
-        self._engine.resume()
-
-    def events(self) -> AsyncIterator[EngineEvent]:
-        return self._engine.events()
 
     async def close(self) -> None:
         """End what is served. The journal has what was reported."""
@@ -152,16 +110,13 @@ class OpeningDesk:
 
     # --- openings
 
-    async def check(self, content: OpenContent | AuditContent, payer: Address) -> None:
-        """Check that steps can be asked for by this payer, or that a canvas can be audited here.
+    async def check(self, content: OpenContent, payer: Address) -> None:
+        """Check that steps can be asked for by this payer.
 
         Raises:
             Refusal: the job is not its own, the journal has let go of it, or the steps are others
-                than those that the worker has signed for. Or the engine has another profile.
+                than those that the worker has signed for.
         """
-        if isinstance(content, AuditContent):
-            auditing.check(self._engine.facts, content)
-            return
         stored = await self._journal.job(content.job)
         if stored is None or stored.submission.channel.payer != payer:
             raise Refusal(Reason.NOT_OPENED, NO_SUCH_STEPS)
@@ -189,7 +144,7 @@ class OpeningDesk:
         name, asked = opening.request.request_id, opening.asked
         try:
             if isinstance(asked, AuditAsked):
-                await self._tell(await auditing.audited(self._engine, name, asked.content))
+                await self._tell(await auditing.audited(opening.engine, name, asked.content))
             elif not await self._serve_steps(opening, asked):
                 await self._tell(self._stopped(opening))
         except asyncio.CancelledError:
@@ -198,7 +153,7 @@ class OpeningDesk:
             # The one who stops it holds the channel's lock, which the report needs.
             self._tell_later(self._stopped(opening))
         except (CannotOpen, CannotAudit) as error:
-            if self._engine.ready:  # otherwise the worker starts it again with the next engine
+            if opening.engine.ready:  # otherwise the worker starts it again with the next one
                 await self._tell(FailedEvent(name, "internal", str(error)))
         except MalformedInput as error:
             await self._tell(FailedEvent(name, "internal", str(error)))

@@ -200,7 +200,7 @@ async def test_a_challenged_audit_is_answered_with_the_steps_that_were_computed(
     del harness.journal.contents[job.id]
     stored = harness.journal.jobs[line.id]
     await harness.boot()
-    leaves = JournalLeaves(harness.journal, harness.engine, harness.keyring, DOMAIN, harness.steps)
+    leaves = JournalLeaves(harness.journal, harness.cards, harness.keyring, DOMAIN, harness.steps)
     known = stored.canvases[0].leaves
     for leaf in (0, 1, len(known) - 1):
         answer = await leaves.open(challenge(stored, 0, leaf, 0x7F if leaf else 0x3F))
@@ -212,7 +212,7 @@ async def test_an_audit_that_cannot_be_computed_again_says_so() -> None:
     harness, client, job = await served()
     line, _ = await audited(client, claim(harness, job, 0))
     stored = harness.journal.jobs[line.id]
-    leaves = JournalLeaves(harness.journal, harness.engine, harness.keyring, DOMAIN)
+    leaves = JournalLeaves(harness.journal, harness.cards, harness.keyring, DOMAIN)
     harness.engine.known = replace(FACTS, profile="fake-gpu")
     with pytest.raises(CannotOpen, match="fake-gpu"):
         await leaves.open(challenge(stored, 0, 1, 0x7F))
