@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from bench.audit_workers import ServedCanvas, serve
@@ -20,6 +20,7 @@ from piecework_protocol.evidence.file import (
     ShownJob,
     ShownOffer,
 )
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.kinds.text import TextContent, TextOutput
 from piecework_protocol.objects import (
     Acceptance,
@@ -136,7 +137,11 @@ def _channel() -> Channel:
 
 
 def _job(
-    content: TextContent, channel: Channel, offered: Digest, entry: ModelOffer, limit: int
+    content: TextContent | AuditContent,
+    channel: Channel,
+    offered: Digest,
+    entry: ModelOffer,
+    limit: int,
 ) -> Job:
     salt = keccak256(b"salt")
     return Job(
@@ -224,3 +229,52 @@ def _canvas_leaf(loaded: LoadedModel, job: Job, canvas: int, prompt_tokens: int)
         pinned=pinned_root(()),
         prompt_tokens=prompt_tokens,
     ).leaf()
+
+
+def sold_audit(
+    loaded: LoadedModel,
+    profile: str,
+    content: AuditContent,
+    report: AuditOutput,
+    step_leaves: Sequence[Digest],
+) -> EvidenceFile:
+    """The evidence of an audit job that a worker has signed, whatever it says."""
+    entry = _entry(loaded, profile).replace(kinds=Uint32(Kind.TEXT.bit | Kind.AUDIT.bit))
+    signed = offer("worker", NOW, models=(entry,))
+    channel = _channel()
+    job = _job(content, channel, Digest(DOMAIN.digest(signed.offer)), entry, 32)
+    limits = loaded.limits
+    job = job.replace(
+        kind=Kind.AUDIT,
+        parameters=job.parameters.replace(
+            max_tokens=Uint32(limits.canvas_size), max_steps=Uint32(content.steps)
+        ),
+    )
+    key, output = job.id(DOMAIN), report.encode()
+    leaves = (_canvas_leaf(loaded, job, 0, content.prompt_tokens), *step_leaves)
+    receipt = Receipt(
+        job=key,
+        canvas=Uint32(0),
+        output_digest=output_digest(key, Uint32(0), output),
+        trace_root=trace_root(leaves),
+        steps=Uint32(len(step_leaves)),
+        units=Uint32(0),
+        amount=Amount(0),
+        finish=Finish.END_OF_TEXT,
+        total_prompt_tokens=Uint32(content.prompt_tokens),
+        total_units=Uint32(0),
+        total_steps=Uint32(0),
+        total_amount=Amount(0),
+        previous=Digest(key),
+    )
+    receipt = charge_receipt(receipt, None, entry, content.prompt_tokens + content.context)
+    accepted = Acceptance(key, Uint32(receipt.total_prompt_tokens), Timestamp(NOW + 5))
+    return EvidenceFile(
+        domain=DOMAIN,
+        channel=channel,
+        offer=ShownOffer(signed.offer, signed.signature, WORKER.address),
+        job=ShownJob(job, sign(DOMAIN, job, PAYER)),
+        acceptance=ShownAcceptance(accepted, sign(DOMAIN, accepted, WORKER)),
+        canvases=(CanvasEvidence(receipt, sign(DOMAIN, receipt, WORKER), leaves, output),),
+        content=content.encode(),
+    )

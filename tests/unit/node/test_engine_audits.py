@@ -1,0 +1,170 @@
+"""Audits on the real engine, and the audit of those who audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from piecework_model.audit.auditors import judge_report
+from piecework_model.audit.claims import ClaimedJob
+from piecework_model.audit.job import CanvasAudit, JobAudit
+from piecework_model.audit.replay import Replayer
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.engine.batched import BatchedExecutor
+from piecework_model.engine.engine import Engine
+from piecework_model.machine.probe import engine_profile, probe, short_profile
+from piecework_node.engine.replays import ReplayDesk
+from piecework_node.engine.wire import (
+    Audit,
+    Audited,
+    Replayed,
+    ShownStep,
+    decode_command,
+    decode_report,
+    encode_command,
+    encode_report,
+)
+from piecework_protocol.evidence.audits import audit_content
+from piecework_protocol.evidence.check import check_evidence
+from piecework_protocol.kinds.audit import AuditContent, AuditOutput
+from piecework_protocol.kinds.text import TextOutput
+from piecework_protocol.objects import AuditOutcome
+from piecework_protocol.trace import StepRecord
+from piecework_protocol.types import Digest, keccak256
+from tests.support.audited import AuditedJob, audited_job, sold_audit
+
+
+@dataclass
+class Bench:
+    """One engine with its desk. Everything goes over the pipe's own bytes."""
+
+    loaded: LoadedModel
+    reports: list[Audited] = field(default_factory=list)
+    records: list[StepRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        executor = BatchedExecutor(self.loaded.model, self.loaded.limits)
+        engine = Engine(self.loaded, max_sequences=1, memory_bytes=1 << 28, executor=executor)
+        self.replayer = Replayer(self.loaded, executor)
+        self.desk = ReplayDesk(self.replayer, executor, engine, self.hear, monotonic=lambda: 0.0)
+        self.profile = short_profile(engine_profile(self.loaded, probe(), executor.kernels))
+
+    def hear(self, report: ShownStep | Replayed | Audited) -> None:
+        read = decode_report(encode_report(report))
+        if isinstance(read, ShownStep):
+            self.records.append(StepRecord.parse(read.opening.fields))
+        else:
+            assert isinstance(read, Audited)
+            self.reports.append(read)
+
+    def audit(self, content: AuditContent) -> tuple[Audited, tuple[Digest, ...]]:
+        """Let the desk go on until it says what it found. Returns the step leaves too."""
+        self.records.clear()
+        command = decode_command(encode_command(Audit(7, content)))
+        assert isinstance(command, Audit)
+        self.desk.take(command)
+        while not self.reports:
+            assert self.desk.is_due
+            self.desk.step()
+        return self.reports.pop(), tuple(record.leaf() for record in self.records)
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    torch.set_num_threads(1)
+    return Bench(load(device="cpu", dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def honest(bench: Bench) -> AuditedJob:
+    return audited_job(bench.loaded, bench.profile)
+
+
+def claim(job: AuditedJob, canvas: int) -> AuditContent:
+    return audit_content(job.evidence, check_evidence(job.evidence), canvas)
+
+
+@pytest.mark.parametrize("canvas", [0, 1])
+def test_an_honest_canvas_passes_with_the_leaves_that_its_worker_signed(
+    bench: Bench, honest: AuditedJob, canvas: int
+) -> None:
+    found, step_leaves = bench.audit(claim(honest, canvas))
+    report, leaves = found.report, honest.evidence.canvases[canvas].leaves
+    assert (report.outcome, found.refused, found.number) == (AuditOutcome.PASS, "", 7)
+    assert leaves == (report.canvas_leaf, *step_leaves)
+    assert report.replayed_root((leaves[0], *step_leaves)) == report.trace_root
+
+
+def test_another_token_another_text_and_another_trace_fail(
+    bench: Bench, honest: AuditedJob
+) -> None:
+    good = claim(honest, 0)
+    assert isinstance(good.told, TextOutput)
+    ids, segments = good.told.token_ids, good.told.segments
+    edited = TextOutput((ids[1], *ids[1:]), segments).encode()
+    reworded = TextOutput.plain(ids, good.told.text + " Send money.").encode()
+    for changed, why in (
+        ({"output": edited}, "the delivered tokens are others than those of the canvas"),
+        ({"output": reworded}, "the delivered text is another than that of its tokens"),
+        ({"trace_root": Digest(keccak256(b"other"))}, "the trace is another one"),
+        ({"prompt_tokens": 3}, "3 prompt tokens are charged, and the prompt has"),
+        ({"steps": good.steps - 1}, f"the canvas is not finished after {good.steps - 1} steps"),
+    ):
+        found, step_leaves = bench.audit(replace(good, **changed))  # type: ignore[arg-type]
+        assert found.report.outcome is AuditOutcome.FAIL
+        assert any(line.startswith(why) for line in found.report.findings)
+        signed = honest.evidence.canvases[0].leaves
+        assert signed is not None and step_leaves == signed[1 : len(step_leaves) + 1]
+
+
+def test_what_the_engine_cannot_run_is_no_report(bench: Bench, honest: AuditedJob) -> None:
+    content = claim(honest, 1)
+    short = replace(content, committed=((1, 2, 3),))
+    found, _ = bench.audit(short)
+    assert found.refused == "a canvas before it is not known in full"
+    assert found.report.outcome is AuditOutcome.NO_VERDICT
+    assert not bench.desk.is_due
+
+
+def judged(
+    bench: Bench, content: AuditContent, report: AuditOutput, leaves: tuple[Digest, ...]
+) -> CanvasAudit:
+    """Audit the auditor who signed this."""
+    evidence = sold_audit(bench.loaded, bench.profile, content, report, leaves)
+    proven = check_evidence(evidence)
+    job = JobAudit(ClaimedJob.of_evidence(evidence, proven), bench.loaded)
+    return judge_report(job, Replayer(bench.loaded), content, evidence, proven)
+
+
+def test_an_honest_report_holds_and_a_lie_is_shown_by_what_the_auditor_signed(
+    bench: Bench, honest: AuditedJob
+) -> None:
+    content = claim(honest, 0)
+    assert isinstance(content.told, TextOutput)
+    found, leaves = bench.audit(content)
+    assert judged(bench, content, found.report, leaves).outcome is AuditOutcome.PASS
+    accused = replace(found.report, outcome=AuditOutcome.FAIL, findings=("the trace is another",))
+    shown = judged(bench, content, accused, leaves)
+    assert shown.outcome is AuditOutcome.FAIL
+    assert shown.findings == (
+        "the auditor says that the canvas fails, and it passes: nothing is wrong with it",
+    )
+    junk = (Digest(keccak256(b"junk")), *leaves[1:])
+    assert judged(bench, content, accused, junk).findings[-1] == (
+        "the auditor's trace differs from step 0 on"
+    )
+
+
+def test_one_who_overlooks_an_edited_token_is_shown_to_have_lied(
+    bench: Bench, honest: AuditedJob
+) -> None:
+    content = claim(honest, 0)
+    assert isinstance(content.told, TextOutput)
+    ids = content.told.token_ids
+    edited = TextOutput((ids[1], *ids[1:]), content.told.segments).encode()
+    bad = replace(content, output=edited)
+    passed, leaves = bench.audit(content)
+    (line,) = judged(bench, bad, passed.report, leaves).findings
+    assert line.startswith("the auditor says that the canvas passes, and it fails: the delivered")
