@@ -59,6 +59,7 @@ class CanvasReport:
         steps: Denoising steps of the canvas.
         seconds: What the audit took, without loading the model.
         by: The workers that audited. None of them: the client itself.
+        jobs: The jobs that bought their reports, in the same order.
         cost: What they were paid, in base units.
         confirmed: Whether a second auditor has found the same failure.
         remarks: What there is to say about auditors: who gave no report, who is trusted no more.
@@ -72,6 +73,7 @@ class CanvasReport:
     steps: int = 0
     seconds: float = 0.0
     by: tuple[Address, ...] = ()
+    jobs: tuple[JobId, ...] = ()
     cost: Amount = Amount(0)
     confirmed: bool = False
     remarks: tuple[str, ...] = ()

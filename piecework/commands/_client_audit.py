@@ -261,6 +261,7 @@ def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, j
                 "reason": report.reason,
                 "seconds": report.seconds,
                 "by": [to_hex(operator) for operator in report.by],
+                "jobs": [to_hex(job) for job in report.jobs],
                 "cost": report.cost,
                 "remarks": list(report.remarks),
                 "report": told,
@@ -273,8 +274,8 @@ def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, j
         f"  ({report.steps} steps, {report.seconds:.2f} s)"
     )
     if report.by:
-        names = " and ".join(address_hex(operator) for operator in report.by)
-        common.say(f"    by {names}")
+        for operator, job in zip(report.by, report.jobs, strict=True):
+            common.say(f"    by {address_hex(operator)} in job {to_hex(job)}")
     for finding in report.findings:
         common.say(f"    {safe(finding)}")
     if report.reason:

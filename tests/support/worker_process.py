@@ -64,6 +64,7 @@ class WorkerProcess:
         pace_s: float,
         secret: bytes = OPERATOR_SECRET,
         owner: Address = RECEIVER,
+        payout: Address = RECEIVER,
         **settings: Any,
     ) -> WorkerProcess:
         """Make the home and register with the chain's own money."""
@@ -72,7 +73,7 @@ class WorkerProcess:
             endpoint = settings["relays"][0]
         home.create()
         write_key(home.operator, secret)
-        values = {"payout": to_hex(RECEIVER), "bind": endpoint, "chain_poll_s": 0.2, **settings}
+        values = {"payout": to_hex(payout), "bind": endpoint, "chain_poll_s": 0.2, **settings}
         now = Timestamp(int(time.time()))
         enrolment.prepare_home(home, deployment, values, PASSWORD, now)
         operator = LocalSigner(secret)
@@ -85,7 +86,7 @@ class WorkerProcess:
             await enrolment.register(
                 reader,
                 operator,
-                payout=RECEIVER,
+                payout=payout,
                 owner=owner,
                 endpoint=endpoint,
                 stake=None,

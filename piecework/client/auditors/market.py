@@ -301,6 +301,7 @@ def _report(
         steps=asked.content.steps,
         seconds=sum(opinion.seconds for opinion in opinions),
         by=by,
+        jobs=tuple(opinion.job for opinion in opinions),
         cost=cost,
     )
     verdict = decision.verdict
