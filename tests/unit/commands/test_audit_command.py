@@ -37,7 +37,9 @@ async def test_no_verdict_is_exit_code_three_and_says_why(file: str) -> None:
     ("more", "why"),
     [
         (("--level", "blood"), "--level is one of rules, replay, forced"),
-        (("--by", "market"), "--by is one of self"),
+        (("--by", "me"), "--by is self, market or the address of a worker"),
+        (("--by", "0x12"), "--by is self, market or the address of a worker"),
+        (("--by", "market"), "others audit a JOB of this client, not a file"),
         (("--level", "forced"), "--level forced needs --openings FILE"),
         (("--canvas", "9"), "the job has 2 canvases, and none of index 9"),
         (("0x12",), "give a JOB, or --evidence FILE"),
