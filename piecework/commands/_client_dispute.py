@@ -96,12 +96,9 @@ def _print(report: DisputeReport) -> None:
 
 
 def _view(report: DisputeReport) -> dict[str, Any]:
-    return {
-        "stage": report.stage.value,
-        "text": report.text,
-        "deadline": report.deadline,
-        "over": report.over,
-    }
+    from piecework_protocol.views import members
+
+    return members(report, "stage", "text", "deadline", "over")
 
 
 def _line(view: dict[str, Any]) -> str:

@@ -52,10 +52,8 @@ def offers_view(found: Found, rates: RateOf) -> dict[str, Any]:
 def rate_view(rate: OutputRate) -> dict[str, Any]:
     """What a million output tokens cost with their denoising steps, and who says so."""
     return {
-        "expected": rate.expected,
+        **members(rate, "expected", "claimed_p50", "claimed_p90"),
         "own_jobs": round(rate.own_jobs, 1),
-        "claimed_p50": rate.claimed_p50,
-        "claimed_p90": rate.claimed_p90,
         "claimed_jobs": rate.claim.jobs,
         "source": rate.claim.source.value,
     }

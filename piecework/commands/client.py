@@ -80,7 +80,7 @@ def init(
     nothing and says what to edit.
     """
     from piecework.client.setup import set_up
-    from piecework_protocol.types import to_hex
+    from piecework_protocol.views import members
 
     folder = common.home("client", home)
     made = common.run(
@@ -95,9 +95,7 @@ def init(
     )
     facts = {
         "home": str(folder),
-        "payer": to_hex(made.payer),
-        "authorizer": to_hex(made.authorizer),
-        "created": list(made.created),
+        **members(made, "payer", "authorizer", "created"),
     }
     if json:
         common.print_json(facts)
