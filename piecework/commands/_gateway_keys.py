@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Home, Json, existing
+from piecework.commands._client.home import Home, Json, existing
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token

@@ -93,7 +93,7 @@ def _say_table(table: Sequence[Need]) -> None:
 
 def _say_earnings(home: Path, sizes: frozenset[int]) -> None:
     """What cards of these sizes would earn, with the model of a home. Without sizes: all."""
-    from piecework.commands import _estimate as estimates
+    from piecework.commands._worker import estimate as estimates
     from piecework_node.console.cards import CARDS
 
     estimator = estimates.Estimator(home, estimates.EstimateWishes())

@@ -47,7 +47,7 @@ FAST = {"FOUNDRY_PROFILE": "mutants"}
 # What holds the released bytes would kill every mutant, and the gas figures most of them.
 SKIPPED = "GasTest|ReleaseTest"
 SLOW = "InvariantTest|VectorsTest|MerkleTest"
-MUTANT_TIMEOUT_S = 300
+MUTANT_TIMEOUT_S = 900
 SWAPS = (
     (r"(?<![<>=!])<=", "<"),
     (r"(?<![<>=!-])<(?![<=])", "<="),

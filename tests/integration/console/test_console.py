@@ -15,7 +15,7 @@ from textual.widgets import DataTable, Static
 
 from piecework.base.connections import Refused
 from piecework.base.listener import bind
-from piecework.commands._console import ConsoleApp, PanelView
+from piecework.commands._worker.console import ConsoleApp, PanelView
 from piecework_node.console.model import Snapshot
 from piecework_node.console.page import render
 from piecework_node.console.panels import panels

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Earlier, Home, Json, PasswordFile, with_client
+from piecework.commands._client.home import Earlier, Home, Json, PasswordFile, with_client
 
 if TYPE_CHECKING:
     from piecework.client.disputes.walk import DisputeReport, DisputeWalk

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._audit_report import Telling, say, tell
-from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
+from piecework.commands._client.audit_report import Telling, say, tell
+from piecework.commands._client.home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
     from piecework.client.auditing import CanvasReport

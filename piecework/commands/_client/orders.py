@@ -11,8 +11,8 @@ from piecework.base.errors import UsageError
 from piecework.chain.authorizations import SignedWithdrawal
 from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient
-from piecework.commands._client_views import closings_view, withdrawal_view
-from piecework.commands._signed_files import read_signed, write_signed
+from piecework.commands._client.signed_files import read_signed, write_signed
+from piecework.commands._client.views import closings_view, withdrawal_view
 from piecework_protocol.types import Address
 from piecework_protocol.views import members
 
