@@ -18,6 +18,7 @@ from typing import Final
 
 from piecework.base.amounts import Token
 from piecework.base.text import one_line
+from piecework.market.history import SettledSum
 from piecework_protocol.types import Address, Timestamp, to_hex
 
 REFRESH_S: Final = 10
@@ -184,6 +185,15 @@ def facts(*pairs: tuple[str, str]) -> str:
     """Return figures with their labels. The figures are HTML."""
     items = "".join(f"<li><b>{figure}</b> {escape(label)}</li>" for figure, label in pairs)
     return f'<ul class="facts">{items}</ul>'
+
+
+def settled_facts(paid: SettledSum, money: Money) -> tuple[tuple[str, str], ...]:
+    """Return what was settled for `facts`. What workers paid to themselves stands apart."""
+    symbol = money.token.symbol
+    earned = (money.price(paid.amount), f"{symbol} settled on chain")
+    if not paid.own_payments:
+        return (earned,)
+    return (earned, (money.price(paid.own_amount), f"{symbol} that workers paid to themselves"))
 
 
 def table(
