@@ -13,8 +13,9 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
-# anvil and forge for the contracts; viem and cast for the examples of the documents.
-NPM := contracts tests/integration/docs/npm
+# anvil and forge for the contracts; viem and cast for the examples of the documents; axe-core for
+# the pages.
+NPM := contracts tests/integration/docs/npm tests/support/npm
 PIP := $(BIN)/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 demo: .venv/.demo
@@ -96,7 +97,7 @@ reference: .venv/.dev
 	@$(BIN)/python -P -m docs.tools.reference
 
 %/node_modules/.package-lock.json: %/package-lock.json
-	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "error: the tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
 	cd $* && npm ci --ignore-scripts --no-audit --no-fund
 
 .venv/bin/python:
