@@ -173,7 +173,8 @@ class OfferStore:
         async with self._db.change() as db:
             for key, value in mine.items():
                 await db.rows("INSERT INTO meta VALUES ($1, $2) ON CONFLICT DO NOTHING", key, value)
-            found = dict[str, str](await db.rows("SELECT key, value FROM meta"))
+            rows = await db.rows("SELECT key, value FROM meta")
+        found = {str(row[0]): str(row[1]) for row in rows}
         for key, value in mine.items():
             if found[key] != value:
                 raise OfferStoreError(
