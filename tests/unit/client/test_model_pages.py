@@ -14,7 +14,8 @@ from piecework.client.gateway.formats.models import (
     model_entry,
     model_list,
 )
-from piecework.client.jobs.output_rates import Memories, OutputRate
+from piecework.client.jobs.output_rates import OutputRate
+from piecework.client.journal.records import Memories
 from piecework_protocol.objects import Offer
 from piecework_protocol.types import Timestamp
 from tests.support.fake_chain import TOKEN_INFO
