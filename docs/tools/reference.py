@@ -221,9 +221,10 @@ def _option(parameter: Any) -> tuple[str, str, str]:
 
 
 def metrics_page() -> str:
-    """Every series that the three servers show."""
+    """Every series that the servers show."""
     from piecework.client.gateway.metrics import GatewayMetrics
     from piecework.market.metrics import MarketMetrics
+    from piecework.relay.metrics import RelayMetrics
     from piecework_node.metrics import Metrics
 
     parts = [HEAD, "# Metrics\n", "Prometheus series. Amounts are base units of the token.\n"]
@@ -231,6 +232,7 @@ def metrics_page() -> str:
         ("worker", "`/metrics` on the admin port", Metrics()),
         ("gateway", "`/metrics` on its own port", GatewayMetrics()),
         ("index", "`/metrics` on its own port", MarketMetrics()),
+        ("relay", "`/metrics` on `--metrics-port`", RelayMetrics()),
     ):
         parts.append(f"\n## The {title}\n\nServed at {where}.\n")
         parts.append(table(("series", "kind", "labels", "what it says"), series_of(holder)))

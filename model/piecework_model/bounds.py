@@ -54,7 +54,7 @@ class ModelLimits:
     """What a loaded model can do.
 
     max_context, canvas_size: in tokens. max_steps: denoising steps a canvas at most. images: None
-    if prompts can have none.
+    if prompts can have none. end_ids: those that end a text, or a hole of a template.
     """
 
     max_context: int
@@ -62,6 +62,7 @@ class ModelLimits:
     max_steps: int
     vocab_size: int
     images: ImageLimits | None = None
+    end_ids: frozenset[int] = frozenset()
 
     @property
     def chunk_tokens(self) -> int:

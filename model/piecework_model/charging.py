@@ -29,8 +29,8 @@ class Charge(Protocol):
     def foregone(self) -> Ids | None:
         """Return the next canvas if the model has nothing to say on it, or None.
 
-        All of it is fixed, or is the rest of a hole that has ended. Nothing of that rest is
-        charged.
+        All of it is fixed, or is the rest of a hole that has ended (`templates.given`). Nothing of
+        that rest is charged.
         """
         ...
 
@@ -81,41 +81,35 @@ class _Form:
         self._length = templates.form_length(template, eos_ids)
         self._size, self._eos_ids, self._control_ids = canvas_size, eos_ids, control_ids
         self._canvas = 0
-        self._ended = False  # whether the hole that the last canvas stopped in is over
+        self._end: int | None = None  # what ended the hole that the last canvas stopped in
 
     def preview(self, canvas: Ids) -> Ids:
         return self._read(canvas)[0]
 
     def append(self, canvas: Ids) -> tuple[Ids, CanvasFinish]:
-        charged, self._ended = self._read(canvas)
+        charged, self._end = self._read(canvas)
         self._canvas += 1
         over = self._canvas * self._size >= self._length
         return charged, CanvasFinish.END_OF_TEXT if over else CanvasFinish.MORE
 
     def foregone(self) -> Ids | None:
-        ended, ids = self._ended, []
         start = self._canvas * self._size
-        for entry in self._template[start : start + self._size]:
-            ended = ended and entry == HOLE
-            if entry == HOLE and not ended:
-                return None
-            ids.append(min(self._eos_ids, default=0) if entry == HOLE else entry)
-        return tuple(ids)
+        return templates.given(self._template[start : start + self._size], self._end)
 
-    def _read(self, canvas: Ids) -> tuple[Ids, bool]:
+    def _read(self, canvas: Ids) -> tuple[Ids, int | None]:
         charged: list[int] = []
-        ended = self._ended
+        end = self._end
         start = self._canvas * self._size
         entries = self._template[start : min(start + self._size, self._length)]
         for entry, token in zip(entries, canvas, strict=False):  # the end is not charged
             if entry != HOLE:
                 charged.append(entry)
-                ended = False
-            elif token in self._eos_ids:
-                ended = True
-            elif not ended and token not in self._control_ids:
+                end = None
+            elif end is None and token in self._eos_ids:
+                end = token
+            elif end is None and token not in self._control_ids:
                 charged.append(token)
-        return tuple(charged), ended
+        return tuple(charged), end
 
 
 class _Read:

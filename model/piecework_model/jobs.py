@@ -19,10 +19,12 @@ def generation_request(
     committed: tuple[tuple[int, ...], ...],
     drafts: bool,
     tenant: str = "",
+    keep_records: bool = False,
 ) -> GenerationRequest:
     """Turn a job into a request. Fixed point becomes floating point here and nowhere else.
 
     tenant: prompts of one tenant may share a cached beginning.
+    keep_records: as in `GenerationRequest`.
     """
     return GenerationRequest(
         request_id=request_id,
@@ -42,4 +44,6 @@ def generation_request(
         template=content.template,
         reads=content.reads,
         images=content.images,
+        keep_records=keep_records,
+        opening=content.opening,
     )

@@ -125,6 +125,9 @@ BENCHMARK_MAX_SECONDS = 300.0
 # Of one image, before anything of it is decoded: 16 megapixels take some 0.3 s and 50 MB. The
 # processor makes at most 0.7 megapixels of them.
 MAX_IMAGE_PIXELS = 2**24
+# Of either side, in pixels, before anything is decoded. A PNG of one row may name 2^24 columns:
+# decoders and resizers keep tables and buffers by row and column, whatever the pixels are.
+MAX_IMAGE_SIDE = 2**14
 # Of all images of a prompt. JPEG of 2 MiB, the most that a content has, is about as large.
 MAX_PROMPT_PIXELS = 2**25
 # Of a JPEG. A scan takes some 30 bytes, and a decoder walks all pixels for each: 2 MiB would keep

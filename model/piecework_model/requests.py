@@ -6,7 +6,9 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.text import OutputSegment, final_text
+from piecework_protocol.trace import StepRecord
 
 FailureKind = Literal["non_finite", "out_of_memory", "invalid_request", "internal"]
 
@@ -50,10 +52,25 @@ class PromptImage:
 
 
 @dataclass(frozen=True, slots=True)
+class OpeningAsked:
+    """Steps of a canvas of an earlier job that are asked for (kind `open`).
+
+    context: tokens before the canvas, which are charged as the prompt.
+    """
+
+    job: bytes
+    canvas: int
+    steps: tuple[int, ...]
+    soft: bool
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedContent:
     """What a job's content is for the engine (kinds). The fields are those of GenerationRequest.
 
     positions: of the template before its end, which a job's max_tokens must cover. 0 without one.
+    opening: of an open job, what is asked for. It has no prompt.
     """
 
     prompt_ids: tuple[int, ...]
@@ -61,6 +78,12 @@ class EncodedContent:
     reads: tuple[tuple[ReadSlot, ...], ...] = ()
     positions: int = 0
     images: tuple[PromptImage, ...] = ()
+    opening: OpeningAsked | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Count the tokens that are charged as the prompt."""
+        return len(self.prompt_ids) if self.opening is None else self.opening.context
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +116,8 @@ class GenerationRequest:
         is `k // draws` of the template, where draws is the number of the request's canvases over
         that of the template's. Each takes one step. None becomes part of the next one's context.
     images: in the order of the prompt. Where one stands, the prompt has the model's image token.
+    keep_records: whether the event of a canvas has what its steps commit to.
+    opening: of an open job, what is asked for. No engine runs such a request.
     """
 
     request_id: str
@@ -112,6 +137,8 @@ class GenerationRequest:
     template: tuple[int, ...] = ()
     reads: tuple[tuple[ReadSlot, ...], ...] = ()
     images: tuple[PromptImage, ...] = ()
+    keep_records: bool = False
+    opening: OpeningAsked | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +171,8 @@ class CanvasEvent:
     segments: what this canvas adds to the answer (text/segments.py).
     step_leaves: one 32-byte trace leaf a step, `steps` of them.
     answers: of a read, a question's probabilities in 1/65536, in the order of its labels.
+    records: what the step leaves commit to, if the request keeps records.
+    opened: of an open job, the opened step.
     """
 
     request_id: str
@@ -155,6 +184,8 @@ class CanvasEvent:
     step_leaves: tuple[bytes, ...]
     finish: CanvasFinish
     answers: tuple[tuple[int, ...], ...] = ()
+    records: tuple[StepRecord, ...] = field(default=(), repr=False)
+    opened: OpenOutput | None = field(default=None, repr=False)
 
     @property
     def text(self) -> str:
@@ -190,7 +221,7 @@ class StoppedEvent:
     """The request was stopped, and this is its last event.
 
     canvas: the one in progress. steps: taken of it, with one 32-byte trace leaf a step.
-    prompt_tokens: prefilled, 0 if the request never began.
+    prompt_tokens: prefilled, 0 if the request never began. records: as in `CanvasEvent`.
     """
 
     request_id: str
@@ -198,6 +229,7 @@ class StoppedEvent:
     steps: int
     prompt_tokens: int
     step_leaves: tuple[bytes, ...]
+    records: tuple[StepRecord, ...] = field(default=(), repr=False)
 
 
 PROGRESS_STEPS: Final = 4

@@ -210,6 +210,14 @@ class WorkerConfig(Settings):
         "journal keeps its sealed content, receipts and leaves, and the sealing keys. Then it "
         "keeps digests and amounts alone. The offer states it",
     )
+    evidence_bytes: int = Field(
+        2**30,
+        ge=0,
+        le=2**50,
+        description="bytes on disk for the steps of canvases, sealed, in the folder steps of the "
+        "home. With them a leaf opens at once, also after a change of the engine. Without them the "
+        "engine computes the canvas again. The oldest go first. 0: none are kept",
+    )
     min_free_disk_mib: int = Field(
         1024,
         ge=0,
@@ -441,6 +449,14 @@ class WorkerConfig(Settings):
         """What is registered: the worker's own address, or its first relay."""
         return self.endpoint or self.bind or self.relays[0]
 
+    @property
+    def lasting_addresses(self) -> tuple[str, ...]:
+        """Where clients reach the worker after each start. Empty if it picks a free port."""
+        own = self.endpoint or self.bind
+        if own and split_endpoint(own)[1] == 0:
+            return ()
+        return ((own,) if own else ()) + self.relays
+
     def tokens(self, default: Address) -> tuple[Address, ...]:
         """The accepted tokens. `default` is the deployment's."""
         return tuple(parse_address(t) for t in self.accepted_tokens) or (default,)
@@ -554,6 +570,13 @@ def load(
     """
     file = home / "config.toml"
     return settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
+
+
+def overriding(
+    flags: Mapping[str, Any], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what flags and environment say, by setting. It goes before every file."""
+    return settings.overriding(WorkerConfig, VARIABLES, environment=environment, flags=flags)
 
 
 def check(values: Mapping[str, Any]) -> WorkerConfig:

@@ -115,3 +115,7 @@ class ModelStoreError(PieceworkError):
 
 class ModelNotPulled(PieceworkError):
     """A model is not in the store, or not complete. The text names the command to run."""
+
+
+class UpdateRefused(PieceworkError):
+    """A version cannot be brought in. The text says which version runs."""

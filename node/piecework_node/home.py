@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from piecework.base.files import private_folder
+from piecework_protocol.types import Address, address_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,15 @@ class Home:
         return self.root / "operator.json"
 
     @property
+    def next(self) -> Home:
+        """Where the new key waits while an operator key is being replaced."""
+        return Home(self.root / "next")
+
+    def retired(self, operator: Address) -> Home:
+        """The home of an operator key that was replaced."""
+        return Home(self.root / "retired" / address_hex(operator).lower())
+
+    @property
     def certificate(self) -> Path:
         return self.root / "tls.pem"
 
@@ -51,6 +61,11 @@ class Home:
     def digests(self) -> Path:
         """What the files of the checkpoint hash to, so that each is read for that once."""
         return self.root / "digests.json"
+
+    @property
+    def steps(self) -> Path:
+        """The folder of the canvases whose steps are kept, sealed."""
+        return self.root / "steps"
 
     def create(self) -> None:
         """Make the folder, for its owner alone.

@@ -115,6 +115,10 @@ class Metrics:
             "piecework_payers_at_limit",
             "Payers that wait for credit or have less than an eighth of theirs left",
         )
+        self.kept_steps_bytes = self._gauge(
+            "piecework_kept_steps_bytes",
+            "Sealed steps of canvases on disk, at most evidence_bytes",
+        )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
         self.pause = self._gauge("piecework_paused", "1 while the owner needs the machine")
         self.commit = Histogram(

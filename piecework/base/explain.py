@@ -29,7 +29,7 @@ INTERRUPTED: Final = 130
 EXTRAS: Final[Mapping[str, frozenset[str]]] = {
     "cli": frozenset({"rich", "structlog", "typer"}),
     "console": frozenset({"textual"}),
-    "gateway": frozenset({"jsonschema", "prometheus_client", "regex"}),
+    "gateway": frozenset({"backports", "jsonschema", "prometheus_client", "regex"}),
     "market": frozenset({"prometheus_client"}),
     "postgres": frozenset({"asyncpg"}),
     "provenance": frozenset({"c2pa"}),
@@ -43,6 +43,7 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
             "psutil",
             "pynvml",
             "tokenizers",
+            "tomlkit",
             "transformers",
             "yarl",
         }

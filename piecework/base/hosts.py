@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -26,6 +26,55 @@ def is_unspecified(host: str) -> bool:
         return ip_address(host.partition("%")[0]).is_unspecified
     except ValueError:
         return host in ("", "*")
+
+
+_TRANSLATED: Final = IPv6Network("64:ff9b::/96")
+"""IPv4 addresses as networks with IPv6 alone write them (RFC 6052)."""
+_SPECIAL: Final = (IPv4Network("192.0.0.0/24"), IPv4Network("192.88.99.0/24"))
+"""Of protocols, not of machines. Python counts parts of them as global."""
+
+
+def is_address(host: str) -> bool:
+    """Whether a host is an IP address and no name."""
+    try:
+        ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address can be reached from anywhere on the internet.
+
+    Private, loopback, link-local, shared (RFC 6598), reserved, documentation and multicast ones
+    cannot. An IPv6 address that stands for an IPv4 one is judged by both. A name is no address.
+    """
+    try:
+        known = ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    return all(map(_is_unicast_and_global, (known, *_inside(known))))
+
+
+def _is_unicast_and_global(address: IPv4Address | IPv6Address) -> bool:
+    if isinstance(address, IPv6Address):
+        if address.ipv4_mapped is not None or address in _TRANSLATED:
+            return True  # the address inside is judged
+        if address.is_site_local:
+            return False
+    elif any(address in network for network in _SPECIAL):
+        return False
+    return address.is_global and not address.is_multicast and not address.is_reserved
+
+
+def _inside(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
+    """The IPv4 addresses to which packets for an IPv6 one may go."""
+    if isinstance(address, IPv4Address):
+        return []
+    found = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
+    if address in _TRANSLATED:
+        found.append(IPv4Address(int(address) & 0xFFFFFFFF))
+    return [one for one in found if one is not None]
 
 
 def check_origin(text: str) -> str:

@@ -11,7 +11,6 @@ import asyncio
 import json
 import os
 import urllib.request
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -23,6 +22,7 @@ import aiohttp
 
 from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
+from piecework.base.packing import BadPacking, Unpacker
 from piecework.base.text import one_line
 
 MAX_REDIRECTS: Final = 5
@@ -215,7 +215,7 @@ class HttpReader:
             raise HttpTimeout(host, f"{host} took no connection within {seconds}") from None
         except aiohttp.InvalidURL:
             raise _bad_url(host) from None
-        except _BadAnswer as error:
+        except BadPacking as error:
             raise HttpUnreachable(host, f"cannot read the answer of {host}: {error}") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise HttpUnreachable(host, f"cannot reach {host}: {_why(error)}") from None
@@ -340,8 +340,7 @@ async def _whole(response: aiohttp.ClientResponse, host: str, limit: int) -> byt
     too_large = HttpTooLarge(host, f"{host} answered with more than {limit} bytes")
     if (response.content_length or 0) > limit:
         raise too_large
-    packing = response.headers.get("Content-Encoding", "identity").strip().lower()
-    unpack = _Unpacker(packing, limit)
+    unpack = Unpacker(response.headers.get("Content-Encoding", ""), limit)
     received, body = 0, bytearray()
     async for chunk in response.content.iter_any():
         received += len(chunk)
@@ -363,38 +362,6 @@ async def _start_of(response: aiohttp.ClientResponse) -> bytes:
     except aiohttp.ClientError:
         pass  # the status is what counts
     return bytes(body[:MAX_ERROR_BODY_BYTES])
-
-
-class _BadAnswer(Exception):
-    """The bytes of an answer cannot be unpacked."""
-
-
-class _Unpacker:
-    """Takes a body out of its content encoding, a bounded piece at a time."""
-
-    def __init__(self, packing: str, limit: int) -> None:
-        if packing not in ("", "identity", "gzip", "x-gzip", "deflate"):
-            raise _BadAnswer("it has an encoding that was not asked for")
-        plain = packing in ("", "identity")
-        # 32: the header says whether it is gzip or zlib.
-        self._unpacker = None if plain else zlib.decompressobj(wbits=32 + zlib.MAX_WBITS)
-        self._room = limit + 1  # one more byte than allowed shows that there is more
-
-    def __call__(self, chunk: bytes) -> bytes:
-        if self._unpacker is None:
-            return chunk
-        try:
-            piece = self._unpacker.decompress(chunk, max(1, self._room))
-        except zlib.error:
-            raise _BadAnswer("it is damaged") from None
-        self._room -= len(piece)
-        return piece
-
-    def finish(self) -> None:
-        """Check that nothing is missing and nothing follows."""
-        unpacker = self._unpacker
-        if unpacker is not None and (not unpacker.eof or unpacker.unused_data):
-            raise _BadAnswer("it is damaged")
 
 
 def _retry_after(response: aiohttp.ClientResponse) -> float | None:

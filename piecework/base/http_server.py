@@ -34,6 +34,7 @@ from piecework.base.listener import (
     bind,
     connections_that_fit,
 )
+from piecework.base.packing import PACKINGS, BadPacking, Packings, Unpacker
 from piecework.base.rates import Rate, RateLimiter, client_behind, is_in, peer_key
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -96,7 +97,10 @@ class BodyReader:
         in_flight: int = MAX_BODY_BYTES_IN_FLIGHT,
         trusted: Networks = (),
         times: HttpTimes = TIMES,
+        packings: Packings = PACKINGS,
     ) -> None:
+        """max_bytes: of a body as it is sent, and unpacked. packings: those that are taken."""
+        self._packings = packings
         self._max_bytes, self._in_flight, self._trusted = max_bytes, in_flight, trusted
         self._patience_s = times.body_s
         self._held: Counter[str] = Counter()
@@ -106,24 +110,39 @@ class BodyReader:
         """Return the whole body.
 
         Raises:
-            BodyRefused: it is too large, too slow, or there are too many large bodies at once.
+            BodyRefused: it is too large, too slow, packed in a way that is not taken, or there are
+                too many large bodies at once.
         """
         if (request.content_length or 0) > self._max_bytes:
             raise self._too_large()
+        try:
+            unpack = Unpacker(
+                request.headers.get("Content-Encoding", ""), self._max_bytes, self._packings
+            )
+            return await self._unpacked(request, unpack)
+        except BadPacking as error:
+            status, code = (400, "damaged_body") if error.known else (415, "unknown_encoding")
+            taken = f"a body is plain, or {', '.join(self._packings)}"
+            message = f"{error}" if error.known else f"{error}: {taken}"
+            raise BodyRefused(status, code, message) from None
+
+    async def _unpacked(self, request: web.Request, unpack: Unpacker) -> bytes:
         loop = asyncio.get_running_loop()
-        began, body = loop.time(), bytearray()
+        began, body, received = loop.time(), bytearray(), 0
         with self._holding(peer_key(client_address(request, self._trusted))) as hold:
             try:
                 async with asyncio.timeout(self._patience_s) as deadline:
                     async for chunk in request.content.iter_any():
-                        body += chunk
-                        if len(body) > self._max_bytes:
+                        received += len(chunk)
+                        body += unpack(chunk)
+                        if max(received, len(body)) > self._max_bytes:
                             raise self._too_large()
-                        hold(len(body))
-                        bonus = len(body) / LEAST_BYTES_PER_S
+                        hold(max(received, len(body)))
+                        bonus = received / LEAST_BYTES_PER_S
                         deadline.reschedule(began + self._patience_s + bonus)
             except TimeoutError:
                 raise BodyRefused(408, "body_too_slow", "the body did not come in time") from None
+        unpack.finish()
         return bytes(body)
 
     def _too_large(self) -> BodyRefused:
@@ -305,6 +324,7 @@ class HttpServer:
             app,
             handler_cancellation=True,
             access_log=None,
+            auto_decompress=False,  # `BodyReader` unpacks within its bounds
             shutdown_timeout=shutdown_s,
             keepalive_timeout=times.keepalive_s,
             lingering_time=LINGER_S,

@@ -126,6 +126,19 @@ def load(
     return _checked(model, found)
 
 
+def overriding(
+    model: type[Settings],
+    variables: Variables,
+    *,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Return the values that environment and flags give, by setting. They go before a file's."""
+    found = _Found()
+    _from_environment(model, variables, os.environ if environment is None else environment, found)
+    return {**found.values, **{name: value for name, value in flags.items() if value is not None}}
+
+
 def check(model: type[M], values: Mapping[str, Any]) -> M:
     """Return settings from plain values.
 
@@ -139,6 +152,31 @@ def check(model: type[M], values: Mapping[str, Any]) -> M:
         else:
             near = _nearest(name, model.model_fields)
             found.problems.append(f"there is no setting {one_line(name, _MAX_SHOWN)}{near}")
+    return _checked(model, found)
+
+
+def change(model: type[M], file: Path, texts: Mapping[str, str], unset: Collection[str] = ()) -> M:
+    """Return the settings of a file as they would be with others. The file stays as it is.
+
+    Args:
+        model: The settings.
+        file: One that is not there has none.
+        texts: New values by name, written as in the environment.
+        unset: Names that go back to their defaults.
+
+    Raises:
+        SettingsError: a name does not exist, a value cannot be used, or the file cannot be.
+    """
+    found = _Found((file,))
+    _from_file(model, file, found)
+    for name in (*texts, *unset):
+        if name not in model.model_fields:
+            near = _nearest(name, model.model_fields)
+            found.problems.append(f"there is no setting {one_line(name, _MAX_SHOWN)}{near}")
+        elif name in unset:
+            found.values.pop(name, None)
+        else:
+            found.take(name, _from_text(model, name, texts[name]), name)
     return _checked(model, found)
 
 
@@ -290,15 +328,16 @@ def to_toml(model: type[Settings], values: Mapping[str, Any], *, rest: bool = Fa
         if name not in model.model_fields:
             raise ValueError(f"there is no setting {name}")
         if value is not None:
-            blocks.append([*_comment(model, name), f"{name} = {_toml(value)}"])
+            blocks.append([*described(model, name), f"{name} = {_toml(value)}"])
     for name, info in model.model_fields.items() if rest else ():
         if values.get(name) is None:
             default = "" if info.is_required() or info.default is None else _toml(info.default)
-            blocks.append([*_comment(model, name), f"# {name} = {default}".rstrip()])
+            blocks.append([*described(model, name), f"# {name} = {default}".rstrip()])
     return "\n\n".join("\n".join(block) for block in blocks) + "\n"
 
 
-def _comment(model: type[Settings], name: str) -> list[str]:
+def described(model: type[Settings], name: str) -> list[str]:
+    """Return the comment that stands above a setting in a file."""
     info = model.model_fields[name]
     text = one_line(info.description or "", 1000)
     about = expected(info.annotation, info.metadata)

@@ -2,7 +2,8 @@
 
 It is JSON in one form, so that its bytes can be signed. Chain, token and terms are those of a
 deployment, and contracts are computed from them (`chain.addresses`). Indexes and relays are hints
-that may change. A faucet is named on test networks alone.
+that may change. A faucet is named on test networks alone. A number grows with every change, so that
+nobody can serve an older descriptor again to somebody who knows a newer one.
 
 The signature lies beside it. What is trusted is the address of the key that made it: a person
 compares it once with what the market publishes elsewhere, and afterwards it may not change.
@@ -44,7 +45,9 @@ MAX_SIGNATURE_FILE_BYTES: Final = 1024
 MAX_PLACES: Final = 16
 """Indexes, and relays."""
 MAX_URL_CHARACTERS: Final = 1024
-_MEMBERS: Final = ("format", "deployment", "indexes", "relays", "faucet")
+MAX_SEQUENCE: Final = 2**53 - 1
+"""What every JSON reader keeps exactly."""
+_MEMBERS: Final = ("format", "sequence", "deployment", "indexes", "relays", "faucet")
 
 
 class BadDescriptor(PieceworkError):
@@ -67,18 +70,21 @@ class MarketDescriptor:
     """One market, and where its public services are.
 
     indexes: URLs. relays: `host:port`, as each calls itself. faucet: a URL, on test networks.
+    sequence: grows with every change.
     """
 
     deployment: Deployment
     indexes: tuple[str, ...] = ()
     relays: tuple[str, ...] = ()
     faucet: str | None = None
+    sequence: int = 1
 
     def encode(self) -> bytes:
         """Write the one form that there is: sorted names, no spaces, UTF-8."""
         return _canonical(
             {
                 "format": FORMAT,
+                "sequence": self.sequence,
                 "deployment": self.deployment.to_json(),
                 "indexes": list(self.indexes),
                 "relays": list(self.relays),
@@ -128,6 +134,7 @@ class MarketDescriptor:
             tuple(checked_url(url) for url in _places(raw, "indexes")),
             tuple(checked_relay(relay) for relay in _places(raw, "relays")),
             faucet,
+            _sequence(raw["sequence"]),
         )
 
     @property
@@ -192,7 +199,7 @@ class PinnedMarket:
         """Hold a descriptor to the pinned one. Indexes, relays and the faucet may change.
 
         Raises:
-            MarketChanged: another key signed it, or chain, token or terms are others.
+            MarketChanged: another key signed it, chain, token or terms are others, or it is older.
         """
         if signer != self.signer:
             raise MarketChanged(
@@ -212,6 +219,21 @@ class PinnedMarket:
                     f"the market's descriptor names another {what} ({other}, before {one}). A "
                     "market cannot change that. Use another --home for another market"
                 )
+        self._check_number(newer)
+
+    def _check_number(self, newer: MarketDescriptor) -> None:
+        """Take no older descriptor, and no two with one number."""
+        known, number = self.descriptor, newer.sequence
+        if number < known.sequence:
+            raise MarketChanged(
+                f"the market's descriptor is number {number}, and this home has pinned number "
+                f"{known.sequence}. Somebody serves an old one. Ask the people who run the market"
+            )
+        if number == known.sequence and newer.encode() != known.encode():
+            raise MarketChanged(
+                f"there are two descriptors of this market with number {number}. Ask the people "
+                "who run the market to publish the right one with a higher number"
+            )
 
 
 def checked_url(value: Any) -> str:
@@ -239,6 +261,12 @@ def checked_relay(value: Any) -> str:
         if host and not set(host) & set("/?#@ ") and port.isdecimal() and 0 < int(port) < 65536:
             return value
     raise ValueError("a relay is not host:port")
+
+
+def _sequence(value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SEQUENCE:
+        return value
+    raise ValueError(f"sequence is a whole number from 1 to {MAX_SEQUENCE}")
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes:

@@ -53,9 +53,10 @@ if TYPE_CHECKING:
         JobResuming,
         JobStarted,
         ReadAnswers,
+        StepOpened,
     )
     from piecework.client.jobs.reads import Decision, ReadResult
-    from piecework.client.jobs.requests import Generation, ReadRequest, TextRequest
+    from piecework.client.jobs.requests import Generation, OpenRequest, ReadRequest, TextRequest
     from piecework.client.jobs.run import JobRun
     from piecework.client.journal.records import Part
     from piecework.client.sdk import Balance, PieceworkClient, Quote
@@ -93,6 +94,7 @@ __all__ = [
     "Label",
     "Message",
     "NoWorkerFits",
+    "OpenRequest",
     "OutputSegment",
     "Part",
     "PieceworkClient",
@@ -108,6 +110,7 @@ __all__ = [
     "RequestRefused",
     "SegmentKind",
     "SettingsError",
+    "StepOpened",
     "StoreError",
     "TextRequest",
     "Token",
@@ -149,6 +152,7 @@ _PLACES: Final = {
     "Label": "piecework_protocol.kinds.read",
     "Message": "piecework_protocol.conversation",
     "NoWorkerFits": _ERRORS,
+    "OpenRequest": "piecework.client.jobs.requests",
     "OutputSegment": "piecework_protocol.kinds.text",
     "Part": "piecework.client.journal.records",
     "PieceworkClient": "piecework.client.sdk",
@@ -164,6 +168,7 @@ _PLACES: Final = {
     "RequestRefused": _ERRORS,
     "SegmentKind": "piecework_protocol.kinds.text",
     "SettingsError": "piecework.base.settings",
+    "StepOpened": _EVENTS,
     "StoreError": _ERRORS,
     "TextRequest": "piecework.client.jobs.requests",
     "Token": "piecework.base.amounts",

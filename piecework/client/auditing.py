@@ -36,8 +36,8 @@ from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
-from piecework_protocol.limits import MAX_DENOISING_STEPS
 from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.openings import read_openings
 from piecework_protocol.rules import Case, check
 from piecework_protocol.trace import CanvasRecord, StepField, StepRecord
 from piecework_protocol.types import Address, JobId
@@ -45,7 +45,6 @@ from piecework_protocol.types import Address, JobId
 AUDIT_CLAUSE: Final = "7.2 in an audit"
 """The trace is that of the model, the seed and the steps that the receipt names."""
 MAX_REPORT_BYTES: Final = 64 * 1024
-STEPS_OF_FILE: Final = "piecework-openings/1"
 OpenSteps: TypeAlias = Mapping[int, Mapping[StepField, bytes]]
 """The fields of steps, by step."""
 
@@ -185,29 +184,21 @@ def _open_steps(data: bytes, leaves: Sequence[bytes] | None) -> tuple[CanvasReco
     """
     if not leaves:
         raise MalformedInput("the evidence has no leaves of this canvas, so no opening can be held")
-    try:
-        body = loads(data)
-        if body["format"] != STEPS_OF_FILE or len(body["steps"]) > MAX_DENOISING_STEPS:
-            raise ValueError(f"the format is not {STEPS_OF_FILE}")
-        record = CanvasRecord.parse(_fields(body["canvas"]))
-        steps = {}
-        for one in body["steps"]:
-            fields = _fields(one["fields"])
-            step = StepRecord.parse(fields)
-            if step.step + 1 >= len(leaves) or step.leaf() != leaves[step.step + 1]:
-                raise ValueError(f"step {step.step} is not the one that was committed")
-            steps[step.step] = dict(zip(StepField, fields, strict=True))
-    except KeyError as error:
-        raise MalformedInput(f"this is no openings file: it lacks {error}") from None
-    except (ValueError, TypeError, AttributeError, MalformedInput) as error:
-        raise MalformedInput(f"this is no openings file: {error}") from None
+    opened = read_openings(data)
+    if opened.canvas is None:
+        raise MalformedInput("this is no openings file: it lacks the canvas")
+    record, steps = opened.canvas, {}
+    for one in opened.steps:
+        step = StepRecord.parse(one.fields)
+        if step.step + 1 >= len(leaves) or step.leaf() != leaves[step.step + 1]:
+            raise MalformedInput(
+                f"this is no openings file of this canvas: step {step.step} is not the one that "
+                "was committed"
+            )
+        steps[step.step] = dict(zip(StepField, one.fields, strict=True))
     if record.leaf() != leaves[0]:
         raise MalformedInput("this is no openings file of this canvas: it has another canvas leaf")
     return record, steps
-
-
-def _fields(texts: Any) -> list[bytes]:
-    return [bytes.fromhex(text.removeprefix("0x")) for text in texts]
 
 
 def choose_canvas(evidence: EvidenceFile, entropy: Callable[[int], bytes]) -> int | None:

@@ -39,12 +39,17 @@ VARIABLES: Final = Variables(
 class ClientHome:
     """The files of one client. The folder has mode 0700 and every file in it 0600.
 
+    Attributes:
+        path: The folder.
+        earlier: An earlier deployment file of the same escrow, to be used in place of the home's.
+
     Example:
         >>> ClientHome(Path("/srv/story-bot")).wallet
         PosixPath('/srv/story-bot/wallet.json')
     """
 
     path: Path
+    earlier: Path | None = None
 
     @classmethod
     def default(cls) -> Self:
@@ -60,7 +65,7 @@ class ClientHome:
     @property
     def deployment(self) -> Path:
         """Which market on which chain this client belongs to."""
-        return self.path / "deployment.json"
+        return self.earlier or self.path / "deployment.json"
 
     @property
     def wallet(self) -> Path:

@@ -13,14 +13,14 @@ from typing import TypeAlias
 
 from piecework.base.errors import PieceworkError
 from piecework.client.jobs.driver import JobContext
-from piecework.client.jobs.events import CanvasText, ReadAnswers
+from piecework.client.jobs.events import CanvasText, ReadAnswers, StepOpened
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.contradictions import KeptFrame
 from piecework.client.journal.proofs import prove_receipts
 from piecework.client.journal.records import ChannelRow, JobRow, JobStatus, ReceiptRow
 from piecework.client.journal.store import Store
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.evidence.check import check_evidence, contradict
+from piecework_protocol.evidence.check import contradict
 from piecework_protocol.evidence.file import (
     CanvasEvidence,
     Contradiction,
@@ -28,14 +28,15 @@ from piecework_protocol.evidence.file import (
     PaidCanvas,
     ShownAcceptance,
     ShownJob,
-    ShownOffer,
     ShownPayment,
 )
+from piecework_protocol.evidence.making import make_file
 from piecework_protocol.frames import Accepted, CanvasDelivered
+from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Acceptance, Receipt
-from piecework_protocol.signing import recover, sign
+from piecework_protocol.signing import sign
 from piecework_protocol.types import JobId, Signature, Uint32
 
 
@@ -81,15 +82,17 @@ async def _fetched(outputs: dict[int, bytes], run: JobRun) -> str:
     try:
         async with run:
             async for event in run:
-                if isinstance(event, CanvasText | ReadAnswers):
+                if isinstance(event, CanvasText | ReadAnswers | StepOpened):
                     outputs[event.canvas] = output_of(event)
     except PieceworkError as error:
         return f"because its worker does not give it again: {error}"
     return ""
 
 
-def output_of(event: CanvasText | ReadAnswers) -> bytes:
+def output_of(event: CanvasText | ReadAnswers | StepOpened) -> bytes:
     """Give the bytes of an output, as the receipt's digest covers them."""
+    if isinstance(event, StepOpened):
+        return OpenOutput(event.canvas_fields, event.fields, event.soft).encode()
     if isinstance(event, CanvasText):
         return TextOutput(event.token_ids, event.segments).encode()
     return ReadOutput(event.answers).encode()
@@ -112,22 +115,17 @@ def _make(context: JobContext, job: JobId, texts: Texts) -> EvidenceFile:
     paid = store.receipts(channel=row.channel_id)
     mine = sorted((r for r in paid if r.receipt.job == job), key=lambda r: r.receipt.canvas)
     payment = _payment(context, channel, paid, job)
-    offer = row.offer
-    file = EvidenceFile(
-        domain=domain,
-        channel=channel.channel,
-        offer=ShownOffer(
-            offer.offer, offer.signature, recover(domain.digest(offer.offer), offer.signature)
-        ),
-        job=ShownJob(row.submission.job, row.submission.signature),
+    return make_file(
+        domain,
+        channel.channel,
+        row.offer,
+        ShownJob(row.submission.job, row.submission.signature),
         acceptance=_acceptance(row.acceptance),
-        canvases=tuple(_canvas(r, texts) for r in mine),
-        payments=() if payment is None else (payment,),
+        canvases=[_canvas(r, texts) for r in mine],
+        payment=payment,
         contradictions=_contradictions(domain, row, mine, store.contradictions.of(job)),
         content=texts.content,
     )
-    check_evidence(file)
-    return file
 
 
 def _acceptance(frame: Accepted | None) -> ShownAcceptance | None:

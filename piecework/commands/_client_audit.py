@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 
 import typer
 
 from piecework.commands import _common as common
+from piecework.commands._audit_report import Telling, say, tell
 from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
     from piecework.client.auditing import CanvasReport
+    from piecework.client.sdk import PieceworkClient
     from piecework_protocol.evidence.file import EvidenceFile
 
 T = TypeVar("T")
@@ -20,7 +22,6 @@ T = TypeVar("T")
 LEVELS: Final = ("rules", "replay", "forced")
 NO_VERDICT: Final = 3
 """The exit code. 2 says that the command was wrong."""
-MAX_OPENINGS_BYTES: Final = 512 * 2**20
 
 
 def register(app: typer.Typer) -> None:
@@ -40,43 +41,127 @@ def audit(
     level: Annotated[str, typer.Option(help="rules, replay or forced.")] = "replay",
     by: Annotated[str, typer.Option(help="Who audits: self.")] = "self",
     openings: Annotated[
-        Path | None, typer.Option(help="The steps that the worker opened. For rules and forced.")
+        Path | None, typer.Option(help="Steps that the worker opened, instead of bought ones.")
     ] = None,
+    buy: Annotated[
+        bool, typer.Option("--buy/--no-buy", help="Have the worker open the steps, for a price.")
+    ] = True,
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint's folder. Default: the bundled one.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    report_to: Annotated[
+        Path | None,
+        typer.Option("--report", help="Folder for a signed report, its evidence, and feedback."),
+    ] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option(help="The worker in ERC-8004: eip155:CHAIN:REGISTRY/ID. For --report."),
+    ] = None,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Give the signed report to the indexes.")
+    ] = False,
     home: Home = None,
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
     """Audit one canvas of a job.
 
-    Exit code 0: it passed. 1: it failed. 3: no verdict is possible here.
+    The levels rules and forced need the canvas's steps. The worker that made it opens them, at the
+    price of its prompt and a step each.
+
+    Exit code 0: it passed. 1: it failed. 3: no verdict is possible here. A report has no text, but
+    it shows who paid whom. Opened steps show the tokens.
     """
+    telling = Telling(report_to, agent, publish, home, password_file)
+    telling.check()
     if (job is None) == (evidence is None):
         common.fail("give a JOB, or --evidence FILE", 2)
     common.one_of("--level", level, LEVELS)
     common.one_of("--by", by, ("self",))
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
-    if level == "forced" and openings is None:
+    bought = job is not None and buy and openings is None and level != "replay"
+    if level == "forced" and openings is None and not bought:
         common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
+    opened = b"" if openings is None else _or_no_verdict(lambda: _opened(openings))
     if evidence is not None:
         file = _or_no_verdict(lambda: _read(evidence))
-        missing = ""
+        drawn, missing = _drawn(file, canvas), ""
     else:
-        file, missing = with_client(home, password_file, lambda client: _export(client, job or ""))
-    report = _audit(file, canvas=canvas, level=level, openings=openings, model=model, device=device)
-    _print(report, missing, json=json)
+        wish = _Wish(job or "", canvas, level, buy=bought)
+        file, drawn, made, missing = with_client(
+            home, password_file, lambda client: _export(client, wish)
+        )
+        opened = opened or made
+        if level == "forced" and not opened:
+            common.fail(missing, NO_VERDICT)
+    report = _audit(file, drawn, level, opened, EngineChoice(model, device))
+    verdict = _exit_code(report) != NO_VERDICT
+    told = tell(telling, file, report, opened) if telling.wanted and verdict else None
+    _print(report, missing, told, json=json)
     raise typer.Exit(_exit_code(report))
 
 
-async def _export(client: Any, job: str) -> tuple[EvidenceFile, str]:
+class _Wish(NamedTuple):
+    """What is to be audited, and whether the worker is to open it."""
+
+    job: str
+    canvas: int | None
+    level: str
+    buy: bool
+
+
+class EngineChoice(NamedTuple):
+    """The engine that audits: the checkpoint's folder, None for the bundled one, and the device."""
+
+    model: Path | None
+    device: str
+
+
+async def _export(client: PieceworkClient, wish: _Wish) -> tuple[EvidenceFile, int, bytes, str]:
+    """Return the evidence, the canvas, its openings if they could be bought, and what is missing.
+
+    The canvas is drawn before the worker is asked for anything.
+    """
     import asyncio
 
-    key = await asyncio.to_thread(client.store.job_named, job)
-    exported: tuple[EvidenceFile, str] = await client.evidence(key)
-    return exported
+    from piecework.base.errors import PieceworkError
+    from piecework.client.openings import buy_steps
+
+    key = await asyncio.to_thread(client.store.job_named, wish.job)
+    file, missing = await client.evidence(key)
+    drawn = _drawn(file, wish.canvas)
+    if not wish.buy:
+        return file, drawn, b"", missing
+    try:
+        bought = await buy_steps(client, key, drawn, soft=wish.level == "forced")
+    except PieceworkError as error:
+        why = f"the worker opens no steps: {error}"
+        return file, drawn, b"", f"{missing} and {why}" if missing else why
+    cost = client.payment_token.format(bought.cost)
+    common.say(f"the worker opened {len(bought.steps)} steps for {cost}", err=True)
+    return file, drawn, bought.file, missing
+
+
+def _drawn(file: EvidenceFile, canvas: int | None) -> int:
+    """Return the canvas that is asked for, or draw one."""
+    import secrets
+
+    from piecework.client.auditing import choose_canvas
+
+    drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas
+    if drawn is None:
+        common.fail("this job has no canvas with a trace", NO_VERDICT)
+    if drawn >= len(file.canvases):
+        common.fail(f"the job has {len(file.canvases)} canvases, and none of index {drawn}", 2)
+    return drawn
+
+
+def _opened(path: Path) -> bytes:
+    from piecework.base.files import read
+    from piecework_protocol.openings import MAX_OPENINGS_BYTES
+
+    return read(path, MAX_OPENINGS_BYTES)
 
 
 def _read(path: Path) -> EvidenceFile:
@@ -98,32 +183,17 @@ def _or_no_verdict(work: Callable[[], T]) -> T:
 
 
 def _audit(
-    file: EvidenceFile,
-    *,
-    canvas: int | None,
-    level: str,
-    openings: Path | None,
-    model: Path | None,
-    device: str,
+    file: EvidenceFile, canvas: int, level: str, opened: bytes, engine: EngineChoice
 ) -> CanvasReport:
-    import secrets
-
-    from piecework.base.files import read
-    from piecework.client.auditing import EngineAuditor, audit_rules, choose_canvas
+    from piecework.client.auditing import EngineAuditor, audit_rules
     from piecework_protocol.evidence.file import write_evidence
     from piecework_protocol.objects import AuditLevel
 
-    opened = b"" if openings is None else _or_no_verdict(lambda: read(openings, MAX_OPENINGS_BYTES))
-    drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas
-    if drawn is None:
-        common.fail("this job has no canvas with a trace", NO_VERDICT)
-    if drawn >= len(file.canvases):
-        common.fail(f"the job has {len(file.canvases)} canvases, and none of index {drawn}", 2)
     if level == "rules":
-        return _or_no_verdict(lambda: audit_rules(file, drawn, opened))
-    auditor = EngineAuditor(model, device)
+        return _or_no_verdict(lambda: audit_rules(file, canvas, opened))
+    auditor = EngineAuditor(engine.model, engine.device)
     data = _or_no_verdict(lambda: write_evidence(file))
-    return common.run(auditor.audit(data, drawn, AuditLevel[level.upper()], opened))
+    return common.run(auditor.audit(data, canvas, AuditLevel[level.upper()], opened))
 
 
 def _exit_code(report: CanvasReport) -> int:
@@ -132,7 +202,7 @@ def _exit_code(report: CanvasReport) -> int:
     return {AuditOutcome.PASS: 0, AuditOutcome.FAIL: 1}.get(report.outcome, NO_VERDICT)
 
 
-def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
+def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, json: bool) -> None:
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
     if json:
         common.print_json(
@@ -144,6 +214,7 @@ def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
                 "findings": list(report.findings),
                 "reason": report.reason,
                 "seconds": report.seconds,
+                "report": told,
             }
         )
         return
@@ -156,5 +227,7 @@ def _print(report: CanvasReport, missing: str, *, json: bool) -> None:
         common.say(f"    {safe(finding)}")
     if report.reason:
         common.say(f"    {safe(report.reason)}")
+    if told is not None:
+        say(told)
     if missing and outcome == "no_verdict":
         common.say(f"    the evidence lacks {safe(missing)}", err=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Home, Json, PasswordFile, with_client
+from piecework.commands._client_home import Earlier, Home, Json, PasswordFile, with_client
 
 if TYPE_CHECKING:
     from piecework.client.disputes.walk import DisputeReport, DisputeWalk
@@ -35,6 +35,7 @@ def dispute(
     ] = False,
     poll_seconds: Annotated[float, typer.Option(min=1, max=3600)] = 60.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before money is spent.")] = False,
+    deployment: Earlier = None,
     home: Home = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -60,7 +61,7 @@ def dispute(
             report = await walk.advance()
         return _view(report)
 
-    found = with_client(home, password_file, work)
+    found = with_client(home, password_file, work, earlier=deployment)
     if json:
         common.print_json(found)
     else:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 Home = Annotated[Path | None, common.home_option("client")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Earlier = Annotated[
+    Path | None,
+    typer.Option("--deployment", help="An earlier deployment file of this market (client move)."),
+]
 
 Work = Callable[["PieceworkClient"], Awaitable[Any]]
 
@@ -49,7 +53,15 @@ def existing(home: Path | None) -> ClientHome:
     return files
 
 
-def with_client(home: Path | None, password_file: Path | None, work: Work, **flags: Any) -> Any:
+def with_client(
+    home: Path | None,
+    password_file: Path | None,
+    work: Work,
+    *,
+    earlier: Path | None = None,
+    **flags: Any,
+) -> Any:
+    """Open the client and do some work. earlier: another deployment file than the home's."""
     folder, config = open_config(home, flags)
     secret = common.password(password_file)
 
@@ -57,9 +69,8 @@ def with_client(home: Path | None, password_file: Path | None, work: Work, **fla
         from piecework.client.config import ClientHome
         from piecework.client.sdk import PieceworkClient
 
-        async with await PieceworkClient.open(
-            ClientHome(folder), config, password=secret
-        ) as client:
+        files = ClientHome(folder, earlier)
+        async with await PieceworkClient.open(files, config, password=secret) as client:
             return await work(client)
 
     return common.run(whole())

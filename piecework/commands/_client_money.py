@@ -11,6 +11,7 @@ import typer
 
 from piecework.commands import _common as common
 from piecework.commands._client_home import (
+    Earlier,
     Home,
     Json,
     PasswordFile,
@@ -146,6 +147,7 @@ def close(
         typer.Argument(help="Channel ids, or their first digits; all that hold money if none."),
     ] = None,
     *,
+    deployment: Earlier = None,
     home: Home = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -164,7 +166,7 @@ def close(
             return closings_view(await client.funds.close_all())
         return closings_view(tuple([await client.funds.close(one) for one in chosen]))
 
-    rows = with_client(home, password_file, work)
+    rows = with_client(home, password_file, work, earlier=deployment)
     _print_closings(rows, json)
     if not rows and not json:
         common.say("no channel holds money")

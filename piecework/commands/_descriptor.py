@@ -29,6 +29,16 @@ def describe(descriptor: MarketDescriptor, key: Path, password: str, out: Path) 
     return signer.address
 
 
+def next_number(out: Path) -> int:
+    """The number after that of the descriptor which a file has. 1: there is none."""
+    from piecework.base.files import read
+    from piecework.chain.descriptor import MAX_DESCRIPTOR_BYTES, MarketDescriptor
+
+    if not out.is_file():
+        return 1
+    return MarketDescriptor.decode(read(out, MAX_DESCRIPTOR_BYTES)).sequence + 1
+
+
 def signature_file(file: Path) -> Path:
     """Where the signature of a descriptor's file lies."""
     return file.with_name(file.name + SIGNATURE_SUFFIX)
@@ -76,6 +86,7 @@ def say_market(descriptor: MarketDescriptor, signer: Address) -> None:
     deployment, token = descriptor.deployment, descriptor.deployment.payment_token
     rows = (
         ("signed by", address_hex(signer)),
+        ("number", str(descriptor.sequence)),
         ("chain", str(deployment.chain_id)),
         ("token", f"{token.symbol} {address_hex(deployment.token)}"),
         ("stake", token.format(deployment.min_stake)),
@@ -97,6 +108,7 @@ def market_json(descriptor: MarketDescriptor, signer: Address) -> dict[str, Any]
     deployment = descriptor.deployment
     return {
         "signer": address_hex(signer),
+        "sequence": descriptor.sequence,
         "deployment": deployment.to_json(),
         "escrow": address_hex(deployment.escrow),
         "registry": address_hex(deployment.registry),

@@ -126,7 +126,7 @@ def watts_of(card: Card | None, number: int = 0) -> Figure:
     from piecework_node.console.estimate import Figure
 
     if card is not None:
-        return Figure(float(card.watts), f"the whole board, {card.source}")
+        return Figure(float(card.watts.value), f"the whole board, {card.watts.source}")
     from piecework_node.owner.nvml import power_limit
 
     limit, missing = power_limit(number)

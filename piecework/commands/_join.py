@@ -142,8 +142,13 @@ async def _suggestion(market: MarketDescriptor, rpc: str | None) -> PriceSuggest
         return await suggest_prices(market.indexes, http, reader, SystemClock())
 
 
-def join(home: Home, url: str, wishes: Wishes, password_file: Path | None) -> dict[str, Any]:
-    """Accept the market, make the home, and register. Returns what was done, as `init` does."""
+def join(
+    home: Home, url: str, wishes: Wishes, password_file: Path | None, flags: dict[str, str]
+) -> dict[str, Any]:
+    """Accept the market, make the home, and register. Returns what was done, as `init` does.
+
+    flags: how a person writes settings.
+    """
     import tempfile
 
     from piecework_node.daemon.setup import set_up_worker
@@ -169,5 +174,6 @@ def join(home: Home, url: str, wishes: Wishes, password_file: Path | None) -> di
                 stake=staked,
                 faucet=wishes.faucet,
                 register=True,
+                flags=flags,
             )
         )

@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piecework.commands import _client_audit, _client_dispute, _client_evidence, _client_money
+from piecework.commands import (
+    _client_audit,
+    _client_dispute,
+    _client_evidence,
+    _client_money,
+    _client_move,
+)
 from piecework.commands import _common as common
 from piecework.commands._client_home import (
     Home,
@@ -295,6 +301,7 @@ def receipts(
 _client_money.register(app)
 _client_audit.register(app)
 _client_dispute.register(app)
+_client_move.register(app)
 app.add_typer(_client_evidence.app, name="evidence", help="Export what proves a job.")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -178,6 +178,10 @@ def describe(
         list[str] | None, typer.Option(help="host:port of a relay; repeatable.")
     ] = None,
     faucet: Annotated[str | None, typer.Option(help="URL of a faucet. Test networks only.")] = None,
+    sequence: Annotated[
+        int | None,
+        typer.Option(min=1, help="Its number. Default: one more than that of --out, or 1."),
+    ] = None,
     password_file: Annotated[
         Path | None, typer.Option(help="File with the key's password.")
     ] = None,
@@ -185,14 +189,15 @@ def describe(
 ) -> None:
     """Write and sign what others need to join this market.
 
-    Publish both files, and the fingerprint somewhere else. Keep the key: worker homes pin it.
+    Publish both files, and the fingerprint somewhere else. Keep the key: worker homes pin it. They
+    take no descriptor with a lower number than one that they have seen.
     """
     from piecework.commands import _descriptor
 
+    number = sequence or common.guard(lambda: _descriptor.next_number(out))
+    places: dict[str, Any] = {"indexes": tuple(index or ()), "relays": tuple(relay or ())}
     made = common.guard(
-        lambda: _descriptor.described(
-            deployment, indexes=tuple(index or ()), relays=tuple(relay or ()), faucet=faucet
-        )
+        lambda: _descriptor.described(deployment, **places, faucet=faucet, sequence=number)
     )
     secret = common.password(password_file, confirm=not key.is_file())
     signer = common.guard(lambda: _descriptor.describe(made, key, secret, out))

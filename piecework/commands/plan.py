@@ -97,7 +97,7 @@ def _say_earnings(home: Path, sizes: frozenset[int]) -> None:
     from piecework_node.console.cards import CARDS
 
     estimator = estimates.Estimator(home, estimates.EstimateWishes())
-    cards = [one for one in CARDS if not sizes or one.gigabytes in sizes]
+    cards = [one for one in CARDS if not sizes or one.gigabytes.value in sizes]
     estimates.show(estimates.by_cards(cards, estimator), estimator, as_json=False)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +15,11 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.relay.limits import RelayLimits
+    from piecework.relay.server import Relay
 
 app = common.group()
+MAX_WATCHERS = 16
+"""Connections of the metrics port. Prometheus needs one."""
 
 
 @app.callback()
@@ -32,6 +37,8 @@ class _Place:
     host: str
     port: int
     name: str
+    metrics: tuple[str, int] | None
+    """Where its figures are served, as host and port."""
 
 
 @app.command()
@@ -66,6 +73,13 @@ def start(
     idle_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds without a byte that end a client.")
     ] = 120.0,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Serve /metrics and /health there; 0 picks a port."),
+    ] = None,
+    metrics_host: Annotated[
+        str, typer.Option(help="Address of the metrics port. It asks for no password.")
+    ] = "127.0.0.1",
 ) -> None:
     """Pass clients on to the workers that dial in, until SIGTERM or Ctrl-C.
 
@@ -81,7 +95,8 @@ def start(
         clients_per_worker=clients_per_worker,
         idle_s=idle_s,
     )
-    common.run(_serve(deployment, _Place(host, port, name), limits, rpc))
+    watched = None if metrics_port is None else (metrics_host, metrics_port)
+    common.run(_serve(deployment, _Place(host, port, name, watched), limits, rpc))
 
 
 async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None) -> None:
@@ -109,8 +124,27 @@ async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None
         relay = Relay(gatekeeper, limits, clock=clock, log=structlog.get_logger())
         relay.start(sockets)
         try:
-            ready = {"ready": True, "role": "relay", "name": name, "port": bound}
-            common.print_json({**ready, "chain_id": deployment.chain_id})
-            await until_told_to_stop()
+            async with _watched(relay, place.metrics) as url:
+                ready = {"ready": True, "role": "relay", "name": name, "port": bound}
+                common.print_json({**ready, "chain_id": deployment.chain_id, "metrics_url": url})
+                await until_told_to_stop()
         finally:
             await relay.close()
+
+
+@asynccontextmanager
+async def _watched(relay: Relay, place: tuple[str, int] | None) -> AsyncIterator[str | None]:
+    """Serve a relay's figures, and give their address. None: nobody asked for them."""
+    from piecework.base.http_server import HttpServer, http_limits, serving
+    from piecework.relay.metrics import metrics_application
+
+    if place is None:
+        yield None
+        return
+    server = HttpServer(
+        metrics_application(relay),
+        http_limits(MAX_WATCHERS, MAX_WATCHERS),
+        on_refused=lambda why: relay.refused(f"metrics_{why}"),
+    )
+    async with serving(server, *place) as bound:
+        yield f"{bound.url}/metrics"

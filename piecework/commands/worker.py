@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
+from piecework.commands import _worker_changes, _worker_evidence, _worker_leave, _worker_update
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
-    from piecework_node.daemon.checks import CheckResult
+    from piecework_node.daemon.check_results import CheckResult
     from piecework_node.home import Home
 
 app = common.group()
@@ -113,6 +114,7 @@ def init(
     staked = common.units(token, stake) if stake else None
     heir = None if owner is None else common.address("--owner", owner)
     more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "owner": heir}
+    more |= {"flags": _FLAG_OF_SETTING, "file_is_asked": True}
     setup = set_up_worker(
         place, file, values, secret, faucet=faucet, register=not no_register, **more
     )
@@ -160,11 +162,13 @@ def join(
     given: dict[str, Any] = {"payout": payout, "endpoint": endpoint, "bind": bind}
     given |= {"rpc_url": rpc_url, "relays": tuple(relay or ()), "indexes": tuple(index or ())}
     given |= _model_settings(model) if model else {}
-    asked = {name: value for name, value in given.items() if value}
+    # An empty flag is an answer too.
+    asked = {n: v for n, v in given.items() if v or n in _asked(context)}
     wishes = _join.Wishes(
         asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
     )
-    _print_steps(_join.join(place, url, wishes, password_file), as_json=False)
+    done = _join.join(place, url, wishes, password_file, _FLAG_OF_SETTING)
+    _print_steps(done, as_json=False)
     if no_start:
         return
     check_all(place, common.password(password_file))
@@ -183,7 +187,8 @@ def check_all(place: Home, password: str) -> None:
 
 def _print_findings(findings: list[CheckResult]) -> None:
     for finding in findings:
-        common.say(f"{'ok  ' if finding.good else 'FAIL'}  {finding.item:14} {finding.detail}")
+        for line in finding.lines:
+            common.say(line)
 
 
 _SETTING_OF_OPTION = {
@@ -203,13 +208,22 @@ _SETTING_OF_OPTION = {
 }
 
 
+_FLAG_OF_SETTING = {
+    setting: "--" + option.replace("_", "-") for option, setting in _SETTING_OF_OPTION.items()
+}
+
+
 def _asked(context: typer.Context) -> frozenset[str]:
     """The settings that the person chose by an option. The others are defaults of `init`."""
-    return frozenset(
+    chosen = {
         setting
         for option, setting in _SETTING_OF_OPTION.items()
         if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
-    )
+    }
+    # What goes with a choice was chosen with it.
+    chosen |= {"model_store"} if "model" in chosen else set()
+    chosen |= {"backend"} if "vllm_endpoints" in chosen else set()
+    return frozenset(chosen)
 
 
 def _where(
@@ -246,12 +260,12 @@ def _model_settings(model: str) -> dict[str, Any]:
 def check(
     *, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False
 ) -> None:
-    """Check everything that a start needs; name what fails.
+    """Check everything that it takes to earn, as a client and an index see it.
 
-    Exit code 1 if anything fails.
+    Each line that is not ok has a code and what to do. Exit code 1 if anything fails. `--json` has
+    the shape of `linkerd check -o json`.
     """
-    from dataclasses import asdict
-
+    from piecework_node.daemon.check_results import as_linkerd
     from piecework_node.daemon.checks import Checker
     from piecework_node.home import Home
 
@@ -259,7 +273,7 @@ def check(
     findings = common.run(Checker(place, common.password(password_file)).run())
     good = all(finding.good for finding in findings)
     if json:
-        common.print_json({"good": good, "findings": [asdict(f) for f in findings]})
+        common.print_json(as_linkerd(findings))
     else:
         _print_findings(findings)
     raise typer.Exit(0 if good else 1)
@@ -313,6 +327,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
     seen: dict[str, bool] = body["seen_by"]
     rows = (
         ("state", body["state"] + (f": {body['fault']}" if body["fault"] else "")),
+        ("can earn", "yes" if body["can_earn"] else "; ".join(body["obstacles"]) or "not yet"),
         ("paused", _why_paused(body["pause"])),
         ("operator", body["operator"]),
         ("earnings to", body["receiver"]),
@@ -325,6 +340,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
         ("relays", ", ".join(f"{name} {state}" for name, state in body["relays"].items()) or "-"),
         ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
+        ("reached", ", ".join(f"{a} {word}" for a, word in body["reached"].items()) or "-"),
         ("price", _rate(offer, token)),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
@@ -524,6 +540,9 @@ def recover(*, home: HomeOption = None, json: Json = False) -> None:
         common.say(f"{item:10} {detail}")
 
 
+_worker_evidence.register(app)
+
+
 def _print_table(root: Path, first: str, last: str, *, jobs: bool) -> None:
     import csv
     import sys
@@ -572,3 +591,8 @@ def _ask(home: Path | None, method: str, path: str, body: bytes = b"") -> dict[s
     from piecework_node.daemon.admin import ask_daemon
 
     return common.run(ask_daemon(common.home("worker", home), method, path, body))
+
+
+_worker_changes.register(app)
+_worker_leave.register(app)
+_worker_update.register(app)

@@ -42,3 +42,20 @@ SAMPLED_AT_ONCE: Final = 500
 SETTLEMENTS_KEPT: Final = 50
 # The chain's final blocks are read this often.
 SETTLEMENTS_INTERVAL_S: Final = 30.0
+# Addresses dialled for workers at once. Each takes two seconds at most.
+MAX_DIALS: Final = 32
+# Checking one audit recovers a signature for each canvas, and applies the rules: up to a second.
+ADDRESS_AUDITS_PER_MINUTE: Final = 6
+ADDRESS_AUDIT_BURST: Final = 12
+# By the client that signed it. It paid for each job that it reports.
+REPORTER_AUDITS_PER_HOUR: Final = 30
+REPORTER_AUDIT_BURST: Final = 10
+# Of one worker, newest first. What is proven is kept before what is reported.
+AUDITS_KEPT: Final = 100
+# Of these, by one client. So one client cannot fill a worker's page.
+AUDITS_KEPT_PER_REPORTER: Final = 10
+# Evidence of all workers. The index takes no more then.
+MAX_AUDIT_STORE_BYTES: Final = 2 * 1024 * 1024 * 1024
+MAX_AUDIT_FINDINGS: Final = 16
+# Reports that wait for their check. Each may hold 4 MiB.
+MAX_WAITING_AUDITS: Final = 8

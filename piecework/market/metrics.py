@@ -35,6 +35,12 @@ class MarketMetrics:
             ["reason"],
             registry=self._registry,
         )
+        self._dialled = Counter(
+            "piecework_market_dials",
+            "Addresses of workers dialled for them, by outcome.",
+            ["outcome"],
+            registry=self._registry,
+        )
         self._live = Gauge("piecework_market_offers", "Live offers.", registry=self._registry)
 
     def accepted(self) -> None:
@@ -48,6 +54,10 @@ class MarketMetrics:
     def connection_refused(self, why: Refused) -> None:
         """A connection was closed as soon as it came."""
         self._refused.labels(why).inc()
+
+    def dialled(self, outcome: str) -> None:
+        """An address of a worker was dialled."""
+        self._dialled.labels(outcome).inc()
 
     def exposition(self, live: int) -> bytes:
         """The text that Prometheus reads."""

@@ -10,6 +10,7 @@ import asyncio
 from typing import Any, Final
 
 from piecework.base.clock import Clock
+from piecework.market.audits import AuditStore
 from piecework.market.catalogue import Catalogue
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.history import MarketHistory
@@ -39,6 +40,7 @@ class OfferStore:
         """Use `open`, which reads what is there."""
         self._db = database
         self.history = MarketHistory(database, token)
+        self.audits = AuditStore(database)
         self.catalogue = Catalogue()
         """What readers see."""
         self._sequences: dict[Address, int] = {}

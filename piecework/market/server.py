@@ -4,6 +4,9 @@
     GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit= &offset=
                       (a page ends early at 4 MiB: go on behind the offers that came)
     GET  /v1/offers/OPERATOR   the worker's last offer, also when it has expired
+    POST /v1/dial     a registered operator's signed request to be dialled (`market.dialling`)
+    POST /v1/audits   a client's signed report of an audit (`protocol.evidence.reports`)
+    GET  /v1/workers/OPERATOR/audits   GET /v1/audits/ID (its evidence)   GET /v1/audits/ID/report
     GET  /v1/models   GET /v1/workers   ?limit= &offset=
     GET  /v1/history   GET /health   GET /metrics
     GET  /   GET /workers/OPERATOR   the explorer
@@ -28,9 +31,13 @@ from aiohttp import hdrs, web
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.connections import Networks
+from piecework.base.dialling import Dialler
 from piecework.base.http_server import BodyReader, BodyRefused, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
+from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
+from piecework.market.audit_desk import AuditDesk, ChannelSource
+from piecework.market.dialling import DialDesk
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.explorer import layout, offers, worker
 from piecework.market.history import DAY_S
@@ -88,7 +95,7 @@ class Registered(Standing, Protocol):
     def payout(self) -> Address: ...
 
 
-class Registry(EventSource, Protocol):
+class Registry(EventSource, ChannelSource, Protocol):
     """What the index reads from the chain; `chain.reader.ChainReader` is one."""
 
     @property
@@ -132,11 +139,14 @@ class IndexServer:
         *,
         clock: Clock | None = None,
         trusted_proxies: Networks = (),
+        dialler: Dialler | None = None,
     ) -> None:
+        """dialler: None dials public addresses alone, and on a development chain all."""
         self._store, self._registry, self._settings = store, registry, settings
         self._trusted = trusted_proxies
         self._bodies = BodyReader(max_bytes=MAX_OFFER_BYTES, trusted=trusted_proxies)
         self._clock = clock or SystemClock()
+        self._audits = AuditDesk(store, registry, self._clock, trusted_proxies)
         self.metrics = MarketMetrics()
         self._posts = _limiter(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST)
         self._reads = _limiter(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST)
@@ -144,6 +154,11 @@ class IndexServer:
         self._standings: OrderedDict[Address, tuple[float, Registered | None]] = OrderedDict()
         self._rows = offers.OfferRows(settings.money)
         self._log = structlog.get_logger("market")
+        market = registry.domain
+        public_only = market.chain_id not in DEVELOPMENT_CHAIN_IDS
+        self.dials = DialDesk(
+            dialler or Dialler(public_only=public_only), market, self._is_bonded, self._clock
+        )
 
     def application(self) -> web.Application:
         """The routes behind one guard, and the sweeper beside them."""
@@ -151,13 +166,16 @@ class IndexServer:
         app.router.add_post("/v1/offers", self._publish)
         app.router.add_get("/v1/offers", self._offers)
         app.router.add_get("/v1/offers/{operator}", self._last_offer)
+        app.router.add_post("/v1/dial", self._dial)
         app.router.add_get("/v1/models", self._models)
         app.router.add_get("/v1/workers", self._workers)
+        app.router.add_get("/v1/workers/{operator}/audits", self._worker_audits)
         app.router.add_get("/v1/history", self._history)
         app.router.add_get("/workers/{operator}", self._worker_page)
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
         app.router.add_get("/", self._page)
+        self._audits.add_to(app)
         app.cleanup_ctx.append(self._working)
         return app
 
@@ -272,6 +290,18 @@ class IndexServer:
                 self._standings.popitem(last=False)
         return known[1]
 
+    # --- dialling back
+
+    async def _dial(self, request: web.Request) -> web.Response:
+        found = await self.dials.answer(await self._bodies.read(request))
+        for one in found["dialled"]:
+            self.metrics.dialled(one["outcome"])
+        return web.json_response(found)
+
+    async def _is_bonded(self, operator: Address) -> bool:
+        standing = await self._standing(operator)
+        return standing is not None and standing.active
+
     # --- reading
 
     async def _offers(self, request: web.Request) -> web.Response:
@@ -285,9 +315,15 @@ class IndexServer:
         data = await self._store.last(operator)
         if data is None:
             raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
-        sequence = wire.decode_offer(data).offer.sequence
-        signed = base64.b64encode(data).decode()
-        return web.json_response({"sequence": sequence, "signed_offer": signed})
+        offer = wire.decode_offer(data).offer
+        listed = self._store.catalogue.get(operator)
+        body = {
+            "sequence": offer.sequence,
+            "signed_offer": base64.b64encode(data).decode(),
+            # Whether readers see it: others see a worker's live offer alone.
+            "listed": listed is not None and listed.signed.offer.expires_at > self._now(),
+        }
+        return web.json_response(body)
 
     async def _models(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query, only=("limit", "offset"))
@@ -297,6 +333,12 @@ class IndexServer:
     async def _workers(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
         return web.json_response(self._store.catalogue.workers(query, self._now()))
+
+    async def _worker_audits(self, request: web.Request) -> web.Response:
+        operator = _operator(request)
+        if await self._store.last(operator) is None:
+            raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
+        return web.json_response((await self._audits.of(operator)).to_json())
 
     async def _history(self, _: web.Request) -> web.Response:
         history, since = self._store.history, self._now() - DAY_S
@@ -343,6 +385,7 @@ class IndexServer:
             await history.settled(operator),
             await history.settled_in_all(operator),
             self._settings.transactions,
+            await self._audits.of(operator),
         )
         return _html(worker.render(shown, now, self._settings.money))
 

@@ -10,10 +10,8 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Protocol
 
-from piecework.chain.errors import ChainError
 from piecework.chain.events import ChannelClosed, ChannelOpened, EscrowEvent, Settled
 from piecework.chain.records import Block
-from piecework.market.errors import OfferStoreError
 from piecework.market.history import ChannelEvent, Closed, MarketHistory, Opened, Paid
 from piecework.market.limits import SETTLEMENTS_INTERVAL_S
 from piecework_protocol.objects import Channel
@@ -80,16 +78,21 @@ async def catch_up(history: MarketHistory, chain: EventSource) -> int:
 
 
 async def follow(history: MarketHistory, chain: EventSource, log: Any) -> None:
-    """Catch up again and again until cancelled. What fails is logged once until it works again."""
+    """Catch up again and again until cancelled. What fails is logged once until it works again.
+
+    An error of ours, or an event that fits no table, ends the round that it came in. The index
+    shows an older history then, and everything else of it goes on.
+    """
     failed = ""
     while True:
         try:
             await catch_up(history, chain)
             failed = ""
-        except (ChainError, OfferStoreError) as error:
-            if str(error) != failed:
-                log.warning("settlements", error=str(error))
-            failed = str(error)
+        except Exception as error:  # noqa: BLE001  it ends this round alone
+            told = f"{type(error).__name__}: {error}"
+            if told != failed:
+                log.warning("settlements", error=str(error), error_class=type(error).__name__)
+            failed = told
         await asyncio.sleep(SETTLEMENTS_INTERVAL_S)
 
 

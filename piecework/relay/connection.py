@@ -8,6 +8,7 @@ are.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from piecework.base.listener import AcceptedConnection
@@ -26,10 +27,8 @@ class Switchboard(Protocol):
 
     buffer: memoryview
     """What every connection reads into. It is copied out before anybody else reads."""
-
-    def now(self) -> float:
-        """Monotonic seconds."""
-        ...
+    now: Callable[[], float]
+    """Monotonic seconds."""
 
     def call(self, client: RelayConnection, name: str) -> None:
         """A client asks for the worker of a server name."""
@@ -59,13 +58,17 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
         super().__init__(peer)
         self.peer = peer
         self._relay, self._opening_s = relay, opening_s
+        # At hand, because every message needs them.
+        self._buffer, self._now = relay.buffer, relay.now
+        self.passed_bytes = 0
+        """That came from here and were passed on."""
         self._transport: asyncio.Transport | None = None
         self._hello: HelloReader | None = None
         self._line = bytearray()
         self._decided = self._aborted = False
         self._other: RelayConnection | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._moved_at = relay.now()
+        self._moved_at = self._now()
 
     @property
     def is_idle(self) -> bool:
@@ -152,14 +155,15 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
         self.arm(self._opening_s)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._relay.buffer
+        return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        data = bytes(self._relay.buffer[:nbytes])
-        self._moved_at = self._relay.now()
-        if self._other is not None:
-            if self._other._transport is not None:
-                self._other._transport.write(data)
+        self._moved_at = self._now()
+        data, other = bytes(self._buffer[:nbytes]), self._other
+        if other is not None:
+            self.passed_bytes += nbytes
+            if other._transport is not None:
+                other._transport.write(data)
         elif not self._decided:
             self._open(data)
         else:

@@ -15,6 +15,13 @@ CLOSING_S: Final = 5.0
 CLIENTS_PER_S: Final = 20.0
 CLIENTS_BURST: Final = 60.0
 """New connections of one client address to one worker."""
+WORKER_CLIENTS_PER_S: Final = 25.0
+WORKER_CLIENTS_BURST: Final = 100.0
+"""New connections of all clients of one worker together, whatever their addresses. Each costs the
+relay a ClientHello and two connections."""
+SPARE_SHARE: Final = 8
+"""This part of all connections is kept free of clients: for workers, and for what has not said yet
+what it wants."""
 JOINS_PER_S: Final = 0.2
 JOINS_BURST: Final = 20.0
 """Of one address. Each costs a signature check, and a stranger's one call to the chain as well."""

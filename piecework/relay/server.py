@@ -20,7 +20,16 @@ from piecework.base.listener import Listener
 from piecework.base.rates import Rate, RateLimiter
 from piecework.relay.connection import RelayConnection
 from piecework.relay.joined import Gatekeeper, JoinedWorker, LinkEnded
-from piecework.relay.limits import JOINS_BURST, JOINS_PER_S, READ_BYTES, SWEEP_S, RelayLimits
+from piecework.relay.limits import (
+    JOINS_BURST,
+    JOINS_PER_S,
+    READ_BYTES,
+    SPARE_SHARE,
+    SWEEP_S,
+    WORKER_CLIENTS_BURST,
+    WORKER_CLIENTS_PER_S,
+    RelayLimits,
+)
 from piecework_protocol.relaying import named_operator
 from piecework_protocol.types import Address, address_hex
 
@@ -37,10 +46,15 @@ class Relay:
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.counts: Counter[str] = Counter()
         """Connections that were ended, by reason."""
-        self._gatekeeper, self._limits = gatekeeper, limits
+        self.joins = self._passed_before = 0
+        self._gatekeeper, self.limits = gatekeeper, limits
         self._clock, self._log = clock, log
+        self.now = clock.monotonic
         self._table = ConnectionTable(limits.connections)
         self._joins = RateLimiter(Rate(JOINS_PER_S, JOINS_BURST), keys=MAX_ADDRESSES)
+        calls = Rate(WORKER_CLIENTS_PER_S, WORKER_CLIENTS_BURST)
+        # By operator and not by link: who joins again gets no new rate.
+        self._calls = RateLimiter(calls, keys=max(1, 4 * limits.workers))
         self._workers: dict[Address, JoinedWorker] = {}
         self._clients: dict[RelayConnection, tuple[JoinedWorker, bytes]] = {}
         self._tokens: dict[bytes, JoinedWorker] = {}
@@ -53,7 +67,7 @@ class Relay:
         self._listener = Listener(
             sockets,
             self._table,
-            lambda peer: RelayConnection(peer, self, self._limits.opening_s),
+            lambda peer: RelayConnection(peer, self, self.limits.opening_s),
             on_refused=lambda why: self.refused(f"connection_{why}"),
             clock=self._clock,
         )
@@ -83,10 +97,24 @@ class Relay:
         """Clients' connections that a worker has, or that wait for one."""
         return len(self._clients)
 
-    # --- Switchboard
+    @property
+    def passed_bytes(self) -> int:
+        """Bytes that were passed on, both ways together."""
+        open_now = (*self._joined, *self._clients)
+        return self._passed_before + sum(one.passed_bytes for one in open_now)
 
-    def now(self) -> float:
-        return self._clock.monotonic()
+    @property
+    def connections(self) -> int:
+        """Open connections of every kind."""
+        return len(self._table)
+
+    @property
+    def most_clients(self) -> int:
+        """Clients that all workers may have together. Each takes two connections."""
+        total = self.limits.connections.total
+        return max(1, (total - total // SPARE_SHARE - self.workers) // 2)
+
+    # --- Switchboard
 
     def refused(self, why: str) -> None:
         self.counts[why] += 1
@@ -97,12 +125,33 @@ class Relay:
         if worker is None:
             client.turn_away("no_such_worker")
             return
+        if self._calls.take(worker.operator, self._clock.monotonic()):
+            client.turn_away("worker_rate_total")
+            return
+        if self.clients >= self.most_clients and not self._make_room(worker):
+            client.turn_away("clients_total")
+            return
         token, why = worker.call(client)
         if not token:
             client.turn_away(why)
             return
         self._clients[client] = (worker, token)
         self._tokens[token] = worker
+
+    def _make_room(self, newcomer: JoinedWorker) -> bool:
+        """Close the longest quiet client of the worker that has most, if it has more.
+
+        So a flood of one worker's clients costs that worker, and not the others.
+        """
+        most = max(self._workers.values(), key=lambda worker: len(worker.clients))
+        if len(most.clients) <= len(newcomer.clients) + 1:
+            return False
+        held = [client for client, (worker, _) in self._clients.items() if worker is most]
+        longest = min(held, key=lambda client: client.moved_at)
+        self.refused("made_room")
+        longest.abort()
+        self.gone(longest)
+        return True
 
     def take(self, way: RelayConnection, token: bytes) -> None:
         worker = self._tokens.pop(token, None)
@@ -120,17 +169,19 @@ class Relay:
 
     def join(self, link: RelayConnection, operator: Address) -> None:
         wait_s = self._joins.take(link.address, self._clock.monotonic())
-        if wait_s or len(self._tasks) >= MAX_HANDSHAKES + self._limits.workers:
+        if wait_s or len(self._tasks) >= MAX_HANDSHAKES + self.limits.workers:
             self.refused("join_rate" if wait_s else "joins_total")
             link.abort()
             return
-        worker = JoinedWorker(operator, link, self._gatekeeper, self._limits)
+        worker = JoinedWorker(operator, link, self._gatekeeper, self.limits)
         self._spawn(self._live(worker, link), "worker")
 
     def gone(self, connection: RelayConnection) -> None:
         self._table.remove(connection)
-        self._joined.discard(connection)
         worker, token = self._clients.pop(connection, (None, b""))
+        if worker is not None or connection in self._joined:
+            self._passed_before += connection.passed_bytes
+        self._joined.discard(connection)
         if worker is not None:
             self._tokens.pop(token, None)
             worker.gone(token, connection)
@@ -142,6 +193,7 @@ class Relay:
         try:
             await worker.authenticate()
             self._place(worker)
+            self.joins += 1
             self._log.info("worker admitted", operator=operator, workers=self.workers)
             await worker.serve(self.refused)
         except LinkEnded as error:
@@ -157,7 +209,7 @@ class Relay:
         before = self._workers.get(worker.operator)
         if before is not None:
             before.close()
-        elif self.workers >= self._limits.workers:
+        elif self.workers >= self.limits.workers:
             worker.refuse("this relay has as many workers as it takes")
             raise LinkEnded("too many workers")
         self._workers[worker.operator] = worker
@@ -171,7 +223,7 @@ class Relay:
         """Close connections over which nothing goes any more."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            oldest = self.now() - self._limits.idle_s
+            oldest = self.now() - self.limits.idle_s
             for connection in [c for c in self._joined if c.moved_at < oldest]:
                 self.refused("idle")
                 connection.abort()

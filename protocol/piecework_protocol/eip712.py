@@ -77,9 +77,11 @@ class TypedData:
         ValueError: A member does not fit its type. The text names it.
     """
 
-    __slots__ = ("_digest", "_struct_hash")
+    __slots__ = ("_digest", "_message", "_struct_hash")
     __dataclass_fields__: ClassVar[dict[str, Any]]
     _struct_hash: Bytes32
+    _message: object
+    """The message that the object travels in, once `wire` has made it."""
     _digest: tuple[Domain, Bytes32]
     """The last digest, and the domain that it is under."""
 

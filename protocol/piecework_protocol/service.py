@@ -79,9 +79,18 @@ def receipt_fault(parameters: Parameters, receipt: Receipt) -> tuple[str, str] |
 
 def leaves_fault(receipt: Receipt, leaves: Sequence[bytes]) -> tuple[str, str] | None:
     """Give the clause that the leaves delivered with a receipt break, and how, or None."""
-    expected = receipt.steps + 1 if receipt.steps else 0
-    if len(leaves) != expected:
-        return "7.2", f"{len(leaves)} leaves for {receipt.steps} denoising steps, not {expected}"
-    if trace_root(leaves) != receipt.trace_root:
+    fault = count_fault(receipt, leaves)
+    if fault is None and trace_root(leaves) != receipt.trace_root:
         return "7.2", "the trace root is not that of the leaves"
-    return None
+    return fault
+
+
+def count_fault(receipt: Receipt, leaves: Sequence[bytes]) -> tuple[str, str] | None:
+    """Give the clause that the number of a receipt's leaves breaks, and how, or None.
+
+    For a worker that has made the trace root of these very leaves.
+    """
+    expected = receipt.steps + 1 if receipt.steps else 0
+    if len(leaves) == expected:
+        return None
+    return "7.2", f"{len(leaves)} leaves for {receipt.steps} denoising steps, not {expected}"

@@ -15,7 +15,7 @@ import dataclasses
 import enum
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -51,12 +51,14 @@ from piecework_protocol.limits import (
     MAX_DETAILS_BYTES,
     MAX_ENDPOINT_BYTES,
     MAX_FRAME_BYTES,
+    MAX_FRAMES_TOGETHER,
     MAX_LEAVES_PER_VOUCHER,
     MAX_NAME_BYTES,
     MAX_OFFER_BYTES,
     MAX_OFFER_ENDPOINTS,
     MAX_OFFER_MODELS,
     MAX_OFFER_TOKENS,
+    MAX_OPENING_BYTES,
     MAX_OUTPUT_BYTES,
     MAX_PROOF_SIBLINGS,
     MAX_REASON_BYTES,
@@ -89,6 +91,9 @@ _M = TypeVar("_M", bound=Message)
 _V = TypeVar("_V")
 _MAX_SEALED_CONTENT: Final = MAX_CONTENT_BYTES + SEALING_OVERHEAD_BYTES
 _MAX_SEALED_OUTPUT: Final = MAX_OUTPUT_BYTES + SEALING_OVERHEAD_BYTES
+_MAX_SEALED_CANVAS: Final = MAX_OPENING_BYTES + SEALING_OVERHEAD_BYTES
+"""What stands on a canvas is an output or an opened step. The kind's own limit is checked once it
+is open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ _LIMITS: Mapping[tuple[type, str], int] = {
     (ShownVoucher, "peaks"): MAX_PROOF_SIBLINGS,
     (ShowReceiptsRequest, "receipts"): MAX_SHOWN_RECEIPTS,
     (Draft, "sealed_output"): _MAX_SEALED_OUTPUT,
-    (CanvasDelivered, "sealed_output"): _MAX_SEALED_OUTPUT,
+    (CanvasDelivered, "sealed_output"): _MAX_SEALED_CANVAS,
     (CanvasDelivered, "leaves"): MAX_TRACE_LEAVES,
     (JobEnded, "message"): MAX_REASON_BYTES,
     (Endpoint, "address"): MAX_ENDPOINT_BYTES,
@@ -153,7 +158,7 @@ _CALL_LIMITS: Mapping[type, int] = {
 
 def encode_client_frame(frame: ClientFrame) -> bytes:
     """Encode a frame as the client sends it."""
-    return _encode_frame(pb.ClientFrame(), _CLIENT_FRAMES, frame)
+    return bytes(_framed(pb.ClientFrame(), _CLIENT_FRAMES, frame).SerializeToString())
 
 
 def decode_client_frame(data: bytes) -> ClientFrame:
@@ -162,21 +167,47 @@ def decode_client_frame(data: bytes) -> ClientFrame:
     Raises:
         MalformedInput: The bytes are not a client frame, or a member breaks its bounds.
     """
-    return _decode_frame(pb.ClientFrame, _CLIENT_FRAMES, data)
+    return _unframed(_CLIENT_FRAMES, _parse(pb.ClientFrame, data, MAX_FRAME_BYTES))
 
 
 def encode_worker_frame(frame: WorkerFrame) -> bytes:
-    """Encode a frame as the worker sends it."""
-    return _encode_frame(pb.WorkerFrame(), _WORKER_FRAMES, frame)
+    """Encode a frame as the worker sends it alone, and as journals keep it."""
+    return encode_worker_frames((frame,))
+
+
+def encode_worker_frames(frames: Sequence[WorkerFrame]) -> bytes:
+    """Encode frames that travel in one message (clause 2.8)."""
+    message, *behind = (_framed(pb.WorkerFrame(), _WORKER_FRAMES, frame) for frame in frames)
+    message.behind.extend(behind)
+    return bytes(message.SerializeToString())
 
 
 def decode_worker_frame(data: bytes) -> WorkerFrame:
-    """Parse a worker's frame. A reason that this version does not know becomes `INTERNAL`.
+    """Parse a worker's frame that came alone.
 
     Raises:
-        MalformedInput: The bytes are not a worker frame, or a member breaks its bounds.
+        MalformedInput: As `decode_worker_frames`, or there are several.
     """
-    return _decode_frame(pb.WorkerFrame, _WORKER_FRAMES, data)
+    first, *behind = decode_worker_frames(data)
+    if behind:
+        raise MalformedInput("more than one WorkerFrame")
+    return first
+
+
+def decode_worker_frames(data: bytes) -> tuple[WorkerFrame, ...]:
+    """Parse the frames of one message of a worker, one or more, in their order.
+
+    A reason that this version does not know becomes `INTERNAL`.
+
+    Raises:
+        MalformedInput: The bytes are not worker frames, or a member breaks its bounds.
+    """
+    message = _parse(pb.WorkerFrame, data, MAX_FRAME_BYTES)
+    if len(message.behind) >= MAX_FRAMES_TOGETHER:
+        raise MalformedInput(f"a message has at most {MAX_FRAMES_TOGETHER} frames")
+    if any(frame.behind for frame in message.behind):
+        raise MalformedInput("a WorkerFrame behind another one carries a third")
+    return tuple(_unframed(_WORKER_FRAMES, frame) for frame in (message, *message.behind))
 
 
 # --- offers and calls
@@ -242,19 +273,20 @@ def decode_funding(data: bytes, channel: Channel) -> Funding:
 # --- the messages around values
 
 
-def _encode_frame(message: Any, kinds: Mapping[str, type], frame: Any) -> bytes:
+def _framed(message: Any, kinds: Mapping[str, type], frame: Any) -> Any:
+    """Put a frame into the message that says which kind it is."""
     name = next(name for name, kind in kinds.items() if type(frame) is kind)
     member = getattr(message, name)
     member.CopyFrom(_to_message(frame))
     member.SetInParent()  # a frame of defaults only is still a frame
-    return bytes(message.SerializeToString())
+    return message
 
 
-def _decode_frame(kind: type[_M], kinds: Mapping[str, type[_V]], data: bytes) -> _V:
-    message: Any = _parse(kind, data, MAX_FRAME_BYTES)
+def _unframed(kinds: Mapping[str, type[_V]], message: Any) -> _V:
+    """Give the frame in such a message."""
     name = message.WhichOneof("frame")
     if name is None:
-        raise MalformedInput(f"a {kind.__name__} of no known kind")
+        raise MalformedInput(f"a {type(message).__name__} of no known kind")
     return _to_value(kinds[name], getattr(message, name))
 
 
@@ -302,9 +334,21 @@ class _Plan:
 
 
 def _to_message(value: Any) -> Any:
-    """Give the message of a frame or object."""
-    cls = type(value)
-    return _funding_message(value) if cls in _FUNDINGS else _own_message(value)
+    """Give the message of a frame or object. It is copied or encoded, and never changed.
+
+    A signed object is frozen, and often travels more than once: to a journal and to the peer, or in
+    every job, as an offer and a channel do. So its message is made once.
+    """
+    if type(value) in _FUNDINGS:
+        return _funding_message(value)
+    if not isinstance(value, TypedData):
+        return _own_message(value)
+    try:
+        return value._message
+    except AttributeError:
+        made = _own_message(value)
+        object.__setattr__(value, "_message", made)
+        return made
 
 
 def _own_message(value: Any) -> Any:

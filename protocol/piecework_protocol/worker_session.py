@@ -26,7 +26,7 @@ from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.objects import Acceptance, Channel, Finish, Job, ModelOffer, Receipt
 from piecework_protocol.pricing import Usage, price, usage_of
-from piecework_protocol.service import leaves_fault, receipt_fault
+from piecework_protocol.service import count_fault, receipt_fault
 from piecework_protocol.states import ENDED_STATES, JobEvent, JobState, advance_job
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Timestamp, Uint32
@@ -49,7 +49,8 @@ class StoredCanvas:
     """A finished canvas: a record to journal before it is delivered, and what the journal holds.
 
     The output is sealed to the client. `resume_secret` holds the token ids, sealed to the worker
-    itself. It is empty for the last canvas of a job. `leaves` are those under the trace root.
+    itself. It is empty for the last canvas of a job. Of an opening it is the opened step's record.
+    `leaves` are those under the trace root.
     """
 
     receipt: Receipt
@@ -389,7 +390,7 @@ class WorkerSession:
             previous=Digest(self._domain.digest(last) if last else self.accepted.id),
         )
         fault = receipt_fault(self.accepted.job.parameters, receipt)
-        fault = fault or leaves_fault(receipt, work.leaves)
+        fault = fault or count_fault(receipt, work.leaves)
         invariant(fault is None, f"a receipt of ours keeps to its job's class of service: {fault}")
         return receipt
 

@@ -40,7 +40,7 @@ def test_an_output_has_its_recorded_bytes_and_digest(name: str) -> None:
     output, case = contents.outputs()[name], VECTORS["outputs"][name]
     data = recorded(case["bytes"])
     assert output.encode() == data and output.units == case["units"]
-    kind = Kind.READ if name.startswith("read") else Kind.TEXT
+    kind = Kind[name.partition(":")[0].upper()]
     assert KINDS[kind].decode_output(data) == output
     job = JobId(contents.JOB)
     assert recorded(case["digest"]) == output_digest(job, 3, data)

@@ -12,7 +12,7 @@ from eth_account.messages import encode_typed_data
 from eth_utils.crypto import keccak
 
 from piecework.chain import descriptor
-from piecework_protocol import objects, relaying
+from piecework_protocol import dialling, objects, relaying
 from piecework_protocol.eip712 import Domain, TypedData, type_dict, type_hash, type_string
 from piecework_protocol.signing import recover
 from piecework_protocol.types import Bytes32
@@ -31,7 +31,7 @@ def _signed() -> set[type[TypedData]]:
     """Every object with a signature or a hash, wherever it is defined."""
     found = {
         kind
-        for room in (objects, relaying, descriptor)
+        for room in (dialling, objects, relaying, descriptor)
         for kind in vars(room).values()
         if isinstance(kind, type) and issubclass(kind, TypedData)
     }

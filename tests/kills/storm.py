@@ -49,7 +49,7 @@ SEEDS_A_LIFE: Final = 100_000
 COMPLETE, CUT = "complete", "cut"
 ATTEMPTS: Final = 3
 ROUNDS: Final = 20
-WORKER: Final = {
+WORKER: Final[dict[str, Any]] = {
     "slots": 4,
     "requests_per_minute": 60_000,
     "jobs_per_channel": 16,

@@ -2,9 +2,10 @@
 
 Each mutant changes one operator, guard, effect or modifier of one line. It is killed when it does
 not compile or when a test fails. There are more mutants than fit into half an hour, so a run draws
-them in a seeded order until its time is over; another seed draws others.
+them in a seeded order until its time is over; another seed draws others. FILE, such as
+Disputes.sol, draws those of one file alone.
 
-    python -m tests.mutants.solidity [SECONDS [SEED]]
+    python -m tests.mutants.solidity [SECONDS [SEED [FILE]]]
 """
 
 from __future__ import annotations
@@ -24,13 +25,19 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGE = ROOT / "build" / "mutants-solidity"
 PROJECT = STAGE / "contracts"
 MUTATED = (
+    "Disputes.sol",
     "Escrow.sol",
+    "EvidenceVerifier.sol",
     "WorkerRegistry.sol",
     "libraries/Accounts.sol",
     "libraries/CappedTransfer.sol",
     "libraries/MerkleProof.sol",
     "libraries/PackedRows.sol",
+    "libraries/Philox.sol",
+    "libraries/ReceiptRules.sol",
     "libraries/TokenSignatures.sol",
+    "libraries/TraceLeaves.sol",
+    "libraries/TraceRules.sol",
 )
 # The optimizer only costs time here, and a defect that needs many fuzz runs is not one line long.
 FAST = {"FOUNDRY_PROFILE": "mutants"}
@@ -141,9 +148,10 @@ def main() -> int:
     """Run until the time is over; print the survivors and the score."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 900.0
     seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
+    files = MUTATED if len(sys.argv) < 4 else (sys.argv[3],)
     stage()
     every = [
-        mutant for file in MUTATED for mutant in mutants(file, (PROJECT / "src" / file).read_text())
+        mutant for file in files for mutant in mutants(file, (PROJECT / "src" / file).read_text())
     ]
     random.Random(seed).shuffle(every)
     if not passes():

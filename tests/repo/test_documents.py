@@ -186,7 +186,8 @@ def test_every_command_that_a_page_names_exists() -> None:
         if name_of(page) in HISTORY or name_of(page) == "CHANGELOG.md":
             continue
         named = re.findall(
-            r"piecework (worker|client|chain|market|models) ([a-z]+)", page.read_text()
+            r"piecework (worker|client|chain|market|models) ([a-z]+(?:-[a-z]+)*)",
+            page.read_text(),
         )
         for group, verb in named:
             known = rf"^### piecework {group} {verb}(?: |$)"

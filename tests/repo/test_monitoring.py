@@ -1,4 +1,4 @@
-"""What deploy/ gives to Prometheus and Grafana is PromQL, about metrics and labels of the worker.
+"""What deploy/ gives to Prometheus and Grafana is PromQL, about metrics and labels of the programs.
 
 A parser of PromQL reads every query. promtool comes with no package of Python or npm. It was run
 by hand (docs/owners/console.md says how).
@@ -17,6 +17,7 @@ import pytest
 import yaml
 from prometheus_client import Metric
 
+from piecework.relay.metrics import RelayMetrics
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code
 from piecework_protocol.errors import Reason
@@ -30,14 +31,16 @@ OF_PROMETHEUS: Final = frozenset({"job", "instance"})
 
 
 def registry() -> dict[str, frozenset[str]]:
-    """Every sample of a worker with the labels that it has."""
+    """Every sample of a worker and of a relay with the labels that it has."""
     metrics = Metrics()
     metrics.refused(Reason.BUSY)
     metrics.moved(JobState.PAID)
     metrics.transaction("settle", "failed")
     metrics.fault(Code.GAS_LOW.value, present=True)
+    relay = RelayMetrics()
+    relay.refused("worker_rate_total", 1)
     found: dict[str, frozenset[str]] = {"up": frozenset()}
-    families: list[Metric] = list(metrics.registry.collect())
+    families: list[Metric] = [*metrics.registry.collect(), *relay.registry.collect()]
     for family in families:
         names = [family.name] if family.type != "counter" else [f"{family.name}_total"]
         if family.type == "histogram":

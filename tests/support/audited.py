@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bench.audit_workers import ServedCanvas, serve
 from piecework_model import kinds
@@ -33,7 +33,7 @@ from piecework_protocol.objects import (
     Service,
 )
 from piecework_protocol.signing import LocalSigner, sign
-from piecework_protocol.trace import CanvasRecord, pinned_root, trace_root
+from piecework_protocol.trace import CanvasRecord, pinned_root, read_ids, trace_root
 from piecework_protocol.types import (
     Amount,
     Bytes32,
@@ -74,11 +74,13 @@ def audited_job(
     served: Served | None = None,
     told: Told = lambda output: output,
     most_canvases: int = 99,
+    cancelled: int = 0,
 ) -> AuditedJob:
     """Run a job of the bundled model and sign what its worker would.
 
     served: who runs it, an honest worker on `loaded` if not given. told: what it says of an output.
     most_canvases: after so many it says that the text has ended.
+    cancelled: steps after which the client left the last canvas. Its draft was shown. 0: it stayed.
     """
     content = TextContent(said("Write a story about a fox, a lantern and a river."))
     entry = _entry(loaded, profile)
@@ -91,6 +93,10 @@ def audited_job(
     )
     run = served or (lambda requests: serve(loaded, requests))
     canvases = tuple(run([request]))[:most_canvases]
+    if cancelled:
+        last = canvases[-1]
+        records, softs = last.records[:cancelled], last.softs[:cancelled]
+        canvases = (*canvases[:-1], replace(last, records=records, softs=softs))
     count = len(encoded.prompt_ids)
     accepted = Acceptance(job.id(DOMAIN), Uint32(count), Timestamp(NOW + 5))
     evidence = EvidenceFile(
@@ -99,7 +105,7 @@ def audited_job(
         offer=ShownOffer(signed.offer, signed.signature, WORKER.address),
         job=ShownJob(job, sign(DOMAIN, job, PAYER)),
         acceptance=ShownAcceptance(accepted, sign(DOMAIN, accepted, WORKER)),
-        canvases=_receipts(loaded, job, entry, request, canvases, told),
+        canvases=_receipts(loaded, job, entry, request, canvases, told, left=bool(cancelled)),
         content=content.encode(),
     )
     return AuditedJob(evidence, canvases)
@@ -165,6 +171,8 @@ def _receipts(  # noqa: PLR0917  all of one job
     request: GenerationRequest,
     canvases: tuple[ServedCanvas, ...],
     told: Told,
+    *,
+    left: bool,
 ) -> tuple[CanvasEvidence, ...]:
     key, prompt = job.id(DOMAIN), len(request.prompt_ids)
     codec = loaded.tokenizer
@@ -172,10 +180,14 @@ def _receipts(  # noqa: PLR0917  all of one job
     stream = SegmentStream(codec)
     shown: list[CanvasEvidence] = []
     for index, canvas in enumerate(canvases):
-        charged, finish = charge.append(canvas.token_ids)
-        if index + 1 == len(canvases) and finish is CanvasFinish.MORE:
-            finish = CanvasFinish.END_OF_TEXT
-        segments = stream.append(charged, final=bool(finish))
+        if left and index + 1 == len(canvases):
+            charged = charge.preview(read_ids(canvas.records[-1].argmax))
+            finish, segments = Finish.CANCELLED, stream.preview(charged)
+        else:
+            charged, ends = charge.append(canvas.token_ids)
+            if index + 1 == len(canvases) and ends is CanvasFinish.MORE:
+                ends = CanvasFinish.END_OF_TEXT
+            finish, segments = Finish(int(ends)), stream.append(charged, final=bool(ends))
         output = told(TextOutput(charged, segments)).encode()
         leaves = (_canvas_leaf(loaded, job, index, prompt), *map(Digest, canvas.leaves))
         last = shown[-1].receipt if shown else None
@@ -187,7 +199,7 @@ def _receipts(  # noqa: PLR0917  all of one job
             steps=Uint32(len(canvas.records)),
             units=Uint32(len(charged)),
             amount=Amount(0),
-            finish=Finish(int(finish)),
+            finish=finish,
             total_prompt_tokens=Uint32(prompt),
             total_units=Uint32(0),
             total_steps=Uint32(0),

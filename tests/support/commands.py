@@ -33,7 +33,11 @@ class Said:
         return self.err.removeprefix("error: ").strip()
 
 
-async def piecework(*arguments: str, environment: Mapping[str, str] | None = None) -> Said:
+async def piecework(
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    within_s: float = COMMAND_TIMEOUT_S,
+) -> Said:
     """Run a command to its end, with a bound; a traceback is a failure whatever the exit code."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "piecework", *arguments),
@@ -43,7 +47,7 @@ async def piecework(*arguments: str, environment: Mapping[str, str] | None = Non
         env={**os.environ, **(environment or {})},
     )
     try:
-        async with asyncio.timeout(COMMAND_TIMEOUT_S):
+        async with asyncio.timeout(within_s):
             out, err = await process.communicate()
     finally:
         if process.returncode is None:

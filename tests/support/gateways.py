@@ -45,7 +45,8 @@ async def serving(client: PieceworkClient, **options: Any) -> AsyncIterator[tupl
     """Start a gateway on a free port."""
     settings: dict[str, Any] = {"api_key": KEY, "max_concurrent": 8, "heartbeat_s": 5.0, **options}
     gateway = Gateway(client, GatewayOptions(**settings))
-    runner = web.AppRunner(gateway.application(), handler_cancellation=True)
+    app = gateway.application()
+    runner = web.AppRunner(app, handler_cancellation=True, auto_decompress=False)
     await runner.setup()
     try:
         await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -129,7 +129,12 @@ def read_output(kind: int, data: bytes) -> tuple[int, str]:
 
     first = count()
     for _ in range(first):
-        take(4 * count() if kind else 4)
+        take(count() * (1 if kind == 3 else 4) if kind else 4)
+    if kind == 3:
+        for _ in range(count()):
+            take(count())
+        if take(1) == b"\1":
+            take(count())
     if kind == 0:
         for _ in range(count()):
             segment = take(1)[0]

@@ -6,6 +6,7 @@ It is what an honest worker does, without its network and its disk.
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -89,10 +90,11 @@ def honest_cases(loaded: LoadedModel, asked: TracedJob) -> list[Case]:
     request = generation_request(
         "job", asked.content, job.parameters, canvas_limit=MANY, committed=(), drafts=False
     )
-    running = RunningRequest(request, loaded.limits.vocab_size)
+    running = RunningRequest(request, loaded.limits.vocab_size, loaded.eos_ids)
     records, outputs, stored = Records(), [], []
+    committed: list[tuple[int, ...]] = []
     for event in _events(loaded, request, records, asked.stop_after):
-        leaves = running.leaves(accepted, event.canvas, event.step_leaves)
+        leaves = running.leaves(accepted, committed, event.step_leaves)
         output = _output(event, asked.kind)
         digest = output_digest(accepted.id, event.canvas, output.encode())
         if isinstance(event, CanvasEvent):
@@ -107,6 +109,7 @@ def honest_cases(loaded: LoadedModel, asked: TracedJob) -> list[Case]:
                 b"",
             )
             outcome, ledger = session.canvas_finished(result, ledger)
+            committed.append(event.token_ids)
         else:
             session.cancel()
             stopped = StoppedEngine(
@@ -126,12 +129,12 @@ def honest_cases(loaded: LoadedModel, asked: TracedJob) -> list[Case]:
             prompt_tokens=accepted.prompt_tokens,
             outline=asked.outline,
             leaves=canvas.leaves,
-            record=_record(running, accepted, index, canvas),
+            record=_record(running, accepted, committed[:index], canvas),
             steps={
                 step.step: dict(zip(StepField, step.fields(), strict=True))
                 for step in records.steps[index]
             },
-            pins=_pins(request, index, model.canvas_size),
+            pins=_pins(request, committed[:index], model.canvas_size, loaded.eos_ids),
             output=outputs[index],
             vocabulary=Vocabulary(loaded.eos_ids, loaded.tokenizer.control_ids),
         )
@@ -140,9 +143,12 @@ def honest_cases(loaded: LoadedModel, asked: TracedJob) -> list[Case]:
 
 
 def _record(
-    running: RunningRequest, accepted: AcceptedJob, index: int, canvas: StoredCanvas
+    running: RunningRequest,
+    accepted: AcceptedJob,
+    committed: Sequence[tuple[int, ...]],
+    canvas: StoredCanvas,
 ) -> CanvasRecord | None:
-    return running.canvas_record(accepted, index) if canvas.receipt.steps else None
+    return running.canvas_record(accepted, committed) if canvas.receipt.steps else None
 
 
 def _events(
@@ -168,6 +174,12 @@ def _output(event: CanvasEvent | StoppedEvent, kind: Kind) -> Output:
     return TextOutput((), ())
 
 
-def _pins(request: GenerationRequest, canvas: int, size: int) -> dict[int, int]:
-    entries = templates.pins(request, canvas, size)
+def _pins(
+    request: GenerationRequest,
+    committed: Sequence[tuple[int, ...]],
+    size: int,
+    end_ids: frozenset[int],
+) -> dict[int, int]:
+    end = templates.end_before(request, committed, end_ids)
+    entries = templates.held(request, len(committed), size, end)
     return {place: token for place, token in enumerate(entries) if token != HOLE}

@@ -30,6 +30,13 @@ POLL_S = 0.02
 READY_TIMEOUT_S = 60.0
 
 
+def write_key(file: Path, secret: bytes, password: str = PASSWORD) -> None:
+    """A keystore that opens fast."""
+    light = Account.encrypt(secret, password, kdf="pbkdf2", iterations=1)
+    file.write_text(json.dumps(light))
+    file.chmod(0o600)
+
+
 def limited(descriptors: int) -> tuple[str, ...]:
     """The start of a command line that gives its process a hard limit of open files. 0: none."""
     return ("sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh") if descriptors else ()
@@ -50,20 +57,25 @@ class WorkerProcess:
 
     @classmethod
     async def register(
-        cls, root: Path, deployment: Deployment, *, pace_s: float, **settings: Any
+        cls,
+        root: Path,
+        deployment: Deployment,
+        *,
+        pace_s: float,
+        secret: bytes = OPERATOR_SECRET,
+        owner: Address = RECEIVER,
+        **settings: Any,
     ) -> WorkerProcess:
         """Make the home and register with the chain's own money."""
         home, endpoint = Home(root), f"127.0.0.1:{free_port()}"
         if settings.get("bind") == "":
             endpoint = settings["relays"][0]
         home.create()
-        light = Account.encrypt(OPERATOR_SECRET, PASSWORD, kdf="pbkdf2", iterations=1)
-        home.operator.write_text(json.dumps(light))
-        home.operator.chmod(0o600)
+        write_key(home.operator, secret)
         values = {"payout": to_hex(RECEIVER), "bind": endpoint, "chain_poll_s": 0.2, **settings}
         now = Timestamp(int(time.time()))
         enrolment.prepare_home(home, deployment, values, PASSWORD, now)
-        operator = LocalSigner(OPERATOR_SECRET)
+        operator = LocalSigner(secret)
         async with await ChainReader.connect(deployment) as reader:
             faucet, needs = await faucet_signer(reader.rpc), await reader.stake_requirements()
             await fund_native(reader.rpc, faucet, operator.address, ETHER, poll_s=POLL_S)
@@ -74,7 +86,7 @@ class WorkerProcess:
                 reader,
                 operator,
                 payout=RECEIVER,
-                owner=RECEIVER,
+                owner=owner,
                 endpoint=endpoint,
                 stake=None,
                 now=now,

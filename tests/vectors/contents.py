@@ -7,6 +7,7 @@ from typing import Any
 from piecework_protocol.content import content_digest, output_digest
 from piecework_protocol.conversation import Conversation, Image, Message, Text, Tool, ToolCall
 from piecework_protocol.kinds import Content, Output
+from piecework_protocol.kinds.open import OpenContent, OpenOutput, WantedStep
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
 from piecework_protocol.kinds.text import (
     Fixed,
@@ -16,8 +17,17 @@ from piecework_protocol.kinds.text import (
     TextContent,
     TextOutput,
 )
+from piecework_protocol.objects import Kind
 from piecework_protocol.outlines import Outline
-from piecework_protocol.types import JobId, keccak256
+from piecework_protocol.trace import (
+    CanvasRecord,
+    EmbeddingType,
+    StepRecord,
+    soft_field,
+    write_bits,
+    write_ids,
+)
+from piecework_protocol.types import Digest, JobId, keccak256
 
 SALT = keccak256(b"content salt")
 JOB = JobId(keccak256(b"vector job"))
@@ -48,6 +58,20 @@ MOOD = Question(
 )
 DOUBT = Question("Is it?", (Label("yes"), Label("no")))
 FORM = (Fixed('{"hero": "'), Hole(8), Fixed('"}'), Hole(1))
+SOFT = bytes(range(16))
+"""The soft embedding of four positions, two numbers of 16 bits each."""
+STEP = StepRecord(
+    0,
+    3,
+    write_ids((1, 2, 3, 4)),
+    write_ids((1, 9, 3, 8)),
+    write_ids((1, 7, 3, 7)),
+    write_bits((True, False, True, False)),
+    soft_field(EmbeddingType.BFLOAT16, SOFT),
+    bytes(range(24)),
+)
+RECORD = CanvasRecord(0, 4, 100, Kind.TEXT, 7, *(bytes(keccak256(b"field")),) * 3, 5)
+CANVAS_LEAF = RECORD.leaf()
 CALL = '{"name": "get_weather", "arguments": {"city": "Oslo"}}'
 
 
@@ -63,6 +87,15 @@ def contents() -> dict[str, Content]:
             ASKED, (Question("Is it?", (Label("yes"), Label("no"))),)
         ),
         "read: many questions and draws": ReadContent(TALK, (MOOD,) * 17, draws=64),
+        "open: one step": OpenContent(JOB, 0, 1, CANVAS_LEAF, (WantedStep(0, STEP.leaf()),)),
+        "open: two steps with their soft embeddings": OpenContent(
+            JOB,
+            8191,
+            2**31 - 1,
+            CANVAS_LEAF,
+            (WantedStep(3, STEP.leaf()), WantedStep(255, Digest(keccak256(b"last")))),
+            soft=True,
+        ),
     }
 
 
@@ -82,6 +115,9 @@ def outputs() -> dict[str, Output]:
         ),
         "read: nothing": ReadOutput(()),
         "read: two questions": ReadOutput(((ONE, 0), (1, ONE - 3, 2))),
+        "open: nothing": OpenOutput(),
+        "open: a step": OpenOutput(RECORD.fields(), STEP.fields()),
+        "open: a step with its soft embedding": OpenOutput(RECORD.fields(), STEP.fields(), SOFT),
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from piecework.chain.descriptor import MARKET_NAME, MarketStatement
 from piecework_protocol import merkle
+from piecework_protocol.dialling import DialRequest, dial_domain
 from piecework_protocol.eip712 import Domain, TypedData, message_dict, type_hash, type_string
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import (
@@ -112,6 +113,7 @@ DOMAINS = {
     "Verdict": DISPUTES_DOMAIN,
     "RelayAdmission": RELAY_DOMAIN,
     "MarketStatement": MARKET_DOMAIN,
+    "DialRequest": dial_domain(DOMAIN),
 }
 SECRETS = {
     name: bytes(keccak256(b"vector key " + name.encode()))
@@ -127,6 +129,7 @@ SIGNER_OF = {
     "Registration": "operator",
     "RelayAdmission": "operator",
     "MarketStatement": "payer",
+    "DialRequest": "operator",
     "AuditReport": "authorizer",
     "Verdict": "authorizer",
     "Voucher": "authorizer",
@@ -290,6 +293,12 @@ def _off_chain() -> list[TypedData]:
     return [
         RelayAdmission("relay.example:7443", _bytes32("nonce"), Timestamp(1_850_000_006)),
         MarketStatement(Digest(_bytes32("market"))),
+        DialRequest(
+            _address("operator"),
+            (Endpoint(Route.DIRECT, "worker.example:7443"), Endpoint(Route.RELAYED, "[::1]:1")),
+            Digest(_bytes32("certificate")),
+            Timestamp(1_850_000_007),
+        ),
     ]
 
 

@@ -242,6 +242,7 @@ contract TraceRulesTest is DisputesBase {
     }
 
     /// @dev Position 2 is pinned. No choice of pins, counts or indices says that it is not.
+    /// forge-config: deep.fuzz.runs = 100000
     function testFuzz_a_pinned_position_is_never_shown_free(
         uint256 first,
         uint256 count,

@@ -16,19 +16,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from piecework_model.errors import AuditError, ModelError
-from piecework_protocol.errors import EvidenceRefused
+from piecework_model.errors import AuditError, ModelError, OpeningError
+from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.limits import MAX_EVIDENCE_BYTES
 from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.openings import MAX_OPENINGS_BYTES, StepOpening, read_openings
 
 if TYPE_CHECKING:
     from piecework_model.audit.job import CanvasAudit
     from piecework_model.checkpoint.loading import LoadedModel
 
-MAX_OPENINGS_BYTES: Final = 512 * 2**20
-"""48 steps of the released model in hex take 140 MB."""
 NICENESS: Final = 10
 """An audit may share a machine with a gateway or a worker, and nobody waits for it."""
 LEVELS: Final = {"replay": AuditLevel.REPLAY, "forced": AuditLevel.FORCED}
@@ -65,7 +64,7 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
     proven = check_evidence(evidence)
     from piecework_model.audit.job import JobAudit
     from piecework_model.audit.judgement import load_table
-    from piecework_model.audit.openings import opened_steps, read_openings
+    from piecework_model.audit.openings import opened_steps
     from piecework_model.machine.probe import read_precision
 
     said = read_precision(proven.model.profile)
@@ -87,12 +86,19 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
         raise AuditError("the evidence has no leaves of this canvas")
     from piecework_model.audit.forced import ForcedPass
 
-    openings = read_openings(sys.stdin.buffer.readline(MAX_OPENINGS_BYTES))
+    openings = _openings(sys.stdin.buffer.readline(MAX_OPENINGS_BYTES))
     width = loaded.model.config.text_config.hidden_size
     opened = opened_steps(openings, shown.leaves, loaded.limits, width)
     started = time.perf_counter()
     found = job.forced(ForcedPass(loaded), load_table(), chosen.canvas, opened)
     return _report(found, started, "")
+
+
+def _openings(data: bytes) -> tuple[StepOpening, ...]:
+    try:
+        return read_openings(data).steps
+    except MalformedInput as error:
+        raise OpeningError(str(error)) from None
 
 
 def _replay(chosen: argparse.Namespace, job: Any, loaded: LoadedModel) -> dict[str, Any]:

@@ -93,7 +93,8 @@ class ForcedPass:
         self._dtype: torch.dtype = embedding.weight.dtype
         self._device: torch.device = model.device
         size = loaded.limits.canvas_size
-        self._layout = cache_layout(model.config.text_config, size, loaded.limits.chunk_tokens)
+        # No cut goes through an image, so a chunk with one may be longer than the others.
+        self._layout = cache_layout(model.config.text_config, size, loaded.limits.largest_chunk)
         # No row has to be independent of the others here: what differs are last bits.
         self._backbone = Backbone(model, minimum_rows=0, pack=False)
         self._images = ImageEncoder(model, loaded.limits.images)
@@ -122,7 +123,8 @@ class ForcedPass:
         canvas = len(request.committed)
         steps = self._computable(request, opened)
         cache = self._prefilled(request)
-        pins = templates.pins(request, canvas, self._limits.canvas_size)
+        end = templates.end_before(request, request.committed, self._loaded.eos_ids)
+        pins = templates.held(request, canvas, self._limits.canvas_size, end)
         free = np.array([entry == HOLE for entry in pins] or [True] * self._limits.canvas_size)
         parts = [
             self._pass(request, steps[start : start + self._pass_steps], cache, free)

@@ -17,7 +17,7 @@ from piecework_model.audit.judgement import Pairing, Table, Tails, judge, precis
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import ReplayedCanvas, Replayer, first_difference
 from piecework_model.audit.scores import scores
-from piecework_model.charging import charge_of
+from piecework_model.charging import Charge, charge_of
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.errors import AuditError, OpeningError, PromptError, RequestError
 from piecework_model.jobs import generation_request
@@ -27,10 +27,11 @@ from piecework_model.text.segments import SegmentStream
 from piecework_protocol.evidence.check import ProvenJob
 from piecework_protocol.evidence.file import CanvasEvidence, EvidenceFile
 from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind
-from piecework_protocol.trace import CanvasRecord, pinned_root, trace_root
+from piecework_protocol.trace import CanvasRecord, pinned_root, read_ids, trace_root
 
 Ids = tuple[int, ...]
 
@@ -62,6 +63,8 @@ class JobAudit:
         """
         if proven.content is None:
             raise AuditError("the evidence has no text. Export it with its text")
+        if isinstance(proven.content, OpenContent):
+            raise AuditError("an opening is held to its leaves by itself. Audit the job it opens")
         if evidence.job.job.model != loaded.digest:
             raise AuditError("the job is of another model than the one here")
         self._evidence, self._proven, self._loaded = evidence, proven, loaded
@@ -178,29 +181,31 @@ class JobAudit:
     ) -> list[str]:
         """List what differs between what the worker signed and the replay."""
         receipt, found = shown.receipt, list[str]()
-        leaves = (self.canvas_record(len(committed)).leaf(), *replayed.leaves)
+        leaves = (self.canvas_record(committed).leaf(), *replayed.leaves)
         if trace_root(leaves) != receipt.trace_root:
             found.append(_trace_difference(leaves, shown.leaves))
         if len(replayed.steps) != receipt.steps:
             found.append(
                 f"{receipt.steps} steps are charged, and the canvas takes {len(replayed.steps)}"
             )
-        if receipt.finish is Finish.CANCELLED:
-            return found
-        if not replayed.finished:
-            found.append(f"the canvas is not finished after {receipt.steps} steps")
         if len(self._request.prompt_ids) != receipt.total_prompt_tokens:
+            # Also of a canvas that was cancelled: all of the prompt comes before the first step.
             found.append(
                 f"{receipt.total_prompt_tokens} prompt tokens are charged, and the prompt has "
                 f"{len(self._request.prompt_ids)}"
             )
+        if receipt.finish is Finish.CANCELLED:
+            return found + self._draft_differences(shown, replayed, committed)
+        if not replayed.finished:
+            found.append(f"the canvas is not finished after {receipt.steps} steps")
         found += self._output_differences(shown, replayed.token_ids, replayed.answers, committed)
         return found
 
-    def canvas_record(self, canvas: int) -> CanvasRecord:
-        """Make the record that the canvas leaf must commit to (clause 7.1)."""
-        size = self._loaded.limits.canvas_size
-        pins = templates.pins(self._request, canvas, size)
+    def canvas_record(self, committed: Sequence[Ids]) -> CanvasRecord:
+        """Make the record that the leaf of the canvas behind these commits to (clause 7.1)."""
+        size, canvas = self._loaded.limits.canvas_size, len(committed)
+        end = templates.end_before(self._request, committed, self._loaded.eos_ids)
+        pins = templates.held(self._request, canvas, size, end)
         return CanvasRecord(
             canvas=canvas,
             size=size,
@@ -224,10 +229,7 @@ class JobAudit:
 
         ids: of the canvas. answers: of a read, or None if nobody knows them.
         """
-        loaded, codec, found = self._loaded, self._loaded.tokenizer, list[str]()
-        charge = charge_of(
-            self._request, loaded.limits.canvas_size, loaded.eos_ids, codec.control_ids
-        )
+        found, charge = list[str](), self._charge()
         before = [charge.append(canvas)[0] for canvas in committed]
         charged, finish = charge.append(ids)
         if Finish(int(finish)) is not shown.receipt.finish:
@@ -239,14 +241,47 @@ class JobAudit:
         if isinstance(output, ReadOutput):
             if answers is not None and output.answers != answers:
                 found.append("the delivered answers are others than the canvas gives")
-        elif output.token_ids != charged:
+        elif not isinstance(output, TextOutput) or output.token_ids != charged:
             found.append("the delivered tokens are others than those of the canvas")
         else:
-            stream = SegmentStream(codec)
-            stream.append(tuple(itertools.chain.from_iterable(before)), final=False)
+            stream = self._text_after(before)
             if output.segments != stream.append(charged, final=finish is not CanvasFinish.MORE):
                 found.append("the delivered text is another than that of its tokens")
         return found
+
+    def _draft_differences(
+        self, shown: CanvasEvidence, replayed: ReplayedCanvas, committed: tuple[Ids, ...]
+    ) -> list[str]:
+        """Compare what was delivered with a canvas that was cancelled: a draft of it, or nothing.
+
+        Which steps gave a draft nobody signs. So the draft of any step will do.
+        """
+        rules = KINDS[self._job.kind]
+        output = None if shown.output is None else rules.decode_output(shown.output)
+        if output is None or output == rules.nothing:
+            return []
+        if not isinstance(output, TextOutput):
+            return ["answers are delivered of a canvas that was cancelled"]
+        charge = self._charge()
+        stream = self._text_after([charge.append(canvas)[0] for canvas in committed])
+        drafts = [charge.preview(read_ids(step.record.argmax)) for step in replayed.steps]
+        if output.token_ids not in drafts:
+            return ["the delivered tokens are those of no step of the cancelled canvas"]
+        if output.segments != stream.preview(output.token_ids):
+            return ["the delivered text is another than that of its tokens"]
+        return []
+
+    def _charge(self) -> Charge:
+        """Begin to count what is charged of the job's canvases."""
+        loaded = self._loaded
+        controls = loaded.tokenizer.control_ids
+        return charge_of(self._request, loaded.limits.canvas_size, loaded.eos_ids, controls)
+
+    def _text_after(self, charged: Sequence[Ids]) -> SegmentStream:
+        """Make the text of a canvas behind those of which so much was charged."""
+        stream = SegmentStream(self._loaded.tokenizer)
+        stream.append(tuple(itertools.chain.from_iterable(charged)), final=False)
+        return stream
 
     def _failed(self, level: AuditLevel, canvas: int, found: Sequence[str]) -> CanvasAudit:
         steps = int(self._shown(canvas).receipt.steps)

@@ -74,6 +74,14 @@ class OpenedStep:
         return cls.of(step.record, step.soft, limits)
 
 
+def write_soft(soft: Tensor) -> bytes:
+    """Return the values of a soft embedding [positions, width], row by row, as `read_soft` takes
+    them.
+    """
+    data: bytes = soft.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return data
+
+
 def read_soft(field: bytes, rows: bytes, *, positions: int, width: int) -> Tensor:
     """Read an opened soft embedding [positions, width] that a step committed to by its field.
 

@@ -130,7 +130,7 @@ def load(
     model = _load_weights(folder, tensors, placement, known, threads)
     digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
     _expect(folder, digest, expected_digest)
-    bounds = _limits(model, defaults, images)
+    bounds = _limits(model, defaults, images, eos_ids)
     _expect_ids(folder, tokenizer, eos_ids, bounds)
     return LoadedModel(
         name=folder.resolve().name,
@@ -292,6 +292,7 @@ def _limits(
     model: DiffusionGemmaForBlockDiffusion,
     defaults: GenerationDefaults,
     images: ImageProcessor | None,
+    end_ids: frozenset[int],
 ) -> ModelLimits:
     text = model.config.text_config
     return ModelLimits(
@@ -300,6 +301,7 @@ def _limits(
         defaults.max_steps,
         text.vocab_size,
         images.limits if images else None,
+        end_ids,
     )
 
 

@@ -32,6 +32,7 @@ from piecework_model.engine.executor import (
     SequenceOutcome,
     SequenceStep,
     StepObserver,
+    StepTrace,
 )
 from piecework_model.engine.parking import ParkedMemory, tensors_on
 from piecework_model.engine.prefix_cache import Key, PrefixCache, prefix_keys
@@ -137,7 +138,7 @@ class BatchedExecutor:
         self._prefix_cache = PrefixCache(0)
         self._sequences: dict[str, _OpenSequence] = {}
         self._pool = ThreadPoolExecutor(limits.HASH_THREADS, thread_name_prefix="trace")
-        self._hashing: deque[Future[bytes]] = deque()
+        self._hashing: deque[Future[StepTrace]] = deque()
         self._recorded = 0  # sequences whose steps are recorded
         self._parked: ParkedMemory | None = None
 
@@ -242,7 +243,7 @@ class BatchedExecutor:
 
         The first pass allocates its KV cache. A lack of memory then is a failure of this sequence.
         """
-        state = SequenceState.of(request, self.chunk_tokens)
+        state = SequenceState.of(request, self._limits)
         keys: list[Key] = []
         # A sequence that may not start yet would hold on to copies that the store has dropped.
         if request.tenant and request.canvas_limit > len(request.committed):
@@ -261,9 +262,9 @@ class BatchedExecutor:
         sequence.stored += len(found)
         return len(found)
 
-    def leaves(self, request_id: str) -> tuple[bytes, ...]:
-        """Return the trace leaves of the sequence's canvas so far."""
-        return self._sequences[request_id].state.leaves()
+    def traces(self, request_id: str) -> tuple[StepTrace, ...]:
+        """Return the traces of the sequence's canvas so far."""
+        return self._sequences[request_id].state.traces()
 
     def close(self, request_id: str) -> None:
         """Forget a sequence and its cache."""
@@ -375,8 +376,8 @@ class BatchedExecutor:
         tiles = [self._decide(*tile) for tile in self._tiles(denoising, states)]
         softs = [soft for tile in tiles for soft in tile.soft]
         decided = list(zip(denoising, to_host(tiles), softs, strict=True))
-        leaves = [
-            self._leaf(task.sequence.state.leaf(decision, soft), decision)
+        traces = [
+            self._trace(task.sequence.state.trace(decision, soft), decision)
             for task, decision, soft in decided
         ]
         copies = [copy for task in tasks for copy in self._copies(task)]
@@ -388,8 +389,8 @@ class BatchedExecutor:
                 task.sequence.cache.commit(len(task.sequence.state.pending.popleft()))
             task.sequence.stored += task.chunks
         return [
-            self._advance(task, decision, soft, leaf)
-            for (task, decision, soft), leaf in zip(decided, leaves, strict=True)
+            self._advance(task, decision, soft, trace)
+            for (task, decision, soft), trace in zip(decided, traces, strict=True)
         ]
 
     def _states(self, tasks: Sequence[_Task], denoising: Sequence[_Task]) -> Tensor:
@@ -485,12 +486,12 @@ class BatchedExecutor:
         """
         return self._soft_product(probabilities) * self._scale
 
-    def _leaf(
-        self, compute: Callable[[], bytes], decision: CanvasDecision
-    ) -> bytes | Future[bytes]:
-        """Compute a trace leaf: at once, or beside the next step if it takes long.
+    def _trace(
+        self, compute: Callable[[], StepTrace], decision: CanvasDecision
+    ) -> StepTrace | Future[StepTrace]:
+        """Compute a step's trace: at once, or beside the next step if it takes long.
 
-        Few leaves wait at a time, because each holds a copy of its soft embedding.
+        Few of them wait at a time, because each holds a copy of its soft embedding.
         """
         if decision.soft.nbytes < limits.HASH_ASIDE_BYTES:
             return compute()
@@ -527,19 +528,23 @@ class BatchedExecutor:
         return made
 
     def _advance(
-        self, task: _Task, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]
+        self,
+        task: _Task,
+        decision: CanvasDecision,
+        soft: Tensor,
+        trace: StepTrace | Future[StepTrace],
     ) -> SequenceStep:
         state = task.sequence.state
         canvas, step = state.canvas, state.step
         if self.observe is not None:
             self.observe(task.request_id, state.record(decision, soft), soft)
-        finished = state.advance(decision, soft, leaf)
+        finished = state.advance(decision, soft, trace)
         return SequenceStep(
             task.request_id,
             canvas,
             step,
             tuple(decision.argmax.tolist()),
             finished,
-            state.leaves() if finished else (),
+            state.traces() if finished else (),
             decision.answers(self._cap),
         )

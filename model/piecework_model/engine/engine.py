@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from piecework_model import bounds, limits, templates
 from piecework_model.charging import Charge, charge_of
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep
+from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep, StepTrace
 from piecework_model.engine.scheduler import Capacity, Scheduler, known_chunks, prompt_chunks
 from piecework_model.requests import (
     PROGRESS_STEPS,
@@ -31,6 +32,7 @@ from piecework_model.requests import (
     StoppedEvent,
 )
 from piecework_model.text.segments import SegmentStream
+from piecework_protocol.trace import StepRecord
 
 
 @dataclass(slots=True)
@@ -186,12 +188,14 @@ class Engine:
 
     def _stop(self, job: _Job) -> StoppedEvent:
         request_id = job.request.request_id
-        leaves = self._executor.leaves(request_id) if job.steps else ()
+        traces = self._executor.traces(request_id) if job.steps else ()
         worked = job.begun or job.canvas > len(job.request.committed)
         prompt_tokens = job.prompt_tokens if worked else 0
         del self._jobs[request_id]
         self._end(request_id)
-        return StoppedEvent(request_id, job.canvas, job.steps, prompt_tokens, leaves)
+        leaves = tuple(trace.leaf for trace in traces)
+        records = _kept(job.request, traces)
+        return StoppedEvent(request_id, job.canvas, job.steps, prompt_tokens, leaves, records)
 
     def step(self) -> list[Event]:
         """Run one step of every runnable sequence. Returns no events at once if there is none."""
@@ -259,7 +263,8 @@ class Engine:
 
     def _commit(self, job: _Job, step: SequenceStep) -> list[Event]:
         """Commit a finished canvas, and end or continue the sequence."""
-        request_id, canvas = job.request.request_id, step.argmax
+        request, canvas = job.request, step.argmax
+        request_id = request.request_id
         charged, finish = job.charge.append(canvas)
         segments = job.output.append(charged, final=finish is not CanvasFinish.MORE)
         if finish is CanvasFinish.MORE:
@@ -275,10 +280,16 @@ class Engine:
             canvas,
             charged,
             segments,
-            len(step.leaves),
+            len(step.traces),
             step.leaves,
             finish,
             step.answers,
+            _kept(request, step.traces),
         )
         goes_on = finish is CanvasFinish.MORE
         return [done, self._stop(job)] if goes_on and job.finishing else [done]
+
+
+def _kept(request: GenerationRequest, traces: Sequence[StepTrace]) -> tuple[StepRecord, ...]:
+    """List what the steps commit to, if the request wants it."""
+    return tuple(trace.record for trace in traces) if request.keep_records else ()

@@ -23,11 +23,19 @@ and its soft embedding [C, H]."""
 
 
 @dataclass(frozen=True, slots=True)
+class StepTrace:
+    """A step's leaf and what it commits to."""
+
+    leaf: bytes
+    record: StepRecord
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceStep:
     """One denoising step of one sequence.
 
-    argmax: the canvas [C] that would be committed now. leaves: of a finished canvas, the step
-    leaves (`piecework_protocol.trace`), else empty. answers: as in `CanvasEvent`.
+    argmax: the canvas [C] that would be committed now. traces: of a finished canvas, those of its
+    steps, else empty. answers: as in `CanvasEvent`.
     """
 
     request_id: str
@@ -35,8 +43,13 @@ class SequenceStep:
     step: int
     argmax: tuple[int, ...]
     finished: bool
-    leaves: tuple[bytes, ...]
+    traces: tuple[StepTrace, ...]
     answers: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def leaves(self) -> tuple[bytes, ...]:
+        """The step leaves of a finished canvas (`piecework_protocol.trace`)."""
+        return tuple(trace.leaf for trace in self.traces)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +111,8 @@ class Executor(Protocol):
         """
         ...
 
-    def leaves(self, request_id: str) -> tuple[bytes, ...]:
-        """Return the trace leaves of the sequence's canvas so far, one a step."""
+    def traces(self, request_id: str) -> tuple[StepTrace, ...]:
+        """Return the traces of the sequence's canvas so far, one a step."""
         ...
 
     def close(self, request_id: str) -> None:

@@ -18,6 +18,7 @@ from piecework_model.engine.executor import (
     SequenceOutcome,
     SequenceStep,
     StepObserver,
+    StepTrace,
 )
 from piecework_model.engine.scheduler import SequenceWork
 from piecework_model.engine.sequence import SequenceState, decide, label_logits, to_host
@@ -73,7 +74,7 @@ class ReferenceExecutor:
     def open(self, request: GenerationRequest) -> int:
         """Take a sequence in, with an empty cache."""
         self._sequences[request.request_id] = _OpenSequence(
-            SequenceState.of(request, self.chunk_tokens), self._denoiser.new_cache()
+            SequenceState.of(request, self._limits), self._denoiser.new_cache()
         )
         return 0
 
@@ -81,9 +82,9 @@ class ReferenceExecutor:
         """Return 0: this executor has no prefix cache."""
         return 0
 
-    def leaves(self, request_id: str) -> tuple[bytes, ...]:
-        """Return the trace leaves of the sequence's canvas so far."""
-        return self._sequences[request_id].state.leaves()
+    def traces(self, request_id: str) -> tuple[StepTrace, ...]:
+        """Return the traces of the sequence's canvas so far."""
+        return self._sequences[request_id].state.traces()
 
     def close(self, request_id: str) -> None:
         """Forget a sequence and its cache."""
@@ -135,14 +136,14 @@ class ReferenceExecutor:
         canvas_index, step = state.canvas, state.step
         if self._observe is not None:
             self._observe(work.request_id, state.record(decision, soft), soft)
-        finished = state.advance(decision, soft, state.leaf(decision, soft)())
-        leaves = state.leaves() if finished else ()
+        finished = state.advance(decision, soft, state.trace(decision, soft)())
+        traces = state.traces() if finished else ()
         return SequenceStep(
             work.request_id,
             canvas_index,
             step,
             tuple(decision.argmax.tolist()),
             finished,
-            leaves,
+            traces,
             decision.answers(self._denoiser.cap),
         )

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from piecework_model import limits, templates
+from piecework_model.bounds import ModelLimits
+from piecework_model.engine.executor import StepTrace
 from piecework_model.engine.scheduler import PrefillChunk, known_chunks
 from piecework_model.errors import NonFiniteError
 from piecework_model.layers.transfer import host_copies
@@ -68,14 +70,22 @@ class SequenceState:
     current: Ids | None = None  # [C], None before the first step of a canvas
     soft: Tensor | None = None  # [C, H], None at step 0
     pins: Ids | None = None  # [C] with HOLE where free, None if all positions are
+    end: int | None = None  # what ended the hole that the canvas before stopped in
+    end_ids: frozenset[int] = frozenset()
     # The last argmax canvases, at most stability_steps.
     _history: deque[bytes] = field(default_factory=deque)
-    _leaves: list[bytes | Future[bytes]] = field(default_factory=list)
+    _traces: list[StepTrace | Future[StepTrace]] = field(default_factory=list)
     _drawn: tuple[Moment, StepDraws] | None = None  # for the steps from that moment on
 
     @classmethod
-    def of(cls, request: GenerationRequest, chunk_tokens: int) -> SequenceState:
-        return cls(request, deque(known_chunks(request, chunk_tokens)), len(request.committed))
+    def of(cls, request: GenerationRequest, model: ModelLimits) -> SequenceState:
+        return cls(
+            request,
+            deque(known_chunks(request, model.chunk_tokens)),
+            len(request.committed),
+            end=templates.end_before(request, request.committed, model.end_ids),
+            end_ids=model.end_ids,
+        )
 
     @property
     def moment(self) -> Moment:
@@ -90,7 +100,7 @@ class SequenceState:
         if self.current is not None:
             return
         noise = initial_ids([self.moment], positions, vocab_size)[0]
-        entries = templates.pins(self.request, self.canvas, positions)
+        entries = templates.held(self.request, self.canvas, positions, self.end)
         self.pins = np.array(entries, dtype=np.int64) if entries else None
         self.current = noise if self.pins is None else np.where(self.pins == HOLE, noise, self.pins)
 
@@ -138,15 +148,17 @@ class SequenceState:
             request.max_steps,
         )
 
-    def leaf(self, decision: CanvasDecision, soft: Tensor) -> Callable[[], bytes]:
-        """Return a function that computes the trace leaf of the step that was just decided."""
-        return partial(_leaf, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
+    def trace(self, decision: CanvasDecision, soft: Tensor) -> Callable[[], StepTrace]:
+        """Return a function that computes the trace of the step that was just decided."""
+        return partial(_trace, self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
     def record(self, decision: CanvasDecision, soft: Tensor) -> StepRecord:
         """Return what that leaf commits to. Call it before `advance`."""
         return step_record(self.canvas, self.step, decision, _EMBEDDING_TYPES[soft.dtype])
 
-    def advance(self, decision: CanvasDecision, soft: Tensor, leaf: bytes | Future[bytes]) -> bool:
+    def advance(
+        self, decision: CanvasDecision, soft: Tensor, trace: StepTrace | Future[StepTrace]
+    ) -> bool:
         """Take a decided step in. Returns whether the canvas is finished. It cannot fail.
 
         A canvas is finished when it is stable and confident, out of steps, or without a free
@@ -160,16 +172,16 @@ class SequenceState:
             if enough:
                 self._history.popleft()
             self._history.append(argmax)
-        self._leaves.append(leaf)
+        self._traces.append(trace)
         self.step += 1
         self.current, self.soft = decision.after, soft
         return (stable and decision.confident) or self.step == request.max_steps or not self.free
 
-    def leaves(self) -> tuple[bytes, ...]:
-        """Return the trace leaves of the canvas so far. Waits for those that are still being
-        computed.
-        """
-        return tuple(leaf if isinstance(leaf, bytes) else leaf.result() for leaf in self._leaves)
+    def traces(self) -> tuple[StepTrace, ...]:
+        """Return the traces of the canvas so far. Waits for those that are still being computed."""
+        return tuple(
+            trace if isinstance(trace, StepTrace) else trace.result() for trace in self._traces
+        )
 
     def commit(self, canvas: tuple[int, ...]) -> None:
         """End the canvas and go on to the next one.
@@ -178,9 +190,11 @@ class SequenceState:
         """
         if not self.request.reads:
             self.pending.append(PrefillChunk(canvas))
+            entries = templates.pins(self.request, self.canvas, len(canvas))
+            self.end = templates.hole_end(entries, canvas, self.end, self.end_ids)
         self.canvas, self.step, self.current, self.soft = self.canvas + 1, 0, None, None
         self._history.clear()
-        self._leaves.clear()
+        self._traces.clear()
 
 
 def step_record(
@@ -199,8 +213,9 @@ def step_record(
     )
 
 
-def _leaf(canvas: int, step: int, decision: CanvasDecision, kind: EmbeddingType) -> bytes:
-    return step_record(canvas, step, decision, kind).leaf()
+def _trace(canvas: int, step: int, decision: CanvasDecision, kind: EmbeddingType) -> StepTrace:
+    record = step_record(canvas, step, decision, kind)
+    return StepTrace(record.leaf(), record)
 
 
 @dataclass(frozen=True, slots=True)

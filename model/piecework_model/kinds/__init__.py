@@ -6,11 +6,12 @@ two lists together.
 
 from __future__ import annotations
 
-from piecework_model.kinds import read, text
+from piecework_model.kinds import open, read, text  # noqa: A004  each has its kind's name
 from piecework_model.requests import EncodedContent
 from piecework_model.text.chat import HasTokenizer
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.kinds.read import ReadContent
 
 
@@ -29,6 +30,8 @@ def encode(
     Raises:
         PromptError: The chat template or the vocabulary cannot carry the content.
     """
+    if isinstance(content, OpenContent):
+        return open.encode(content)
     if isinstance(content, ReadContent):
         return read.encode(source, content, canvas_size, most)
     return text.encode(source, content, canvas_size, most)

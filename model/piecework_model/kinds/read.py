@@ -1,21 +1,31 @@
 """Kind `read` for the engine: questions become a prompt and canvases with one free slot a question.
 
 The prompt is the conversation. Its last user message goes on with every question, its number and
-its labels, each behind an option code:
+its labels:
 
     Answer each question with one option.
 
     q1: Is the fox happy?
-    A: yes
-    B: no: the text says otherwise
+    - yes
+    - no: the text says otherwise
 
-A canvas has one line for each of its questions: `q1: `, the slot, a line break. All but the slots
+    q2: What should happen next?
+    A: send a refund
+    B: ask again
+
+Where each label of a question is one token of the vocabulary, the slot holds the label itself, and
+a small model can answer by copying. Else each label stands behind an option code, and the slot
+holds the code. To bind a code to its option is a skill that small models lack (Robinson, Rytting
+and Wingate 2023, "Leveraging Large Language Models for Multiple Choice Question Answering").
+
+A canvas has one line for each of its questions: `q1:`, the slot, a line break. All but the slots
 is pinned, and behind the last line an end-of-text id is. The slot's answer is the softmax over the
-tokens of the question's option codes (sampling/answers.py).
+tokens of the question's labels or codes (sampling/answers.py). If each of them also has a token
+with the space before it, as in ` yes`, that one stands in the slot. Such a vocabulary writes the
+line so itself. Else the space stands before the slot.
 
 The codes are A to Z, then AA to ZZ, a to z and 0 to 9, as far as the vocabulary has a token of its
-own for each. If each code in use also has a token with the space before it, as in ` A`, that one
-stands in the slot and the line starts with `q1:`. Such a vocabulary writes the line so itself.
+own for each.
 """
 
 from __future__ import annotations
@@ -23,7 +33,7 @@ from __future__ import annotations
 import itertools
 import string
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from piecework_model.errors import PromptError
@@ -36,6 +46,7 @@ from piecework_protocol.conversation import Conversation, Message, Text
 from piecework_protocol.kinds.read import Question, ReadContent, batches, per_canvas
 
 INSTRUCTION: Final = "Answer each question with one option."
+_LONGEST_TOKEN: Final = 64  # characters: no vocabulary has a longer word, so none is looked up
 
 
 def encode(
@@ -48,22 +59,59 @@ def encode(
             a question has labels, or a canvas is too small for a question.
     """
     codec = codec_of(source)
-    wanted = max(len(question.labels) for question in content.questions)
-    space, codes = option_codes(codec, wanted)
-    conversation = _asked(content, [code for code, _ in codes])
+    answers = _answers(codec, content.questions)
+    conversation = _asked(content, answers)
     prompt = encode_conversation(source, conversation, most=most)
-    tokens = [token for _, token in codes]
     end = end_id(codec, prompt.ids)
     template: list[int] = []
     reads: list[tuple[ReadSlot, ...]] = []
     step = per_canvas(canvas_size)
     for first in range(0, batches(len(content.questions), canvas_size) * step, step):
-        form, slots = _canvas(codec, content.questions[first : first + step], first, space, tokens)
+        form, slots = _canvas(codec, answers[first : first + step], first)
         if len(form) > canvas_size:
             raise PromptError("a question's line is longer than its share of a canvas")
         template += padded(tuple(form), canvas_size, end)
         reads.append(slots)
     return EncodedContent(prompt.ids, tuple(template), tuple(reads), images=prompt.images)
+
+
+@dataclass(frozen=True, slots=True)
+class _Answers:
+    """How a question is answered.
+
+    marks: what the prompt shows before each label. space: what stands between the question's name
+    and its slot. tokens: one a label, in their order.
+    """
+
+    marks: tuple[str, ...]
+    space: str
+    tokens: tuple[int, ...]
+
+
+def _answers(codec: TextCodec, questions: tuple[Question, ...]) -> tuple[_Answers, ...]:
+    own = [_own_tokens(codec, question) for question in questions]
+    coded = [
+        len(question.labels) for question, tokens in zip(questions, own, strict=True) if not tokens
+    ]
+    space, codes = option_codes(codec, max(coded, default=0))
+    answers = []
+    for question, tokens in zip(questions, own, strict=True):
+        count = len(question.labels)
+        marks = tuple(f"{code}: " for code, _ in codes[:count])
+        answers.append(tokens or _Answers(marks, space, tuple(token for _, token in codes[:count])))
+    return tuple(answers)
+
+
+def _own_tokens(codec: TextCodec, question: Question) -> _Answers | None:
+    """Let labels stand for themselves, or return None if one of them is not one token."""
+    names = [label.name for label in question.labels]
+    if not all(name == name.strip() and 0 < len(name) <= _LONGEST_TOKEN for name in names):
+        return None
+    for lead, space in ((" ", ""), ("", " ")):
+        tokens = tuple(token for name in names if (token := _token(codec, lead + name)) is not None)
+        if len(set(tokens)) == len(names):
+            return _Answers(("- ",) * len(names), space, tokens)
+    return None
 
 
 def option_codes(codec: TextCodec, wanted: int) -> tuple[str, list[tuple[str, int]]]:
@@ -111,27 +159,27 @@ def _codes() -> Iterator[str]:
 
 
 def _canvas(
-    codec: TextCodec, questions: tuple[Question, ...], first: int, space: str, tokens: list[int]
+    codec: TextCodec, answers: tuple[_Answers, ...], first: int
 ) -> tuple[list[int], tuple[ReadSlot, ...]]:
     """Lay out the lines of a canvas, whose first question has index `first`."""
     form: list[int] = []
     slots: list[ReadSlot] = []
-    for index, question in enumerate(questions, first + 1):
-        form += literal_ids(codec, f"q{index}:{space}", start=not form)
-        slots.append(ReadSlot(len(form), tuple(tokens[: len(question.labels)])))
+    for index, answer in enumerate(answers, first + 1):
+        form += literal_ids(codec, f"q{index}:{answer.space}", start=not form)
+        slots.append(ReadSlot(len(form), answer.tokens))
         form.append(HOLE)
         form += literal_ids(codec, "\n", start=False)
     return form, tuple(slots)
 
 
-def _asked(content: ReadContent, codes: list[str]) -> Conversation:
+def _asked(content: ReadContent, answers: tuple[_Answers, ...]) -> Conversation:
     """Return the conversation with the questions at the end of its last user message."""
     blocks = [INSTRUCTION]
-    for number, question in enumerate(content.questions, 1):
+    for number, (question, answer) in enumerate(zip(content.questions, answers, strict=True), 1):
         lines = [f"q{number}: {question.instructions}"]
-        for code, label in zip(codes, question.labels, strict=False):
+        for mark, label in zip(answer.marks, question.labels, strict=False):
             meaning = f": {label.description}" if label.description else ""
-            lines.append(f"{code}: {label.name}{meaning}")
+            lines.append(f"{mark}{label.name}{meaning}")
         blocks.append("\n".join(lines))
     asked = "\n\n".join(blocks)
     *earlier, last = content.conversation.messages

@@ -201,10 +201,7 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str
     import torch
 
     cuda = loaded.device.startswith("cuda")
-    device = hardware.name if cuda else hardware.cpu
-    ours, theirs = version("piecework"), version("transformers")
-    build = f"piecework-{ours}+torch-{torch.__version__}+transformers-{theirs}"
-    parts = [device, build, loaded.dtype, loaded.quantization, kernels]
+    parts = [*_known_parts(hardware, loaded.device, loaded.dtype, loaded.quantization), kernels]
     if loaded.images is not None:
         parts.append(f"pillow-{version('pillow')}")
     if not cuda:
@@ -213,6 +210,26 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str
             f"{torch.get_num_threads()}-threads",
         ]
     return "/".join(_slug(part) for part in parts)[:_MAX_PROFILE_CHARS]
+
+
+def _known_parts(hardware: Hardware, device: str, dtype: str, quantization: str) -> list[str]:
+    """The parts of a profile that are known before anything is loaded."""
+    import torch
+
+    name = hardware.name if device.startswith("cuda") else hardware.cpu
+    ours, theirs = version("piecework"), version("transformers")
+    build = f"piecework-{ours}+torch-{torch.__version__}+transformers-{theirs}"
+    return [name, build, dtype, quantization]
+
+
+def profile_start(hardware: Hardware, device: str, dtype: str, quantization: str) -> str:
+    """Give the start of the profile that an engine here would have.
+
+    It ends with a slash. What follows shows only once the model is loaded.
+    """
+    return "".join(
+        f"{_slug(part)}/" for part in _known_parts(hardware, device, dtype, quantization)
+    )
 
 
 def short_profile(profile: str) -> str:

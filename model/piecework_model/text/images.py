@@ -189,6 +189,11 @@ def _open(image: Image) -> Any:
         # A photo of a camera may carry smaller copies of itself. They are not an animation.
         animated = kind != "JPEG" and getattr(opened, "is_animated", False)
     width, height = opened.size
+    if max(width, height) > limits.MAX_IMAGE_SIDE:
+        raise ImageError(
+            f"an image has {width} x {height} pixels, at most {limits.MAX_IMAGE_SIDE} on a side "
+            "are taken"
+        )
     if width * height > limits.MAX_IMAGE_PIXELS:
         raise ImageError(
             f"an image has {width} x {height} pixels, at most {limits.MAX_IMAGE_PIXELS} are taken"

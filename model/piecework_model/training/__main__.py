@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.training import architecture, loop, vocabulary, writer
@@ -75,9 +74,7 @@ def _trainer(arguments: argparse.Namespace) -> loop.Trainer:
     settings = loop.TrainingSettings(seed=arguments.seed, steps=arguments.steps)
     torch.manual_seed(settings.seed)
     size = vocabulary.build_tokenizer().get_vocab_size()
-    model = DiffusionGemmaForBlockDiffusion(architecture.build_config(size))
-    model.set_experts_implementation("eager")
-    trainer = loop.Trainer(model, settings, arguments.threads)
+    trainer = loop.Trainer(architecture.build_model(size), settings, arguments.threads)
     if arguments.resume or arguments.write_only:
         trainer.load(arguments.state)
     return trainer

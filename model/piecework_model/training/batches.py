@@ -1,5 +1,4 @@
-"""Training batches: packed token ids, the attention masks of both halves of the model, and the
-noise.
+"""Training batches: packed token ids, and the noise.
 
 B = rows, C = canvas length, K = canvases of the batch, L = tokens of the longest context.
 """
@@ -33,12 +32,6 @@ class Batch:
     pinned: torch.Tensor
     weights: torch.Tensor
 
-    @property
-    def positions(self) -> torch.Tensor:
-        """The position of every canvas token [B, K * C]."""
-        steps = torch.arange(CANVAS)
-        return (self.starts[:, :, None] + steps).flatten(1)
-
 
 def pack(samples: list[TrainingSample]) -> Batch:
     """Pack samples into the tensors of one batch."""
@@ -63,39 +56,6 @@ def pack(samples: list[TrainingSample]) -> Batch:
             starts[row] = len(sample.prompt)
     starts = starts.clamp(max=longest)  # of the padding behind short samples
     return Batch(context, lengths, starts, target, pinned, weights)
-
-
-def encoder_masks(length: int, window: int) -> dict[str, torch.Tensor]:
-    """Make causal masks [1, 1, L, L], True where a query (row) may look.
-
-    Padding is behind every real token.
-    """
-    query, key = torch.arange(length)[:, None], torch.arange(length)[None, :]
-    causal = key <= query
-    return {
-        "full_attention": causal[None, None],
-        "sliding_attention": (causal & (key > query - window))[None, None],
-    }
-
-
-def decoder_masks(starts: torch.Tensor, length: int, window: int) -> dict[str, torch.Tensor]:
-    """Make the denoiser's masks [B, 1, K * C, L + K * C] for all canvases at once.
-
-    A position of a canvas sees the context before its canvas, and its own canvas in both
-    directions. In sliding layers it sees only the last window - 1 tokens of the context, which is
-    what the sliding KV cache keeps.
-    """
-    rows, canvases = starts.shape
-    block = torch.arange(canvases * CANVAS) // CANVAS
-    start = starts.repeat_interleave(CANVAS, dim=1)[:, :, None]  # [B, K * C, 1]
-    key = torch.arange(length)[None, None, :]
-    own = (block[:, None] == block[None, :]).expand(rows, -1, -1)
-    full = key < start
-    sliding = full & (key >= start - (window - 1))
-    return {
-        "full_attention": torch.cat([full, own], dim=-1)[:, None],
-        "sliding_attention": torch.cat([sliding, own], dim=-1)[:, None],
-    }
 
 
 def corrupt(batch: Batch, vocab_size: int, generator: torch.Generator) -> torch.Tensor:

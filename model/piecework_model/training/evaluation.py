@@ -30,6 +30,7 @@ from piecework_model.training import (
     skills,
 )
 from piecework_model.training.asking import Asking, ModelAnswer
+from piecework_model.training.network import Network
 from piecework_model.training.skills import Exercise
 from piecework_protocol.kinds.read import ReadContent
 from piecework_protocol.kinds.text import TextContent
@@ -313,16 +314,16 @@ def reads(ask: Asking, rng: random.Random, count: int) -> tuple[Rows, list[measu
 def _held_out(loaded: LoadedModel) -> Rows:
     """Measure the losses on samples that training does not see, in nats a token."""
     settings = loop.TrainingSettings(seed=7, own_states_share=0.0)
+    network = Network(loaded.model, torch.float32)
     found: list[list[float]] = []
     for step in range(_HELD_OUT_BATCHES):
         noise = loop.Noise(settings, step, 0, loaded.limits.vocab_size)
         samples, *_ = loop.step_samples(settings, step)
         batch = batches.pack(samples)
         with torch.no_grad():
-            once = loop.Pass(loaded.model, batch)
-            logits = once.denoise(*noise.writing(once, batch))
-            causal = loop.encoder_loss(loaded.model, batch, once.hidden)
-            found.append([loop.denoising_loss(logits, batch).item(), causal.item()])
+            once = loop.Pass(network, batch)
+            state = noise.writing(once, batch)
+            found.append([once.denoising_loss(*state).item(), once.encoder_loss().item()])
     denoising, causal_mean = (statistics.mean(each) for each in zip(*found, strict=True))
     return [
         (

@@ -77,13 +77,14 @@ def article(phrase: str) -> str:
     return f"{'an' if vowel else 'a'} {phrase}"
 
 
-def _slots(cast: Cast, rng: random.Random) -> dict[str, str]:
+def _slots(cast: Cast, rng: random.Random, few: int | None) -> dict[str, str]:
     """Choose the values of every slot of the sentence templates, consistent within one story."""
-    name, subject, object_, possessive = rng.choice(lexicon.NAMES)
+    name, subject, object_, possessive = rng.choice(lexicon.NAMES[:few])
     verb, gerund = lexicon.THINGS[cast.thing]
     adjective, helper_adjective = rng.sample(lexicon.CHARACTER_ADJECTIVES, 2)
     thing_adjective = rng.choice(lexicon.THING_ADJECTIVES)
-    other_place = rng.choice([place for place in lexicon.PLACES if place != cast.place])
+    places = list(lexicon.PLACES)[:few]
+    other_place = rng.choice([place for place in places if place != cast.place])
     return {
         "name": name,
         "they": subject,
@@ -115,9 +116,12 @@ def fill(template: str, facts: Mapping[str, str]) -> str:
     return _SLOT.sub(lambda match: facts[match[1]], template)
 
 
-def tell(cast: Cast, rng: random.Random, *, brief: bool = False) -> Tale:
-    """Write one story about `cast`: 8 to 11 sentences, or 6 if it is to be brief."""
-    slots = _slots(cast, rng)
+def tell(cast: Cast, rng: random.Random, *, brief: bool = False, few: int | None = None) -> Tale:
+    """Write one story about `cast`: 8 to 11 sentences, or 6 if it is to be brief.
+
+    few: how many names and places it chooses among, or None for all.
+    """
+    slots = _slots(cast, rng, few)
     fate, problem, found = rng.choice(lexicon.PROBLEMS)
     sentences = [rng.choice(lexicon.OPENINGS), rng.choice(lexicon.POSSESSIONS)]
     if not brief and rng.random() < 0.25:
@@ -140,10 +144,17 @@ def tell(cast: Cast, rng: random.Random, *, brief: bool = False) -> Tale:
     return Tale(tuple(fill(sentence, facts) for sentence in sentences), facts)
 
 
-def draw_cast(rng: random.Random, requested: Sequence[tuple[str, ...]] | None = None) -> Cast:
-    """Draw a random cast of which one of the `requested` sets of roles is asked for."""
-    hero, helper = rng.sample(lexicon.CHARACTERS, 2)
-    thing, place = rng.choice(list(lexicon.THINGS)), rng.choice(list(lexicon.PLACES))
+def draw_cast(
+    rng: random.Random,
+    requested: Sequence[tuple[str, ...]] | None = None,
+    few: int | None = None,
+) -> Cast:
+    """Draw a random cast of which one of the `requested` sets of roles is asked for.
+
+    few: how many of each kind of noun it draws among, or None for all.
+    """
+    hero, helper = rng.sample(lexicon.CHARACTERS[:few], 2)
+    thing, place = rng.choice(list(lexicon.THINGS)[:few]), rng.choice(list(lexicon.PLACES)[:few])
     return Cast(hero, helper, thing, place, rng.choice(requested or lexicon.REQUESTED))
 
 

@@ -200,7 +200,7 @@ PROBLEMS = [
         "At last, {spot}, they found the {thing}, still {working}.",
     ),
     (
-        "blown away",
+        "carried",
         "Then a sudden storm carried the {thing} away.",
         "When the wind grew quiet, the {thing} lay {spot}, still {working}.",
     ),

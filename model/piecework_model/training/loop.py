@@ -1,9 +1,12 @@
 """The training loop: denoising loss on every canvas of a sample at once, plus the causal half's
 next-token loss.
 
-The first half of the steps learns from truth and uniform noise. The second half mostly learns from
-what the sampler itself makes of that: tokens that the model drew and accepted, right and wrong. So
-it learns to repair its own mistakes, which noise alone never shows it.
+The first steps learn to answer questions and nothing else. Beside stories it is not learnt: their
+gradients are so much larger that nothing of the questions' is left in a step.
+
+After them, the first half of the steps learns from truth and uniform noise. The second half mostly
+learns from what the sampler itself makes of that: tokens that the model drew and accepted, right
+and wrong. So it learns to repair its own mistakes, which noise alone never shows it.
 
 B = rows, C = canvas length, K = canvases of the batch, L = context length, V = vocabulary.
 """
@@ -23,10 +26,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.nn.functional import cross_entropy
-from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
+from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model.sampling.sampler import accept
 from piecework_model.training import batches, skills
+from piecework_model.training.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +38,27 @@ class TrainingSettings:
     """What a run depends on, besides the code. The same settings give the same weights.
 
     own_states_share: of the batches of the second half that show the sampler's own states.
+    first_steps: that learn to read and nothing else, at `first_rate` times the peak rates.
     """
 
     seed: int = 20261122
-    steps: int = 4000
+    steps: int = 5000
     adam_rate: float = 4e-3
     muon_rate: float = 2e-2
     warmup_steps: int = 60
     encoder_weight: float = 0.5
-    reading_weight: float = 1.0
+    reading_weight: float = 3.0
+    first_steps: int = 800
+    first_rate: float = 0.25
     self_conditioning_share: float = 0.35
     own_states_share: float = 0.7
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Mean cross-entropy in nats a token. `reading` is of the answers to questions."""
+    """Mean cross-entropy in nats a token, 0 where a step has no such batch. `reading` is of the
+    answers to questions.
+    """
 
     telling: float
     serving: float
@@ -60,68 +69,50 @@ class Losses:
 class Pass:
     """One encoder pass over a batch. The denoiser may run over it any number of times."""
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion, batch: batches.Batch) -> None:
-        """Run the encoder.
-
-        The cache is made without a config, so that it keeps every position of sliding layers too,
-        and the masks do the windowing. So all canvases of a sample share one pass.
-        """
-        window = model.config.text_config.sliding_window
-        rows, length = batch.context.shape
-        cache = DynamicCache()
-        self._model = model
-        self.hidden: torch.Tensor = model.model.encoder.language_model(
-            input_ids=batch.context,
-            attention_mask=batches.encoder_masks(length, window),
-            position_ids=torch.arange(length)[None].expand(rows, -1),
-            past_key_values=cache,
-        ).last_hidden_state  # [B, L, H]
-        self._arguments = {
-            "past_key_values": cache,
-            "decoder_position_ids": batch.positions,
-            "decoder_attention_mask": batches.decoder_masks(batch.starts, length, window),
-        }
+    def __init__(self, network: Network, batch: batches.Batch) -> None:
+        """Run the encoder."""
+        self._network, self._batch = network, batch
+        self._encoded = network.encode(batch.context)
 
     def denoise(self, noisy: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
         """Compute logits [B, K * C, V] for canvases [B, K * C].
 
         previous: the logits of the step before, divided by its temperature, or None at step 0.
         """
-        logits: torch.Tensor = self._model(
-            decoder_input_ids=noisy, self_conditioning_logits=previous, **self._arguments
-        ).logits
-        return logits
+        return self._network.logits(self._hidden(noisy, previous))
 
+    def denoising_loss(self, noisy: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+        """Compute the weighted mean cross-entropy of the denoiser. Arguments as of `denoise`."""
+        batch = self._batch
+        chosen = batch.weights > 0
+        logits = self._network.logits(self._hidden(noisy, previous)[chosen])
+        return _weighted(logits, batch.target[chosen], batch.weights[chosen])
 
-def encoder_loss(
-    model: DiffusionGemmaForBlockDiffusion, batch: batches.Batch, hidden: torch.Tensor
-) -> torch.Tensor:
-    """Compute the weighted next-token cross-entropy of the canvases that the encoder has read."""
-    span = batch.target.shape[1] - skills.CANVAS
-    if span == 0:
-        return hidden.new_zeros(())
-    # The token at position p is predicted at p - 1.
-    places = batch.prompt_lengths[:, None] + torch.arange(span) - 1
-    inside = places < batch.context.shape[1] - 1
-    weights = batch.weights[:, :span] * inside
-    chosen = weights > 0
-    rows = torch.arange(len(places))[:, None].expand_as(places)
-    states = hidden[rows[chosen], places[chosen]]
-    cap = model.final_logit_softcapping
-    logits = torch.tanh(model.lm_head(states) / cap) * cap
-    return _weighted(logits, batch.target[:, :span][chosen], weights[chosen])
+    def encoder_loss(self) -> torch.Tensor:
+        """Compute the weighted next-token cross-entropy of the canvases that the encoder has
+        read.
+        """
+        batch, hidden = self._batch, self._encoded.hidden
+        span = batch.target.shape[1] - skills.CANVAS
+        if span == 0:
+            return hidden.new_zeros(())
+        # The token at position p is predicted at p - 1.
+        places = batch.prompt_lengths[:, None] + torch.arange(span) - 1
+        inside = places < batch.context.shape[1] - 1
+        weights = batch.weights[:, :span] * inside
+        chosen = weights > 0
+        rows = torch.arange(len(places))[:, None].expand_as(places)
+        logits = self._network.logits(hidden[rows[chosen], places[chosen]])
+        return _weighted(logits, batch.target[:, :span][chosen], weights[chosen])
+
+    def _hidden(self, noisy: torch.Tensor, previous: torch.Tensor | None) -> torch.Tensor:
+        return self._network.denoise(self._encoded, noisy, self._batch.starts, previous)
 
 
 def _weighted(logits: torch.Tensor, target: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Compute the weighted mean cross-entropy of [N, V] logits."""
     each = cross_entropy(logits, target, reduction="none")
     return (each * weights).sum() / weights.sum().clamp(min=1e-6)
-
-
-def denoising_loss(logits: torch.Tensor, batch: batches.Batch) -> torch.Tensor:
-    """Compute the weighted mean cross-entropy of the denoiser."""
-    chosen = batch.weights > 0
-    return _weighted(logits[chosen], batch.target[chosen], batch.weights[chosen])
 
 
 def sampler_step(
@@ -146,10 +137,15 @@ def sampler_step(
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:
-    """Compute the rate: linear warm-up, then a cosine down to 2 % of the peak."""
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    progress = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
+    """Compute the rate: linear warm-up to that of the first steps, linear warm-up to the peak, then
+    a cosine down to 2 % of it.
+    """
+    warmup, first = settings.warmup_steps, settings.first_steps
+    if step < first:
+        return settings.first_rate * min(1.0, (step + 1) / warmup)
+    if step < first + warmup:
+        return settings.first_rate + (1 - settings.first_rate) * (step + 1 - first) / warmup
+    progress = (step - first - warmup) / max(1, settings.steps - first - warmup)
     return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -216,7 +212,8 @@ class Optimizer:
 def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.TrainingSample]]:
     """Draw the samples of one step, one list a mixture. They depend on the arguments alone."""
     rng = random.Random(f"samples {settings.seed} {step}")  # noqa: S311 (no secret)
-    return [mixture.draw(rng) for mixture in skills.MIXTURES]
+    mixtures = skills.FIRST_MIXTURES if step < settings.first_steps else skills.MIXTURES
+    return [mixture.draw(rng) for mixture in mixtures]
 
 
 class Noise:
@@ -272,6 +269,7 @@ class Trainer:
         self.model, self.settings = model, settings
         self.step = 0
         self._workers = workers
+        self._network = Network(model)
         self._optimizer = Optimizer(model, settings)
         self._vocab_size = model.config.text_config.vocab_size
 
@@ -290,7 +288,10 @@ class Trainer:
         found = list(pool.map(self._gradient, range(len(samples)), samples))
         self._optimizer.set_gradient([gradient for gradient, *_ in found])
         self._optimizer.step(_rate(self.step, self.settings))
-        told, served, answered = (denoising for _, denoising, _ in found)
+        denoising = [each for _, each, _ in found]
+        if samples[0][0].reads:
+            return Losses(0.0, 0.0, sum(denoising) / len(denoising), 0.0)
+        told, served, answered = denoising
         return Losses(told, served, answered, found[0][2])
 
     def _gradient(
@@ -301,11 +302,10 @@ class Trainer:
         noise = Noise(settings, self.step, index, self._vocab_size)
         batch = batches.pack(samples)
         reading = samples[0].reads
-        once = Pass(self.model, batch)
+        once = Pass(self._network, batch)
         with torch.no_grad():
             state = noise.answering(batch) if reading else noise.writing(once, batch)
-        denoising = denoising_loss(once.denoise(*state), batch)
-        causal = encoder_loss(self.model, batch, once.hidden)
+        denoising, causal = once.denoising_loss(*state), once.encoder_loss()
         weight = settings.reading_weight if reading else 1.0
         loss = weight * (denoising + settings.encoder_weight * causal)
         gradient = torch.autograd.grad(loss, self._optimizer.weights, allow_unused=True)

@@ -26,6 +26,7 @@ CANVAS: Final = 32  # tokens
 MOST_PROMPT: Final = 1024  # tokens
 FILL_WEIGHT: Final = 0.2  # of the end marks that fill a hole or the last canvas up
 ANSWER_WEIGHT: Final = 1.0
+_CHOICES_SHARE: Final = 0.25  # of questions: choices are learnt long before yes and no
 
 Ids = tuple[int, ...]
 Facts = Mapping[str, str]
@@ -394,18 +395,32 @@ _VALUES: Final[Mapping[str, Sequence[str]]] = {
 _RIVALS: Final[Mapping[str, str]] = {"hero": "helper", "helper": "hero", "place": "far"}
 
 
-def wrong_values(fact: str, facts: Facts, count: int, rng: random.Random) -> list[str]:
-    """Draw values that a fact does not have. One of them often stands in the story."""
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """How hard a read is: how many first sentences of a story are shown, and how many nouns and
+    names of each kind there are. None is all.
+    """
+
+    sentences: int | None = None
+    few: int | None = None
+
+
+def wrong_values(
+    fact: str, facts: Facts, count: int, rng: random.Random, few: int | None = None
+) -> list[str]:
+    """Draw values that a fact does not have, fewer if there are only `few`. One of them often
+    stands in the story.
+    """
     rival = facts[_RIVALS[fact]] if fact in _RIVALS and rng.random() < 0.6 else None
-    free = [value for value in _VALUES[fact] if value not in (facts[fact], rival)]
-    drawn = rng.sample(free, count - (rival is not None))
+    free = [value for value in _VALUES[fact][:few] if value not in (facts[fact], rival)]
+    drawn = rng.sample(free, min(len(free), count - (rival is not None)))
     return drawn if rival is None else [rival, *drawn]
 
 
-def choice(facts: Facts, rng: random.Random) -> Answered:
-    """Ask which of two to five values a fact has."""
-    fact, instructions = rng.choice(phrases.CHOICES)
-    names = [facts[fact], *wrong_values(fact, facts, rng.randint(1, 4), rng)]
+def _choice(facts: Facts, rng: random.Random, told: Set[str], few: int | None) -> Answered:
+    """Ask which of two to five values one of the `told` facts has."""
+    fact, instructions = rng.choice([asked for asked in phrases.CHOICES if asked[0] in told])
+    names = [facts[fact], *wrong_values(fact, facts, rng.randint(1, 4), rng, few)]
     rng.shuffle(names)
     question = Question(
         grammar.fill(rng.choice(instructions), facts), tuple(Label(name) for name in names)
@@ -413,11 +428,11 @@ def choice(facts: Facts, rng: random.Random) -> Answered:
     return Answered(question, names.index(facts[fact]), predicate=False)
 
 
-def predicate(facts: Facts, rng: random.Random) -> Answered:
-    """Ask whether a statement is true."""
-    fact, instructions = rng.choice(phrases.PREDICATES)
+def _predicate(facts: Facts, rng: random.Random, told: Set[str], few: int | None) -> Answered:
+    """Ask whether a statement about one of the `told` facts is true."""
+    fact, instructions = rng.choice([asked for asked in phrases.PREDICATES if asked[0] in told])
     true = rng.random() < 0.5
-    said = facts if true else {**facts, fact: wrong_values(fact, facts, 1, rng)[0]}
+    said = facts if true else {**facts, fact: wrong_values(fact, facts, 1, rng, few)[0]}
     labels = list(rng.choice(phrases.TRUTHS))
     right = labels[0 if true else 1]
     if rng.random() < 0.2:
@@ -429,19 +444,52 @@ def predicate(facts: Facts, rng: random.Random) -> Answered:
     return Answered(question, labels.index(right), predicate=True)
 
 
-def draw_questions(rng: random.Random, count: int) -> tuple[ReadContent, tuple[Answered, ...]]:
+def draw_questions(
+    rng: random.Random, count: int, lesson: Lesson = Lesson()
+) -> tuple[ReadContent, tuple[Answered, ...]]:
     """Draw a story and `count` questions about it."""
-    tale = grammar.tell(grammar.draw_cast(rng), rng, brief=rng.random() < 0.7)
+    few = lesson.few
+    tale = grammar.tell(grammar.draw_cast(rng, few=few), rng, brief=rng.random() < 0.7, few=few)
+    text, told = tale.text, frozenset(_VALUES)
+    if lesson.sentences is not None:
+        text = " ".join(tale.sentences[: lesson.sentences])
+        words = {*grammar.words_of(text)}
+        told = frozenset(fact for fact in _VALUES if fact != "fate" and tale.facts[fact] in words)
     answered = tuple(
-        (choice if rng.random() < 0.5 else predicate)(tale.facts, rng) for _ in range(count)
+        (_choice if rng.random() < _CHOICES_SHARE else _predicate)(tale.facts, rng, told, few)
+        for _ in range(count)
     )
-    content = ReadContent(user(tale.text), tuple(each.question for each in answered))
+    content = ReadContent(user(text), tuple(each.question for each in answered))
     return content, answered
 
 
 def read_sample(rng: random.Random) -> TrainingSample:
-    """Lay out the canvases of one to four questions."""
-    content, answered = draw_questions(rng, rng.choice((1, 2, 3, 4, 4, 4)))
+    """Lay out the canvases of one to four questions, most of them about a whole story."""
+    sentences = rng.choice((1, 2, None, None, None, None))
+    few = rng.choice((2, 4, 8, *(None,) * 7))
+    return _asked(rng, rng.choice((1, 2, 4, 4, 4)), Lesson(sentences, few))
+
+
+def first_read_sample(rng: random.Random) -> TrainingSample:
+    """Lay out the canvas of two questions about one or two sentences, most of them with few words.
+
+    To say whether two words are the same is learnt last: as long as it is not, an answer does not
+    depend on either word alone. It comes with few words first (docs/LOG.md).
+    """
+    return _asked(rng, 2, Lesson(rng.choice((1, 1, 1, 2)), _few(rng)))
+
+
+def first_story_sample(rng: random.Random) -> TrainingSample:
+    """Lay out the canvas of two questions about a whole story, most of them with few words."""
+    return _asked(rng, 2, Lesson(None, _few(rng)))
+
+
+def _few(rng: random.Random) -> int | None:
+    return rng.choice((2, 2, 2, 4, 8, None, None))
+
+
+def _asked(rng: random.Random, count: int, lesson: Lesson) -> TrainingSample:
+    content, answered = draw_questions(rng, count, lesson)
     encoded = kinds.encode(vocabulary.build_codec(), content, CANVAS, MOST_PROMPT)
     target = list(encoded.template)
     weights = [0.0] * len(target)
@@ -531,6 +579,11 @@ SERVING: Final = Mixture(
     most_canvases=2,
     windows=True,
 )
-READING: Final = Mixture(((1.0, read_sample),), rows=8, most_canvases=2)
+READING: Final = Mixture(((1.0, read_sample),), rows=16, most_canvases=2)
 MIXTURES: Final = (TELLING, SERVING, READING)
 """One batch of each makes a training step."""
+FIRST_MIXTURES: Final = (
+    Mixture(((1.0, first_read_sample),), rows=56, most_canvases=1),
+    Mixture(((1.0, first_story_sample),), rows=12, most_canvases=1),
+)
+"""Of the first steps."""

@@ -34,6 +34,13 @@ _JSON_PIECES: Final = (
     *(SPACE + piece for piece in ('"', '{"', '["')),
 )
 
+# What JSON schemas, and the declarations that the chat template makes of them, are full of.
+_SCHEMA_WORDS: Final = (
+    *("additionalProperties", "declaration", "description", "enum", "false", "object"),
+    *("parameters", "properties", "required", "response", "string", "title", "true", "type"),
+    *("value", "OBJECT", "STRING"),
+)
+
 # Whole words beat their characters, characters beat bytes. Only the order of these scores matters.
 _WORD_SCORE, _CHARACTER_SCORE, _BYTE_SCORE = -4.0, -12.0, -20.0
 
@@ -164,6 +171,7 @@ def words() -> list[str]:
     }
     nouns = [*lexicon.CHARACTERS, *lexicon.THINGS, *lexicon.PLACES]
     found |= {noun.capitalize() for noun in nouns}
+    found |= set(_SCHEMA_WORDS)
     return sorted(found | {"an", "An", "the", "She", "He", "user", "model", "system", "thought"})
 
 

@@ -73,12 +73,13 @@ def planned_speed(card: Card, weights_bytes: int, *, canvas_size: int) -> Worker
 
     A step reads every weight once. No card is faster than that, and most are slower.
     """
-    steps = card.bandwidth * GIGA / weights_bytes
+    bandwidth = card.bandwidth
+    steps = bandwidth.value * GIGA / weights_bytes
     tokens = steps * canvas_size / MEAN_STEPS
     return WorkerSpeed(
         tokens,
         steps,
-        f"at most, one job at a time: {card.bandwidth} GB/s ({card.source}) over "
+        f"at most, one job at a time: {bandwidth.value} GB/s ({bandwidth.source}) over "
         f"{weights_bytes / GIGA:.1f} GB of weights, {MEAN_STEPS} steps a canvas",
     )
 

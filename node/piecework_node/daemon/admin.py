@@ -10,13 +10,14 @@ from __future__ import annotations
 import hmac
 import secrets
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 from aiohttp import web
 
 from piecework.base.connections import Refused
+from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
 from piecework.base.http_server import HttpServer, http_limits
@@ -24,6 +25,7 @@ from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework_node.console import page
 from piecework_node.console.model import Snapshot
+from piecework_node.daemon.changing import ChangeReport
 from piecework_node.errors import AdminError, KeyFileError
 
 TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
@@ -31,7 +33,8 @@ MIN_TOKEN_CHARACTERS: Final = 32
 """A shorter one was cut off, or made by somebody else. An empty one would let everybody in."""
 ADDRESS_FILE: Final = "admin.json"
 TOKEN_HEADER: Final = "X-Piecework-Token"  # noqa: S105
-MAX_BODY_BYTES: Final = 1024
+MAX_BODY_BYTES: Final = 64 * 1024
+"""A change of the longest settings fits."""
 MAX_CONNECTIONS: Final = 128
 CONNECTIONS_PER_ADDRESS: Final = 32
 """For a few scrapers and commands at once."""
@@ -58,6 +61,8 @@ class Operations(Protocol):
 
     async def console(self) -> Snapshot: ...
 
+    async def evidence(self, asked: bytes) -> dict[str, Any]: ...
+
     def metrics(self) -> bytes: ...
 
     def settle(self) -> None: ...
@@ -67,6 +72,10 @@ class Operations(Protocol):
     def pause(self, seconds: float | None) -> None: ...
 
     def resume(self) -> tuple[str, ...]: ...
+
+    async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
+        """Change settings of the home. A `PieceworkError` says why nothing was changed."""
+        ...
 
     def connection_refused(self, why: Refused) -> None: ...
 
@@ -95,10 +104,12 @@ class AdminServer:
                 web.get("/console", self._console),
                 web.get("/console/data", self._console_data),
                 web.get("/console/live.js", self._console_script),
+                web.post("/evidence", self._evidence),
                 web.post("/settle", self._settle),
                 web.post("/drain", self._drain),
                 web.post("/pause", self._pause),
                 web.post("/resume", self._resume),
+                web.post("/settings", self._change),
             ]
         )
         return app
@@ -174,6 +185,16 @@ class AdminServer:
     async def _status(self, _: web.Request) -> web.Response:
         return web.json_response(await self._operations.status())
 
+    async def _evidence(self, request: web.Request) -> web.Response:
+        """It may hold a prompt, so it needs the token."""
+        try:
+            shown = await self._operations.evidence(await request.read())
+        except ValueError:
+            return _error(400, "evidence", "the question is not one that this version knows")
+        except PieceworkError as error:
+            return _error(404, "evidence", str(error))
+        return web.json_response(shown, headers=_PRIVATE)
+
     async def _settle(self, _: web.Request) -> web.Response:
         self._operations.settle()
         return web.json_response({"settling": True}, status=202)
@@ -193,6 +214,30 @@ class AdminServer:
     async def _resume(self, _: web.Request) -> web.Response:
         left = self._operations.resume()
         return web.json_response({"paused": bool(left), "causes": left}, status=202)
+
+    async def _change(self, request: web.Request) -> web.StreamResponse:
+        try:
+            texts, unset = _changes(await request.read())
+        except ValueError:
+            return _error(400, "settings", "a change is {set: {name: text}, unset: [name]}")
+        try:
+            report = await self._operations.change(texts, unset)
+        except PieceworkError as error:
+            return _error(409, "settings", str(error))
+        return web.json_response(report.to_json())
+
+
+def _changes(body: bytes) -> tuple[dict[str, str], list[str]]:
+    """New values of settings, and names of those to take out. Raises `ValueError` for others."""
+    asked = loads(body)
+    if not isinstance(asked, dict) or not asked.keys() <= {"set", "unset"}:
+        raise ValueError("not a change")
+    texts, unset = asked.get("set", {}), asked.get("unset", [])
+    if not isinstance(texts, dict) or not isinstance(unset, list):
+        raise ValueError("not a change")
+    if not all(isinstance(word, str) for word in (*texts.values(), *unset)):
+        raise ValueError("not texts")
+    return texts, unset
 
 
 def _seconds(body: bytes) -> int | None:
@@ -264,7 +309,9 @@ def _url(home: Path) -> str:
         ) from None
 
 
-async def ask_daemon(home: Path, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+async def ask_daemon(
+    home: Path, method: str, path: str, body: bytes = b"", *, limits: HttpLimits = ASK_LIMITS
+) -> dict[str, Any]:
     """Ask the daemon of a home. `body` is JSON for a command that takes options.
 
     Raises:
@@ -274,7 +321,7 @@ async def ask_daemon(home: Path, method: str, path: str, body: bytes = b"") -> d
     url = base + path
     try:
         # The daemon runs on this machine, whatever it binds to. A proxy must not see the token.
-        async with HttpReader(ASK_LIMITS, proxies=dict) as http:
+        async with HttpReader(limits, proxies=dict) as http:
             headers = {TOKEN_HEADER: admin_token(home)}
             if method == "GET":
                 answer = loads(await http.get(url, headers=headers))

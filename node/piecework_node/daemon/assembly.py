@@ -26,8 +26,10 @@ from piecework_node.engine.environment import child_environment
 from piecework_node.engine.link import EngineBackend
 from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
 from piecework_node.errors import ConfigError
+from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
+from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
@@ -42,6 +44,7 @@ from piecework_node.owner.watch import OwnerWatch
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.schedule import Window
@@ -91,12 +94,14 @@ class Components:
 
     base: Foundations
     keyring: SealingKeyring
+    steps: StepStore
     runtime: JobRuntime
     channels: Channels
     settler: Settler
     worker: Worker
     board: OfferBoard
     owner: OwnerWatch
+    fees: FeeDesk
 
 
 async def build(
@@ -210,9 +215,8 @@ async def _assemble(base: Foundations) -> Components:
         rotation_s=config.sealing_key_rotation_s,
         evidence_s=config.evidence_s,
     )
-    runtime = JobRuntime(
-        journal, base.engine, domain=domain, signer=operator, clock=clock, metrics=metrics, log=log
-    )
+    steps = await _kept_steps(base, keyring)
+    runtime = _runtime(base, keyring, steps)
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     channels = Channels(
         runtime,
@@ -223,8 +227,9 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
+    leaves = JournalLeaves(journal, base.engine, keyring, domain, steps)
     settler, desk, check = await _settlement(
-        base, port, channels, faults, write_offs=write_offs, keyring=keyring
+        base, port, channels, faults, write_offs=write_offs, leaves=leaves
     )
     terms = operator_terms(config, base.amounts, base.deployment.token)
     patience = Patience(config.payment_timeout_s, config.pause_max_s, config.pause_frees_memory)
@@ -255,13 +260,46 @@ async def _assemble(base: Foundations) -> Components:
         clock=clock,
         log=log,
     )
-    return Components(base, keyring, runtime, channels, settler, worker, board, owner)
+    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owner, desk)
+
+
+def _runtime(base: Foundations, keyring: SealingKeyring, steps: StepStore) -> JobRuntime:
+    """Build what makes things happen to jobs, openings among them."""
+    domain = base.deployment.domain
+    opener = CanvasOpener(base.journal, base.engine, keyring, domain, steps)
+    return JobRuntime(
+        base.journal,
+        base.engine,
+        domain=domain,
+        signer=base.operator,
+        clock=base.clock,
+        metrics=base.metrics,
+        log=base.log,
+        steps=steps if base.config.evidence_bytes else None,
+        openings=OpeningDesk(base.engine, opener, base.journal),
+    )
+
+
+async def _kept_steps(base: Foundations, keyring: SealingKeyring) -> StepStore:
+    """Find the steps of canvases that are kept. A budget of 0 removes them."""
+    config = base.config
+    steps = StepStore(
+        base.home.steps,
+        keyring,
+        base.deployment.domain,
+        budget_bytes=config.evidence_bytes,
+        window_s=config.evidence_s,
+        clock=base.clock,
+        log=base.log,
+    )
+    await steps.load()
+    return steps
 
 
 def _defence(
     base: Foundations,
     port: ChainLink,
-    keyring: SealingKeyring,
+    leaves: JournalLeaves,
     transactions: TransactionTracker,
     faults: FaultBoard,
 ) -> Defence | None:
@@ -271,7 +309,7 @@ def _defence(
         return None
     return Defence(
         DisputeLink(port, base.operator.address),
-        JournalLeaves(base.journal, base.engine, keyring, deployment.domain),
+        leaves,
         transactions,
         base.journal,
         faults,
@@ -287,7 +325,7 @@ async def _settlement(
     faults: FaultBoard,
     *,
     write_offs: WriteOffs,
-    keyring: SealingKeyring,
+    leaves: JournalLeaves,
 ) -> tuple[Settler, FeeDesk, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
@@ -323,7 +361,7 @@ async def _settlement(
         poll_s=config.chain_poll_s,
         metrics=metrics,
         log=log,
-        defence=_defence(base, port, keyring, transactions, faults),
+        defence=_defence(base, port, leaves, transactions, faults),
     )
     return settler, desk, openings.check
 

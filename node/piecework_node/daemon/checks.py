@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from piecework.base.amounts import native_coin
-from piecework.base.clock import SystemClock
+from piecework.base.clock import Clock, SystemClock
+from piecework.base.dialling import Dialled
 from piecework.base.errors import PieceworkError
 from piecework.base.http import HttpReader
 from piecework.chain.deployment import Deployment
+from piecework.chain.errors import ChainError
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.reader import ChainReader
 from piecework_model.errors import ModelError
@@ -21,8 +22,20 @@ from piecework_node import logs
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ask_daemon
 from piecework_node.daemon.assembly import checkpoint_of, connect, owner_rules, vllm_settings
+from piecework_node.daemon.check_results import CheckResult, Result
+from piecework_node.daemon.reach import (
+    DIALLED,
+    REACH_LIMITS,
+    SHOWN,
+    Onlooker,
+    ReachWatch,
+    Sight,
+    answering,
+)
 from piecework_node.daemon.relays import RelayAway, RelayCredentials, RelayDeclines, RelayLink
+from piecework_node.daemon.standing import REGISTERED_ADDRESS, REGISTRATION, StandingWatch
 from piecework_node.daemon.surroundings import CLOCK, IndexWatch, ask_indexes, check_endpoints
+from piecework_node.disputes.leaves import jobs_of_others
 from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
@@ -33,13 +46,15 @@ from piecework_node.keys.tls import load_tls
 from piecework_node.metrics import Metrics
 from piecework_node.owner.nvml import MachineSenses
 from piecework_node.owner.watch import check_rules
-from piecework_node.runtime.faults import Fault, FaultBoard, Stops
+from piecework_node.runtime.faults import Code, Fault, FaultBoard, Stops, code_of
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.watch import CHECKS as NODE_CHECKS
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
+from piecework_node.times import now
+from piecework_protocol.objects import Endpoint, ModelOffer, Route
 from piecework_protocol.relaying import relay_domain
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import address_hex, parse_address
+from piecework_protocol.types import Digest, address_hex, parse_address
 
 if TYPE_CHECKING:
     from piecework_model.checkpoint.memory import PrecisionPlan
@@ -49,37 +64,63 @@ Check = Callable[[], Awaitable[str]]
 NATIVE_COIN: Final = native_coin()
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
-    """One checked item."""
+class _Unchecked(PieceworkError):
+    """An item needs what an earlier one missed."""
 
-    item: str
-    good: bool
-    detail: str
+
+class _Found(PieceworkError):
+    """Conditions of the board that fail an item."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        super().__init__("; ".join(fault.line for fault in faults))
+        self.faults = faults
 
 
 class Checker:
     """Runs the checks in order. Later ones use what earlier ones find."""
 
-    def __init__(self, home: Home, password: str) -> None:
+    def __init__(self, home: Home, password: str, *, clock: Clock | None = None) -> None:
+        self._time = clock or SystemClock()
         self._home, self._password = home, password
         self._config: WorkerConfig | None = None
         self._deployment: Deployment | None = None
         self._operator: LocalSigner | None = None
-        self._running = self._watched = False
+        self._tls_digest: Digest | None = None
+        self._model_digest: bytes | None = None
+        self._status: dict[str, Any] | None = None
+        """Of the worker that runs in this home."""
+        self._watched = False
+        self._remarks: list[Fault] = []
+        """Conditions that do not fail the item that is being checked."""
         # What fails once fails the check: nothing is waited for.
         self._metrics = Metrics()
-        self._board = FaultBoard(SystemClock(), self._metrics, logs.silent(), patience_s=0)
+        self._board = FaultBoard(self._time, self._metrics, logs.silent(), patience_s=0)
 
     async def run(self) -> list[CheckResult]:
         """Return every finding. A check that needs what an earlier one missed says so."""
         findings = []
         for item, check in self._checks():
-            try:
-                findings.append(CheckResult(item, True, await check()))
-            except (PieceworkError, ModelError, OSError) as error:
-                findings.append(CheckResult(item, False, str(error)))
+            self._remarks = []
+            findings += await self._result_of(item, check)
         return findings
+
+    async def _result_of(self, item: str, check: Check) -> list[CheckResult]:
+        warn = Result.WARNING
+        try:
+            detail = await check()
+        except _Unchecked:
+            return [CheckResult.unchecked(item)]
+        except _Found as error:
+            return [CheckResult.of(item, fault, Result.ERROR) for fault in error.faults]
+        except ChainError as error:
+            code = code_of(error)
+            if code is None:
+                return [CheckResult.failed(item, str(error))]
+            return [CheckResult.of(item, Fault(code, str(error).rstrip(". ")), Result.ERROR)]
+        except (PieceworkError, ModelError, OSError) as error:
+            return [CheckResult.failed(item, str(error))]
+        remarks = [CheckResult.of(item, fault, warn) for fault in self._remarks]
+        return [CheckResult(item, Result.SUCCESS, detail), *remarks] if detail else remarks
 
     def _checks(self) -> Iterator[tuple[str, Check]]:
         """In order. What is checked of the engine depends on the settings, which come first."""
@@ -94,18 +135,17 @@ class Checker:
             ("stake", self._stake),
             ("gas", self._gas),
             ("endpoint", self._endpoint),
-            ("indexes", self._indexes),
-            ("owner", self._owner),
-            ("model", self._model),
+            ("ports", self._ports),
         )
         if self._config is not None and self._config.relays:
             yield "relays", self._relays
+        yield from (("indexes", self._indexes), ("dialled", self._dialled))
+        yield from (("owner", self._owner), ("model", self._model))
         if self._config is not None and self._config.backend == "vllm":
             yield "endpoints", self._endpoints
         else:
             yield from (("device", self._device), ("precision", self._precision))
-            yield "fast paths", self._fast_paths
-        yield "ports", self._ports
+            yield from (("fast paths", self._fast_paths), ("audits", self._audits))
 
     async def _settings(self) -> str:
         self._config = settings.load(self._home.root)
@@ -124,6 +164,7 @@ class Checker:
     async def _tls(self) -> str:
         named = parse_address("0x" + keystore_address(self._home.operator))
         tls = load_tls(self._home.certificate, self._home.certificate_key, named)
+        self._tls_digest = tls.digest
         return "0x" + tls.digest.hex()
 
     async def _journal(self) -> str:
@@ -135,20 +176,24 @@ class Checker:
                 self._home.journal, self._need(self._deployment).domain, operator
             )
         except JournalLocked:
-            self._running = True
-            return "in use by a running worker"
+            self._status = await ask_daemon(self._home.root, "GET", "/status")
+            return f"in use by a running worker, which is {self._status['state']}"
         try:
             return f"{await journal.verify()} log rows, chain unbroken"
         finally:
             await journal.close()
+
+    @property
+    def _is_running(self) -> bool:
+        return self._status is not None
 
     async def _chain(self) -> str:
         """Ask the node everything that the running worker asks, by the same watch."""
         async with await self._connect() as reader:
             height = await reader.latest_block()
             await self._watch_node(reader)
-        others = self._hold(*(c for c in NODE_CHECKS if c not in ("head", "gas tank")))
-        return f"block {height}, contracts are the deployment's{others}"
+        self._hold(*(c for c in NODE_CHECKS if c not in ("head", "gas tank")))
+        return f"block {height}, contracts are the deployment's"
 
     async def _watch_node(self, reader: ChainReader) -> None:
         config = self._need(self._config)
@@ -156,7 +201,7 @@ class Checker:
         watch = NodeWatch(
             ChainLink(reader, self._need(self._operator), fees),
             self._board,
-            clock=SystemClock(),
+            clock=self._time,
             limits=WatchLimits.of(reader.deployment.chain_id, config.block_time_s),
             metrics=self._metrics,
         )
@@ -176,18 +221,20 @@ class Checker:
     async def _relays(self) -> str:
         """Join each relay as the worker would, and hang up."""
         config, deployment = self._need(self._config), self._need(self._deployment)
-        if self._running:
-            return "joined by the running worker. Its status has them"
+        if self._status is not None:
+            states: dict[str, str] = self._status["relays"]
+            return ", ".join(f"{name} {state}" for name, state in states.items())
         domain = relay_domain(deployment.chain_id, deployment.registry)
-        credentials = RelayCredentials(self._need(self._operator), domain, SystemClock())
-        troubles = []
+        credentials = RelayCredentials(self._need(self._operator), domain, self._time)
         for relay in config.relays:
+            check = f"relay {relay}"
             try:
                 (await RelayLink.join(relay, credentials)).close()
-            except (RelayAway, RelayDeclines) as error:
-                troubles.append(f"{relay}: {error}")
-        if troubles:
-            raise ConfigError("; ".join(troubles))
+            except RelayDeclines as error:
+                self._board.failed(check, Code.RELAY_DECLINES, f"{relay}: {error}")
+            except RelayAway as error:
+                self._board.failed(check, Code.RELAY_AWAY, f"{relay}: {error}")
+        self._hold_all(*(f"relay {relay}" for relay in config.relays))
         return ", ".join(config.relays)
 
     async def _indexes(self) -> str:
@@ -195,33 +242,89 @@ class Checker:
         if not indexes:
             return "none set. Clients find the worker in the registry only"
         async with HttpReader(PUBLISH_LIMITS, dated=dates) as http:
-            answers = await ask_indexes(indexes, http, dates, SystemClock())
+            answers = await ask_indexes(indexes, http, dates, self._time)
         IndexWatch(self._board, self._metrics).note(answers)
-        found = self._board.failures(CLOCK, *(f"index {answer.host}" for answer in answers))
-        if found:
-            raise ConfigError(_lines(found))
-        return ", ".join(answer.host for answer in answers)
+        self._hold_all(CLOCK, *(f"index {answer.host}" for answer in answers))
+        if self._status is None:
+            return ", ".join(answer.host for answer in answers)
+        shown: dict[str, bool | None] = self._status["shown_by"]
+        for host, told in shown.items():
+            if told is False:
+                detail = f"{host} does not show this worker's offer"
+                self._board.failed(SHOWN.format(host), Code.OFFER_HIDDEN, detail)
+        self._hold_all(*map(SHOWN.format, shown))
+        return ", ".join(f"{host}{' shows the offer' * bool(told)}" for host, told in shown.items())
 
-    def _hold(self, *checks: str) -> str:
-        """Raise what these checks found that stops jobs. Return the rest as a text to append."""
+    async def _dialled(self) -> str:
+        """Have the worker's own address dialled from the side of each index."""
+        config = self._need(self._config)
+        if not config.indexes:
+            return "nobody to ask. An index would dial the worker and say what it finds"
+        if self._status is not None:
+            reached: dict[str, str] = self._status["reached"]
+            if not reached:
+                return "the running worker knows no answer yet"
+            self._judge_dials(reached)
+            return ", ".join(f"{address} {word}" for address, word in reached.items())
+        if not config.listens:
+            return "through relays alone. The running worker has them dialled"
+        host, port = split_endpoint(config.bind)
+        if port == 0 and not config.endpoint:
+            return "the port is free to choose, so the running worker has it dialled"
+        address = config.endpoint or config.bind
+        async with answering(self._home, host, port):
+            sights = await self._look(Endpoint(Route.DIRECT, address))
+        watch = ReachWatch(self._board)
+        watch.note(sights, [Endpoint(Route.DIRECT, address)])
+        self._judge_dials(watch.reached)
+        said = [f"{s.host} reached {address}" for s in sights if s.reached]
+        said += [f"{s.host} has not dialled: {s.why}" for s in sights if not s.reached]
+        return "; ".join(said)
+
+    async def _look(self, endpoint: Endpoint) -> tuple[Sight, ...]:
+        config, deployment = self._need(self._config), self._need(self._deployment)
+        async with HttpReader(REACH_LIMITS) as http:
+            onlooker = Onlooker(
+                config.indexes, http, self._need(self._operator), deployment.domain, self._time
+            )
+            return await onlooker.look((endpoint,), self._need(self._tls_digest), None)
+
+    def _judge_dials(self, reached: Mapping[str, str]) -> None:
+        for address, word in reached.items():
+            if word != Dialled.REACHED.value:
+                check = DIALLED.format(address)
+                detail = f"no index reaches {address} ({word})"
+                self._board.failed(check, Code.ADDRESS_UNREACHED, detail)
+        self._hold_all(*map(DIALLED.format, reached))
+
+    def _hold(self, *checks: str) -> None:
+        """Raise what these checks found that stops jobs. The rest is a remark."""
         found = self._board.failures(*checks)
         grave = [fault for fault in found if fault.condition.stops is not Stops.NOTHING]
         if grave:
-            raise ConfigError(_lines(grave))
-        return f". Mind {_lines(found)}" if found else ""
+            raise _Found(tuple(dict.fromkeys(grave)))
+        self._remarks += found
+
+    def _hold_all(self, *checks: str) -> None:
+        """Raise whatever these checks found: a worker that nobody finds earns nothing."""
+        found = self._board.failures(*checks)
+        if found:
+            raise _Found(tuple(dict.fromkeys(found)))
 
     async def _stake(self) -> str:
         config, operator = self._need(self._config), self._need(self._operator)
         async with await self._connect() as reader:
-            known = await reader.worker(operator.address)
-        if known is None:
-            raise ConfigError("not registered. Run `piecework worker init` again.")
-        if not known.active:
-            raise ConfigError("registered, but the stake is not active")
-        if known.payout != config.receiver:
-            raise ConfigError(
-                f"registered payout {address_hex(known.payout)} is not the payout of the settings"
+            watch = StandingWatch(
+                reader,
+                self._board,
+                operator=operator.address,
+                receiver=config.receiver,
+                addresses=config.lasting_addresses,
             )
+            known = await watch.look()
+        self._hold(REGISTRATION, REGISTERED_ADDRESS)
+        if known is None:
+            return ""
         return f"{reader.deployment.payment_token.format(known.stake)}, {known.endpoint}"
 
     async def _gas(self) -> str:
@@ -238,7 +341,7 @@ class Checker:
         senses = await asyncio.to_thread(MachineSenses, config.gpu_number)
         rules = owner_rules(config)
         check_rules(rules, senses, await asyncio.to_thread(senses.read, frozenset()))
-        if self._running:
+        if self._is_running:
             pause = (await ask_daemon(self._home.root, "GET", "/status"))["pause"]
             if pause is not None:
                 return f"the running worker is paused: {'; '.join(pause['causes'])}"
@@ -253,10 +356,12 @@ class Checker:
         if (folder / manifest.MANIFEST_FILE).is_file():
             digest = await asyncio.to_thread(manifest.verify, folder, digests)
             digests.save()
+            self._model_digest = digest
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
         text = await asyncio.to_thread(manifest.manifest_text, folder, digests)
         digests.save()
-        shown = manifest.manifest_digest(text).hex()
+        self._model_digest = manifest.manifest_digest(text)
+        shown = self._model_digest.hex()
         return f"{folder.name}, digest 0x{shown}, no manifest to compare it with"
 
     async def _device(self) -> str:
@@ -285,11 +390,44 @@ class Checker:
         from piecework_model.fast_paths import describe
         from piecework_model.machine.trials import survey
 
-        if self._running:
+        if self._is_running:
             return "the running worker told them with its log line 'engine ready'"
         folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
         blueprint = await asyncio.to_thread(dimensions.read, folder)
         return describe(await asyncio.to_thread(survey, blueprint, await self._plan()))
+
+    async def _audits(self) -> str:
+        """Compare the engine that would start with those of jobs that may still be challenged."""
+        from piecework_model.machine.probe import probe, profile_start
+
+        deployment = self._need(self._deployment)
+        if deployment.disputes is None:
+            return "this market has no disputes"
+        if self._status is not None:
+            told = {fault["code"]: fault["line"] for fault in self._status["faults"]}
+            if Code.ENGINE_CHANGED.value in told:
+                self._remarks.append(Fault(Code.ENGINE_CHANGED, told[Code.ENGINE_CHANGED.value]))
+            return "the running worker watches its challenges"
+        if not self._home.journal.exists():
+            return "no job yet"
+        planned, digest = await self._plan(), self._need(self._model_digest)
+        need = planned.need
+        hardware = await asyncio.to_thread(probe)
+        start = profile_start(hardware, planned.kind, need.dtype, need.quantization)
+
+        def runs(model: ModelOffer) -> bool:
+            return model.digest == digest and model.profile.startswith(start)
+
+        operator = parse_address("0x" + keystore_address(self._home.operator))
+        journal = await SqliteJournal.open(self._home.journal, deployment.domain, operator)
+        try:
+            found = await jobs_of_others(journal, now(self._time), runs, start + "…")
+        finally:
+            await journal.close()
+        if found is None:
+            return "no job that may be challenged ran on another engine, as far as shows now"
+        self._remarks.append(Fault(Code.ENGINE_CHANGED, found))
+        return ""
 
     async def _plan(self) -> PrecisionPlan:
         from piecework_model.machine.planning import plan
@@ -309,10 +447,10 @@ class Checker:
     async def _endpoints(self) -> str:
         from piecework_node.vllm.link import survey
 
-        return await survey(vllm_settings(self._need(self._config)), SystemClock(), logs.silent())
+        return await survey(vllm_settings(self._need(self._config)), self._time, logs.silent())
 
     async def _ports(self) -> str:
-        if self._running:
+        if self._is_running:
             return "in use by the running worker"
         config = self._need(self._config)
         places = [split_endpoint(config.bind)] if config.listens else []
@@ -327,13 +465,8 @@ class Checker:
     @staticmethod
     def _need(value: T | None) -> T:
         if value is None:
-            raise ConfigError("not checked, because an earlier check failed")
+            raise _Unchecked("an earlier check failed")
         return value
-
-
-def _lines(faults: Iterable[Fault]) -> str:
-    """The lines of several faults as one, each once."""
-    return "; ".join(dict.fromkeys(fault.line for fault in faults))
 
 
 def _bindable(host: str, port: int) -> None:

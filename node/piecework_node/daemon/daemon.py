@@ -14,7 +14,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -30,11 +30,22 @@ from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
+from piecework_node.daemon.evidence import EvidenceWish, answer
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.daemon.reach import (
+    REACH_LIMITS,
+    Onlooker,
+    ReachWatch,
+    keep_looking,
+    look_at,
+)
+from piecework_node.daemon.reconfiguring import Reconfigurer
 from piecework_node.daemon.relays import RelayCredentials, Relays
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
+from piecework_node.daemon.standing import StandingWatch
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
@@ -48,6 +59,7 @@ from piecework_node.engine.link import (
 )
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
+from piecework_node.evidence.export import Exporter
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.jobs.rollback import last_offer, notice
@@ -71,6 +83,8 @@ FIRST_PUBLISH_S: Final = 5.0
 worker once the line is printed."""
 FIRST_JOIN_S: Final = 5.0
 """Wait at most this long for the relays before the first offer names them."""
+FIRST_LOOK_S: Final = 5.0
+"""Wait at most this long for the indexes to say how they see the worker."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
 HANDSHAKES_PER_S: Final = 20.0
@@ -131,8 +145,12 @@ def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock)
 class Daemon:
     """One life of the worker. Implements `admin.Operations`."""
 
-    def __init__(self, components: Components, ports: Ports) -> None:
+    def __init__(
+        self, components: Components, ports: Ports, flags: Mapping[str, Any] | None = None
+    ) -> None:
+        """`flags` are those of the command line. They go before the settings of the home."""
         self._p, self._base, self._ports = components, components.base, ports
+        self._settings = Reconfigurer(components, flags or {})
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
@@ -142,6 +160,14 @@ class Daemon:
         base, config = components.base, components.base.config
         faults, least_mib = components.channels.faults, config.min_free_disk_mib
         self._disk = DiskWatch(faults, base.home.root, least_mib)
+        self._reach = ReachWatch(faults)
+        self._standing = StandingWatch(
+            base.reader,
+            faults,
+            operator=base.operator.address,
+            receiver=components.worker.terms.receiver,
+            addresses=config.lasting_addresses,
+        )
         peers = Peers(
             PeerLimits(
                 config.max_streams,
@@ -205,12 +231,32 @@ class Daemon:
     def resume(self) -> tuple[str, ...]:
         return self._p.owner.lift()
 
+    async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
+        return await self._settings.change(texts, unset)
+
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
-        return {**shown, "seen_by": self._indexes.seen_by, "relays": self._relays.states}
+        return {**shown, **self._seen()}
+
+    def _seen(self) -> dict[str, Any]:
+        """How others see the worker, and what keeps it from earning."""
+        obstacles = self._reach.obstacles
+        return {
+            "can_earn": self.ready and not obstacles,
+            "obstacles": list(obstacles),
+            "seen_by": self._indexes.seen_by,
+            "shown_by": self._reach.shown_by,
+            "reached": self._reach.reached,
+            "relays": self._relays.states,
+        }
 
     async def console(self) -> Snapshot:
         return await self._feed.snapshot()
+
+    async def evidence(self, asked: bytes) -> dict[str, Any]:
+        base, keyring, steps = self._base, self._p.keyring, self._p.steps
+        exporter = Exporter(base.journal, keyring, base.deployment.domain, base.operator, steps)
+        return await answer(exporter, steps, EvidenceWish.parse(asked))
 
     def _state(self) -> str:
         if self._p.worker.draining:
@@ -268,6 +314,7 @@ class Daemon:
         if fault is not None:
             raise ConfigError(fault)
         await p.settler.check()
+        await self._standing.look_if_told()
         loops: dict[str, Loop] = {
             "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
@@ -275,6 +322,7 @@ class Daemon:
             "heartbeats": self._heartbeats,
             "pruning": self._prune,
             "console": self._feed.run,
+            "standing": lambda: self._standing.run(base.config.chain_poll_s),
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         await self._relays.settled(FIRST_JOIN_S)
@@ -285,7 +333,21 @@ class Daemon:
         self._grpc.serving(self.ready)
         with contextlib.suppress(TimeoutError):  # a silent index must not stop the worker
             await asyncio.wait_for(shown.wait(), FIRST_PUBLISH_S)
+        looked = asyncio.Event()
+        tasks.append(group.create_task(self._kept(lambda: self._look(looked)), name="reach"))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(looked.wait(), FIRST_LOOK_S)
         self._announce(admin_port)
+
+    async def _look(self, looked: asyncio.Event) -> None:
+        """See the worker as the indexes do. looked: set once they were asked."""
+        base = self._base
+        async with HttpReader(REACH_LIMITS) as http:
+            market = base.deployment.domain
+            onlooker = Onlooker(base.config.indexes, http, base.operator, market, base.clock)
+            await look_at(onlooker, self._reach, self._p.board.current)
+            looked.set()
+            await keep_looking(onlooker, self._reach, lambda: self._p.board.current)
 
     async def _compare_with_indexes(self) -> None:
         """Take no job if the journal is older than what this worker has signed."""
@@ -328,12 +390,11 @@ class Daemon:
         line = {
             "ready": self.ready,
             "fault": stopping.line if stopping else None,
-            "seen_by": self._indexes.seen_by,
+            **self._seen(),
             "role": "worker",
             "operator": address_hex(base.operator.address),
             "receiver": address_hex(self._p.worker.terms.receiver),
             "endpoint": self._endpoints()[0].address,
-            "relays": self._relays.states,
             "grpc_port": self._grpc_port,
             "admin_port": admin_port,
             "admin_url": f"http://{host}:{admin_port}",
@@ -366,6 +427,8 @@ class Daemon:
         window_s = self._base.config.evidence_s
         while True:
             pruned = await self._base.journal.prune(window_s)
+            if not pruned:
+                self._p.steps.prune()
             await asyncio.sleep(PRUNE_PAUSE_S if pruned else PRUNE_INTERVAL_S)
 
     async def _pump(self, events: Any) -> None:
@@ -512,13 +575,17 @@ class Daemon:
         await self._admin.stop()
         await self._grpc.stop(0)
         self._p.channels.stop()
+        if self._p.runtime.openings is not None:
+            await self._p.runtime.openings.close()
         await self._p.runtime.wait_idle()
+        await self._p.steps.close()
         await base.close()
         base.log.info("stopped")
 
     def _gauges(self) -> None:
         p, metrics = self._p, self._base.metrics
         p.channels.faults.show()
+        metrics.kept_steps_bytes.set(p.steps.usage.used_bytes)
         metrics.slots.set(self._base.config.slots)
         metrics.connections.set(len(self._front.table))
         metrics.active.set(p.worker.active)
@@ -543,7 +610,7 @@ async def serve(
     try:
         components = await build(Home(home), settings, password, engine=engine)
         try:
-            daemon = Daemon(components, ports)
+            daemon = Daemon(components, ports, flags)
         except PieceworkError:
             components.base.engine_life.cancel()
             await components.base.close()

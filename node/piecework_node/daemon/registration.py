@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import secrets
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any, Final
 
 from piecework.base.amounts import Token
@@ -63,6 +65,9 @@ def prepare_home(
     if steps[-1].new:
         text = json.dumps(deployment.to_json(), indent=2) + "\n"
         write_private(home.deployment, text.encode())
+    if not home.operator.is_file() and home.next.operator.is_file():
+        # It would make a third key, and the new one of the replacement would be lost.
+        keystore_address(home.operator)
     steps.append(_once(home.operator.is_file(), "operator key", str(home.operator)))
     if steps[-1].new:
         create_keystore(home.operator, password, secrets.token_bytes(32))
@@ -82,8 +87,22 @@ def prepare_home(
     return steps
 
 
-def check_asked(home: Home, deployment: Deployment, asked: Mapping[str, Any]) -> None:
-    """Refuse to drop in silence what was asked for. `asked` are settings.
+def check_asked(
+    home: Home,
+    deployment: Deployment,
+    asked: Mapping[str, Any],
+    *,
+    flags: Mapping[str, str] = MappingProxyType({}),
+    file: bool = False,
+) -> None:
+    """Refuse to drop in silence what was asked for.
+
+    Args:
+        home: One that may be there.
+        deployment: The market that it must belong to.
+        asked: Settings that it must have.
+        flags: How a person writes a setting, where a flag has another name.
+        file: Whether a person gave the deployment as a file. Nothing in it may differ then.
 
     Raises:
         HomeDiffers: the home belongs to another market, or has other settings than these.
@@ -97,14 +116,59 @@ def check_asked(home: Home, deployment: Deployment, asked: Mapping[str, Any]) ->
                 f"{shown(home.root)} belongs to another market: registry {to_hex(found.registry)} "
                 f"on chain {found.chain_id}. Use another --home"
             )
+        names = [field.name for field in fields(found)]
+        other = [name for name in names if getattr(found, name) != getattr(deployment, name)]
+        if file and other:
+            raise HomeDiffers(
+                f"--deployment: {shown(home.deployment)} differs from the given file in "
+                f"{', '.join(other)}. If the given file is right, copy it there"
+            )
     if home.config.is_file():
         there = settings.load(home.root, environment={})
         token = deployment.payment_token
         differing = {n: v for n, v in asked.items() if not _is_same(there, n, v, token)}
         if differing:
-            written = settings.to_toml(differing).splitlines()
-            lines = "; ".join(line for line in written if line and not line.startswith("#"))
-            raise HomeDiffers(f"{shown(home.config)} has other settings. Edit it: {lines}")
+            named = ", ".join(flags.get(name, name) for name in differing)
+            raise HomeDiffers(
+                f"{named}: {shown(home.config)} says something else. "
+                f"To change it: {_remedy(differing)}"
+            )
+
+
+def check_registered(
+    known: RegisteredWorker, *, stake: int | None, owner: Address | None, token: Token
+) -> None:
+    """Refuse a stake or an owner that a registration does not have. None: nobody asked.
+
+    Raises:
+        HomeDiffers: it has another one. The text names the flag.
+    """
+    if stake is not None and stake != known.stake:
+        raise HomeDiffers(
+            f"--stake: {token.format(known.stake)} are staked already. "
+            "Anybody can add to it with addStake on the registry"
+        )
+    if owner is not None and owner != known.owner:
+        raise HomeDiffers(
+            f"--owner: the stake belongs to {address_hex(known.owner)}. It alone can hand it over, "
+            "with offerOwner on the registry"
+        )
+
+
+def _remedy(differing: Mapping[str, Any]) -> str:
+    """The commands that change settings to these."""
+    lines = []
+    pairs = {n: v for n, v in differing.items() if n != "payout"}
+    if "payout" in differing:
+        lines.append(f"piecework worker payout {differing['payout']}")
+    if pairs:
+        words = " ".join(f"{name} {shlex.quote(_as_text(v))}" for name, v in pairs.items())
+        lines.append(f"piecework worker set {words}")
+    return "; ".join(lines)
+
+
+def _as_text(value: Any) -> str:
+    return ",".join(value) if isinstance(value, tuple | list) else str(value)
 
 
 def _is_same(settings: WorkerConfig, name: str, asked: Any, token: Token) -> bool:

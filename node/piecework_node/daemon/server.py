@@ -39,13 +39,14 @@ from piecework_protocol.frames import (
     CloseChannelResponse,
     Draft,
     GetAccountRequest,
+    JobEnded,
     Progress,
     ShowReceiptsRequest,
     SubmitJob,
     VoucherAccepted,
     WorkerFrame,
 )
-from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_REASON_BYTES
+from piecework_protocol.limits import MAX_FRAME_BYTES, MAX_FRAMES_TOGETHER, MAX_REASON_BYTES
 from piecework_protocol.objects import Channel, CloseChannel
 from piecework_protocol.types import Digest, Signature
 from piecework_protocol.wire import (
@@ -53,7 +54,7 @@ from piecework_protocol.wire import (
     decode_client_frame,
     encode_call,
     encode_offer,
-    encode_worker_frame,
+    encode_worker_frames,
 )
 
 SERVICE: Final = "piecework.v2.Worker"
@@ -63,6 +64,8 @@ MAX_QUEUED_DRAFTS: Final = 2
 """Drafts that wait for a slow reader. While so many wait, newer ones are not sent."""
 SUPERSEDING: Final = (Progress, VoucherAccepted)
 """Frames of which only the newest in a row is sent."""
+SMALL: Final = (JobEnded, Progress, VoucherAccepted)
+"""Frames that travel behind another one. A message costs both ends more than the frame in it."""
 FRAMES_PER_S: Final = 200.0
 FRAMES_BURST: Final = 400.0
 """Of one stream, after its first frame. More are read later."""
@@ -126,6 +129,14 @@ class StreamSink:
         self._changed.set()
         return True
 
+    def _batch(self) -> tuple[WorkerFrame, ...]:
+        """Take the next frame, and the small ones behind it."""
+        waiting, batch = self._frames, [self._frames.popleft()]
+        self._drafts -= isinstance(batch[0], Draft)
+        while waiting and isinstance(waiting[0], SMALL) and len(batch) < MAX_FRAMES_TOGETHER:
+            batch.append(waiting.popleft())
+        return tuple(batch)
+
     def _says_less(self, frame: WorkerFrame) -> bool:
         """Whether the last frame that waits says nothing beyond this one."""
         return bool(self._frames) and type(self._frames[-1]) is type(frame)
@@ -135,13 +146,11 @@ class StreamSink:
             self._closed, self.refusal = True, refusal
             self._changed.set()
 
-    async def frames(self) -> AsyncIterator[WorkerFrame]:
-        """Frames in order until the sink is closed and empty."""
+    async def batches(self) -> AsyncIterator[tuple[WorkerFrame, ...]]:
+        """Frames in order until the sink is closed and empty, those together that are ready."""
         while True:
             while self._frames:
-                frame = self._frames.popleft()
-                self._drafts -= isinstance(frame, Draft)
-                yield frame
+                yield self._batch()
             if self._closed:
                 return
             self._changed.clear()
@@ -327,8 +336,8 @@ class WorkerServicer:
     ) -> None:
         reader = asyncio.ensure_future(self._read(requests, visit, job, sink))
         try:
-            async for frame in sink.frames():
-                await self._write(context, visit, encode_worker_frame(frame))
+            async for frames in sink.batches():
+                await self._write(context, visit, encode_worker_frames(frames))
         finally:
             reader.cancel()
             await asyncio.gather(reader, return_exceptions=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from piecework.chain.deployment import Deployment
@@ -32,12 +33,15 @@ async def set_up_worker(
     faucet: bool,
     register: bool,
     owner: Address | None = None,
+    flags: Mapping[str, str] = MappingProxyType({}),
+    file_is_asked: bool = False,
 ) -> dict[str, Any]:
     """Write the files and keys of a home, then register the worker with one transaction.
 
     `values` are settings for a new home. `asked` names those that a home which is there must have
     as well. `stake` is in base units; None stakes the least that the registry takes. It belongs to
     `owner`, or to the payout address.
+    `flags` are how a person writes settings. `file_is_asked`: the deployment file is a person's.
     `faucet` takes stake and gas from the faucet of a development chain. It is safe to run again.
 
     Raises:
@@ -46,7 +50,12 @@ async def set_up_worker(
     now = Timestamp(int(time.time()))
     deployment = Deployment.load(deployment_file)
     await asyncio.to_thread(
-        registration.check_asked, home, deployment, {n: values[n] for n in asked if n in values}
+        registration.check_asked,
+        home,
+        deployment,
+        {n: values[n] for n in asked if n in values},
+        flags=flags,
+        file=file_is_asked,
     )
     steps = await asyncio.to_thread(
         registration.prepare_home, home, deployment, values, password, now
@@ -55,7 +64,7 @@ async def set_up_worker(
     operator = await asyncio.to_thread(registration.open_operator, home, password)
     warnings: list[str] = []
     if register:
-        chosen = _Stake(stake, owner or config.receiver, faucet)
+        chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet)
         step, warnings = await _register(home, config, operator, chosen, now)
         steps.append(step)
     return {
@@ -69,10 +78,14 @@ async def set_up_worker(
 
 @dataclass(frozen=True, slots=True)
 class _Stake:
-    """How much is staked (None: the least), whose it is, and whether a faucet pays."""
+    """How much is staked (None: the least), whose it is, and whether a faucet pays.
+
+    `chosen`: somebody named the owner.
+    """
 
     amount: int | None
     owner: Address
+    chosen: bool
     faucet: bool
 
 
@@ -87,7 +100,12 @@ async def _register(
     deployment = Deployment.load(home.deployment)
     async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
         warnings = list(reader.warnings)
-        if await reader.worker(operator.address) is None:
+        known = await reader.worker(operator.address)
+        if known is not None:
+            token = deployment.payment_token
+            heir = stake.owner if stake.chosen else None
+            registration.check_registered(known, stake=stake.amount, owner=heir, token=token)
+        else:
             if stake.owner == config.receiver:
                 doubt = await registration.owner_warning(reader, stake.owner)
                 warnings += [] if doubt is None else [doubt]

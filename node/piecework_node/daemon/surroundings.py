@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from piecework.base.clock import Clock
-from piecework.base.hosts import is_loopback, is_unspecified
+from piecework.base.hosts import is_address, is_loopback, is_public, is_unspecified
 from piecework.base.http import HttpError, HttpReader, HttpStatus, host_of
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework_node.config import WorkerConfig
@@ -135,7 +135,7 @@ def check_endpoints(config: WorkerConfig, chain_id: int) -> None:
     """Refuse addresses that no client of this market could dial: the worker's own and its relays'.
 
     Raises:
-        ConfigError: one means every address, or this machine only. The text says what to set.
+        ConfigError: no client could dial one of them. The text says what to set.
     """
     if config.listens:
         check_endpoint(config.endpoint or config.bind, chain_id, config.indexes)
@@ -149,12 +149,17 @@ def check_endpoint(
     """Refuse an address that no client of this market could dial.
 
     Raises:
-        ConfigError: it means every address, or this machine only. The text says what to set.
+        ConfigError: it means every address, this machine only, or one of a private network. The
+            text says what to set.
     """
     host, _ = split_endpoint(endpoint)
     if is_unspecified(host):
         raise ConfigError(f"{endpoint} means every address, and clients cannot dial it. {remedy}")
     if not is_loopback(host):
+        if chain_id not in DEVELOPMENT_CHAIN_IDS and is_address(host) and not is_public(host):
+            raise ConfigError(
+                f"{endpoint} is of a private network, and clients come from elsewhere. {remedy}"
+            )
         return
     public = [index for index in indexes if not is_loopback(urlsplit(index).hostname or "")]
     if public:

@@ -11,13 +11,13 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from piecework.base.errors import PieceworkError
 from piecework.chain.disputes import Challenge, ChallengeOpened
 from piecework.chain.errors import ChainError, FeeTooHigh
 from piecework_node.disputes.chain import DefencePort
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth
 from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_node.runtime.opener import CannotOpen
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_protocol.disputes import EVIDENCE_SECONDS, ChallengeStatus, OpenedLeaf
 from piecework_protocol.types import Amount, Bytes32, Timestamp
@@ -35,10 +35,6 @@ RETRY_S: Final = 300
 """After a leaf could not be opened, in seconds of the chain: a replay costs as much as a canvas."""
 ANY_COST: Final = Worth(Amount(0), None)
 """An answer saves more than any gas: a part of the stake, and the worker's place in the list."""
-
-
-class CannotOpen(PieceworkError):
-    """A leaf that a challenge asks for cannot be opened by this worker as it runs now."""
 
 
 class LeafSource(Protocol):

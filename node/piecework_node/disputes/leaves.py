@@ -1,37 +1,29 @@
-"""The fields of the worker's leaves: from the journal, and computed again by the engine.
+"""The fields of the worker's leaves: kept, or computed again by the engine.
 
 The journal keeps a job's sealed content and the leaves of its canvases until the audit window is
-over. The fields of a step are not kept: one canvas of a large model has megabytes of them. So the
-engine replays the canvas. Its leaves are compared with those of the journal before anything is
+over. The fields of a step are kept as long as there is room for them. Without them the engine
+replays the canvas. What comes out is compared with the leaves of the journal before anything is
 sent. An answer that does not fit would be refused by the contract, and cost gas.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final
 
 from piecework.chain.disputes import Challenge
-from piecework_model.jobs import generation_request
-from piecework_model.requests import GenerationRequest
-from piecework_node.disputes.defence import CannotOpen
 from piecework_node.engine.link import EngineFacts, EngineLink
-from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
+from piecework_node.evidence.steps import StepSource
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import StoredJob
 from piecework_node.keys.sealing import SealingKeyring
-from piecework_node.runtime.requests import unpack_ids
-from piecework_node.runtime.traces import RunningRequest
+from piecework_node.runtime.opener import CannotOpen, CanvasOpener, runs
 from piecework_protocol.disputes import CHALLENGE_SECONDS, OpenedLeaf, open_leaf
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.kinds import KINDS
 from piecework_protocol.objects import ModelOffer
-from piecework_protocol.sealing import content_context, resume_context
 from piecework_protocol.trace import trace_root
-from piecework_protocol.types import Timestamp
-from piecework_protocol.worker_session import AcceptedJob
+from piecework_protocol.types import Digest, Timestamp
 
 LOOK_AGAIN_S: Final = 3600
 """Between two looks for jobs of another engine, in seconds of the chain."""
@@ -41,10 +33,16 @@ class JournalLeaves:
     """Implements `disputes.defence.LeafSource`."""
 
     def __init__(
-        self, journal: Journal, engine: EngineLink, keyring: SealingKeyring, domain: Domain
+        self,
+        journal: Journal,
+        engine: EngineLink,
+        keyring: SealingKeyring,
+        domain: Domain,
+        steps: StepSource | None = None,
     ) -> None:
+        """`steps` has what is kept of canvases."""
         self._journal, self._engine = journal, engine
-        self._keyring, self._domain = keyring, domain
+        self._opener = CanvasOpener(journal, engine, keyring, domain, steps)
         self._looked: tuple[EngineFacts, Timestamp, str | None] | None = None
 
     async def open(self, asked: Challenge) -> OpenedLeaf:
@@ -56,7 +54,7 @@ class JournalLeaves:
         leaves = stored.canvases[canvas].leaves
         if trace_root(leaves) != asked.trace_root or not 0 <= asked.leaf < len(leaves):
             raise CannotOpen("the journal does not have the leaves of this canvas")
-        fields = await self._fields(stored, canvas, leaves, asked.leaf)
+        fields = await self._opener.fields(stored, canvas, asked.leaf)
         try:
             return open_leaf(leaves, asked.leaf, fields, asked.fields)
         except MalformedInput:
@@ -70,92 +68,46 @@ class JournalLeaves:
             known, at, found = self._looked
             if known == facts and time < at + LOOK_AGAIN_S:
                 return found
-        found = await self._jobs_of_others(facts, time)
+        found = await jobs_of_others(
+            self._journal, time, partial(runs, facts), facts.profile, self._lacking
+        )
         self._looked = facts, time, found
         return found
 
-    async def _jobs_of_others(self, facts: EngineFacts, time: Timestamp) -> str | None:
-        jobs, until, profiles = 0, 0, set[str]()
-        for kept in await self._journal.replayable(Timestamp(max(0, time - CHALLENGE_SECONDS))):
-            signed = await self._journal.offer(kept.offer)
-            models = () if signed is None else signed.offer.models
-            if any(_runs(facts, model) for model in models):
-                continue
-            jobs, until = jobs + kept.jobs, max(until, kept.deadline)
-            profiles |= {model.profile for model in models}
-        if not jobs:
-            return None
-        return (
-            f"{jobs} jobs that may be challenged until {until + CHALLENGE_SECONDS} ran on "
-            f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
-            f"{facts.profile} now"
-        )
-
-    async def _fields(
-        self, stored: StoredJob, canvas: int, leaves: Sequence[bytes], leaf: int
-    ) -> tuple[bytes, ...]:
-        facts, model = self._engine.facts, await self._model_of(stored)
-        if facts is None:
-            raise CannotOpen("the engine is not running")
-        if facts.digest != model.digest:
-            raise CannotOpen("the job is of another model than the one that runs now")
-        if leaf and not _runs(facts, model):
-            raise CannotOpen(f"the job ran on {model.profile}, and the engine is {facts.profile}")
-        try:
-            request = await self._request(stored, canvas if leaf else 0)
-            if not leaf:
-                accepted = AcceptedJob(
-                    stored.id,
-                    stored.submission.job,
-                    stored.submission.channel,
-                    model,
-                    stored.prompt_tokens,
-                    stored.at,
-                )
-                running = RunningRequest(request, facts.vocab_size)
-                return running.canvas_record(accepted, canvas).fields()
-            replayed = await self._engine.replay(request, steps=len(leaves) - 1, step=leaf - 1)
-        except (EngineUnavailable, PromptRejected, ReplayDeclined, MalformedInput) as error:
-            raise CannotOpen(str(error)) from error
-        if replayed.step_leaves != tuple(leaves[1:]):
-            raise CannotOpen("the engine computes other numbers than it did for this job")
-        return replayed.record.fields()
-
-    async def _model_of(self, stored: StoredJob) -> ModelOffer:
-        signed = await self._journal.offer(stored.submission.job.offer)
-        model = None if signed is None else signed.offer.entry(stored.submission.job)
-        if model is None:
-            raise CannotOpen("the journal does not have the offer of this job any more")
-        return model
-
-    async def _request(self, stored: StoredJob, committed: int) -> GenerationRequest:
-        """Make the request of a job again, with so many canvases committed.
-
-        Raises:
-            MalformedInput: What is sealed does not open.
-            PromptRejected, EngineUnavailable: The engine does not encode it.
-        """
-        job = stored.submission.job
-        sealed = await self._journal.sealed_content(stored.id)
-        if sealed is None:
-            raise CannotOpen("the content of this job is not kept any more")
-        data = self._keyring.open(sealed, content_context(self._domain, stored.id))
-        content = await asyncio.to_thread(KINDS[job.kind].decode_content, data)
-        encoded = await self._engine.encode(content)
-        return generation_request(
-            "replay",
-            encoded,
-            job.parameters,
-            canvas_limit=committed + 1,
-            committed=tuple(self._committed(stored, index) for index in range(committed)),
-            drafts=False,
-        )
-
-    def _committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
-        context = resume_context(self._domain, stored.id, canvas)
-        return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
+    async def _lacking(self, offer: Digest, since: Timestamp) -> int:
+        """Count an offer's jobs with a canvas that only its own engine can open."""
+        canvases = await self._journal.traced(offer, since)
+        return len({job for job, canvas in canvases if not self._opener.is_kept(job, canvas)})
 
 
-def _runs(facts: EngineFacts, model: ModelOffer) -> bool:
-    """Whether an engine has the weights and the last bits of an offered one."""
-    return (facts.digest, facts.profile) == (model.digest, model.profile)
+async def jobs_of_others(
+    journal: Journal,
+    time: Timestamp,
+    runs: Callable[[ModelOffer], bool],
+    profile: str,
+    lacking: Callable[[Digest, Timestamp], Awaitable[int]] | None = None,
+) -> str | None:
+    """Say which jobs may be challenged and ran on another engine. None: there are none.
+
+    runs: whether the engine of now has an offered model with its last bits. profile: what it calls
+    itself. lacking: counts an offer's jobs that kept steps do not cover. None: no steps are kept.
+    """
+    since = Timestamp(max(0, time - CHALLENGE_SECONDS))
+    jobs, until, profiles = 0, 0, set[str]()
+    for kept in await journal.replayable(since):
+        signed = await journal.offer(kept.offer)
+        models = () if signed is None else signed.offer.models
+        if any(map(runs, models)):
+            continue
+        count = kept.jobs if lacking is None else await lacking(kept.offer, since)
+        if not count:
+            continue
+        jobs, until = jobs + count, max(until, kept.deadline)
+        profiles |= {model.profile for model in models}
+    if not jobs:
+        return None
+    return (
+        f"{jobs} jobs that may be challenged until {until + CHALLENGE_SECONDS} ran on "
+        f"{' and '.join(sorted(profiles)) or 'an unknown engine'}, and the engine is "
+        f"{profile} now"
+    )

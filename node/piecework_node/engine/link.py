@@ -7,14 +7,14 @@ speaks to vLLM servers. Tests drive a deterministic fake.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from piecework_model.requests import EncodedContent, Event, GenerationRequest
 from piecework_protocol.kinds import Content
 from piecework_protocol.objects import Kind, Service
-from piecework_protocol.trace import StepRecord
+from piecework_protocol.openings import StepOpening
 from piecework_protocol.types import Digest
 
 
@@ -40,6 +40,8 @@ class EngineFacts:
     """The kinds of jobs that it runs."""
     images: bool = False
     """Whether prompts may show images."""
+    end_ids: frozenset[int] = frozenset()
+    """The token ids that end a text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,10 @@ class EngineResumed:
 
 @dataclass(frozen=True, slots=True)
 class ReplayedTrace:
-    """A canvas that was computed again: its step leaves, and what one of them commits to."""
+    """A canvas that was computed again: its step leaves, and the steps that were wanted."""
 
     step_leaves: tuple[bytes, ...]
-    record: StepRecord
+    steps: tuple[StepOpening, ...]
 
 
 EngineEvent = Event | EngineLost | EngineReady | EnginePaused | EngineResumed
@@ -103,16 +105,19 @@ class EngineLink(Protocol):
         """
         ...
 
-    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+    async def replay(
+        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+    ) -> ReplayedTrace:
         """Compute the canvas after the request's committed ones again. Nothing is charged.
 
         It is done one canvas at a time, when no job runs or when it has waited long enough. Only
         on the profile of the job are the leaves those of the job.
 
-        steps: stop after so many. step: whose record is wanted.
+        steps: stop after so many. wanted: the steps that are opened, ascending. soft: whether with
+        their soft embeddings.
 
         Raises:
-            ReplayDeclined: The engine cannot do it, or it does not come to that step.
+            ReplayDeclined: The engine cannot do it, or it does not come to those steps.
             EngineUnavailable: It does not answer in time.
         """
         ...

@@ -112,7 +112,7 @@ def read_commands(
             command = decode_command(line)
             if not isinstance(command, Encode):
                 commands.put(command)
-            elif command.content.conversation.has_images:
+            elif command.content.has_images:
                 pictures.submit(_or_end, answer, command, commands)
             else:
                 answer(command)
@@ -263,11 +263,12 @@ def measure(
         canvas_size=loaded.limits.canvas_size,
         max_steps=loaded.limits.max_steps,
         vocab_size=loaded.limits.vocab_size,
+        end_ids=loaded.eos_ids,
         tokens_per_second=int(measured.tokens_per_second),
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
-        kinds=(Kind.TEXT, Kind.READ),
+        kinds=(Kind.TEXT, Kind.READ, Kind.OPEN),
         images=loaded.images is not None,
         details={
             "hardware": asdict(hardware),

@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from piecework_node.engine.wire import Replay, Replayed
+from piecework_node.engine.wire import Replay, Replayed, ShownStep
+from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import StepRecord
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ReplayDesk:
         replayer: Replayer,
         executor: BatchedExecutor,
         engine: Engine,
-        say: Callable[[Replayed], None],
+        say: Callable[[ShownStep | Replayed], None],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -46,7 +47,7 @@ class ReplayDesk:
         self._asked_at = 0.0
         self._walk: Generator[SequenceStep | None, None, None] | None = None
         self._leaves: list[bytes] = []
-        self._record: StepRecord | None = None
+        self._shown = 0
 
     def take(self, asked: Replay) -> None:
         """Take a replay in. `step` does it."""
@@ -73,7 +74,8 @@ class ReplayDesk:
                 self._walk = self._begin(self._asked)
             next(self._walk)
         except StopIteration:
-            self._end("" if self._record else f"it ends after {len(self._leaves)} steps")
+            whole = self._shown == len(self._asked.wanted)
+            self._end("" if whole else f"it ends after {len(self._leaves)} steps")
         except (RequestError, ReplayError, ValueError) as error:
             self._end(str(error))
 
@@ -85,18 +87,22 @@ class ReplayDesk:
             raise ReplayError("the memory for it is not free now")
         return self._replayer.walk(request, steps=asked.steps, observe=self._observe)
 
-    def _observe(self, request_id: str, record: StepRecord, soft: object) -> None:
-        if self._asked is not None and record.step == self._asked.step:
-            self._record = record
+    def _observe(self, request_id: str, record: StepRecord, soft: Any) -> None:
+        from piecework_model.audit.opening import write_soft
+
+        asked = self._asked
+        if asked is not None and record.step in asked.wanted:
+            rows = write_soft(soft) if asked.soft else None
+            self._say(ShownStep(asked.number, StepOpening(record.fields(), rows)))
+            self._shown += 1
         self._leaves.append(record.leaf())
 
     def _end(self, refused: str) -> None:
-        asked, record, leaves = self._asked, self._record, tuple(self._leaves)
+        asked, leaves = self._asked, tuple(self._leaves)
         if self._walk is not None:
             self._walk.close()
-        self._asked, self._walk, self._record = None, None, None
+        self._asked, self._walk, self._shown = None, None, 0
         self._leaves.clear()
         self._engine.reserve(0)
         if asked is not None:
-            done = not refused and record is not None
-            self._say(Replayed(asked.number, leaves if done else (), record, refused))
+            self._say(Replayed(asked.number, () if refused else leaves, refused))

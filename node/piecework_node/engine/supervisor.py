@@ -46,6 +46,7 @@ from piecework_node.engine.wire import (
     Replayed,
     Report,
     ResumeEngine,
+    ShownStep,
     Start,
     Stop,
     decode_report,
@@ -59,6 +60,7 @@ from piecework_node.errors import (
 )
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import Content
+from piecework_protocol.openings import StepOpening
 
 MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the child waits on its pipe: drafts of many sequences while the disk is slow."""
@@ -115,6 +117,8 @@ class EngineSupervisor:
         """Time of the loop since which tokenizations get no answer."""
         self._events: asyncio.Queue[EngineEvent] = asyncio.Queue(MAX_QUEUED_EVENTS)
         self._questions: dict[int, asyncio.Future[Encoded | Replayed]] = {}
+        self._opened: dict[int, list[StepOpening]] = {}
+        """What the replay that runs has shown, by its question."""
         self._replays = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._pictures = asyncio.Lock()
@@ -149,7 +153,7 @@ class EngineSupervisor:
         return self._facts is not None and self._writer is not None
 
     async def encode(self, content: Content) -> EncodedContent:
-        if not content.conversation.has_images:
+        if not content.has_images:
             return await self._ask(content)
         # One prompt's images at a time: the child decodes no more, and a second one would wait
         # there as if the child did not answer.
@@ -185,19 +189,25 @@ class EngineSupervisor:
         finally:
             del self._questions[question.number]
 
-    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+    async def replay(
+        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+    ) -> ReplayedTrace:
         # One at a time: the child ends one replay for the next.
         async with self._replays:
-            question = Replay(next(self._numbers), request, steps, step)
+            question = Replay(next(self._numbers), request, steps, tuple(wanted), soft)
+            opened: list[StepOpening] = []
+            self._opened[question.number] = opened
             try:
                 replayed = await self._answer(question, self._patience.replay_s)
             except TimeoutError:
                 raise EngineUnavailable("the engine did not replay the canvas in time") from None
+            finally:
+                del self._opened[question.number]
         if not isinstance(replayed, Replayed):
             raise EngineUnavailable("the engine answers another question")
-        if replayed.refused or replayed.record is None:
-            raise ReplayDeclined(replayed.refused or "the engine shows no record")
-        return ReplayedTrace(replayed.step_leaves, replayed.record)
+        if replayed.refused or len(opened) != len(wanted):
+            raise ReplayDeclined(replayed.refused or "the engine does not show every step")
+        return ReplayedTrace(replayed.step_leaves, tuple(opened))
 
     def start(self, request: GenerationRequest) -> None:
         # Without a process the worker starts the request again when the next one is ready.
@@ -366,6 +376,9 @@ class EngineSupervisor:
                 images=facts.images or facts.details.get("without_images"),
             )
             await self._events.put(EngineReady(facts))
+        elif isinstance(report, ShownStep):
+            if report.number in self._opened:
+                self._opened[report.number].append(report.opening)
         elif isinstance(report, Encoded | Replayed):
             question = self._questions.get(report.number)
             if question is not None and not question.done():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
@@ -32,6 +32,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS, Content
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Kind, Service
+from piecework_protocol.openings import StepOpening, pack_records, unpack_records
 from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 
@@ -84,12 +85,13 @@ class ResumeEngine:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """Compute a canvas again, for so many steps. The record of `step` is wanted."""
+    """Compute a canvas again, for so many steps. Those that are wanted come back one by one."""
 
     number: int
     request: GenerationRequest
     steps: int
-    step: int
+    wanted: tuple[int, ...]
+    soft: bool = False
 
 
 Command = Start | Allow | Stop | Encode | Replay | PauseEngine | ResumeEngine
@@ -119,12 +121,19 @@ class Encoded:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownStep:
+    """A part of the answer to `Replay`: a step that was wanted."""
+
+    number: int
+    opening: StepOpening
+
+
+@dataclass(frozen=True, slots=True)
 class Replayed:
-    """The answer to `Replay`: the step leaves and the record, or why there are none."""
+    """The end of the answer to `Replay`: the step leaves, or why there are none."""
 
     number: int
     step_leaves: tuple[bytes, ...]
-    record: StepRecord | None
     refused: str = ""
 
 
@@ -133,7 +142,17 @@ class Beat:
     """The process is alive."""
 
 
-Report = Ready | CannotStart | Encoded | Replayed | Beat | EnginePaused | EngineResumed | Event
+Report = (
+    Ready
+    | CannotStart
+    | Encoded
+    | ShownStep
+    | Replayed
+    | Beat
+    | EnginePaused
+    | EngineResumed
+    | Event
+)
 
 
 def encode_command(command: Command) -> bytes:
@@ -143,12 +162,12 @@ def encode_command(command: Command) -> bytes:
     elif isinstance(command, Allow):
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Stop):
-        body = {"op": "stop", **asdict(command)}
+        body = {"op": "stop", **_members(command)}
     elif isinstance(command, Replay):
-        asked = {"number": command.number, "steps": command.steps, "step": command.step}
+        asked = {name: getattr(command, name) for name in ("number", "steps", "wanted", "soft")}
         body = {"op": "replay", "request": _written(command.request), **asked}
     elif isinstance(command, PauseEngine):
-        body = {"op": "pause", **asdict(command)}
+        body = {"op": "pause", **_members(command)}
     elif isinstance(command, ResumeEngine):
         body = {"op": "resume"}
     else:
@@ -187,14 +206,15 @@ def decode_command(line: bytes) -> Command:
 def _question(body: dict[str, Any]) -> Encode | Replay:
     if body["op"] == "replay":
         request = _request(body["request"])
-        return Replay(body["number"], request, body["steps"], body["step"])
+        wanted = tuple(body["wanted"])
+        return Replay(body["number"], request, body["steps"], wanted, body["soft"])
     rules = KINDS[Kind(body["kind"])]
     content = rules.decode_content(b64decode(body["content"], validate=True))
     return Encode(body["number"], content)
 
 
 def _written(request: GenerationRequest) -> dict[str, Any]:
-    return asdict(request) | _images(request.images)
+    return _members(request) | _images(request.images)
 
 
 def _request(body: dict[str, Any]) -> GenerationRequest:
@@ -224,7 +244,7 @@ def _reads(body: dict[str, Any]) -> tuple[tuple[ReadSlot, ...], ...]:
 
 def _images(images: tuple[PromptImage, ...]) -> dict[str, Any]:
     """Write the images of a request or a content, with their patches in base64."""
-    shown = [asdict(image) | {"patches": b64encode(image.patches).decode()} for image in images]
+    shown = [_members(image) | {"patches": b64encode(image.patches).decode()} for image in images]
     return {"images": shown}
 
 
@@ -240,13 +260,14 @@ def encode_report(report: Report) -> bytes:
     if isinstance(report, Ready):
         body: dict[str, Any] = {
             "op": "ready",
-            **asdict(report.facts),
+            **_members(report.facts),
             "digest": report.facts.digest.hex(),
+            "end_ids": sorted(report.facts.end_ids),
         }
     elif isinstance(report, CannotStart):
         body = {"op": "cannot_start", "message": report.message}
     elif isinstance(report, Encoded):
-        content = asdict(report.content) | _images(report.content.images)
+        content = _members(report.content) | _images(report.content.images)
         body = {
             "op": "encoded",
             "number": report.number,
@@ -258,25 +279,32 @@ def encode_report(report: Report) -> bytes:
             "op": "replayed",
             "number": report.number,
             "step_leaves": [leaf.hex() for leaf in report.step_leaves],
-            "record": None if report.record is None else _record_members(report.record),
             "refused": report.refused,
         }
+    elif isinstance(report, ShownStep):
+        shown = report.opening
+        soft = None if shown.soft is None else b64encode(shown.soft).decode()
+        fields = [b64encode(field).decode() for field in shown.fields]
+        body = {"op": "step", "number": report.number, "fields": fields, "soft": soft}
     elif isinstance(report, Beat):
         body = {"op": "beat"}
     elif isinstance(report, EnginePaused):
-        body = {"op": "paused", **asdict(report)}
+        body = {"op": "paused", **_members(report)}
     elif isinstance(report, EngineResumed):
         body = {"op": "resumed"}
     elif isinstance(report, DraftEvent):
-        body = {"op": "draft", **asdict(report)}
+        body = {"op": "draft", **_members(report)}
     elif isinstance(report, ProgressEvent):
-        body = {"op": "progress", **asdict(report)}
+        body = {"op": "progress", **_members(report)}
     elif isinstance(report, CanvasEvent | StoppedEvent):
         leaves = [leaf.hex() for leaf in report.step_leaves]
         op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
-        body = {"op": op, **asdict(report), "step_leaves": leaves}
+        kept = b64encode(pack_records(report.records)).decode()
+        members = _members(replace(report, records=()))
+        body = {"op": op, **members, "step_leaves": leaves, "records": kept}
+        body.pop("opened", None)  # no engine opens anything by itself
     else:
-        body = {"op": "failed", **asdict(report)}
+        body = {"op": "failed", **_members(report)}
     return _line(body)
 
 
@@ -305,6 +333,7 @@ def _canvas(body: dict[str, Any]) -> CanvasEvent:
             "segments": _segments(body),
             "answers": tuple(tuple(answer) for answer in body["answers"]),
             "step_leaves": _leaves(body),
+            "records": _records(body),
             "finish": CanvasFinish(body["finish"]),
         }
     )
@@ -323,41 +352,49 @@ def _leaves(body: dict[str, Any]) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"])
 
 
-def _record_members(record: StepRecord) -> list[str]:
-    return [b64encode(field).decode() for field in record.fields()]
+def _records(body: dict[str, Any]) -> tuple[StepRecord, ...]:
+    return unpack_records(b64decode(body["records"], validate=True))
 
 
-def _replayed(body: dict[str, Any]) -> Replayed:
-    members = body["record"]
-    record = None
-    if members is not None:
-        record = StepRecord.parse([b64decode(member, validate=True) for member in members])
-    return Replayed(body["number"], _leaves(body), record, body["refused"])
+def _replayed_step(body: dict[str, Any]) -> ShownStep:
+    fields = tuple(b64decode(member, validate=True) for member in body["fields"])
+    StepRecord.parse(fields)
+    soft = None if body["soft"] is None else b64decode(body["soft"], validate=True)
+    return ShownStep(body["number"], StepOpening(fields, soft))
 
 
 _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     "ready": lambda b: Ready(
         EngineFacts(
             **{**b, "digest": Digest(bytes.fromhex(b["digest"])), "service": Service(b["service"])}
-            | {"kinds": tuple(map(Kind, b["kinds"]))}
+            | {"kinds": tuple(map(Kind, b["kinds"])), "end_ids": frozenset(b["end_ids"])}
         )
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": _encoded,
-    "replayed": _replayed,
+    "step": _replayed_step,
+    "replayed": lambda b: Replayed(b["number"], _leaves(b), b["refused"]),
     "beat": lambda _: Beat(),
     "paused": lambda b: EnginePaused(**b),
     "resumed": lambda _: EngineResumed(),
     "draft": _draft,
     "progress": lambda b: ProgressEvent(**b),
-    "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b)}),
+    "stopped": lambda b: StoppedEvent(**{**b, "step_leaves": _leaves(b), "records": _records(b)}),
     "canvas": _canvas,
     "failed": lambda b: FailedEvent(**b),
 }
 
 
 def _line(body: dict[str, Any]) -> bytes:
-    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(body, separators=(",", ":"), default=_members).encode() + b"\n"
+
+
+def _members(value: Any) -> dict[str, Any]:
+    """Give the members of an object by name. JSON's encoder asks again for objects inside them.
+
+    `dataclasses.asdict` copies every id of a prompt one by one, in Python.
+    """
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def _body(line: bytes) -> dict[str, Any]:

@@ -410,7 +410,7 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, content: EncodedConten
     """
     check_terms(s, v)
     check_channel(s, v, c)
-    model, prompt_tokens = _model(s, v), len(content.prompt_ids)
+    model, prompt_tokens = _model(s, v), content.prompt_tokens
     if content.positions > s.job.parameters.max_tokens:
         raise Refusal(
             Reason.BAD_PARAMETERS,

@@ -7,6 +7,7 @@ from typing import Final
 
 from piecework_model.requests import (
     CanvasEvent,
+    CanvasFinish,
     DraftEvent,
     FailedEvent,
     ProgressEvent,
@@ -23,16 +24,20 @@ from piecework_node.times import now
 from piecework_protocol.content import output_digest
 from piecework_protocol.errors import MalformedInput, Reason
 from piecework_protocol.kinds import KINDS, Output
+from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, Kind, Service
+from piecework_protocol.openings import KeptCanvas, pack_records
 from piecework_protocol.sealing import canvas_context, draft_context, resume_context, seal
+from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 from piecework_protocol.worker_session import CanvasResult, StoppedEngine, StoredCanvas
 
 _OUTPUTS: Final[Mapping[Kind, Callable[[CanvasEvent], Output]]] = {
     Kind.TEXT: lambda event: TextOutput(event.charged_ids, event.segments),
     Kind.READ: lambda event: ReadOutput(event.answers),
+    Kind.OPEN: lambda event: event.opened or OpenOutput(),
 }
 """What a client gets of a canvas, by the job's kind."""
 
@@ -105,12 +110,14 @@ class EngineEventHandler:
         except MalformedInput as error:
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
+        kept = _kept(job, event)
         outcome, ledger = job.session.canvas_finished(result, job.channel.ledger)
         job.committed.append(event.token_ids)
         job.shown = None
         if result.finish is not Finish.MORE:
             self._runtime.sequence_ended(job)
         await self._runtime.perform(job, outcome, ledger=ledger)
+        self._keep(job, kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
@@ -124,12 +131,18 @@ class EngineEventHandler:
             self._runtime.sequence_ended(job)
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
+        kept = _kept(job, event)
         self._runtime.sequence_ended(job)
         outcome, ledger = job.session.stopped(report, job.channel.ledger)
         await self._runtime.perform(job, outcome, ledger=ledger)
+        self._keep(job, kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
+
+    def _keep(self, job: LiveJob, kept: KeptCanvas | None) -> None:
+        if kept is not None and self._runtime.steps is not None:
+            self._runtime.steps.keep(job.id, job.session.accepted.job.deadline, kept)
 
     def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
         if len(event.step_leaves) != event.steps:
@@ -158,15 +171,13 @@ class EngineEventHandler:
         if (work.parameters.service is Service.REPLAYABLE) != bool(event.steps):
             raise MalformedInput("the engine's canvas does not fit the job's class of service")
         finish = Finish(int(event.finish))
-        if finish is Finish.MORE:
+        kept = _needed_again(work.kind, event)
+        if kept is not None:
             current = self._keyring.current
             if current is None:
                 raise MalformedInput("there is no sealing key")
-            secret = seal(
-                pack_ids(event.token_ids),
-                current,
-                resume_context(self._runtime.domain, job.id, event.canvas),
-            )
+            context = resume_context(self._runtime.domain, job.id, event.canvas)
+            secret = seal(kept, current, context)
         return CanvasResult(
             canvas=event.canvas,
             output_digest=output_digest(job.id, event.canvas, data),
@@ -209,11 +220,34 @@ class EngineEventHandler:
     async def _restart_sequence(self, job: LiveJob) -> None:
         async with job.channel.lock:
             if job.sequence is not None:
-                self._runtime.sequence_ended(job)
+                # What is served beside the engine may go on still.
+                self._runtime.drop_sequence(job)
                 await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
 
 
 def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:
     if job.running is None:
         raise MalformedInput("the canvas is of a sequence that is not running")
-    return job.running.leaves(job.session.accepted, event.canvas, event.step_leaves)
+    committed = job.committed[: event.canvas]
+    return job.running.leaves(job.session.accepted, committed, event.step_leaves)
+
+
+def _needed_again(kind: Kind, event: CanvasEvent) -> bytes | None:
+    """Return what the worker itself needs of a canvas later. None: nothing.
+
+    That is its token ids, to go on after a restart. Of an opening it is what the step's leaf
+    commits to, because a challenge may come when the job whose step it is has been let go of.
+    """
+    if kind is Kind.OPEN:
+        opened = event.opened or OpenOutput()
+        return pack_records((StepRecord.parse(opened.fields),))
+    return pack_ids(event.token_ids) if event.finish is CanvasFinish.MORE else None
+
+
+def _kept(job: LiveJob, event: CanvasEvent | StoppedEvent) -> KeptCanvas | None:
+    """Return what is kept of a canvas, while its sequence is still known."""
+    if job.running is None or not event.records:
+        return None
+    committed = job.committed[: event.canvas]
+    record = job.running.canvas_record(job.session.accepted, committed)
+    return KeptCanvas(record, event.records)

@@ -166,7 +166,12 @@ class OfferBoard:
         self._journal, self.terms, self._fees = journal, terms, fees
         self._domain, self._signer, self._clock = domain, signer, clock
         self._sequence: int | None = None
+        self._stale = False
         self.current: SignedOffer | None = None
+
+    def change(self, terms: OperatorTerms) -> None:
+        """Ask other terms from the next offer on, which is due at once."""
+        self.terms, self._stale = terms, True
 
     async def issue(self, facts: EngineFacts, address: OfferAddress, *, active: int) -> SignedOffer:
         """Build, journal and sign the next offer.
@@ -176,6 +181,7 @@ class OfferBoard:
         if self._sequence is None:
             self._sequence = await self._journal.last_sequence()
         self._sequence += 1
+        self._stale = False
         offer = build_offer(
             self.terms,
             facts,
@@ -188,6 +194,11 @@ class OfferBoard:
             usual=self._usual(facts),
         )
         return await self._show(offer)
+
+    async def adopt(self, signed: SignedOffer) -> None:
+        """Take an offer of an earlier life, as an index shows it, for the current one."""
+        self._sequence = max(await self._journal.last_sequence(), signed.offer.sequence)
+        self.current = signed
 
     async def withdraw(self) -> SignedOffer | None:
         """Sign a last offer that has no place left and is over in seconds. None: there was none.
@@ -216,8 +227,8 @@ class OfferBoard:
 
     def is_due(self, address: OfferAddress, active: int) -> bool:
         """Whether the current offer should be replaced."""
-        if self.current is None:
-            return False
+        if self.current is None or self._stale:
+            return self.current is not None
         free = slots_free(self.terms, active)
         return refresh_due(self.current.offer, now(self._clock), free, address)
 
@@ -324,7 +335,7 @@ class _Publisher:
         try:
             await self.poster.post(url, body, headers={"Content-Type": OFFER_CONTENT_TYPE})
         except HttpStatus as error:
-            reason, declined = _reason_of(error), True
+            reason, declined = reason_of(error), True
             self.log.warning("index declines the offer", index_host=host, reason=reason)
         except HttpError as error:
             reason = str(error)
@@ -333,8 +344,8 @@ class _Publisher:
         return IndexAnswer(host, not reason, reason, declined, ahead)
 
 
-def _reason_of(answer: HttpStatus) -> str:
-    """The status, and what the index says in the body."""
+def reason_of(answer: HttpStatus) -> str:
+    """Give the status, and what an index says in the body."""
     status = f"HTTP {answer.status}"
     try:
         error = loads(answer.body)["error"]

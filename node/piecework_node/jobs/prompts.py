@@ -71,7 +71,7 @@ def check_content(content: Content, job: Job, facts: EngineFacts) -> None:
     """
     if content.text_bytes > facts.max_context * BYTES_PER_TOKEN:
         raise _too_long(content.text_bytes, facts.max_context)
-    if content.conversation.has_images and not facts.images:
+    if content.has_images and not facts.images:
         raise Refusal(Reason.NO_IMAGES, "this model takes no images here")
     fault = content.parameters_fault(job.parameters, facts.canvas_size)
     if fault is not None:

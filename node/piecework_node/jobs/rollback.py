@@ -21,7 +21,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.offers import OfferRejected, offer_signer
 from piecework_protocol.types import Address, to_hex
-from piecework_protocol.wire import decode_offer
+from piecework_protocol.wire import SignedOffer, decode_offer
 
 
 class JsonReader(Protocol):
@@ -43,6 +43,8 @@ class LastOffer:
     sequence: int
     index: str
     """The host that shows it."""
+    signed: SignedOffer | None = None
+    """The offer itself."""
 
 
 async def last_offer(
@@ -73,7 +75,7 @@ async def _ask(
         ValueError,
     ):
         return None  # an index that is away, or that has nothing of ours to show
-    return LastOffer(signed.offer.sequence, urlsplit(index).hostname or "?")
+    return LastOffer(signed.offer.sequence, urlsplit(index).hostname or "?", signed)
 
 
 async def notice(journal: Journal, last: LastOffer | None) -> str | None:

@@ -66,7 +66,8 @@ from piecework_protocol.frames import (
     PayVoucher,
     SubmitJob,
 )
-from piecework_protocol.objects import Offer
+from piecework_protocol.kinds.open import OpenContent
+from piecework_protocol.objects import Kind, Offer
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Address, Amount, Digest, JobId
@@ -96,6 +97,8 @@ class Worker:
         """`openings` refuses an authorization that the worker would not submit."""
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
+        if runtime.openings is not None:
+            runtime.openings.sink = self._engine_events.take
         self._credit = runtime.credit = CreditDesk(channels, terms.credit)
         self._limits = TimeLimits(runtime, patience)
         self.terms, self._log = terms, log
@@ -231,6 +234,8 @@ class Worker:
         return job
 
     def _open_committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
+        if stored.submission.job.kind is Kind.OPEN:
+            return ()
         context = resume_context(self._runtime.domain, stored.id, canvas)
         try:
             return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
@@ -386,10 +391,10 @@ class Worker:
         content = NO_CONTENT
         if not job.leaving:
             running = int(job.sequence is not None)
-            admission.check_return(submission, _with_fewer(self._own_view(submission), running))
+            admission.check_return(submission, self._view(submission, without=1 + running))
             async with self._prompts.turn(job.channel.id):
                 content = await self._open_content(submission, job.id)
-            if len(content.prompt_ids) != job.session.accepted.prompt_tokens:
+            if content.prompt_tokens != job.session.accepted.prompt_tokens:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
         async with job.channel.lock:
             await self._take_over(job)
@@ -533,16 +538,19 @@ class Worker:
             if facts is None:
                 raise EngineUnavailable("the engine is starting")
             content = await prompts.open_content(prompt, job, facts)
+            if isinstance(content, OpenContent):
+                await self._runtime.check_opening(content, submission.channel.payer)
             check_key(job.reply_key)
             encoded = await self._runtime.engine.encode(content)
-            prompts.check_prompt(len(encoded.prompt_ids), content, facts)
+            prompts.check_prompt(encoded.prompt_tokens, content, facts)
             return encoded
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
         except MalformedInput as error:
             raise Refusal(Reason.MALFORMED, str(error)) from None
 
-    def _view(self, submission: SubmitJob) -> AdmissionView:
+    def _view(self, submission: SubmitJob, *, without: int = 0) -> AdmissionView:
+        """What admission needs to know. `without`: jobs that do not count as active."""
         engine = self._runtime.engine
         facts = engine.facts
         return AdmissionView(
@@ -552,7 +560,7 @@ class Worker:
             terms=self.terms,
             offer=self._offers.get(submission.job.offer),
             serving={facts.digest: Served(facts.service, facts.kinds)} if facts else {},
-            active=self.active,
+            active=max(0, self.active - without),
             engine_ready=engine.ready,
             draining=self.draining,
             fault=self._channels.faults.stopping,
@@ -570,7 +578,7 @@ class Worker:
 
     def _own_view(self, submission: SubmitJob) -> AdmissionView:
         """The view of a job that is itself being admitted and must not count against itself."""
-        return _with_fewer(self._view(submission), 1)
+        return self._view(submission, without=1)
 
     def _channel_view(self, channel: LiveChannel, submission: SubmitJob) -> ChannelView:
         time, stored = now(self._runtime.clock), channel.stored
@@ -596,10 +604,6 @@ class Worker:
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )
-
-
-def _with_fewer(view: AdmissionView, count: int) -> AdmissionView:
-    return replace(view, active=max(0, view.active - count))
 
 
 def _salt_used() -> Refusal:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from piecework_node.journal.records import (
+    ContradictionSeen,
     Earnings,
     EndedJob,
     JournalRecord,
@@ -47,6 +48,25 @@ class Journal(Protocol):
         """Return the jobs that may still have to be computed again, by their offer.
 
         deadline: those with an earlier one do not count.
+        """
+        ...
+
+    async def jobs_named(self, digits: str) -> tuple[JobId, ...]:
+        """Return at most two of the jobs whose id begins with these lower-case hex digits."""
+        ...
+
+    async def paid(self, channel: ChannelId) -> tuple[Digest, ...]:
+        """Return the digests of a channel's paid receipts, in the accumulator's order."""
+        ...
+
+    async def contradictions(self, channel: ChannelId) -> tuple[ContradictionSeen, ...]:
+        """Return the pairs of a channel that contradict each other, one of a kind."""
+        ...
+
+    async def traced(self, offer: Digest, deadline: Timestamp) -> tuple[tuple[JobId, int], ...]:
+        """Return the canvases with leaves of an offer's jobs: the job and the index.
+
+        deadline: jobs with an earlier one do not count.
         """
         ...
 

@@ -72,6 +72,15 @@ _REPLAYABLE = (
     "SELECT offer, count(*), max(deadline) FROM contents JOIN submissions USING (job) "
     "JOIN jobs ON jobs.number = job WHERE deadline >= ? GROUP BY offer"
 )
+_TRACED = (
+    "SELECT id, canvas FROM traces JOIN submissions USING (job) JOIN jobs ON jobs.number = job "
+    "WHERE offer = ? AND deadline >= ? ORDER BY job, canvas"
+)
+_NAMED = "SELECT id FROM jobs WHERE id >= ? AND id <= ? ORDER BY id LIMIT 2"
+_PAID_DIGESTS = (
+    "SELECT digest FROM canvases JOIN channels ON channels.number = canvases.channel "
+    "WHERE channels.id = ? AND leaf_index IS NOT NULL ORDER BY leaf_index"
+)
 _CHANNELS = (
     "SELECT number, id, terms, accepted, count, peaks, funding, state, deposit, settled, "
     "withdrawn, requested, requested_at, requests, observed_at, close_signature "
@@ -160,6 +169,27 @@ def replayable(db: apsw.Connection, deadline: Timestamp) -> tuple[ReplayableJobs
     """Return the jobs whose content is kept and whose deadline is no earlier, by offer."""
     found: list[Any] = db.execute(_REPLAYABLE, (deadline,)).fetchall()
     return tuple(ReplayableJobs(Digest(o), jobs, Timestamp(latest)) for o, jobs, latest in found)
+
+
+def jobs_named(db: apsw.Connection, digits: str) -> tuple[JobId, ...]:
+    """Return at most two of the jobs whose id begins with these hex digits."""
+    least, most = (bytes.fromhex(digits.ljust(2 * DIGEST_BYTES, filler)) for filler in ("0", "f"))
+    found: list[Any] = db.execute(_NAMED, (least, most)).fetchall()
+    return tuple(JobId(row[0]) for row in found)
+
+
+def paid(db: apsw.Connection, channel: ChannelId) -> tuple[Digest, ...]:
+    """Return the digests of a channel's paid receipts, in the accumulator's order."""
+    found: list[Any] = db.execute(_PAID_DIGESTS, (channel,)).fetchall()
+    return tuple(Digest(row[0]) for row in found)
+
+
+def traced(
+    db: apsw.Connection, offer: Digest, deadline: Timestamp
+) -> tuple[tuple[JobId, int], ...]:
+    """Return the canvases with leaves of an offer's jobs whose deadline is no earlier."""
+    found: list[Any] = db.execute(_TRACED, (offer, deadline)).fetchall()
+    return tuple((JobId(job), canvas) for job, canvas in found)
 
 
 def recent_jobs(db: apsw.Connection, most: int) -> tuple[EndedJob, ...]:

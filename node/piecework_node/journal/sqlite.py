@@ -39,6 +39,7 @@ from piecework_node.journal.log import GENESIS, RunningTotals, link
 from piecework_node.journal.prune import Pruned, prune
 from piecework_node.journal.records import (
     SEQUENCE_FLOOR,
+    ContradictionSeen,
     Earnings,
     EndedJob,
     JournalRecord,
@@ -158,6 +159,20 @@ class SqliteJournal:
 
     async def replayable(self, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
         return await self._run(lambda: rows.replayable(self._db, deadline))
+
+    async def jobs_named(self, digits: str) -> tuple[JobId, ...]:
+        return await self._run(lambda: rows.jobs_named(self._db, digits))
+
+    async def paid(self, channel: ChannelId) -> tuple[Digest, ...]:
+        return await self._run(lambda: rows.paid(self._db, channel))
+
+    async def contradictions(self, channel: ChannelId) -> tuple[ContradictionSeen, ...]:
+        query = "SELECT * FROM contradictions WHERE channel = ? ORDER BY kind"
+        found: list[Any] = await self._run(lambda: self._db.execute(query, (channel,)).fetchall())
+        return tuple(ContradictionSeen(*row) for row in found)
+
+    async def traced(self, offer: Digest, deadline: Timestamp) -> tuple[tuple[JobId, int], ...]:
+        return await self._run(lambda: rows.traced(self._db, offer, deadline))
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         return await self._alone(lambda: rows.jobs(self._db, rows.OPEN_JOBS, ()))

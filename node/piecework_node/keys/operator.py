@@ -30,15 +30,19 @@ def load_operator(path: Path, password: str) -> LocalSigner:
     Raises:
         KeyFileError: the file is missing or damaged, or the password is wrong.
     """
-    with _translated():
+    with _translated(path):
         return open_keystore(path, password)
 
 
 @contextmanager
-def _translated() -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except KeystoreMissing as error:
+        if (path.parent / "next" / path.name).is_file():
+            raise KeyFileError(
+                f"{error}: it is being replaced. Run `piecework worker rotate-key` again"
+            ) from None
         raise KeyFileError(f"{error}. Run `piecework worker init` first.") from None
     except KeystoreError as error:
         raise KeyFileError(str(error)) from None
@@ -50,5 +54,5 @@ def keystore_address(path: Path) -> str:
     Raises:
         KeyFileError: the file cannot be read.
     """
-    with _translated():
+    with _translated(path):
         return keystore.keystore_address(path)

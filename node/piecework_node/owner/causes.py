@@ -127,15 +127,46 @@ def causes(
 
     baseline: None while it is being learned. Then other programs are no cause. local: the wall time
     on the owner's clock.
+
+    A rule whose reading the card does not give any more is a cause. Without it nobody would know
+    whether the owner needs the card. Before the first reading no rule about the card is one.
     """
     found = [*_commanded(word, wall), *_scheduled(rules, wall, local)]
     if readings.gpu is not None:
+        found += _untold(rules, readings.gpu, others=baseline is not None)
         found += _heat(rules, readings.gpu, paused)
         if baseline is not None:
             found += _others(rules, baseline.programs, readings.gpu)
     if rules.on_battery and readings.on_battery:
         found.append(Cause("the machine runs on its battery", measured=True))
     return found
+
+
+def untold(rules: OwnerRules, gpu: GpuReading) -> list[str]:
+    """List the settings that need something which the card or its driver does not tell."""
+    needed = (
+        ("pause_temperature_c", rules.temperature_c, gpu.temperature_c),
+        ("pause_power_w", rules.power_w, gpu.power_w),
+        ("pause_gpu_share", rules.gpu_share, _all_told(p.share for p in gpu.processes)),
+        (
+            "pause_gpu_memory_mib",
+            rules.gpu_memory,
+            _all_told(p.memory_bytes for p in gpu.processes),
+        ),
+    )
+    return [setting for setting, bound, value in needed if bound and value is None]
+
+
+def _all_told(values: Iterable[int | None]) -> int | None:
+    """0 if every process has a value, and None otherwise."""
+    return None if any(value is None for value in values) else 0
+
+
+def _untold(rules: OwnerRules, gpu: GpuReading, *, others: bool) -> Iterator[Cause]:
+    """Give the rules that cannot be kept. others: whether other programs count already."""
+    for setting in untold(rules, gpu):
+        if others or not setting.startswith("pause_gpu_"):
+            yield Cause(f"the card does not tell any more what {setting} needs", measured=True)
 
 
 def _commanded(word: OwnersWord | None, wall: float) -> Iterator[Cause]:

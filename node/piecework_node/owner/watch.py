@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -21,6 +21,7 @@ from piecework_node.owner.causes import (
     OwnersWord,
     Usual,
     causes,
+    untold,
 )
 from piecework_node.owner.readings import Readings, Senses
 from piecework_node.runtime.pause import Pause
@@ -169,20 +170,8 @@ def check_rules(rules: OwnerRules, senses: Senses, readings: Readings | None = N
     gpu = readings.gpu if readings is not None else None
     if gpu is None:
         return
-    untold = (
-        ("pause_temperature_c", rules.temperature_c, gpu.temperature_c),
-        ("pause_power_w", rules.power_w, gpu.power_w),
-        ("pause_gpu_share", rules.gpu_share, _told(p.share for p in gpu.processes)),
-        ("pause_gpu_memory_mib", rules.gpu_memory, _told(p.memory_bytes for p in gpu.processes)),
-    )
-    for setting, bound, value in untold:
-        if bound and value is None:
-            raise ConfigError(f"{setting} is set, and this card or its driver does not tell that")
-
-
-def _told(values: Iterable[int | None]) -> int | None:
-    """0 if every process has a value, and None otherwise."""
-    return None if any(value is None for value in values) else 0
+    for setting in untold(rules, gpu):
+        raise ConfigError(f"{setting} is set, and this card or its driver does not tell that")
 
 
 def _read_baseline(path: Path) -> Baseline | None:

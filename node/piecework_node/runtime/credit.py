@@ -46,6 +46,23 @@ class CreditDesk:
         """Give these payers no credit before a deposit of theirs is mined."""
         self._written_off.update(payers)
 
+    def forgive(self, payers: Iterable[Address]) -> None:
+        """Undo `write_off`. From now on these payers are like those that nobody knows."""
+        self._written_off.difference_update(payers)
+
+    @property
+    def redeemed(self) -> list[Address]:
+        """The payers that were written off, have a final deposit, and owe nothing on openings.
+
+        What they still owe counts as that of any payer with a deposit.
+        """
+        found = []
+        for payer in self._written_off:
+            account = self.payer(payer)
+            if account.standing is PayerStanding.FINAL and not account.on_openings:
+                found.append(payer)
+        return found
+
     def payer(self, payer: Address, opening: LiveChannel | None = None) -> PayerCredit:
         """Return where a payer stands over all of its channels.
 

@@ -49,6 +49,10 @@ class Code(enum.Enum):
     CLOCK_BEHIND = "clock-behind"
     CLOCK_AHEAD = "clock-ahead"
     GAS_LOW = "gas-low"
+    NOT_REGISTERED = "not-registered"
+    STAKE_INACTIVE = "stake-inactive"
+    PAYOUT_DIFFERS = "payout-differs"
+    ENDPOINT_DIFFERS = "endpoint-differs"
     LOGS_REFUSED = "logs-refused"
     JOURNAL_OLD = "journal-old"
     CHALLENGE_OPEN = "challenge-open"
@@ -56,6 +60,8 @@ class Code(enum.Enum):
     DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
+    OFFER_HIDDEN = "offer-hidden"
+    ADDRESS_UNREACHED = "address-unreached"
     RELAY_DECLINES = "relay-declines"
     RELAY_AWAY = "relay-away"
     UNREACHABLE = "unreachable"
@@ -148,6 +154,26 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         Stops.JOBS,
         "Send the operator some of the chain's native coin",
     ),
+    Code.NOT_REGISTERED: Condition(
+        "the worker is not registered",
+        Stops.JOBS,
+        "Fund the operator and run piecework worker init again",
+    ),
+    Code.STAKE_INACTIVE: Condition(
+        "the worker's stake is not active",
+        Stops.JOBS,
+        "Add to the stake, wait until it is no longer frozen, or register a new operator",
+    ),
+    Code.PAYOUT_DIFFERS: Condition(
+        "the worker's payout address is not the registered one",
+        Stops.JOBS,
+        "Correct payout in config.toml, or let the stake's owner change the registry",
+    ),
+    Code.ENDPOINT_DIFFERS: Condition(
+        "the registry names another address of the worker",
+        Stops.NOTHING,
+        "Run piecework worker init again: it corrects the registry",
+    ),
     Code.LOGS_REFUSED: Condition(
         "the chain's node does not search events",
         Stops.NOTHING,
@@ -181,6 +207,16 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
     ),
     Code.INDEX_AWAY: Condition(
         "an index does not answer", Stops.NOTHING, "Check its address in indexes, or remove it"
+    ),
+    Code.OFFER_HIDDEN: Condition(
+        "an index takes the offer and does not show it",
+        Stops.NOTHING,
+        "Ask the people who run the index why, or remove it from indexes",
+    ),
+    Code.ADDRESS_UNREACHED: Condition(
+        "an index cannot dial the worker",
+        Stops.NOTHING,
+        "Open the port in router and firewall, correct endpoint, or name a relay",
     ),
     Code.RELAY_DECLINES: Condition(
         "a relay does not admit the worker",

@@ -11,14 +11,16 @@ When the disk fails, nothing is promised any more: `failure` raises and the daem
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, Protocol, TypeVar
 
 from piecework.base.clock import Clock
 from piecework_model.jobs import generation_request
+from piecework_model.requests import Event
 from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
+from piecework_node.evidence.steps import StepKeeper
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
@@ -31,14 +33,29 @@ from piecework_node.times import now
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Progress
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import canvases_for
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Signature, Timestamp
+from piecework_protocol.types import Address, Signature, Timestamp
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
 
 T = TypeVar("T")
+
+
+class OpeningService(EngineLink, Protocol):
+    """Where steps of earlier canvases come from (`jobs.opening.OpeningDesk`)."""
+
+    sink: Callable[[Event], Awaitable[None]] | None
+    """Takes the events of what is served there."""
+
+    async def check(self, content: OpenContent, payer: Address) -> None:
+        """Raise `Refusal` if the steps cannot be asked for by this payer."""
+
+    async def close(self) -> None:
+        """End what is served."""
+        ...
 
 
 class JobRuntime:
@@ -54,8 +71,16 @@ class JobRuntime:
         clock: Clock,
         metrics: Metrics,
         log: Any,
+        steps: StepKeeper | None = None,
+        openings: OpeningService | None = None,
     ) -> None:
-        self.journal, self.engine = journal, engine
+        """`steps` keeps what the leaves of finished canvases commit to.
+
+        `openings` serves jobs of kind `open`, and passes all others on to `engine`.
+        """
+        self.steps, self.openings = steps, openings
+        self.journal = journal
+        self.engine: EngineLink = engine if openings is None else openings
         self._log = log
         self.domain, self.signer = domain, signer
         self.clock, self.metrics = clock, metrics
@@ -70,6 +95,16 @@ class JobRuntime:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._error: BaseException | None = None
         self._failed = asyncio.Event()
+
+    async def check_opening(self, content: OpenContent, payer: Address) -> None:
+        """Check that steps can be asked for by this payer.
+
+        Raises:
+            Refusal: they cannot.
+        """
+        if self.openings is None:
+            raise Refusal(Reason.NOT_OPENED, "this worker opens no steps")
+        await self.openings.check(content, payer)
 
     async def perform(
         self,
@@ -161,9 +196,12 @@ class JobRuntime:
             committed=tuple(job.committed[: command.committed]),
             drafts=job.drafts,
             tenant=job.channel.id.hex(),
+            keep_records=self.steps is not None,
         )
         facts = self.engine.facts
-        job.running = RunningRequest(request, facts.vocab_size if facts else 0)
+        job.running = RunningRequest(
+            request, facts.vocab_size if facts else 0, facts.end_ids if facts else frozenset()
+        )
         self.engine.start(request)
 
     async def detach(self, job: LiveJob) -> None:

@@ -15,15 +15,24 @@ from piecework_protocol.worker_session import AcceptedJob
 
 @dataclass(frozen=True, slots=True)
 class RunningRequest:
-    """What a job's sequence runs, and on how large a vocabulary."""
+    """What a job's sequence runs, on how large a vocabulary, and which of its ids end a text."""
 
     request: GenerationRequest
     vocab_size: int
+    end_ids: frozenset[int]
 
     def leaves(
-        self, accepted: AcceptedJob, canvas: int, step_leaves: Sequence[bytes]
+        self,
+        accepted: AcceptedJob,
+        committed: Sequence[tuple[int, ...]],
+        step_leaves: Sequence[bytes],
     ) -> tuple[Digest, ...]:
         """List the leaves of a canvas: its canvas leaf, then its step leaves. Without steps none.
+
+        Args:
+            accepted: Its job.
+            committed: All ids of all canvases before it.
+            step_leaves: The engine's own.
 
         Raises:
             MalformedInput: The engine's leaves are not digests, or the canvas is none of the job's.
@@ -32,16 +41,19 @@ class RunningRequest:
             return ()
         if any(len(leaf) != DIGEST_BYTES for leaf in step_leaves):
             raise MalformedInput(f"a step leaf has {DIGEST_BYTES} bytes")
-        return (self.canvas_record(accepted, canvas).leaf(), *map(Digest, step_leaves))
+        return (self.canvas_record(accepted, committed).leaf(), *map(Digest, step_leaves))
 
-    def canvas_record(self, accepted: AcceptedJob, canvas: int) -> CanvasRecord:
-        """Make the canvas record (clause 7.1).
+    def canvas_record(
+        self, accepted: AcceptedJob, committed: Sequence[tuple[int, ...]]
+    ) -> CanvasRecord:
+        """Make the record of the canvas behind those that are committed (clause 7.1).
 
         Raises:
             MalformedInput: The canvas is none of the job's.
         """
-        job, size = accepted.job, accepted.model.canvas_size
-        entries = templates.pins(self.request, canvas, size)
+        job, size, canvas = accepted.job, accepted.model.canvas_size, len(committed)
+        end = templates.end_before(self.request, committed, self.end_ids)
+        entries = templates.held(self.request, canvas, size, end)
         return CanvasRecord(
             canvas=canvas,
             size=size,

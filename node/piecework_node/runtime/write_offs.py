@@ -9,6 +9,9 @@ for many people does.
 A payer that has promised all that it owes, out of an opening that the worker is still to send, has
 done its part. Its debt stays in the bound until its authorization expires or the opening fails.
 
+The mark goes once a deposit of the payer is final and no debt of it is left on an opening. It has
+then put more at stake than a new key, which costs nothing and has no mark.
+
 A round writes off no more than all strangers may owe. That is the rate: `stranger_credit` each
 `every_s`. Ages and rounds count from the start of the process, so that a restart delays a round and
 never adds one.
@@ -29,12 +32,16 @@ from piecework_node.times import now
 from piecework_protocol.types import Address, ChannelId
 
 _KEY: Final = "written_off/"
-"""Of an address. The value is what its payer owed then, in base units."""
+"""Of an address. The value is what its payer owed then, in base units. Empty: that is over."""
 
 
 async def written_off(journal: Journal) -> set[Address]:
-    """Return the payers that once left strangers' debts, as the journal holds them."""
-    return {Address(bytes.fromhex(k.removeprefix(_KEY))) for k in await journal.metas(_KEY)}
+    """Return the payers that left strangers' debts and have no final deposit since.
+
+    As the journal holds them.
+    """
+    marks = await journal.metas(_KEY)
+    return {Address(bytes.fromhex(key.removeprefix(_KEY))) for key, owed in marks.items() if owed}
 
 
 class WriteOffs:
@@ -74,6 +81,15 @@ class WriteOffs:
             await self._runtime.journal.append(marks)
             desk.write_off(payers)
             self._log.warning("debts of strangers were written off", count=len(payers))
+
+    async def forgive(self) -> None:
+        """Take the mark off the payers whose deposit is final."""
+        desk = self._runtime.credit
+        redeemed = desk.redeemed if desk is not None else []
+        if desk is not None and redeemed:
+            await self._runtime.journal.append([MetaSet(_KEY + p.hex(), "") for p in redeemed])
+            desk.forgive(redeemed)
+            self._log.info("strangers with a debt have a final deposit now", count=len(redeemed))
 
     def _owing(self, channels: Iterable[LiveChannel]) -> list[LiveChannel]:
         """Those of the channels whose payers owe something on openings, without a deposit."""

@@ -9,7 +9,7 @@ from piecework.chain import calls
 from piecework.chain.authorizations import opening_authorization
 from piecework.chain.calls import Call, Claim, send_native
 from piecework.chain.deployment import Deployment
-from piecework.chain.errors import BadAnswer, LogRangeRefused, MethodMissing
+from piecework.chain.errors import BadAnswer, LogRangeRefused, MethodMissing, RpcRefused
 from piecework.chain.events import WithdrawalRequested
 from piecework.chain.fees import FeePolicy
 from piecework.chain.packing import settlement_calldata
@@ -29,7 +29,7 @@ from piecework_node.settlement.watch import NodePort
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.signing import Signer, signed_by
-from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp, to_hex
 
 MAX_WATCH_REQUESTS: Final = 32
 """Of one search for withdrawals. Asking for each channel is cheaper than more."""
@@ -37,6 +37,8 @@ CONFIRMATIONS: Final = 3
 """Blocks on top of a deposit that counts as mined."""
 NO_TRANSACTION: Final = Bytes32(bytes(32))
 """A hash that no transaction has."""
+NO_BYTES: Final = b"\xc0"
+"""An empty list. A transaction has members."""
 
 
 class ChainPort(ChannelReader, NodePort, Protocol):
@@ -172,6 +174,15 @@ class ChainLink:
     async def ask_outcome(self) -> None:
         if await self._sender.outcome(NO_TRANSACTION) != Unknown():
             raise BadAnswer("the node knows a transaction that does not exist")
+
+    async def ask_send(self) -> None:
+        try:
+            await self._reader.rpc.call("eth_sendRawTransaction", to_hex(NO_BYTES))
+        except MethodMissing:
+            raise
+        except RpcRefused:
+            return  # as it should: it takes transactions, and this is none
+        raise BadAnswer("the node takes bytes that are no transaction")
 
     async def ask_logs(self, block: int) -> None:
         await self._requests_to_withdraw(block, block)

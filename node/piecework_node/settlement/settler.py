@@ -308,6 +308,7 @@ class Settler:
         if due:
             await self._observe(due)
             await self._write_offs.carry_out(due)
+        await self._write_offs.forgive()
 
     # --- funding
 

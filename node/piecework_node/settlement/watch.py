@@ -61,6 +61,10 @@ class NodePort(Protocol):
         """Ask for the outcome of a transaction that does not exist."""
         ...
 
+    async def ask_send(self) -> None:
+        """Send bytes that are no transaction. A node that takes transactions refuses them."""
+        ...
+
     async def ask_logs(self, block: int) -> None:
         """Search one block for events."""
         ...
@@ -192,6 +196,9 @@ class NodeWatch:
     async def _outcome(self) -> None:
         await self._port.ask_outcome()
 
+    async def _send(self) -> None:
+        await self._port.ask_send()
+
     async def _logs(self) -> None:
         await self._port.ask_logs(max(0, self._height))
 
@@ -221,6 +228,7 @@ _PROBES: Final[Mapping[str, Probe]] = {
     "nonce": NodeWatch._nonce,
     "estimate": NodeWatch._estimate,
     "outcome": NodeWatch._outcome,
+    "send": NodeWatch._send,
     "logs": NodeWatch._logs,
 }
 CHECKS: Final = ("head", "gas tank", *_PROBES)

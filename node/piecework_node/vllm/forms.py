@@ -8,16 +8,22 @@ reports what the model says at pinned positions too, so they are put back.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 
 from piecework_model import templates
 from piecework_model.charging import charge_of
-from piecework_model.requests import HOLE, CanvasEvent, GenerationRequest
+from piecework_model.requests import HOLE, CanvasEvent, GenerationRequest, ReadSlot
 from piecework_model.sampling.answers import probabilities
 from piecework_model.text.segments import SegmentStream
 from piecework_model.text.tokens import TextCodec
 from piecework_node.errors import EndpointLost
 from piecework_node.vllm.canvases import RequestWriter
 from piecework_node.vllm.wire import CanvasAnswer, CanvasRequest
+
+
+def label_ids(slots: Sequence[ReadSlot]) -> tuple[int, ...]:
+    """List the tokens of the labels of a canvas, each once, ascending."""
+    return tuple(sorted({token for slot in slots for token in slot.label_ids}))
 
 
 class FormWriter(RequestWriter):
@@ -65,7 +71,7 @@ class FormWriter(RequestWriter):
                 secrets.randbelow(self._vocab) if entry == HOLE else entry for entry in entries
             ),
             pinned=tuple(index for index, entry in enumerate(entries) if entry != HOLE),
-            label_ids=tuple(sorted({token for slot in slots for token in slot.label_ids})),
+            label_ids=label_ids(slots),
         )
 
     def take(self, answer: CanvasAnswer) -> CanvasEvent:

@@ -48,7 +48,7 @@ from piecework_node.vllm import checkpoint as vllm_checkpoint
 from piecework_node.vllm.canvases import CanvasWriter
 from piecework_node.vllm.checkpoint import ServedCheckpoint, Shape
 from piecework_node.vllm.endpoint import EndpointTimes, VllmEndpoint
-from piecework_node.vllm.forms import FormWriter
+from piecework_node.vllm.forms import FormWriter, label_ids
 from piecework_node.vllm.pool import EndpointPool, PooledEndpoint, PoolTimes
 from piecework_node.vllm.wire import MAX_LABEL_IDS
 from piecework_protocol.kinds import Content
@@ -181,11 +181,15 @@ class VllmLink:
             encoded = await asyncio.to_thread(_encode, running.checkpoint, content, most)
         if encoded.template and not running.pool.needs_canvases:
             raise PromptRejected("the servers of this worker fill no templates")
-        if any(len(slot.label_ids) > MAX_LABEL_IDS for canvas in encoded.reads for slot in canvas):
-            raise PromptRejected(f"a question has at most {MAX_LABEL_IDS} labels here")
+        if any(len(label_ids(canvas)) > MAX_LABEL_IDS for canvas in encoded.reads):
+            raise PromptRejected(
+                f"the questions of a canvas have at most {MAX_LABEL_IDS} different labels here"
+            )
         return encoded
 
-    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+    async def replay(
+        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+    ) -> ReplayedTrace:
         raise ReplayDeclined("vLLM makes no trace, so no step can be computed again")
 
     def start(self, request: GenerationRequest) -> None:
@@ -334,6 +338,7 @@ class VllmLink:
             },
             # A read charges steps alone, and a best-effort worker charges none.
             kinds=(Kind.TEXT,),
+            end_ids=checkpoint.shape.codec.eos_ids,
         )
 
     async def _report_outages(self, running: Running) -> None:

@@ -8,22 +8,22 @@ is reserved together before the first of them is signed.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import structlog
 
 from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
-from piecework.client.errors import RequestRefused, WorkerUnreachable
+from piecework.client.errors import WorkerUnreachable
 from piecework.client.gateway.bill import Bill
+from piecework.client.gateway.documents import MAX_JOBS, DocumentWriter, Emit, first_step
 from piecework.client.gateway.exhibits import Exhibits
 from piecework.client.gateway.formats.asks import Ask, Called, Filled, Free, Structured
-from piecework.client.gateway.formats.common import ApiError, StopCutter, bad, derived_id
-from piecework.client.gateway.formats.content import arguments_of, instructed
+from piecework.client.gateway.formats.common import StopCutter, bad, derived_id
+from piecework.client.gateway.formats.content import arguments_of
 from piecework.client.gateway.formats.decisions import ReadAsk, means
 from piecework.client.gateway.formats.pieces import (
     CallMade,
@@ -34,14 +34,8 @@ from piecework.client.gateway.formats.pieces import (
     TextAdded,
     ThoughtAdded,
 )
-from piecework.client.gateway.formats.schema import DocumentTooDear, JsonSchema
-from piecework.client.gateway.formats.structured import (
-    CALL_INSTRUCTION,
-    CHOICE_INSTRUCTION,
-    INSTRUCTION,
-    MAX_REPAIRS,
-    Filling,
-)
+from piecework.client.gateway.formats.schema import JsonSchema
+from piecework.client.gateway.formats.structured import Filling
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.pot import Pot
 from piecework.client.gateway.turns import JobSource, RunningJob
@@ -55,7 +49,6 @@ from piecework.client.jobs.events import (
     ReadAnswers,
 )
 from piecework.client.jobs.requests import ReadRequest, TextRequest
-from piecework.client.jobs.selection import PRICE_TOO_LOW
 from piecework.client.journal.records import Part
 from piecework_protocol.conversation import Conversation, ToolCall
 from piecework_protocol.errors import MalformedInput
@@ -65,14 +58,6 @@ from piecework_protocol.types import Amount
 
 SEED_STEP: Final = 0x9E3779B97F4A7C15
 """Between the seeds of an answer's jobs. Choices differ by one."""
-
-MAX_TOKEN_CHARACTERS: Final = 64
-"""Of a charged token. A document with more was not written by a model."""
-
-MAX_JOBS: Final = 16
-"""Of one answer: one that writes freely, two documents, and their repairs."""
-
-Emit = Callable[[Piece], None]
 
 
 class Answers:
@@ -211,9 +196,11 @@ class Answers:
     async def _answer(self, index: int, part: Part, emit: Emit) -> None:
         plan, talk = self._ask.plan, self._conversation(index)
         if isinstance(plan, Structured):
-            await _Structured(self, index, part, emit).document(plan, talk)
+            await DocumentWriter(self, index, part, emit).document(plan, talk)
         elif isinstance(plan, Called):
-            await _Structured(self, index, part, emit).call(plan, talk)
+            await DocumentWriter(self, index, part, emit).call(plan, talk)
+        elif isinstance(plan, Free) and plan.strict:
+            await DocumentWriter(self, index, part, emit).freely(plan, talk)
         else:
             await self.write(index, self._request(index, talk), part, plan, emit)
         if self._pot is not None:
@@ -270,6 +257,11 @@ class Answers:
     ) -> TextRequest:
         """The request of one job of a structured answer."""
         return self._request(index, talk, job, template=filling.template, max_tokens=filling.limit)
+
+    @property
+    def most_tokens(self) -> int | None:
+        """The caller's limit of tokens."""
+        return self._ask.wanted.generation.max_tokens
 
     def free_request(self, index: int, talk: Conversation) -> TextRequest:
         """The request of a job that writes freely."""
@@ -400,178 +392,6 @@ class _Writer:
         self._emit(CallMade(self._index, call))
         if isinstance(self._plan, Free) and not self._plan.parallel_calls:
             self.enough = True
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What a job wrote that is judged before it is shown."""
-
-    pieces: list[Piece]
-
-    @property
-    def text(self) -> str:
-        return "".join(piece.text for piece in self.pieces if isinstance(piece, TextAdded))
-
-    @property
-    def has_calls(self) -> bool:
-        return any(isinstance(piece, CallMade) for piece in self.pieces)
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    """What is asked for next: a document, or text that is written freely if there is no schema."""
-
-    talk: Conversation
-    schema: JsonSchema | None
-
-
-def first_step(plan: Structured | Called, talk: Conversation) -> _Step:
-    """Return what a structured answer asks for first."""
-    if isinstance(plan, Structured):
-        told = instructed(talk, INSTRUCTION.format(schema=plan.schema.text))
-        return _Step(told, None if plan.free is not None else plan.schema)
-    if len(plan.tools) == 1:
-        return _call_step(plan, talk, plan.tools[0].name)
-    names = {"enum": [tool.name for tool in plan.tools]}
-    schema = JsonSchema({"type": "object", "properties": {"name": names}, "required": ["name"]})
-    return _Step(instructed(talk, CHOICE_INSTRUCTION.format(schema=schema.text)), schema)
-
-
-def _call_step(plan: Called, talk: Conversation, name: str) -> _Step:
-    schema = plan.schemas[name]
-    return _Step(instructed(talk, CALL_INSTRUCTION.format(name=name, schema=schema.text)), schema)
-
-
-class _Structured:
-    """An answer that must hold a schema."""
-
-    def __init__(self, answers: Answers, index: int, part: Part, emit: Emit) -> None:
-        self._answers, self._index, self._emit = answers, index, emit
-        self._part = part
-        self._jobs = 0
-        self._last: bytes | None = None
-
-    async def document(self, plan: Structured, talk: Conversation) -> None:
-        """Emit a document, or tool calls if the model may call tools and does."""
-        step = first_step(plan, talk)
-        if plan.free is not None and await self._freely(plan, plan.free, step.talk):
-            return
-        filling = await self._filled(plan.schema, step.talk, "response_format")
-        text = filling.document if filling.done else filling.beginning
-        self._emit(TextAdded(self._index, text))
-        self._emit(Ended(self._index, "stop" if filling.done else "length"))
-
-    async def call(self, plan: Called, talk: Conversation) -> None:
-        """Emit one call of one of the tools. With several, a name is chosen first."""
-        step, name = first_step(plan, talk), plan.tools[0].name
-        if len(plan.tools) > 1 and step.schema is not None:
-            chosen = await self._filled(step.schema, step.talk, "tool_choice")
-            name = loads(chosen.document)["name"]
-            step = _call_step(plan, talk, name)
-        filling = await self._filled(plan.schemas[name], step.talk, "tool_choice")
-        if not filling.done:  # a call with half of its arguments would do harm
-            self._emit(Ended(self._index, "length"))
-            return
-        # Without a job there was nothing to write: the schema has one document.
-        known = self._last if self._last is not None else secrets.token_bytes(12)
-        try:
-            call = ToolCall(derived_id("call", known), name, filling.document)
-        except MalformedInput as error:
-            raise _failed(str(error)) from None
-        self._emit(CallMade(self._index, call))
-        self._emit(Ended(self._index, "tool_calls"))
-
-    async def _freely(self, plan: Structured, free: Free, talk: Conversation) -> bool:
-        """Let the model write. True if it called tools, or wrote what holds the schema."""
-        seen = _Seen([])
-        request = self._answers.free_request(self._index, talk)
-        part = self._next_part()
-        await self._answers.write(self._index, request, part, free, seen.pieces.append)
-        if not seen.has_calls:
-            try:
-                if await asyncio.to_thread(lambda: plan.schema.faults(loads(seen.text))):
-                    return False
-            except (ValueError, DocumentTooDear):
-                return False
-        for piece in seen.pieces:
-            self._emit(piece)
-        return True
-
-    async def _filled(self, schema: JsonSchema, talk: Conversation, param: str) -> Filling:
-        """Return a document that holds the schema, or one whose strings the limit cut."""
-        filling = self._answers.begun(schema)
-        self._answers.structured()
-        for attempt in range(1 + MAX_REPAIRS):
-            if filling.done:
-                break
-            if attempt:
-                self._answers.repaired()
-            if attempt == 1 and filling.questions:
-                filling = await self._decided(filling, talk)
-                if filling.done:
-                    break
-            try:
-                text, tokens = await self._fill(filling, talk)
-            except RequestRefused as refused:
-                if self._jobs == 1 or refused.code != PRICE_TOO_LOW:
-                    raise
-                why = f"{filling.why}. max_price does not cover another job".removeprefix(". ")
-                raise _failed(f"the model wrote nothing that holds the schema: {why}") from None
-            try:
-                filling = await asyncio.to_thread(filling.take, text, tokens)
-            except DocumentTooDear as error:
-                bad(str(error), param, code="unsupported_schema")
-            fitted = filling.fitted()
-            if fitted is None:
-                break
-            filling = fitted
-        if not filling.done and not filling.is_cut:
-            raise _failed(f"the model wrote nothing that holds the schema: {filling.why}")
-        return filling
-
-    async def _fill(self, filling: Filling, talk: Conversation) -> tuple[str, int]:
-        """Run one job over the template, and return its text and its tokens."""
-        request = self._answers.filling_request(self._index, talk, filling, self._jobs)
-        text: list[str] = []
-        tokens = 0
-        async with self._answers.job(self._index, request, self._next_part()) as job:
-            self._emit(Started(self._index))
-            self._last = job.started.job
-            async for event in job.events:
-                if isinstance(event, JobStarted):
-                    self._answers.bill.started(event)
-                elif isinstance(event, CanvasText):
-                    self._answers.paid(event)
-                    if len(event.text) > MAX_TOKEN_CHARACTERS * event.tokens:
-                        raise _failed("the worker wrote more than its tokens can hold")
-                    text.append(event.text)
-                    tokens += event.tokens
-                elif isinstance(event, JobFinished):
-                    self._answers.bill.finished(event)
-        return "".join(text), tokens
-
-    async def _decided(self, filling: Filling, talk: Conversation) -> Filling:
-        """Decide values that must be one of a few. Without workers that decide, nothing changes."""
-        asked = filling.questions
-        questions = tuple(question for _, question in asked)
-        try:
-            sums = await self._answers.decide(self._index, talk, questions, self._next_part())
-        except PieceworkError as error:  # the read is a help alone: the document is written on
-            self._answers.undecided(error)
-            return filling
-        best = [max(range(len(shares)), key=shares.__getitem__) for shares in sums]
-        return filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
-
-    def _next_part(self) -> Part:
-        part = self._answers.part(self._index, self._jobs, self._part)
-        self._jobs += 1
-        return part
-
-
-def _failed(reason: str) -> ApiError:
-    """A document was paid for and cannot be used."""
-    kind, code = "upstream_error", "structured_output_failed"
-    return ApiError(502, kind, reason, code=code, may_retry=False)
 
 
 async def read(

@@ -26,7 +26,7 @@ from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.exhibits import Exhibits, SelfProving
 from piecework.client.gateway.failures import translated
 from piecework.client.gateway.formats import chat, completions, decisions, responses
-from piecework.client.gateway.formats.asks import Ask, Called, Structured
+from piecework.client.gateway.formats.asks import Ask, Called, Free, Structured
 from piecework.client.gateway.formats.common import (
     ApiError,
     FormatOptions,
@@ -193,7 +193,8 @@ class Endpoints:
 
     def _first_beat(self, ask: Ask) -> float:
         """A structured answer may fail late, and then its status matters."""
-        if isinstance(ask.plan, Structured | Called):
+        strict = isinstance(ask.plan, Free) and bool(ask.plan.strict)
+        if strict or isinstance(ask.plan, Structured | Called):
             return max(self._heartbeat_s, STRUCTURED_PATIENCE_S)
         return self._heartbeat_s
 

@@ -44,7 +44,7 @@ from piecework_protocol.evidence.check import ProvenJob, check_evidence, digests
 from piecework_protocol.evidence.file import EvidenceFile, evidence_of
 from piecework_protocol.evidence.members import data, entries, number, of_names
 from piecework_protocol.kinds import Content, Output
-from piecework_protocol.kinds.read import ReadContent
+from piecework_protocol.kinds.read import ReadContent, ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, Receipt, Service
 from piecework_protocol.signing import signed_by
@@ -473,8 +473,8 @@ def _canvas_event(
             **shared,
         )
     asked = _asked(job.proven.content, receipt.canvas, job.proven.model.canvas_size)
-    questions = tuple(asked)[: len(output.answers)]
-    return ReadAnswers(questions=questions, answers=output.answers, **shared)
+    answers = output.answers if isinstance(output, ReadOutput) else ()
+    return ReadAnswers(questions=tuple(asked)[: len(answers)], answers=answers, **shared)
 
 
 def _asked(content: Content | None, canvas: int, size: int) -> range:

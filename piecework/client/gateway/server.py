@@ -32,6 +32,7 @@ from piecework.client.gateway.idempotency import Idempotency
 from piecework.client.gateway.keys import BUDGET, Access
 from piecework.client.gateway.line import WaitingLine
 from piecework.client.gateway.metrics import GatewayMetrics
+from piecework.client.gateway.packings import BODY_PACKINGS
 from piecework.client.jobs.output_rates import RateOf
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.limits import MAX_CONTENT_BYTES
@@ -94,7 +95,9 @@ class Gateway:
             self._line,
             self._idempotency,
             self.metrics,
-            bodies=BodyReader(max_bytes=MAX_BODY_BYTES, trusted=options.trusted_proxies),
+            bodies=BodyReader(
+                max_bytes=MAX_BODY_BYTES, trusted=options.trusted_proxies, packings=BODY_PACKINGS
+            ),
             options=FormatOptions(options.best_effort, options.strict_parameters),
             heartbeat_s=options.heartbeat_s,
             usd_price=options.token_usd_price,

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from piecework.client.jobs.events import CanvasText, FinishReason, ReadAnswers
+from piecework.client.jobs.events import CanvasText, FinishReason, ReadAnswers, StepOpened
 from piecework.client.journal.records import JobRow, Payment
 from piecework_protocol.client_session import CanvasVerified
+from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.read import on_canvas
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Finish, ModelOffer
@@ -25,7 +26,7 @@ def finish_reason(last: Finish) -> FinishReason:
 
 def delivered(
     event: CanvasVerified, payment: Payment, cost: Amount, job: JobRow, model: ModelOffer
-) -> CanvasText | ReadAnswers:
+) -> CanvasText | ReadAnswers | StepOpened:
     """Return the event for the caller. `cost` is that of the whole job so far."""
     receipt, output = event.receipt, event.output
     last = receipt.finish is not Finish.MORE
@@ -42,6 +43,20 @@ def delivered(
             last=last,
             again=payment.again,
             token_ids=output.token_ids,
+        )
+    if isinstance(output, OpenOutput):
+        return StepOpened(
+            canvas=receipt.canvas,
+            canvas_fields=output.canvas,
+            fields=output.fields,
+            soft=output.soft,
+            steps=receipt.steps,
+            amount=receipt.amount,
+            cost=cost,
+            receipt=event.digest,
+            leaf_index=payment.leaf_index,
+            last=last,
+            again=payment.again,
         )
     outline = job.outline
     asked = on_canvas(len(outline.labels), outline.draws, receipt.canvas, model.canvas_size)

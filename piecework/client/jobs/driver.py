@@ -67,6 +67,7 @@ from piecework_protocol.frames import (
     VoucherAccepted,
     WorkerFrame,
 )
+from piecework_protocol.kinds.open import OpenOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import ModelOffer, Receipt, Voucher
@@ -332,7 +333,7 @@ class JobDriver:
         that cannot be written any more would take the place of the refusal that ended it.
         """
         cancel = asyncio.create_task(self._caller.cancelled.wait())
-        reading: asyncio.Task[WorkerFrame | None] | None = None
+        reading: asyncio.Task[tuple[WorkerFrame, ...]] | None = None
         loop, answered, cancelling = asyncio.get_running_loop(), False, False
         try:
             while True:
@@ -344,12 +345,13 @@ class JobDriver:
                     return_when=asyncio.FIRST_COMPLETED,
                 )
                 if reading.done():
-                    frame, reading = reading.result(), None
-                    if frame is None:
+                    came, reading = reading.result(), None
+                    if not came:
                         return
                     answered = self._heard = True
                     watchdog.frame(loop.time())
-                    yield frame
+                    for frame in came:
+                        yield frame
                 elif cancel.done() and may_cancel:
                     cancelling = True
                     if self._ended is None:
@@ -434,12 +436,13 @@ class JobDriver:
     ) -> PayerLedger:
         context, receipt = self._context, event.receipt
         text = event.output.text if isinstance(event.output, TextOutput) else None
+        keeps = context.config.keep_text and not isinstance(event.output, OpenOutput)
         payment = await context.store.run(
             context.store.pay,
             event,
             self._job.channel_id,
             text if context.config.keep_text else None,
-            output=event.output.encode() if context.config.keep_text else None,
+            output=event.output.encode() if keeps else None,
             acknowledged=self._confirmed,
         )
         self._receipts.append(receipt)

@@ -95,6 +95,28 @@ class ReadAnswers:
 
 
 @dataclass(frozen=True, slots=True)
+class StepOpened:
+    """A step of an earlier canvas, opened by its worker. Its receipt was verified and paid.
+
+    `canvas_fields` are those of the earlier canvas's leaf, and `fields` those of the step's. Both
+    were held to the leaves that the worker had signed for. `soft` is the soft embedding, if it was
+    asked for. The other members are those of `CanvasText`, of the job that asked.
+    """
+
+    canvas: int
+    canvas_fields: tuple[bytes, ...]
+    fields: tuple[bytes, ...]
+    soft: bytes | None
+    steps: int
+    amount: Amount
+    cost: Amount
+    receipt: Digest
+    leaf_index: int
+    last: bool
+    again: bool
+
+
+@dataclass(frozen=True, slots=True)
 class JobResuming:
     """The stream broke; the same job is presented again after `wait_s` seconds."""
 
@@ -120,4 +142,6 @@ class JobFinished:
     acknowledged: bool
 
 
-JobEvent = JobStarted | DraftText | CanvasText | ReadAnswers | JobResuming | JobFinished
+JobEvent = (
+    JobStarted | DraftText | CanvasText | ReadAnswers | StepOpened | JobResuming | JobFinished
+)

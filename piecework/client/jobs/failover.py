@@ -38,6 +38,7 @@ from piecework.client.journal.store import NO_PART
 from piecework.client.limits import MAX_CANDIDATES
 from piecework.client.network.discovery import Discovery
 from piecework_protocol.errors import ProtocolViolation, Refusal
+from piecework_protocol.objects import Kind
 from piecework_protocol.offers import OfferRejected
 from piecework_protocol.types import Address, Amount, ChannelId, Digest, Uint32, address_hex
 
@@ -74,7 +75,10 @@ class FailOver:
         """
         attempts = _Attempts(part)
         try:
-            await self._run(request, self.watch(caller, request.prompt), attempts)
+            # An opening is a part of an audit, and is audited by its leaves alone.
+            watched = request.kind is not Kind.OPEN
+            watcher = self.watch(caller, request.prompt) if watched else caller
+            await self._run(request, watcher, attempts)
         finally:
             self._context.spending.release(attempts.part)
             await self._context.reachability.written()
@@ -107,13 +111,16 @@ class FailOver:
         allowance = await self._context.spending.allowance(parts[0])
         if allowance.left is not None:
             allowance = replace(allowance, left=Amount(allowance.left // len(requests)))
-        ceilings: dict[JobRequest, Amount] = {}
+        best: dict[JobRequest, Choice] = {}
         for request in set(requests):
             ranking = await self._chooser.choose(request, allowance=allowance)
             if not ranking.choices:
                 raise nobody(request, ranking)
-            ceilings[request] = ranking.choices[0].ceiling
-        return await self._context.spending.reserve(parts, [ceilings[r] for r in requests])
+            best[request] = ranking.choices[0]
+        # Jobs at one worker share a channel, so its opening is paid once.
+        fees = {choice.operator: int(choice.fee) for choice in best.values()}
+        ceilings, fee = [best[request].ceiling for request in requests], Amount(sum(fees.values()))
+        return await self._context.spending.reserve(parts, ceilings, fee)
 
     async def drive(
         self,

@@ -10,6 +10,7 @@ from piecework.client.journal.store import NO_PART
 from piecework_protocol.content import content_digest
 from piecework_protocol.conversation import Conversation
 from piecework_protocol.frames import SubmitJob
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.objects import Job
 from piecework_protocol.sealing import content_context, public_key, seal
 from piecework_protocol.signing import sign
@@ -67,8 +68,11 @@ async def prepare(
         created_at=now,
         owner=context.store.owner,
     )
-    text = readable(request.content.conversation) if context.config.keep_text else None
-    content = prompt if context.config.keep_text else None
+    asked = request.content
+    # An opening has no text, and its outputs are large.
+    keeps = context.config.keep_text and not isinstance(asked, OpenContent)
+    text = None if isinstance(asked, OpenContent) or not keeps else readable(asked.conversation)
+    content = prompt if keeps else None
     return record, await context.channels.admit(record, text, row, part, content)
 
 

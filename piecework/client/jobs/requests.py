@@ -10,12 +10,13 @@ from piecework.base.amounts import Token
 from piecework.client.limits import BYTES_PER_TOKEN_ESTIMATE, IMAGE_TOKENS_ESTIMATE
 from piecework_protocol.conversation import Conversation, Image, Message, Tool
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.kinds.read import Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart, TextContent
 from piecework_protocol.limits import MIN_TEMPERATURE_MICROS
 from piecework_protocol.objects import ModelOffer, Parameters, Service
 from piecework_protocol.service import best_effort_parameters
-from piecework_protocol.types import Amount, Micros, Seconds, Uint32, Uint64
+from piecework_protocol.types import Address, Amount, Micros, Seconds, Uint32, Uint64
 
 DEFAULT_MAX_TOKENS = 4096
 DEFAULT_MAX_STEPS = 48
@@ -104,6 +105,7 @@ class TextRequest:
     prompt: bytes = field(init=False, repr=False, compare=False)
 
     kind: ClassVar = TextContent.kind
+    operator: ClassVar[Address | None] = None
 
     def __post_init__(self) -> None:
         content = TextContent(self.conversation, self.template)
@@ -239,6 +241,7 @@ class ReadRequest:
     prompt: bytes = field(init=False, repr=False, compare=False)
 
     kind: ClassVar = ReadContent.kind
+    operator: ClassVar[Address | None] = None
     drafts: ClassVar = False
     may_be_shortened: ClassVar = False
 
@@ -269,13 +272,61 @@ class ReadRequest:
         return _prompt_tokens(self.content.text_bytes, self.content.conversation)
 
 
+@dataclass(frozen=True, slots=True)
+class OpenRequest:
+    """Steps of an earlier canvas that its worker is to open. No text is written.
+
+    Attributes:
+        content: Which steps, as the worker gets it.
+        operator: The worker that made the canvas.
+        model: The digest of the job's model, in hex.
+        max_price: As in `TextRequest`.
+        prompt: The bytes of the content, which are sealed and signed for.
+    """
+
+    content: OpenContent
+    operator: Address
+    model: str
+    max_price: Amount | None = None
+    prompt: bytes = field(init=False, repr=False, compare=False)
+
+    kind: ClassVar = OpenContent.kind
+    drafts: ClassVar = False
+    may_be_shortened: ClassVar = False
+    best_effort: ClassVar = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompt", self.content.encode())
+
+    @property
+    def generation(self) -> Generation:
+        """What the caller has set: nothing."""
+        return Generation()
+
+    def resolved(
+        self, model: ModelOffer, default_max_tokens: int = DEFAULT_MAX_TOKENS
+    ) -> Generation:
+        """Give the one form that an opening has: a canvas for each step, and one step on each."""
+        tokens = len(self.content.steps) * model.canvas_size
+        return Generation(seed=0, max_tokens=tokens, max_steps=1, stability_steps=0)
+
+    def output_tokens(self, generation: Generation, usual: float | None = None) -> int:
+        """Count the output tokens that are charged: none."""
+        return 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Count the tokens before the canvas."""
+        return self.content.context
+
+
 def _prompt_tokens(text_bytes: int, conversation: Conversation) -> int:
     """Estimate the tokens of a prompt with so many bytes of text and the conversation's images."""
     images = sum(len(message.images) for message in conversation.messages)
     return 1 + text_bytes // BYTES_PER_TOKEN_ESTIMATE + images * IMAGE_TOKENS_ESTIMATE
 
 
-JobRequest = TextRequest | ReadRequest
+JobRequest = TextRequest | ReadRequest | OpenRequest
 """What a client can ask for."""
 Prompt = str | Sequence[Message] | Conversation
 """What the user says, or messages, or a whole conversation."""

@@ -21,6 +21,7 @@ from piecework.client.jobs.requests import (
     Filters,
     Generation,
     JobRequest,
+    OpenRequest,
     ReadRequest,
     TextRequest,
     job_parameters,
@@ -122,7 +123,10 @@ def rank(
     unfit: list[str] = []
     mistakes: list[Mistake | None] = []
     served = [
-        (o, model) for o in offers for model in o.offer.models if serves(model, request.model)
+        (o, model)
+        for o in offers
+        for model in o.offer.models
+        if serves(model, request.model) and request.operator in (None, o.offer.operator)
     ]
     lengths = answer_lengths(served, memories, Timestamp(filters.now))
     for signed, model in served:
@@ -293,7 +297,7 @@ def _steps(
 ) -> int:
     """Denoising steps that the request should take. A read takes all of its steps."""
     model, most_steps = candidate.model, generation.max_steps or 0
-    if isinstance(request, ReadRequest):
+    if isinstance(request, ReadRequest | OpenRequest):
         return canvases_for(model, generation.max_tokens or 0) * most_steps
     most = canvases_for(model, tokens) * most_steps
     claimed = min(tokens * claim.steps_p50 / 1_000_000, most)
@@ -363,7 +367,7 @@ def _mistake(
     if not model.kinds & request.kind.bit:
         missing = f"takes no jobs of kind {request.kind.name.lower()}"
         return Mistake("model", "kind_not_offered", missing)
-    if request.content.conversation.has_images and takes_images(offer) is False:
+    if request.content.has_images and takes_images(offer) is False:
         return Mistake("messages", "images_not_taken", "takes no images")
     if model.service is Service.BEST_EFFORT and (why := _best_effort_trouble(request)):
         return Mistake("piecework.best_effort", "best_effort_not_allowed", why)
@@ -474,6 +478,7 @@ AFTER_REFUSAL: Mapping[Reason, Next] = {
     Reason.PROMPT_REFUSED: Next.TRY_OTHER,
     Reason.PROMPT_MISMATCH: Next.TRY_OTHER_AND_REMEMBER,
     Reason.CANNOT_OPEN_PROMPT: Next.REFRESH_OFFER,
+    Reason.NOT_OPENED: Next.GIVE_UP,
     Reason.PRICE_TOO_LOW: Next.REFRESH_OFFER,
     Reason.TOKEN_NOT_ACCEPTED: Next.TRY_OTHER,
     Reason.CHANNEL_UNKNOWN: Next.NEW_CHANNEL,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.client.errors import BudgetExceeded
-from piecework.client.journal.budgets import WHOLE, Budgets, Shortage, Used
+from piecework.client.journal.budgets import NO_FEE, WHOLE, Budgets, Shortage, Used
 from piecework.client.journal.records import Limits, Part
 from piecework_protocol.types import Amount, Timestamp
 
@@ -56,8 +56,12 @@ class Spending:
 
         return await asyncio.to_thread(read)
 
-    async def reserve(self, parts: Sequence[Part], ceilings: Sequence[Amount]) -> tuple[Part, ...]:
+    async def reserve(
+        self, parts: Sequence[Part], ceilings: Sequence[Amount], fee: Amount = NO_FEE
+    ) -> tuple[Part, ...]:
         """Hold the ceilings of all parts in one transaction. The parts have one budget.
+
+        There must be room for `fee` too, which the first of their jobs signs with an opening.
 
         Raises:
             BudgetExceeded: a budget is too small for all of them. Nothing is held.
@@ -65,7 +69,9 @@ class Spending:
         """
         now, until = self._now(), self._until()
         held = await self._hold(
-            lambda: self._budgets.reserve(parts[0].budget, ceilings, self._whole, now, until)
+            lambda: self._budgets.reserve(
+                parts[0].budget, ceilings, self._whole, now, until, fee=fee
+            )
         )
         return tuple(replace(part, hold=hold) for part, hold in zip(parts, held, strict=True))
 

@@ -31,6 +31,7 @@ LATE_S: Final = 60
 """After a job's deadline, for the last payment of what was delivered before it."""
 WHOLE: Final = ""
 """The budget that every job counts in: the client's own."""
+NO_FEE: Final = Amount(0)
 _EPOCH: Final = date(1970, 1, 1)
 
 
@@ -95,6 +96,8 @@ class Budgets:
         whole: Limits,
         now: Timestamp,
         until: Timestamp,
+        *,
+        fee: Amount = NO_FEE,
     ) -> tuple[int, ...] | Shortage:
         """Keep a part of the budgets for each of several jobs. All of them, or nothing.
 
@@ -104,6 +107,8 @@ class Budgets:
             whole: The limits of the client as a whole.
             now: The moment. Its day and month count.
             until: When a hold ends that no job was recorded for.
+            fee: What the first of the jobs signs beside its ceiling. There must be room for it. It
+                is not held, because nobody knows which job is the first.
 
         Returns:
             One hold for each ceiling, or what stands against it. Then nothing is held.
@@ -113,7 +118,7 @@ class Budgets:
         """
         with self._database.change("reserve budgets", durable=False) as db:
             self._sweep(db, now)
-            total = Amount(sum(ceilings))
+            total = Amount(sum(ceilings) + fee)
             short = _shortage(db, budget, total, whole, day_of(now))
             if short is not None:
                 return short

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import apsw
@@ -16,7 +17,7 @@ from piecework.client.journal.records import (
     ReceiptRow,
 )
 from piecework_protocol import wire
-from piecework_protocol.errors import InvariantBroken, invariant
+from piecework_protocol.errors import InvariantBroken, ProtocolViolation, invariant
 from piecework_protocol.frames import Accepted, CanvasDelivered, LeafRef, SubmitJob
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.merkle import Accumulator
@@ -33,6 +34,8 @@ from piecework_protocol.types import (
     Timestamp,
 )
 
+KEPT_TERMS: Final = 256
+"""Channels whose terms are kept as an object. A client has one for each worker that it uses."""
 _CHANNEL: Final = (
     "SELECT id, payer, authorizer, receiver, operator, token, withdrawal_delay, salt,"
     " authorized, fee, funding_deadline, taken, funded, withdrawn,"
@@ -106,15 +109,7 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
     )
     return ChannelRow(
         id=ChannelId(key),
-        channel=Channel(
-            payer=Address(terms[0]),
-            authorizer=Address(terms[1]),
-            receiver=Address(terms[2]),
-            operator=Address(terms[3]),
-            token=Address(terms[4]),
-            withdrawal_delay=Seconds(terms[5]),
-            salt=Bytes32(terms[6]),
-        ),
+        channel=_terms(*terms),
         authorized=Amount(int(authorized)),
         fee=Amount(int(fee)),
         funding_deadline=Timestamp(deadline),
@@ -125,6 +120,28 @@ def _channel(db: apsw.Connection, row: Any) -> ChannelRow:
         book=book,
         status=ChannelStatus(status),
         one_step=bool(one_step),
+    )
+
+
+@lru_cache(maxsize=KEPT_TERMS)
+def _terms(  # noqa: PLR0917  the columns in their order
+    payer: bytes,
+    authorizer: bytes,
+    receiver: bytes,
+    operator: bytes,
+    token: bytes,
+    withdrawal_delay: int,
+    salt: bytes,
+) -> Channel:
+    """Make the terms of a channel. They never change, and every job reads those of its channel."""
+    return Channel(
+        payer=Address(payer),
+        authorizer=Address(authorizer),
+        receiver=Address(receiver),
+        operator=Address(operator),
+        token=Address(token),
+        withdrawal_delay=Seconds(withdrawal_delay),
+        salt=Bytes32(salt),
     )
 
 
@@ -154,6 +171,25 @@ def write_book(db: apsw.Connection, book: PayerLedger) -> None:
             book.channel,
         ),
     )
+
+
+def acknowledge(db: apsw.Connection, key: ChannelId, count: int) -> None:
+    """Record that a worker confirms `count` paid receipts, as `PayerLedger.acknowledge` does.
+
+    Nothing else of the book is read or written.
+
+    Raises:
+        ProtocolViolation: the worker confirms more than was paid.
+        StoreError: the journal does not know the channel.
+    """
+    found = rows(db, "SELECT count, acknowledged FROM channels WHERE id = ?", (key,))
+    if not found:
+        raise StoreError(f"no channel 0x{key.hex()} in this client's journal")
+    paid, known = found[0]
+    if count > paid:
+        raise ProtocolViolation("5.6", "the worker acknowledges receipts that were never paid")
+    if count > known:
+        db.execute("UPDATE channels SET acknowledged = ? WHERE id = ?", (count, key))
 
 
 def write_voucher(db: apsw.Connection, book: PayerLedger) -> Voucher:
@@ -217,10 +253,19 @@ def party(db: apsw.Connection, key: JobId) -> tuple[ChannelId, Address, Timestam
     return ChannelId(channel), Address(operator), Timestamp(created_at)
 
 
-def prompt_tokens(db: apsw.Connection, key: JobId) -> int | None:
-    """Give a job's prompt tokens, without parsing the job. None: no worker has accepted it."""
-    found: int | None = db.execute("SELECT prompt_tokens FROM jobs WHERE id = ?", (key,)).get
-    return found
+def acceptance_of(db: apsw.Connection, key: JobId) -> tuple[ChannelId, int | None]:
+    """Give a job's channel and its prompt tokens, without parsing the job.
+
+    None: no worker has accepted it.
+
+    Raises:
+        StoreError: the journal does not know it.
+    """
+    found = rows(db, "SELECT channel, prompt_tokens FROM jobs WHERE id = ?", (key,))
+    if not found:
+        raise StoreError(f"no job 0x{key.hex()} in this client's journal")
+    channel, tokens = found[0]
+    return ChannelId(channel), tokens
 
 
 def is_live(db: apsw.Connection, key: JobId) -> bool:

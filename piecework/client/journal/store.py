@@ -232,7 +232,8 @@ class Store:
         else:
             if account:
                 rows.check_known(db, account.voucher)
-            since = rows.leaves(db, row.id, count)
+            known = count - book.acknowledged
+            since = book.unacknowledged[known:] if known >= 0 else rows.leaves(db, row.id, count)
             if count + len(since) != book.accumulator.count:
                 raise ProtocolViolation(
                     "5.7", "the worker's record lies before one that it has confirmed"
@@ -349,7 +350,7 @@ class Store:
                 fees.replaced(db, row, total, counts=pending is not None)
                 fees.charge(db, row.id, job.id, fee, whole)
             requests.record(db, part, job.id)
-            return rows.channel(db, row.id)
+            return rows.channel(db, row.id) if signs else row
 
     def accepted(self, job: JobId, event: Accepted) -> PayerLedger:
         """Record the worker's signed acceptance, and bring the book in line with its record.
@@ -363,8 +364,7 @@ class Store:
             StoreError: the worker holds a voucher of ours that contradicts this journal.
         """
         with self._database.change("record an acceptance", durable=False) as db:
-            channel, _, _ = rows.party(db, job)
-            known = rows.prompt_tokens(db, job)
+            channel, known = rows.acceptance_of(db, job)
             if known not in (None, event.prompt_tokens):
                 raise ProtocolViolation("3.5", "the worker signed two prompt lengths for one job")
             frame = wire.encode_worker_frame(replace(event, account=None))
@@ -485,7 +485,7 @@ class Store:
         with self._database.change("finish a job", durable=False) as db:
             channel, operator, created_at = rows.party(db, job)
             if acknowledged:
-                _acknowledge(db, channel, acknowledged)
+                rows.acknowledge(db, channel, acknowledged)
             db.execute(
                 "UPDATE jobs SET status = ?, detail = ? WHERE id = ?", (status.value, detail, job)
             )
@@ -565,13 +565,6 @@ class Store:
         """Return the exact texts of a job, as far as they are kept."""
         with self._database.read() as db:
             return rows.texts(db, job)
-
-
-def _acknowledge(db: apsw.Connection, channel: ChannelId, count: int) -> None:
-    known = rows.channel(db, channel).book
-    book = known.acknowledge(count)
-    if book is not known:
-        rows.write_book(db, book)
 
 
 def _is_news(row: ChannelRow, seen: SeenChannel, status: ChannelStatus) -> bool:

@@ -288,8 +288,8 @@ class JobStream:
         except asyncio.InvalidStateError:
             await self._raise_status()
 
-    async def receive(self) -> WorkerFrame | None:
-        """Return the next frame, or None at a clean end.
+    async def receive(self) -> tuple[WorkerFrame, ...]:
+        """Return the next frames, which came together, or none at a clean end.
 
         Raises:
             WorkerUnreachable: the stream broke, or its connection was closed.
@@ -300,9 +300,9 @@ class JobStream:
             data = await self._call.read()
         if data is _EOF:
             await self._raise_status()
-            return None
+            return ()
         try:
-            return wire.decode_worker_frame(data)
+            return wire.decode_worker_frames(data)
         except MalformedInput as error:
             raise ProtocolViolation("2.3", str(error)) from None
 

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from html import escape
 from typing import Final
 
-from piecework.market.explorer import charts
+from piecework.market.audits import WorkerAudits
+from piecework.market.explorer import audits, charts
 from piecework.market.explorer.layout import (
     Cell,
     Column,
@@ -47,6 +48,7 @@ class WorkerFacts:
         settled: What it was paid on each of the last days, oldest first.
         in_all: What it was ever paid.
         explorer: A block explorer's address of a transaction, with `{}` for its hash, or None.
+        audits: What clients reported, and what their evidence shows.
     """
 
     operator: Address
@@ -57,6 +59,7 @@ class WorkerFacts:
     settled: Sequence[SettledDay]
     in_all: SettledSum
     explorer: str | None
+    audits: WorkerAudits
 
 
 def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
@@ -67,6 +70,7 @@ def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
         (_share(worker.uptime), _uptime_label(worker.uptime)),
         *settled_facts(worker.in_all, money),
         (f"{worker.in_all.payments:,}", "payments"),
+        (f"{worker.audits.counts.failures:,}", "proven failures"),
     )
     chart = charts.bars(
         f"{money.token.symbol} settled a day",
@@ -86,6 +90,7 @@ def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
                 "No offer is live.",
             ),
             _connection(worker.listed),
+            audits.section(worker.audits, money),
             "<h2>Payments</h2>",
             table(
                 "The last payments to this worker's channels, from final blocks. Those to itself "

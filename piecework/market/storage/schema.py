@@ -11,6 +11,8 @@ from typing import Final
 
 OF_ALL: Final = b""
 """In place of a worker: the sums of all workers."""
+AUDIT_BYTES: Final = "audit_bytes"
+"""In `meta`: how many bytes the evidence and reports of all audits have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +114,18 @@ CREATE TABLE settled_totals (
 """Offers that several instances see: `revision` grows by the order of their commits. Payments are
 read from the chain again, because it was not kept who had opened a channel."""
 
-STEPS: Final = (_FIRST, _SHARED)
+_AUDITS: Final = """
+CREATE TABLE IF NOT EXISTS audits (
+    id {blob} PRIMARY KEY, operator {blob} NOT NULL, job {blob} NOT NULL,
+    canvas {integer} NOT NULL, level {integer} NOT NULL, outcome {integer} NOT NULL,
+    bearing TEXT NOT NULL, reporter {blob} NOT NULL, charged TEXT NOT NULL, settled TEXT NOT NULL,
+    findings TEXT NOT NULL, received_at {integer} NOT NULL, evidence {blob} NOT NULL,
+    report {blob} NOT NULL, UNIQUE (job, canvas, level, reporter)
+){table};
+CREATE INDEX IF NOT EXISTS audits_of_workers ON audits (operator, received_at);
+INSERT INTO meta SELECT 'audit_bytes',
+    CAST(coalesce(sum(length(evidence) + length(report)), 0) AS TEXT) FROM audits;
+"""
+"""What clients reported of workers. A file from before schemas were counted may have it."""
+
+STEPS: Final = (_FIRST, _SHARED, _AUDITS)

@@ -78,6 +78,8 @@ class _Check:
     def whole(self) -> ProvenJob:
         """Check everything, in the order in which one thing rests on the other."""
         file, job = self._file, self._job
+        if job.kind not in KINDS:
+            raise EvidenceRefused("job.kind", "this version does not know the kind")
         if self._channel.id(self._domain) != job.channel:
             raise EvidenceRefused("channel", "the job names another channel, chain or escrow")
         self._signed("job", job, file.job.signature, self._channel.authorizer, "authorizer")

@@ -30,7 +30,7 @@ from piecework_protocol.limits import (
     MAX_DENOISING_STEPS,
     MAX_EVIDENCE_BYTES,
     MAX_EVIDENCE_ENTRIES,
-    MAX_OUTPUT_BYTES,
+    MAX_OPENING_BYTES,
     MAX_PROOF_SIBLINGS,
 )
 from piecework_protocol.merkle import InclusionProof
@@ -312,7 +312,7 @@ def _canvas_of(raw: Any, where: str) -> CanvasEvidence:
     receipt, signature = _taken_signed(Receipt, raw, where, "leaves", "output")
     most = MAX_DENOISING_STEPS + 1
     leaves = _optional(raw["leaves"], lambda x: _list(x, f"{where}.leaves", most, _digest))
-    output = _optional(raw["output"], lambda x: data(x, f"{where}.output", MAX_OUTPUT_BYTES))
+    output = _optional(raw["output"], lambda x: data(x, f"{where}.output", MAX_OPENING_BYTES))
     return CanvasEvidence(receipt, signature, leaves, output)
 
 

@@ -10,13 +10,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from piecework_protocol.kinds.open import OpenContent, OpenOutput
 from piecework_protocol.kinds.read import ReadContent, ReadOutput
 from piecework_protocol.kinds.text import TextContent, TextOutput
 from piecework_protocol.objects import Kind
 
-Content = TextContent | ReadContent
+Content = TextContent | ReadContent | OpenContent
 """What the client seals, and whose digest it signs."""
-Output = TextOutput | ReadOutput
+Output = TextOutput | ReadOutput | OpenOutput
 """What the client gets for one canvas."""
 
 
@@ -49,6 +50,13 @@ KINDS: Final[Mapping[Kind, KindRules]] = {
         ReadContent.decode,
         ReadOutput.decode,
         ReadOutput(()),
+        charges_units=False,
+        keeps_canvases=False,
+    ),
+    Kind.OPEN: KindRules(
+        OpenContent.decode,
+        OpenOutput.decode,
+        OpenOutput(),
         charges_units=False,
         keeps_canvases=False,
     ),

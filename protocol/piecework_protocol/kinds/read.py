@@ -90,6 +90,11 @@ class ReadContent:
             raise MalformedInput(f"a read has 1 to {MAX_DRAWS} draws")
 
     @property
+    def has_images(self) -> bool:
+        """Whether the conversation shows images."""
+        return self.conversation.has_images
+
+    @property
     def text_bytes(self) -> int:
         """Count the bytes of all texts in it that a prompt shows."""
         asked = (

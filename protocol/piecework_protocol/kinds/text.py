@@ -91,6 +91,11 @@ class TextContent:
             raise MalformedInput("two fixed parts of a template follow each other")
 
     @property
+    def has_images(self) -> bool:
+        """Whether the conversation shows images."""
+        return self.conversation.has_images
+
+    @property
     def text_bytes(self) -> int:
         """Count the bytes of all texts in it that a prompt or a template shows."""
         fixed = (part.text for part in self.template if isinstance(part, Fixed))

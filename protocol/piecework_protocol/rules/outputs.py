@@ -80,7 +80,7 @@ def _filled(
     for place, token in enumerate(canvas):
         if place in pins:
             if token in vocabulary.end_ids:
-                break  # behind the form, up to the end of the canvas
+                continue  # behind the form, or the rest of a hole that ended on an earlier canvas
             charged.append(token)
             ended = False
         elif token in vocabulary.end_ids:

@@ -9,7 +9,7 @@ from typing import Final
 
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS
-from piecework_protocol.objects import Finish, Parameters, Receipt
+from piecework_protocol.objects import Finish, Kind, Parameters, Receipt
 from piecework_protocol.rules.case import Case
 from piecework_protocol.rules.findings import Finding, RuleNumber
 from piecework_protocol.rules.numbers import accepted, confident, plausible
@@ -27,6 +27,8 @@ from piecework_protocol.trace import (
 
 _MICROS: Final = 1_000_000
 _CANVASES: Final = (StepField.BEFORE, StepField.AFTER, StepField.ARGMAX)
+_DENOISED: Final = frozenset({Kind.TEXT, Kind.READ})
+"""The leaf of an opening is that of another job's step. The rules apply to that job."""
 Ids = tuple[int, ...]
 Pins = Mapping[int, int]
 
@@ -58,7 +60,7 @@ _NOTHING: Final = _Step()
 def check_steps(case: Case) -> Iterator[Finding]:
     """Apply the rules that need the canvas record and the open fields of its steps."""
     record = case.record
-    if record is None:
+    if record is None or case.job.kind not in _DENOISED:
         return
     yield from _check_pins(case, record)
     yield from _check_leaves(case)

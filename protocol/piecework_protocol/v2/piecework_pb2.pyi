@@ -329,20 +329,22 @@ class CancelJob(_message.Message):
     def __init__(self) -> None: ...
 
 class WorkerFrame(_message.Message):
-    __slots__ = ("accepted", "draft", "canvas", "voucher_accepted", "ended", "progress")
+    __slots__ = ("accepted", "draft", "canvas", "voucher_accepted", "ended", "progress", "behind")
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     CANVAS_FIELD_NUMBER: _ClassVar[int]
     VOUCHER_ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
     accepted: Accepted
     draft: Draft
     canvas: CanvasDelivered
     voucher_accepted: VoucherAccepted
     ended: JobEnded
     progress: Progress
-    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., canvas: _Optional[_Union[CanvasDelivered, _Mapping]] = ..., voucher_accepted: _Optional[_Union[VoucherAccepted, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    behind: _containers.RepeatedCompositeFieldContainer[WorkerFrame]
+    def __init__(self, accepted: _Optional[_Union[Accepted, _Mapping]] = ..., draft: _Optional[_Union[Draft, _Mapping]] = ..., canvas: _Optional[_Union[CanvasDelivered, _Mapping]] = ..., voucher_accepted: _Optional[_Union[VoucherAccepted, _Mapping]] = ..., ended: _Optional[_Union[JobEnded, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., behind: _Optional[_Iterable[_Union[WorkerFrame, _Mapping]]] = ...) -> None: ...
 
 class Account(_message.Message):
     __slots__ = ("voucher", "signature", "peaks")

@@ -18,10 +18,11 @@ from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.transactions import Unknown
 from piecework_node import logs
 from piecework_node.disputes.chain import DisputeLink
-from piecework_node.disputes.defence import CHECK, CURSOR, CannotOpen, Defence
+from piecework_node.disputes.defence import CHECK, CURSOR, Defence
 from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_node.runtime.opener import CannotOpen
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_protocol.disputes import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from piecework_node.console.model import Snapshot
 from piecework_node.console.page import render
 from piecework_node.console.panels import panels
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token, console_url
+from piecework_node.daemon.changing import ChangeReport
 from piecework_node.owner.readings import GpuReading
 from tests.support.browser import CONTRAST, OVERFLOW, Page, browser
 from tests.support.node.snapshots import CARD, a_snapshot
@@ -58,6 +59,9 @@ class Shown:
     async def status(self) -> dict[str, Any]:
         return {}
 
+    async def evidence(self, asked: bytes) -> dict[str, Any]:
+        raise AssertionError("a reader exports nothing")
+
     def metrics(self) -> bytes:
         return b""
 
@@ -72,6 +76,9 @@ class Shown:
 
     def resume(self) -> tuple[str, ...]:
         raise AssertionError("a reader presses no button")
+
+    async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
+        raise AssertionError("a reader changes nothing")
 
     def connection_refused(self, why: Refused) -> None:
         raise AssertionError(why)

@@ -202,3 +202,32 @@ async def test_a_fee_and_a_ceiling_together_stay_within_a_budget(tmp_path: Path)
         used = client.store.budgets.used("enough", now(clock))
         assert (used.day, used.held) == (fee + worker.paid(), 0)
         assert worker.submissions[0].job.max_amount <= 20_000
+
+
+async def test_several_choices_share_one_opening_and_its_fee(tmp_path: Path) -> None:
+    fee, request = 40_000, ask(max_tokens=SHORT)
+    async with market(tmp_path, max_fee="1.0") as (client, worker, clock):
+        worker.terms = {"open_fee": Amount(fee)}
+        ceilings = 2 * await ceiling_of(client, request)
+        for name, room in (("short", ceilings + fee - 1), ("enough", ceilings + fee)):
+            client.store.api_keys.add(
+                name,
+                f"pw-{name}",
+                Limits(per_day=Amount(room)),
+                now=now(clock),
+                expires_at=Timestamp(0),
+            )
+
+        async def both(name: str) -> None:
+            whose = [Part(name, number=number) for number in range(2)]
+            async with client.reserve_many([request] * 2, whose) as parts:
+                await asyncio.gather(*(collect(client.run(request, part)) for part in parts))
+
+        with pytest.raises(BudgetExceeded, match="short"):
+            await both("short")
+        assert not worker.submissions  # not one of the two began
+        assert client.store.budgets.used("short", now(clock)).held == 0
+        await both("enough")
+        assert len({submission.job.channel for submission in worker.submissions}) == 1
+        used = client.store.budgets.used("enough", now(clock))
+        assert (used.day, used.held) == (fee + worker.paid(), 0)

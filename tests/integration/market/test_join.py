@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import os
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +14,9 @@ import pytest
 from aiohttp import web
 
 from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.demo.market import free_port
 from piecework_node import config
+from piecework_node.daemon.admin import ask_daemon
 from tests.support.chains import TestMarket, deployed, signer
 from tests.support.commands import Said, piecework
 
@@ -18,6 +24,7 @@ pytestmark = pytest.mark.process
 
 PAYOUT = "0x" + signer("a cold address").address.hex()
 ENVIRONMENT = {"PIECEWORK_PASSWORD": "a test password"}
+READY_S = 180.0
 
 
 @asynccontextmanager
@@ -73,7 +80,8 @@ async def test_one_line_joins_a_market_and_follows_what_may_change(
         await _is_registered(market, joined)
 
         differs = await join(url, home, "--price-output", "9")
-        assert 'price_per_million_output_tokens = "9.00 tUSDC"' in differs.line()
+        assert differs.line().startswith("--price-output: ")
+        assert "set price_per_million_output_tokens '9.00 tUSDC'" in differs.line()
 
         await describe(public, "--relay", "127.0.0.1:7444", *index)
         followed = await join(url, home)
@@ -82,6 +90,67 @@ async def test_one_line_joins_a_market_and_follows_what_may_change(
 
         await describe(public, key="other.json")
         assert "This home pinned" in (await join(url, home)).line()
+
+
+async def test_the_last_step_checks_first_and_starts_only_what_can_earn(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    public, home = tmp_path / "public", tmp_path / "worker"
+    public.mkdir()
+    async with deployed(embedded_chain) as market, published(public) as url:
+        market.deployment.save(public / "deployment.json")
+        key = await describe(public)
+        command = ("worker", "join", url, "--home", str(home), "--fingerprint", key, "--faucet")
+        where = f"127.0.0.1:{free_port()}"
+        away = await piecework(
+            *(*command, "--payout", PAYOUT, "--bind", where, "--index", "http://127.0.0.1:9"),
+            environment=ENVIRONMENT,
+        )
+        assert away.code == 1, away.err
+        assert "FAIL  indexes" in away.out and "ok    stake" in away.out
+        assert not (home / "admin.json").exists() and not (home / "journal.db").exists()
+
+        put_right = await piecework("worker", "set", "indexes", "", "--home", str(home))
+        assert put_right.code == 0, put_right.err
+        async with started(*command) as process:
+            said = await lines_until_ready(process)
+            ready = json.loads(said[-1])
+            assert ready["ready"] is True and ready["endpoint"] == where
+            assert any(line.startswith("ok    stake") for line in said)
+            assert not any(line.startswith("FAIL") for line in said)
+            assert (await ask_daemon(home, "GET", "/status"))["state"] == "ready"
+            process.terminate()
+            assert await process.wait() == 0
+
+
+@asynccontextmanager
+async def started(*command: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A command that runs until it is told to stop."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "piecework", *command),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **ENVIRONMENT},
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+async def lines_until_ready(process: asyncio.subprocess.Process) -> list[str]:
+    """What it prints, up to the line of JSON that a start ends with."""
+    assert process.stdout is not None
+    said: list[str] = []
+    async with asyncio.timeout(READY_S):
+        while not (said and said[-1].startswith("{")):
+            line = await process.stdout.readline()
+            assert line, f"it ended: {said}"
+            said.append(line.decode().rstrip())
+    return said
 
 
 async def _is_registered(market: TestMarket, joined: Said) -> None:

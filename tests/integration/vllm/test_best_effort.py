@@ -54,7 +54,7 @@ pytestmark = pytest.mark.process
 PAYER = signer("payer of best effort")
 POOL = 3_000_000
 TOKENS = 3 * CANVAS - 2
-PRICES = {
+PRICES: dict[str, Any] = {
     "price_per_million_prompt_tokens": "9.0",
     "price_per_million_output_tokens": "70.0",
 }

@@ -30,8 +30,23 @@ from piecework_node.engine.wire import (
 )
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.text import final_segments
+from piecework_protocol.trace import (
+    EmbeddingType,
+    StepRecord,
+    soft_field,
+    write_bits,
+    write_ids,
+)
 from tests.support.node.fake_engine import FACTS
 
+RECORD = StepRecord(
+    1,
+    0,
+    *(write_ids((1, 2)),) * 3,
+    write_bits((True, False)),
+    soft_field(EmbeddingType.BFLOAT16, b"rows"),
+    bytes(12),
+)
 REPORTS: list[Report] = [
     Ready(FACTS),
     Encoded(1, EncodedContent((1, 2, 3), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
@@ -42,6 +57,7 @@ REPORTS: list[Report] = [
     CanvasEvent(
         "row", 0, (1, 2), (), (), 1, (bytes(32),), CanvasFinish.MORE, answers=((1 << 15, 1 << 15),)
     ),
+    StoppedEvent("row", 1, 1, 23, (bytes(32),), (RECORD,)),
     FailedEvent("row", "non_finite", "broken numbers"),
     ProgressEvent("row", 1, 8, 23),
     StoppedEvent("row", 1, 1, 23, (bytes(32),)),

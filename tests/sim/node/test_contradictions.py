@@ -56,7 +56,7 @@ async def test_a_voucher_that_contradicts_the_latest_is_kept_with_it(
     other = payment(client, **changes)
     await harness.worker.receive(line.live, line.sink, other)
     assert line.sink.refusal is not None and line.sink.refusal.reason is Reason.BROKEN_CLAUSE
-    (seen,) = harness.journal.contradictions.values()
+    (seen,) = harness.journal.seen.values()
     assert (seen.channel, seen.kind) == (client.id, "voucher")
     for blob in (seen.first, seen.second):
         voucher = decode_value(Voucher, blob[:-SIGNATURE_BYTES])
@@ -76,7 +76,7 @@ async def test_the_first_pair_is_kept_and_the_next_ones_cost_no_commit() -> None
     second = payment(client, cumulative=Amount(2))
     await harness.channels.note_contradiction(live, second.voucher, second.signature)
     assert harness.journal.commits == commits
-    assert len(harness.journal.contradictions) == 1
+    assert len(harness.journal.seen) == 1
 
 
 async def test_a_shown_voucher_that_contradicts_the_latest_is_refused_and_kept() -> None:
@@ -86,7 +86,7 @@ async def test_a_shown_voucher_that_contradicts_the_latest_is_refused_and_kept()
     with pytest.raises(Refusal) as caught:
         await Healer(harness.worker).show(shown)
     assert caught.value.reason is Reason.BROKEN_CLAUSE
-    assert len(harness.journal.contradictions) == 1
+    assert len(harness.journal.seen) == 1
 
 
 async def test_an_old_voucher_that_comes_late_contradicts_nothing() -> None:
@@ -100,4 +100,4 @@ async def test_an_old_voucher_that_comes_late_contradicts_nothing() -> None:
     assert not live.ledger.contradicts(old.voucher)
     assert not live.ledger.contradicts(latest.voucher)
     await harness.worker.receive(line.live, line.sink, latest)
-    assert harness.journal.contradictions == {}
+    assert harness.journal.seen == {}

@@ -12,10 +12,11 @@ from piecework.chain.errors import RpcUnavailable
 from piecework.chain.events import Log
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node import logs
-from piecework_node.disputes.defence import CHECK, REACH, RETRY_S, CannotOpen, Defence
+from piecework_node.disputes.defence import CHECK, REACH, RETRY_S, Defence
 from piecework_node.disputes.leaves import LOOK_AGAIN_S, JournalLeaves
 from piecework_node.journal.records import StoredJob, Worth
 from piecework_node.runtime.faults import Code
+from piecework_node.runtime.opener import CannotOpen
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_protocol.disputes import CHALLENGE_SECONDS, ChallengeStatus, OpenedLeaf
 from piecework_protocol.merkle import InclusionProof, verify

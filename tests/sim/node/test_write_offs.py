@@ -9,6 +9,7 @@ import pytest
 from piecework.chain.errors import FeeTooHigh
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import Worth
+from piecework_node.runtime.write_offs import written_off
 from piecework_node.settlement.settler import Settler
 from piecework_protocol.credit import CreditTerms, PayerStanding
 from piecework_protocol.errors import Reason, Refusal
@@ -151,6 +152,47 @@ async def test_who_was_written_off_and_opens_its_channel_is_a_payer_as_any_other
     assert desk is not None
     account = desk.payer(late.channel.payer)
     assert account.owed > 0 and account.room == FIRST - account.owed
+
+
+async def test_the_mark_goes_once_a_deposit_is_final_and_stays_gone_after_a_restart() -> None:
+    made = await trade()
+    late = made.client("late")
+    await made.steal(late)
+    await made.later()
+    assert made.standing(late) is PayerStanding.FALLEN
+    late.open_on_chain()
+    made.port.shallow[late.id] = late.deposit
+    await made.harness.channels.observe(late.id)
+    await made.later(1)
+    assert made.standing(late) is PayerStanding.MINED
+    assert await written_off(made.harness.journal) == {late.channel.payer}, "not yet"
+    made.port.shallow.clear()
+    await made.harness.channels.observe(late.id)
+    await made.later(1)
+    assert made.standing(late) is PayerStanding.FINAL
+    for _ in range(2):
+        assert list((await made.harness.journal.metas("written_off/")).values()) == [""]
+        other = made.client("late", salt=2)
+        desk = made.harness.runtime.credit
+        assert desk is not None and desk.redeemed == []
+        assert await written_off(made.harness.journal) == set()
+        assert desk.payer(other.channel.payer).room > 0
+        await made.boot()
+        await made.harness.channels.observe(late.id)
+
+
+async def test_a_debt_on_another_opening_keeps_the_mark() -> None:
+    made = await trade()
+    thief, again = made.client("thief"), made.client("thief", salt=2)
+    await made.steal(thief)
+    await made.later()
+    again.open_on_chain()
+    channels = made.harness.channels
+    channels.hold(await channels.find(again.id, again.channel))
+    await channels.observe(again.id)
+    await made.later(1)
+    assert made.standing(thief) is PayerStanding.FINAL
+    assert await written_off(made.harness.journal) == {thief.channel.payer}
 
 
 async def test_a_payer_that_has_opened_its_channel_meanwhile_is_not_written_off() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import queue
 import sys
 import threading
+from collections.abc import Iterator
 
 from piecework_model.requests import CanvasFinish, GenerationRequest, StoppedEvent
 from piecework_node.engine.link import EnginePaused, EngineResumed
@@ -26,12 +27,21 @@ from piecework_node.engine.wire import (
     Replay,
     Replayed,
     ResumeEngine,
+    ShownStep,
     Start,
     Stop,
     decode_command,
     encode_report,
 )
-from tests.support.node.fake_engine import FACTS, canvas_event, encoded, step_records
+from piecework_protocol.kinds.open import OpenContent
+from piecework_protocol.openings import StepOpening
+from tests.support.node.fake_engine import (
+    FACTS,
+    canvas_event,
+    encoded,
+    soft_rows,
+    step_records,
+)
 
 
 def main() -> None:
@@ -72,19 +82,26 @@ def main() -> None:
             if rows.pop(command.request_id, None) is not None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         else:
-            _send(_answer(command))
+            _send(*_answers(command))
 
 
-def _answer(command: Encode | Replay) -> Encoded | Replayed:
+def _answers(command: Encode | Replay) -> Iterator[Encoded | ShownStep | Replayed]:
     if isinstance(command, Encode):
-        return Encoded(command.number, encoded(command.content))
-    records = step_records(command.request, len(command.request.committed))
-    leaves = tuple(record.leaf() for record in records[: command.steps])
-    return Replayed(command.number, leaves, records[command.step])
+        assert not isinstance(command.content, OpenContent)
+        yield Encoded(command.number, encoded(command.content))
+        return
+    request = command.request
+    canvas = len(request.committed)
+    records = step_records(request, canvas)
+    for step in command.wanted:
+        rows = soft_rows(request, canvas) if command.soft else None
+        yield ShownStep(command.number, StepOpening(records[step].fields(), rows))
+    yield Replayed(command.number, tuple(r.leaf() for r in records[: command.steps]))
 
 
-def _send(report: object) -> None:
-    sys.stdout.buffer.write(encode_report(report))  # type: ignore[arg-type]
+def _send(*reports: object) -> None:
+    for report in reports:
+        sys.stdout.buffer.write(encode_report(report))  # type: ignore[arg-type]
     sys.stdout.buffer.flush()
 
 

@@ -7,7 +7,8 @@ canvas that is not the last is full, cancelled rows say nothing more.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 
 from piecework_model.requests import (
@@ -33,11 +34,14 @@ from piecework_node.engine.link import (
     ReplayedTrace,
 )
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
+from piecework_protocol import merkle
 from piecework_protocol.conversation import Conversation, Text
 from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.kinds.read import ONE, ReadContent, per_canvas
 from piecework_protocol.kinds.text import Fixed, TextContent, final_segments
 from piecework_protocol.objects import Kind, Service
+from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepRecord, soft_field, write_bits, write_ids
 from piecework_protocol.types import Digest
 from tests.support.node.faults import KillSwitch
@@ -59,7 +63,8 @@ FACTS = EngineFacts(
     steps_per_second=200,
     service=Service.REPLAYABLE,
     details={"hardware": "none"},
-    kinds=(Kind.TEXT, Kind.READ),
+    kinds=(Kind.TEXT, Kind.READ, Kind.OPEN),
+    end_ids=frozenset({1, 106}),
 )
 
 
@@ -99,18 +104,23 @@ class FakeEngine:
     async def encode(self, content: Content) -> EncodedContent:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
+        assert not isinstance(content, OpenContent), "an engine opens nothing by itself"
         if any("reject" in m.text for m in content.conversation.messages):
             raise PromptRejected("the chat template refuses these messages")
         return encoded(content)
 
-    async def replay(self, request: GenerationRequest, *, steps: int, step: int) -> ReplayedTrace:
+    async def replay(
+        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+    ) -> ReplayedTrace:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
         self.replayed.append(request)
         records = step_records(request, len(request.committed), self.numerics)[:steps]
-        if step >= len(records):
+        if wanted[-1] >= len(records):
             raise ReplayDeclined(f"it ends after {len(records)} steps")
-        return ReplayedTrace(tuple(record.leaf() for record in records), records[step])
+        rows = soft_rows(request, len(request.committed), self.numerics) if soft else None
+        shown = tuple(StepOpening(records[step].fields(), rows) for step in wanted)
+        return ReplayedTrace(tuple(record.leaf() for record in records), shown)
 
     def start(self, request: GenerationRequest) -> None:
         self.switch.point()
@@ -173,6 +183,8 @@ class FakeEngine:
             left = request.max_tokens - canvas * CANVAS
             return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], final_segments("draft"))
         event = canvas_event(request, canvas)
+        if request.keep_records:
+            event = replace(event, records=step_records(request, canvas))
         self.done[row] += 1
         if event.finish is not CanvasFinish.MORE:
             del self.rows[row]
@@ -182,9 +194,11 @@ class FakeEngine:
     def _stopped(self, row: str, request: GenerationRequest, canvas: int, steps: int) -> Event:
         del self.rows[row], self.stops[row]
         worked = steps or canvas > len(request.committed)
-        leaves = tuple(r.leaf() for r in step_records(request, canvas)[:steps])
+        records = step_records(request, canvas)[:steps]
+        leaves = tuple(record.leaf() for record in records)
         prompt_tokens = len(request.prompt_ids) if worked else 0
-        return StoppedEvent(row, canvas, steps, prompt_tokens, leaves)
+        kept = records if request.keep_records else ()
+        return StoppedEvent(row, canvas, steps, prompt_tokens, leaves, kept)
 
     def fail(self, row: str, kind: str = "non_finite") -> FailedEvent:
         """Let a row fail."""
@@ -205,7 +219,7 @@ class FakeEngine:
         return EngineReady(FACTS)
 
 
-def encoded(content: Content) -> EncodedContent:
+def encoded(content: TextContent | ReadContent) -> EncodedContent:
     """What a content is for this engine: a byte of text is a token.
 
     A canvas has room for what `per_canvas` says. All slots are at the same place.
@@ -245,28 +259,38 @@ def step_records(
     request: GenerationRequest, canvas: int, numerics: bytes = b""
 ) -> tuple[StepRecord, ...]:
     """What the steps of a canvas commit to, always."""
-    noise = sha256(request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")).digest()
-    steps = 1 if request.template else 1 + noise[29] % request.max_steps
-    ids = write_ids(tuple(noise[:CANVAS]))
-    bits = write_bits((True,) * CANVAS)
-    return tuple(
-        StepRecord(
-            canvas,
-            step,
-            ids,
-            ids,
-            ids,
-            bits,
-            soft_field(EmbeddingType.FLOAT32, noise + numerics),
-            bytes(6 * CANVAS),
-        )
-        for step in range(steps)
-    )
+    noise, steps = _steps(request, canvas)
+    return tuple(_record(noise, canvas, step, numerics) for step in range(steps))
+
+
+def soft_rows(request: GenerationRequest, canvas: int, numerics: bytes = b"") -> bytes:
+    """The soft embedding of any step of a canvas, as bytes."""
+    seed = request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")
+    return sha256(seed).digest() + numerics
 
 
 def step_leaves(request: GenerationRequest, canvas: int) -> tuple[bytes, ...]:
-    """The leaves of the steps of a canvas."""
-    return tuple(record.leaf() for record in step_records(request, canvas))
+    """The leaves of `step_records`. Steps differ in the header alone, so only that is hashed anew.
+
+    Its last numbers are the step and the canvas size.
+    """
+    noise, steps = _steps(request, canvas)
+    header, *fields = _record(noise, canvas, 0, b"").fields()
+    shared = [sha256(field).digest() for field in fields]
+    headers = (header[:-8] + step.to_bytes(4, "little") + header[-4:] for step in range(steps))
+    return tuple(merkle.root([sha256(data).digest(), *shared]) for data in headers)
+
+
+def _steps(request: GenerationRequest, canvas: int) -> tuple[bytes, int]:
+    """What a canvas is made of, and how many steps it takes."""
+    noise = sha256(request.seed.to_bytes(8, "big") + canvas.to_bytes(4, "big")).digest()
+    return noise, 1 if request.template else 1 + noise[29] % request.max_steps
+
+
+def _record(noise: bytes, canvas: int, step: int, numerics: bytes) -> StepRecord:
+    ids, bits = write_ids(tuple(noise[:CANVAS])), write_bits((True,) * CANVAS)
+    soft = soft_field(EmbeddingType.FLOAT32, noise + numerics)  # as of `soft_rows`
+    return StepRecord(canvas, step, ids, ids, ids, bits, soft, bytes(6 * CANVAS))
 
 
 def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:

@@ -103,6 +103,9 @@ class FakePort(FakeEscrow):
     async def ask_outcome(self) -> None:
         self._answer()
 
+    async def ask_send(self) -> None:
+        self._answer()
+
     async def ask_logs(self, block: int) -> None:
         self._answer()
         if not self.most_blocks:

@@ -11,12 +11,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from piecework.chain.authorizations import sign_opening
 from piecework_node import logs
 from piecework_node.engine.link import EngineEvent
+from piecework_node.evidence.steps import StepStore
 from piecework_node.jobs.offers import OfferAddress, build_offer
+from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import OfferIssued
@@ -26,6 +29,7 @@ from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel, LiveJob
+from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.settler import Settler
 from piecework_node.times import now
@@ -88,6 +92,7 @@ PATIENCE = Patience(payment_s=30.0)
 OUTAGE_S = 60.0
 REFRESH_S = 10.0
 ROTATION_S = 3600
+EVIDENCE_S = 5 * 24 * 3600
 
 
 def address_with(sealing_key: PublicKey) -> OfferAddress:
@@ -126,7 +131,13 @@ class WorkerHarness:
         terms: OperatorTerms = TERMS,
         patience: Patience = PATIENCE,
         make_engine: Callable[[KillSwitch], FakeEngine] = FakeEngine,
+        steps_folder: Path | None = None,
+        evidence_bytes: int = 2**20,
     ) -> None:
+        """`steps_folder` is where steps are kept. None: they are not."""
+        self.steps_folder, self.evidence_bytes = steps_folder, evidence_bytes
+        self.steps: StepStore | None = None
+        self.runtime: JobRuntime
         self.terms, self.patience, self.make_engine = terms, patience, make_engine
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
@@ -151,6 +162,9 @@ class WorkerHarness:
             rotation_s=ROTATION_S,
         )
         log = logs.silent()
+        await self._load_steps()
+        if self.lives > 1 and self.runtime.openings is not None:
+            await self.runtime.openings.close()  # the process of before is dead
         self.runtime = JobRuntime(
             self.journal,
             self.engine,
@@ -159,6 +173,12 @@ class WorkerHarness:
             clock=self.clock,
             metrics=self.metrics,
             log=log,
+            steps=self.steps,
+            openings=OpeningDesk(
+                self.engine,
+                CanvasOpener(self.journal, self.engine, self.keyring, DOMAIN, self.steps),
+                self.journal,
+            ),
         )
         self.faults = FaultBoard(self.clock, self.metrics, log, patience_s=OUTAGE_S)
         self.channels = Channels(
@@ -184,6 +204,19 @@ class WorkerHarness:
             self.worker.remember_offer(signed)
         await self.worker.recover()
         await self.issue_offer()
+
+    async def _load_steps(self) -> None:
+        if self.steps_folder is not None:
+            self.steps = StepStore(
+                self.steps_folder,
+                self.keyring,
+                DOMAIN,
+                budget_bytes=self.evidence_bytes,
+                window_s=EVIDENCE_S,
+                clock=self.clock,
+                log=logs.silent(),
+            )
+            await self.steps.load()
 
     async def _check_opening(
         self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool

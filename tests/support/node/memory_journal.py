@@ -54,12 +54,12 @@ class MemoryJournal:
         self.jobs: dict[JobId, StoredJob] = {}
         self.contents: dict[JobId, bytes] = {}
         self.books: dict[ChannelId, StoredChannel] = {}
-        self.paid: dict[ChannelId, dict[int, LeafRef]] = {}
+        self.paid_leaves: dict[ChannelId, dict[int, LeafRef]] = {}
         self.offers: dict[Digest, SignedOffer] = {}
         self.keys: list[StoredSealingKey] = []
         self.txs: dict[bytes, StoredTx] = {}
         self.notes: dict[str, str] = {}
-        self.contradictions: dict[tuple[ChannelId, str], ContradictionSeen] = {}
+        self.seen: dict[tuple[ChannelId, str], ContradictionSeen] = {}
         self.healed: dict[LeafRef, Receipt] = {}
         self.healed_jobs: dict[JobId, ChannelId] = {}
         self.commits = 0
@@ -74,8 +74,8 @@ class MemoryJournal:
                 self._apply(record)
         except (JournalConflict, KeyError) as error:
             (
-                self.jobs, self.books, self.paid, self.offers, self.keys, self.txs, self.notes,
-                self.healed, self.healed_jobs, self.contents,
+                self.jobs, self.books, self.paid_leaves, self.offers, self.keys, self.txs,
+                self.notes, self.healed, self.healed_jobs, self.contents,
             ) = before  # fmt: skip
             if isinstance(error, KeyError):
                 raise JournalConflict("there is no such row") from error
@@ -84,7 +84,7 @@ class MemoryJournal:
         self.switch.point()
 
     def _state(self) -> tuple[Any, ...]:
-        paid = {channel: dict(leaves) for channel, leaves in self.paid.items()}
+        paid = {channel: dict(leaves) for channel, leaves in self.paid_leaves.items()}
         return (
             dict(self.jobs), dict(self.books), paid, dict(self.offers), list(self.keys),
             dict(self.txs), dict(self.notes), dict(self.healed), dict(self.healed_jobs),
@@ -150,7 +150,7 @@ class MemoryJournal:
                     fee_wei=max(tx.fee_wei, record.fee_wei),
                 )
             case ContradictionSeen():
-                self.contradictions.setdefault((record.channel, record.kind), record)
+                self.seen.setdefault((record.channel, record.kind), record)
             case ReceiptsShown():
                 self._shown(record)
             case MetaSet():
@@ -181,7 +181,7 @@ class MemoryJournal:
             raise JournalConflict("a voucher builds on the one before it")
         unpaid = {ref: owed for ref, owed in book.unpaid.items() if ref not in record.paid}
         self._book(channel, ledger=replace(record.ledger, unpaid=unpaid))
-        leaves = self.paid.setdefault(channel, {})
+        leaves = self.paid_leaves.setdefault(channel, {})
         for offset, ref in enumerate(record.paid):
             if record.base + offset in leaves or ref in leaves.values():
                 raise JournalConflict("a receipt is paid once")
@@ -231,6 +231,29 @@ class MemoryJournal:
                 latest = max(known.deadline, signed.deadline)
                 found[signed.offer] = ReplayableJobs(signed.offer, known.jobs + 1, latest)
         return tuple(found.values())
+
+    async def jobs_named(self, digits: str) -> tuple[JobId, ...]:
+        return tuple(sorted(job for job in self.jobs if job.hex().startswith(digits))[:2])
+
+    async def paid(self, channel: ChannelId) -> tuple[Digest, ...]:
+        found = []
+        for _, ref in sorted(self.paid_leaves.get(channel, {}).items()):
+            job = self.jobs.get(ref.job)
+            receipt = job.canvases[ref.canvas].receipt if job else self.healed[ref]
+            found.append(Digest(self._domain.digest(receipt)))
+        return tuple(found)
+
+    async def contradictions(self, channel: ChannelId) -> tuple[ContradictionSeen, ...]:
+        return tuple(seen for (of, _), seen in sorted(self.seen.items()) if of == channel)
+
+    async def traced(self, offer: Digest, deadline: Timestamp) -> tuple[tuple[JobId, int], ...]:
+        return tuple(
+            (job.id, canvas.receipt.canvas)
+            for job in self.jobs.values()
+            if job.submission.job.offer == offer and job.submission.job.deadline >= deadline
+            for canvas in job.canvases
+            if canvas.leaves
+        )
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         owing = {ref.job for book in self.books.values() for ref in book.ledger.unpaid}

@@ -18,7 +18,9 @@ from piecework_protocol.wire import (
     SignedOffer,
     decode_call,
     decode_offer,
+    decode_worker_frames,
     encode_call,
+    encode_worker_frame,
 )
 from tests.support.scripted_client import ScriptedClient, ScriptedJob
 
@@ -93,4 +95,5 @@ async def _frames(call: Any) -> AsyncIterator[bytes]:
                 await call  # raises the status as an error
                 raise AssertionError("a failed stream has an error")
             return
-        yield data
+        for frame in decode_worker_frames(data):
+            yield encode_worker_frame(frame)

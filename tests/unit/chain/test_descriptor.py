@@ -76,6 +76,10 @@ def test_a_signature_file_that_is_none_is_refused(file: bytes) -> None:
         (changed(relays=["relay.example.org:0"]), "host:port"),
         (changed(relays=["a b:1"]), "host:port"),
         (changed(faucet="https://faucet.example.org"), "no test network"),
+        (changed(sequence=0), "sequence"),
+        (changed(sequence=True), "sequence"),
+        (changed(sequence="2"), "sequence"),
+        (changed(sequence=2**53), "sequence"),
         (MARKET.encode().replace(b'"USDC"', b'"\\ud800"'), "not Unicode"),
         (MARKET.encode().replace(b'"format"', b'"faucet":null,"format"'), "canonical"),
     ],
@@ -99,8 +103,23 @@ def test_a_pinned_market_is_read_as_it_was_written() -> None:
 
 
 def test_indexes_relays_and_where_the_contracts_began_may_change() -> None:
-    newer = MarketDescriptor(replace(DEPLOYMENT, from_block=9), (), ("other.example.org:1",))
+    newer = MarketDescriptor(
+        replace(DEPLOYMENT, from_block=9), (), ("other.example.org:1",), sequence=2
+    )
     PINNED.check_successor(newer, KEY.address)
+    PINNED.check_successor(replace(newer, sequence=900), KEY.address)
+
+
+def test_an_older_descriptor_is_refused_though_the_markets_key_signed_it() -> None:
+    """A rollback: somebody serves an old file again, with relays that are theirs by now."""
+    older, newest = replace(MARKET, sequence=4), replace(MARKET, relays=(), sequence=5)
+    pinned = replace(PINNED, descriptor=newest)
+    pinned.check_successor(newest, KEY.address)
+    with pytest.raises(MarketChanged, match="number 4, and this home has pinned number 5"):
+        pinned.check_successor(older, KEY.address)
+    with pytest.raises(MarketChanged, match="two descriptors"):
+        pinned.check_successor(replace(MARKET, sequence=5), KEY.address)
+    assert PinnedMarket.decode(pinned.encode()) == pinned, "the home keeps the number"
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from piecework.client.jobs.spending import Spending
 from piecework.client.journal.budgets import (
     DAY_S,
     LATE_S,
+    NO_FEE,
     Budgets,
     BudgetTooSmall,
     Shortage,
@@ -301,10 +302,10 @@ class Slow(Budgets):
         super().__init__(store._database, store._owner)
         self.entered, self.goes_on = threading.Event(), threading.Event()
 
-    def reserve(self, *arguments: Any) -> tuple[int, ...] | Shortage:
+    def reserve(self, *arguments: Any, fee: Amount = NO_FEE) -> tuple[int, ...] | Shortage:
         self.entered.set()
         self.goes_on.wait(10)
-        return super().reserve(*arguments)
+        return super().reserve(*arguments, fee=fee)
 
 
 async def test_a_caller_that_is_cancelled_while_it_reserves_holds_nothing(store: Store) -> None:

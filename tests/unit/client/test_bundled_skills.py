@@ -8,7 +8,7 @@ import re
 
 import pytest
 
-from piecework.client.gateway.answers import first_step
+from piecework.client.gateway.documents import first_step
 from piecework.client.gateway.formats.asks import Called, Filled, Structured
 from piecework.client.gateway.formats.completions import parse_completion
 from piecework.client.gateway.formats.schema import parse_schema

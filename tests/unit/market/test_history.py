@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +12,18 @@ from typing import Any
 import pytest
 
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.events import ChannelClosed, ChannelOpened, Log, Settled
+from piecework.chain.events import ChannelClosed, ChannelOpened, EscrowEvent, Log, Settled
 from piecework.market.catalogue import Catalogue
 from piecework.market.history import DAY_S, MarketHistory, SettledDay, SettledSum
-from piecework.market.limits import HISTORY_DAYS, SAMPLE_INTERVAL_S, SETTLEMENTS_KEPT
+from piecework.market.limits import (
+    HISTORY_DAYS,
+    SAMPLE_INTERVAL_S,
+    SETTLEMENTS_INTERVAL_S,
+    SETTLEMENTS_KEPT,
+)
 from piecework.market.listing import Listed
 from piecework.market.offer_store import OfferStore
-from piecework.market.settlements import catch_up
+from piecework.market.settlements import catch_up, follow
 from piecework.market.storage.database import open_database
 from piecework_protocol.objects import Channel
 from piecework_protocol.types import (
@@ -35,6 +41,8 @@ from piecework_protocol.wire import encode_offer
 from tests.support.databases import Cluster, an_offer_store
 from tests.support.fake_chain import DOMAIN, TOKEN, FakeChain
 from tests.support.offers import offer, operator, receiver
+from tests.support.virtual_time import simulate
+from tests.support.waiting import pass_time
 
 DAY = 20_834
 START = DAY * DAY_S
@@ -273,6 +281,58 @@ async def test_sums_of_days_are_kept_as_long_as_samples_and_the_total_longer(
     await take(history, [], START + (HISTORY_DAYS + 1) * DAY_S)
     assert await history.settled() == ()
     assert (await history.settled_in_all()).amount == 7
+
+
+class BrokenChain(FakeChain):
+    """A chain with a part that cannot be read, for so many rounds. The error is not the chain's."""
+
+    broken = 2
+
+    async def scan(
+        self, names: Sequence[str], from_block: int | None = None, to_block: int | None = None
+    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]:
+        async for end, events in super().scan(names, from_block, to_block):
+            if end == 3 and self.broken:
+                self.broken -= 1
+                raise KeyError("no such block")
+            yield end, events
+
+
+class KeptLog:
+    """Keeps the fields of every warning."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def warning(self, event: str, **fields: Any) -> None:
+        self.lines.append({"event": event, **fields})
+
+
+def test_an_error_of_any_kind_ends_its_round_and_the_next_round_goes_on(tmp_path: Path) -> None:
+    chain, mine, log = BrokenChain(), channel("worker", 1), KeptLog()
+    chain.events = [opened(1, mine), settled(2, mine, 7), settled(3, mine, 5)]
+    chain.final_block = 3
+
+    async def three_rounds() -> tuple[list[int | None], int]:
+        # A file: time that is skipped cannot wait for a server.
+        offers = await an_offer_store(tmp_path / "market.db", DOMAIN)
+        history = offers.history
+        following = asyncio.create_task(follow(history, chain, log))
+        seen = []
+        for _ in range(3):
+            await pass_time(SETTLEMENTS_INTERVAL_S - 1)
+            seen.append(await history.read_to())
+            assert not following.done(), "the index goes on"
+            await pass_time(1)
+        following.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await following
+        paid = await history.settled_in_all(operator("worker").address)
+        await offers.close()
+        return seen, paid.amount
+
+    assert simulate(three_rounds()) == ([2, 2, 3], 12)
+    assert [line["error_class"] for line in log.lines] == ["KeyError"], "once, while it is the same"
 
 
 # --- several instances

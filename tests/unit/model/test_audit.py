@@ -14,18 +14,20 @@ from hypothesis import strategies as st
 from bench.audit_workers import ServedCanvas, cut_otherwise, serve
 from piecework_model.audit.forced import CanvasFigures, ForcedPass
 from piecework_model.audit.opening import OpenedStep, read_soft
-from piecework_model.audit.openings import (
-    StepOpening,
-    opened_steps,
-    read_openings,
-    write_openings,
-)
+from piecework_model.audit.openings import opened_steps
 from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import LOGIT_CAP, scores
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.errors import InvalidRequestError, OpeningError
 from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
+from piecework_protocol.errors import MalformedInput
 from piecework_protocol.objects import Kind
+from piecework_protocol.openings import (
+    OpenedCanvas,
+    StepOpening,
+    read_openings,
+    write_openings,
+)
 from piecework_protocol.trace import CanvasRecord
 from tests.support.model_runs import make_request
 
@@ -241,15 +243,13 @@ def openings_of(canvas: ServedCanvas) -> list[StepOpening]:
 def test_an_openings_file_comes_back_as_it_was_written(
     bundled: LoadedModel, shown: list[ServedCanvas]
 ) -> None:
-    import json
-
     canvas, width = shown[0], 128
     made = openings_of(canvas)
     record = CanvasRecord(0, SIZE, 7, Kind.TEXT, 1, *(bytes(32),) * 3, 5)
-    again = read_openings(json.dumps(write_openings(record, made)).encode())
-    assert list(again) == made
+    again = read_openings(write_openings(record, made))
+    assert again == OpenedCanvas(record, tuple(made))
     leaves = (bytes(32), *canvas.leaves)
-    opened = opened_steps(again, leaves, bundled.limits, width)
+    opened = opened_steps(again.steps, leaves, bundled.limits, width)
     assert len(opened) == len(canvas.records)
     assert torch.equal(opened[0].soft, canvas.softs[0])  # type: ignore[arg-type]
 
@@ -277,7 +277,7 @@ def test_a_step_that_was_not_committed_is_refused(
     "data", [b"", b"[]", b"{}", b'{"format": "piecework-openings/1", "steps": [{}]}']
 )
 def test_another_file_is_no_openings_file(data: bytes) -> None:
-    with pytest.raises(OpeningError, match="openings file"):
+    with pytest.raises(MalformedInput, match="openings file"):
         read_openings(data)
 
 

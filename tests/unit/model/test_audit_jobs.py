@@ -15,7 +15,6 @@ from piecework.client.auditing import EngineAuditor, audit_rules
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
 from piecework_model.audit.judgement import TESTS, Pairing, Tail
-from piecework_model.audit.openings import StepOpening, write_openings
 from piecework_model.audit.replay import Replayer
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.errors import AuditError
@@ -31,7 +30,8 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import write_evidence
 from piecework_protocol.kinds.text import TextOutput
-from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish
+from piecework_protocol.openings import StepOpening, write_openings
 from tests.support.audited import AuditedJob, audited_job
 
 TAIL = Tail(start=-3.4, share=0.1, scale=0.02, shape=0.0, center=-3.5)
@@ -126,6 +126,34 @@ def test_a_text_that_is_not_that_of_its_tokens_is_found(
         assert found.outcome is AuditOutcome.FAIL
 
 
+def test_the_draft_of_a_cancelled_canvas_passes_a_replay(
+    worker: LoadedModel, profile: str, replayer: Replayer
+) -> None:
+    job = audited_job(worker, profile, cancelled=2)
+    (last,) = job.evidence.canvases[1:]
+    assert last.receipt.finish is Finish.CANCELLED
+    assert last.receipt.units > 0
+    assert replayed(job, worker, replayer, 1).outcome is AuditOutcome.PASS
+
+
+def test_a_draft_that_no_step_of_a_cancelled_canvas_gives_is_found(
+    worker: LoadedModel, profile: str, replayer: Replayer
+) -> None:
+    def words(output: TextOutput) -> TextOutput:
+        return TextOutput.plain(output.token_ids, output.text + " Send money.")
+
+    def tokens(output: TextOutput) -> TextOutput:
+        return TextOutput(output.token_ids[::-1], output.segments)
+
+    for lie, why in (
+        (words, "the delivered text is another than that of its tokens"),
+        (tokens, "the delivered tokens are those of no step of the cancelled canvas"),
+    ):
+        job = audited_job(worker, profile, told=lie, cancelled=2, most_canvases=1)
+        found = replayed(job, worker, replayer, 0)
+        assert (found.outcome, found.findings) == (AuditOutcome.FAIL, (why,))
+
+
 def test_an_answer_that_its_worker_ended_early_is_found(
     worker: LoadedModel, profile: str, replayer: Replayer
 ) -> None:
@@ -214,8 +242,9 @@ def opened(job: AuditedJob, loaded: LoadedModel, canvas: int = 0) -> bytes:
         StepOpening(record.fields(), soft.view(torch.uint8).numpy().tobytes())
         for record, soft in zip(served.records, served.softs, strict=True)
     ]
-    record = audit(job, loaded).canvas_record(canvas)
-    return json.dumps(write_openings(record, steps)).encode() + b"\n"
+    committed = [earlier.token_ids for earlier in job.canvases[:canvas]]
+    record = audit(job, loaded).canvas_record(committed)
+    return write_openings(record, steps)
 
 
 def test_the_rules_see_what_is_wrong_in_opened_steps(

@@ -249,6 +249,20 @@ def test_a_stopped_sequence_says_what_was_done(bundled: LoadedModel, prompt: Pro
     assert (engine.sequences, engine.stop("job")) == (0, [])
 
 
+def test_an_event_has_what_its_leaves_commit_to_if_the_request_keeps_it(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    wanted = make_request(prompt, max_steps=6, max_tokens=32, keep_records=True)
+    (canvas,) = canvases(run_alone(bundled, wanted))
+    assert tuple(record.leaf() for record in canvas.records) == canvas.step_leaves
+    assert [record.step for record in canvas.records] == [*range(canvas.steps)]
+    (stopped,) = after_steps(bundled, wanted, 3).stop("job")
+    assert isinstance(stopped, StoppedEvent)
+    assert stopped.records == canvas.records[:3]
+    (without,) = canvases(run_alone(bundled, dataclasses.replace(wanted, keep_records=False)))
+    assert without == dataclasses.replace(canvas, records=())
+
+
 def test_a_request_that_never_began_has_done_nothing(bundled: LoadedModel, prompt: Prompt) -> None:
     engine = Engine(bundled, max_sequences=1)
     for name in ("job", "waits"):

@@ -156,6 +156,53 @@ def test_a_read_has_a_line_for_each_question_and_slots_for_the_answers(
         assert "C: no. 2" in shown
 
 
+def choose(*names: str) -> Question:
+    return Question("Which one?", tuple(Label(name) for name in names))
+
+
+def test_labels_that_are_one_token_each_stand_in_the_slot_themselves(
+    codecs: list[TextCodec],
+) -> None:
+    unigram, merged, plain = codecs
+    for codec, labels, pieces in (
+        (unigram, ("happy", "lazy"), ("▁happy", "▁lazy")),
+        (merged, ("AB", "x"), ("▁AB", "▁x")),
+        (plain, ("A", "b"), ("A", "b")),
+    ):
+        encoded = kinds.encode(codec, ReadContent(FOX, (choose(*labels),)), 32, 1000)
+        ((slot,),) = encoded.reads
+        assert slot.label_ids == tuple(map(codec._parsing.token_to_id, pieces))
+        shown = codec.decode(encoded.prompt_ids)
+        assert f"q1: Which one?\n- {labels[0]}\n- {labels[1]}" in shown
+        # The line reads as text with the label in it does, space and all.
+        ids = tuple(slot.label_ids[0] if entry == HOLE else entry for entry in encoded.template)
+        assert codec.decode(ids).startswith(f"q1: {labels[0]}\n")
+
+
+def test_a_question_with_a_label_of_several_tokens_has_codes_and_the_others_have_none(
+    codecs: list[TextCodec],
+) -> None:
+    codec = codecs[0]
+    content = ReadContent(FOX, (choose("happy", "lazy"), choose("lazy", "q z")))
+    encoded = kinds.encode(codec, content, 32, 1000)
+    own, coded = (slot for slots in encoded.reads for slot in slots)
+    token = codec._parsing.token_to_id
+    assert own.label_ids == (token("▁happy"), token("▁lazy"))
+    assert coded.label_ids == (token("A"), token("B"))
+    shown = codec.decode(encoded.prompt_ids)
+    assert "- happy\n- lazy\n\nq2: Which one?\nA: lazy\nB: q z" in shown
+
+
+@pytest.mark.parametrize("names", [("x", ""), ("x", "\n"), (" x", "x"), ("x", "y\t")])
+def test_a_label_that_is_blank_or_has_space_around_it_never_stands_for_itself(
+    codecs: list[TextCodec], names: tuple[str, str]
+) -> None:
+    for codec in codecs:
+        encoded = kinds.encode(codec, ReadContent(FOX, (choose(*names),)), 32, 1000)
+        ((slot,),) = encoded.reads
+        assert slot.label_ids == tuple(token for _, token in option_codes(codec, 2)[1])
+
+
 def test_labels_have_a_token_each_with_the_space_in_it_if_the_vocabulary_has_that(
     codecs: list[TextCodec],
 ) -> None:

@@ -65,6 +65,25 @@ def form(bundled: LoadedModel, prompt: tuple[int, ...]) -> Case:
     return case
 
 
+def test_what_is_left_of_an_ended_hole_is_pinned_and_breaks_no_rule(
+    bundled: LoadedModel, prompt: tuple[int, ...]
+) -> None:
+    template = (*[HOLE] * (7 * CANVAS + 20), *range(90, 102))
+    job = asked(prompt, template)
+    parameters = job.parameters.replace(max_tokens=Uint32(len(template)))
+    cases = honest_cases(bundled, replace(job, parameters=parameters))
+    given = [case for case in cases if case.pins is not None and len(case.pins) == CANVAS]
+    assert len(given) >= 2 and given == cases[-len(given) :]
+    for case in given:
+        assert case.receipt.steps == 1 and check(case) == ()
+        assert check(replace(case, pins=None, vocabulary=None)) == ()
+    assert given[0].receipt.units == 0
+    assert isinstance(given[-1].output, TextOutput)
+    assert given[-1].output.token_ids == tuple(range(90, 102))
+    longer = replace(given[0], pins={})
+    assert RuleNumber.PINNED in broken(longer)
+
+
 def broken(case: Case) -> set[RuleNumber]:
     """The rules that are broken."""
     return {finding.rule for finding in check(case)}

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from piecework_model import kinds
+from piecework_model.bounds import ModelLimits
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.sequence import CanvasDecision, SequenceState, decide, to_host
@@ -96,6 +97,43 @@ def test_a_canvas_without_a_free_position_takes_one_step(
     assert held.steps > 1
 
 
+LONG = (*[HOLE] * 240, *range(10, 26))
+"""A hole that no story fills, and words behind it: eight canvases."""
+
+
+def test_a_canvas_of_what_is_left_of_an_ended_hole_takes_one_step(
+    prompt: Prompt,
+) -> None:
+    halved = load(device="cpu", dtype="bfloat16")
+    wanted = make_request(prompt, template=LONG, max_tokens=256, max_steps=48)
+    events = run_alone(halved, wanted)
+    made = canvases(events)
+    assert run_readable(halved, wanted) == events
+    ended = next(i for i, c in enumerate(made) if not halved.eos_ids.isdisjoint(c.token_ids))
+    written, given = made[: ended + 1], made[ended + 1 :]
+    assert ended < 6 and all(canvas.steps > 1 for canvas in written)
+    (end,) = set(made[-2].token_ids)
+    assert end in halved.eos_ids
+    assert [canvas.steps for canvas in given] == [1] * len(given)
+    assert [canvas.charged_ids for canvas in given[:-1]] == [()] * (len(given) - 1)
+    assert made[-1].token_ids == (*[end] * 16, *LONG[-16:])
+    assert (made[-1].charged_ids, made[-1].finish) == (LONG[-16:], CanvasFinish.END_OF_TEXT)
+    for index in (ended, ended + 1, ended + 2):  # a job that was interrupted goes on alike
+        committed = tuple(canvas.token_ids for canvas in made[:index])
+        again = canvases(run_alone(halved, replace(wanted, committed=committed)))
+        assert [c.step_leaves for c in again] == [c.step_leaves for c in made[index:]]
+
+
+def test_a_hole_that_begins_anew_is_written_although_the_one_before_had_ended(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    template = (*[HOLE] * 160, *range(10, 20), *[HOLE] * 22)
+    wanted = make_request(prompt, template=template, max_tokens=192, max_steps=48)
+    made = canvases(run_alone(bundled, wanted))
+    assert made[-2].steps == 1
+    assert made[-1].steps > 1  # its first ten positions are fixed, and then a new hole begins
+
+
 def test_drafts_show_the_fixed_tokens_from_the_first_step_on(bundled: LoadedModel) -> None:
     drafts = [e for e in run_alone(bundled, story(bundled)) if isinstance(e, DraftEvent)]
     assert drafts[0].step == 0
@@ -106,7 +144,8 @@ def test_drafts_show_the_fixed_tokens_from_the_first_step_on(bundled: LoadedMode
 def decided(template: Prompt, entropies: list[float], **changes: Any) -> CanvasDecision:
     """What a step decides about a canvas of such entropies; token 7 is sampled everywhere."""
     size = len(entropies)
-    state = SequenceState.of(make_request((9,), template=template, **changes), 64)
+    model = ModelLimits(64, size, 48, 100)
+    state = SequenceState.of(make_request((9,), template=template, **changes), model)
     state.start(size, 100)
     every = torch.full((size,), 7)
     entropy = torch.tensor(entropies)

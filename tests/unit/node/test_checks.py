@@ -6,22 +6,38 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import TestServer
 
+from piecework.base.clock import SystemClock
+from piecework.chain.addresses import DisputeTerms
 from piecework.chain.deployment import Deployment
+from piecework.demo.market import free_port
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node.daemon import registration as enrolment
-from piecework_node.daemon.checks import Checker, CheckResult
+from piecework_node.daemon.check_results import (
+    ITEMS,
+    NOT_CHECKED,
+    CheckResult,
+    Result,
+    as_linkerd,
+)
+from piecework_node.daemon.checks import Checker
 from piecework_node.home import Home
-from piecework_node.keys.operator import create_keystore
-from piecework_node.runtime.faults import CONDITIONS, Code
-from piecework_protocol.types import Address, Amount, Seconds, Timestamp
+from piecework_node.journal.sqlite import SqliteJournal
+from piecework_node.keys.operator import create_keystore, keystore_address
+from piecework_node.runtime.faults import CONDITIONS, Code, Fault
+from piecework_protocol.types import Address, Amount, Seconds, Timestamp, parse_address
 from tests.support.clock import FakeClock
+from tests.support.node.records import records
 from tests.support.node.watched import WORKER, SharedChain, deployed_once
 from tests.support.node_proxy import Kind, NodeProxy
+from tests.unit.market.test_dialling import DiallingIndex
+from tests.unit.node.test_admission import NOW
 
 NOWHERE = Deployment(
     chain_id=31337,
@@ -32,6 +48,7 @@ NOWHERE = Deployment(
     unbonding_delay_s=Seconds(7 * 24 * 3600),
     rpc_url="http://127.0.0.1:9",
 )
+DISPUTES = DisputeTerms(Amount(500_000), 10**14, Amount(5_000_000))
 
 
 @pytest.fixture
@@ -49,6 +66,8 @@ async def model_finding(
     values = {"payout": payout, "model": str(model), "model_store": store, **settings}
     enrolment.prepare_home(home, NOWHERE, values, "password", Timestamp(1_800_000_000))
     findings = await Checker(home, "password").run()
+    for finding in findings:
+        assert (finding.result is Result.SUCCESS) == (not finding.code and not finding.remedy)
     return next(f for f in findings if f.item == item)
 
 
@@ -103,39 +122,153 @@ async def node_of_now() -> AsyncIterator[tuple[NodeProxy, Deployment]]:
 
 
 async def node_findings(
-    root: Path, proxy: NodeProxy, deployment: Deployment
-) -> dict[str, CheckResult]:
+    root: Path, proxy: NodeProxy, deployment: Deployment, **settings: Any
+) -> dict[str, list[CheckResult]]:
     home = Home(root / "worker")
-    values = {"payout": "0x00000000000000000000000000000000000000f1", "rpc_url": proxy.url}
+    payout = "0x00000000000000000000000000000000000000f1"
+    values = {"payout": payout, "rpc_url": proxy.url, **settings}
     home.create()
     create_keystore(home.operator, "password", WORKER.secret, iterations=2)
     enrolment.prepare_home(home, deployment, values, "password", Timestamp(1_800_000_000))
-    return {finding.item: finding for finding in await Checker(home, "password").run()}
+    found: dict[str, list[CheckResult]] = {}
+    for finding in await Checker(home, "password").run():
+        found.setdefault(finding.item, []).append(finding)
+    return found
+
+
+def codes(findings: list[CheckResult]) -> set[str]:
+    return {finding.code for finding in findings if finding.result is Result.ERROR}
 
 
 async def test_a_healthy_node_passes_and_one_without_events_with_a_remark(tmp_path: Path) -> None:
     async with node_of_now() as (proxy, deployment):
         proxy.faults = {"eth_getLogs": Kind.MISSING}
         found = await node_findings(tmp_path, proxy, deployment)
-    assert all(found[item].good for item in ("chain", "clock", "gas", "endpoint", "indexes")), found
-    assert "Mind logs-refused" in found["chain"].detail
+    for item in ("chain", "clock", "gas", "endpoint", "indexes", "ports"):
+        assert not codes(found[item]), found
+    remark = found["chain"][-1]
+    assert (remark.result, remark.code) == (Result.WARNING, "logs-refused")
+    assert codes(found["stake"]) == {"not-registered"}
 
 
 async def test_the_check_finds_what_the_running_worker_would(tmp_path: Path) -> None:
     async with node_of_now() as (proxy, deployment):
         proxy.faults = FAULTS
         found = await node_findings(tmp_path, proxy, deployment)
-    assert found["clock"].good
-    for item, codes in FOUND.items():
-        assert not found[item].good
-        for code in codes:
-            assert code in found[item].detail
-            assert CONDITIONS[Code(code)].remedy in found[item].detail
+    assert not codes(found["clock"])
+    for item, expected in FOUND.items():
+        assert codes(found[item]) == set(expected)
+        for finding in found[item]:
+            assert finding.remedy == CONDITIONS[Code(finding.code)].remedy
+
+
+async def test_a_node_that_sends_no_transactions_is_found_before_a_settlement(
+    tmp_path: Path,
+) -> None:
+    async with node_of_now() as (proxy, deployment):
+        proxy.faults = {"eth_sendRawTransaction": Kind.MISSING}
+        found = await node_findings(tmp_path, proxy, deployment)
+    assert codes(found["chain"]) == {"node-incomplete"}
+    assert "eth_sendRawTransaction" in found["chain"][0].detail
 
 
 async def test_an_index_that_is_away_fails_the_check(tmp_path: Path) -> None:
     finding = await model_finding(tmp_path, "", item="indexes", indexes=("http://127.0.0.1:9",))
-    assert not finding.good and "index-away: 127.0.0.1:9 does not answer" in finding.detail
+    assert (finding.result, finding.code) == (Result.ERROR, "index-away")
+    assert "127.0.0.1:9 does not answer" in finding.detail
+
+
+async def test_what_needs_an_item_that_failed_says_so(tmp_path: Path) -> None:
+    finding = await model_finding(tmp_path, "", item="stake")
+    assert (finding.result, finding.code) == (Result.ERROR, "node-away")
+    finding = await model_finding(tmp_path, "", item="gas")
+    assert (finding.result, finding.code) == (Result.ERROR, NOT_CHECKED)
+
+
+# --- what others see
+
+
+async def test_the_index_dials_a_worker_that_does_not_run_yet(tmp_path: Path) -> None:
+    """The check itself answers TLS on the worker's port while the index dials it."""
+    index, port = DiallingIndex(tmp_path), free_port()
+    index.chain.register(WORKER.address, WORKER.address)
+    async with node_of_now() as (proxy, deployment), served_at(index, deployment) as url:
+        settings = {"bind": f"127.0.0.1:{port}", "indexes": (url,)}
+        found = await node_findings(tmp_path, proxy, deployment, **settings)
+        assert [(f.result, f.code) for f in found["dialled"]] == [(Result.SUCCESS, "")]
+        assert f"reached 127.0.0.1:{port}" in found["dialled"][0].detail
+
+
+async def test_an_address_that_the_index_cannot_dial_fails_with_its_remedy(tmp_path: Path) -> None:
+    index, port = DiallingIndex(tmp_path), free_port()
+    index.chain.register(WORKER.address, WORKER.address)
+    async with node_of_now() as (proxy, deployment), served_at(index, deployment) as url:
+        settings = {"bind": f"127.0.0.1:{port}", "endpoint": "127.0.0.1:1", "indexes": (url,)}
+        found = await node_findings(tmp_path, proxy, deployment, **settings)
+    (finding,) = found["dialled"]
+    assert (finding.result, finding.code) == (Result.ERROR, "address-unreached")
+    assert "no-answer" in finding.detail and "router" in finding.remedy
+
+
+@asynccontextmanager
+async def served_at(index: DiallingIndex, deployment: Deployment) -> AsyncIterator[str]:
+    """An index of the market of a deployment, on a port of its own."""
+    index.use(deployment.domain, SystemClock())
+    async with index.opened() as application, TestServer(application) as server:
+        yield str(server.make_url("")).rstrip("/")
+
+
+async def test_jobs_of_another_engine_are_told_before_a_start(tmp_path: Path) -> None:
+    market = replace(NOWHERE, disputes=DISPUTES)
+    home, payout = Home(tmp_path / "worker"), "0x00000000000000000000000000000000000000f1"
+    enrolment.prepare_home(
+        home, market, {"payout": payout, "device": "cpu"}, "password", Timestamp(1_800_000_000)
+    )
+    operator = parse_address("0x" + keystore_address(home.operator))
+    journal = await SqliteJournal.open(home.journal, market.domain, operator)
+    for record in records()[:-1]:  # the last one lets go of what jobs were sealed with
+        await journal.append([record])
+    await journal.close()
+    clock = FakeClock(NOW)  # of those records
+    findings = await Checker(home, "password", clock=clock).run()
+    findings = [finding for finding in findings if finding.item == "audits"]
+    assert [(f.result, f.code) for f in findings] == [(Result.WARNING, "engine-changed")]
+    assert "may be challenged until" in findings[0].detail
+    assert "and the engine is" in findings[0].detail
+
+
+# --- for programs and people
+
+
+def test_the_json_has_the_shape_of_linkerd_check() -> None:
+    """The members of linkerd2's `checkOutput`, `checkCategory` and `check` (`pkg/healthcheck`)."""
+    findings = [
+        CheckResult("settings", Result.SUCCESS, "config.toml"),
+        CheckResult.of("gas", Fault(Code.GAS_LOW, "0 wei"), Result.ERROR),
+        CheckResult.of("stake", Fault(Code.ENDPOINT_DIFFERS, "b:1"), Result.WARNING),
+    ]
+    shown = as_linkerd(findings)
+    assert shown["success"] is False
+    assert [c["categoryName"] for c in shown["categories"]] == ["home", "chain"]
+    (settings,), chain = (category["checks"] for category in shown["categories"])
+    assert (settings["description"], settings["result"]) == ("settings", "success")
+    assert [(c["result"], c["code"]) for c in chain] == [
+        ("error", "gas-low"),
+        ("warning", "endpoint-differs"),
+    ]
+    assert all(check["hint"] and check["error"] for check in chain)
+
+
+def test_every_item_has_a_code_of_its_own_and_a_remedy() -> None:
+    own = [item.code for item in ITEMS.values()]
+    assert len(set(own)) == len(own)
+    assert not set(own) & {code.value for code in Code}
+    assert all(item.remedy for item in ITEMS.values())
+    failed = CheckResult.failed("model", "model.safetensors differs")
+    assert failed.lines == (
+        "FAIL  model          model.safetensors differs",
+        "      model-bad: Run the command that the line names",
+    )
 
 
 async def test_fast_paths_are_named_in_one_line(tmp_path: Path, checkpoint: Path) -> None:

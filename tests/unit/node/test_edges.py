@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,11 @@ from piecework_node.daemon.admin import (
     ask_daemon,
     console_url,
 )
+from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.daemon import Ports, serve
+from piecework_node.daemon.evidence import EvidenceWish
 from piecework_node.errors import AdminError, ConfigError, KeyFileError
+from piecework_node.evidence.export import NoEvidence
 from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
     IndexAnswer,
@@ -259,13 +262,18 @@ class Operations:
 
     def __init__(self) -> None:
         self.ready = True
-        self.pressed: list[str] = []
+        self.pressed: list[Any] = []
 
     async def status(self) -> dict[str, Any]:
         return {"state": "ready"}
 
     async def console(self) -> Snapshot:
         return SNAPSHOT
+
+    async def evidence(self, asked: bytes) -> dict[str, Any]:
+        if asked == b"{}":
+            raise NoEvidence("the journal does not have such a job")
+        return {"asked": EvidenceWish.parse(asked).job}
 
     def metrics(self) -> bytes:
         metrics = Metrics()
@@ -284,6 +292,12 @@ class Operations:
     def resume(self) -> tuple[str, ...]:
         self.pressed.append("resume")
         return ("the schedule",)
+
+    async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
+        if "slots" in texts:
+            raise ConfigError("slots: no")
+        self.pressed += [*texts.items(), *unset]
+        return ChangeReport(applied=tuple(texts), offers_until=9)
 
     def connection_refused(self, why: Refused) -> None:
         self.pressed.append(why)
@@ -308,10 +322,43 @@ async def test_the_buttons_need_the_token_and_reading_does_not(
             assert (await session.get(url + path)).status == 200
         for headers in ({}, {TOKEN_HEADER: "wrong"}):
             assert (await session.post(url + "/drain", headers=headers)).status == 401
+        assert (await session.post(url + "/evidence")).status == 401
     assert operations.pressed == []
     await ask_daemon(home, "POST", "/settle")
     await ask_daemon(home, "POST", "/drain")
     assert operations.pressed == ["settle", "drain"]
+
+
+async def test_settings_change_with_the_token_and_a_refusal_is_one_line(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, url, home = admin
+    async with aiohttp.ClientSession() as session:
+        assert (await session.post(url + "/settings", json={"set": {"a": "1"}})).status == 401
+    wanted = json.dumps({"set": {"a": "1"}, "unset": ["b"]}).encode()
+    answer = ChangeReport.from_json(await ask_daemon(home, "POST", "/settings", wanted))
+    assert answer == ChangeReport(applied=("a",), offers_until=9)
+    assert operations.pressed == [("a", "1"), "b"]
+    with pytest.raises(AdminError, match="the worker refuses: slots: no"):
+        await ask_daemon(home, "POST", "/settings", b'{"set": {"slots": "1"}}')
+    for body in (b"", b"[]", b'{"set": {"a": 1}}', b'{"set": []}', b'{"unset": "b"}', b'{"x": {}}'):
+        with pytest.raises(AdminError, match="a change is"):
+            await ask_daemon(home, "POST", "/settings", body)
+    strangers: list[dict[str, Any]] = [{}, {"applied": 1}, {"applied": [], "restart": []}]
+    for stranger in strangers:
+        with pytest.raises(AdminError, match="another version"):
+            ChangeReport.from_json(stranger)
+
+
+async def test_evidence_of_a_running_worker_is_for_who_has_the_token(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    _, _, home = admin
+    assert await ask_daemon(home, "POST", "/evidence", b'{"job": "0a"}') == {"asked": "0a"}
+    with pytest.raises(AdminError, match="does not have such a job"):
+        await ask_daemon(home, "POST", "/evidence", b"{}")
+    with pytest.raises(AdminError, match="not one that this version knows"):
+        await ask_daemon(home, "POST", "/evidence", b'{"job": 7}')
 
 
 async def test_the_console_is_for_who_has_its_key_and_the_key_presses_no_button(

@@ -50,6 +50,8 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import Label, Question, ReadContent
 from piecework_protocol.kinds.text import TextContent, final_segments
 from piecework_protocol.limits import MAX_NAME_BYTES
+from piecework_protocol.openings import StepOpening
+from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
 from tests.support.engine_process import cpu_engine
 from tests.support.node.fake_engine import FACTS, canvas_event, step_records
 
@@ -258,11 +260,15 @@ async def test_the_real_engine_process_replays_a_canvas_with_the_leaves_of_the_j
                         break
             again = replace(request, committed=(canvases[0].token_ids,))
             steps = canvases[1].steps
-            replayed = await engine.replay(again, steps=steps, step=steps - 1)
+            replayed = await engine.replay(again, steps=steps, wanted=(0, steps - 1), soft=True)
             assert replayed.step_leaves == canvases[1].step_leaves
-            assert replayed.record.leaf() == canvases[1].step_leaves[-1]
+            for opening, step in zip(replayed.steps, (0, -1), strict=True):
+                field = opening.fields[StepField.SOFT]
+                assert leaf_of(opening.fields) == canvases[1].step_leaves[step]
+                assert opening.soft is not None
+                assert soft_field(EmbeddingType(field[0]), opening.soft) == field
             with pytest.raises(ReplayDeclined, match="it ends after"):
-                await engine.replay(again, steps=steps, step=steps)
+                await engine.replay(again, steps=steps, wanted=(steps,))
     finally:
         life.cancel()
         await asyncio.gather(life, return_exceptions=True)
@@ -392,8 +398,10 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.CannotStart("why"),
         engine_wire.Encoded(1, EncodedContent((1, 2), (HOLE, 5), ((ReadSlot(0, (1, 2)),),), 2)),
         engine_wire.Encoded(1, EncodedContent((1, 2), images=(PICTURE,))),
-        engine_wire.Replayed(3, (bytes(32), bytes([1]) * 32), step_records(REQUEST, 1)[0]),
-        engine_wire.Replayed(3, (), None, "why"),
+        engine_wire.ShownStep(3, StepOpening(step_records(REQUEST, 1)[0].fields())),
+        engine_wire.ShownStep(3, StepOpening(step_records(REQUEST, 1)[0].fields(), b"soft")),
+        engine_wire.Replayed(3, (bytes(32), bytes([1]) * 32)),
+        engine_wire.Replayed(3, (), "why"),
         engine_wire.Beat(),
         EnginePaused(4096),
         EngineResumed(),
@@ -435,7 +443,7 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
         engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),
         engine_wire.Encode(1, message("hi")),
         engine_wire.Encode(2, READ),
-        engine_wire.Replay(3, replace(REQUEST, images=(PICTURE,)), 4, 2),
+        engine_wire.Replay(3, replace(REQUEST, images=(PICTURE,)), 4, (1, 2), soft=True),
         engine_wire.Start(replace(REQUEST, images=(PICTURE, replace(PICTURE, start=4)))),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -108,14 +109,18 @@ def test_a_planned_speed_reads_every_weight_once_a_step_and_names_its_sources() 
     speed = planned_speed(card, 20 * 10**9, canvas_size=256)
     assert speed.steps == pytest.approx(50.4)
     assert speed.tokens == pytest.approx(50.4 * 256 / MEAN_STEPS)
-    assert "at most" in speed.source and card.source in speed.source
+    assert "at most" in speed.source and card.bandwidth.source in speed.source
 
 
-def test_the_cards_of_the_table_have_names_figures_and_sources() -> None:
+def test_every_figure_of_every_card_names_the_page_that_says_so() -> None:
     assert len({card.name for card in CARDS}) == len(CARDS)
     for card in CARDS:
-        assert 8 <= card.gigabytes <= 192 and 200 < card.bandwidth < 9000
-        assert 50 <= card.watts <= 1200 and card.source.startswith("NVIDIA, ")
+        assert 8 <= card.gigabytes.value <= 192 and 200 < card.bandwidth.value < 9000
+        assert 50 <= card.watts.value <= 1200
+        for figure in (card.gigabytes, card.bandwidth, card.watts):
+            place = urlsplit(figure.source)
+            assert place.scheme in ("http", "https") and place.hostname, card.name
+            assert len(place.path) > 1, "a page, not a site"
 
 
 def test_the_line_of_the_workers_own_slots_is_taken() -> None:

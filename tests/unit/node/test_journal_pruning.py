@@ -10,9 +10,9 @@ import pytest
 
 from piecework_node.errors import JournalCorrupt, SaltUsed
 from piecework_node.journal.records import MetaSet
-from piecework_protocol.merkle import Accumulator
+from piecework_protocol.merkle import Accumulator, root
 from tests.support.clock import FakeClock
-from tests.support.node.journal_life import CONTENT, DAY_S, EVIDENCE_S, SEALED, opened
+from tests.support.node.journal_life import CONTENT, DAY_S, EVIDENCE_S, KEY, SEALED, opened
 
 LIMIT_BYTES = 400
 
@@ -138,3 +138,20 @@ async def test_what_is_changed_in_a_pruned_journal_is_found_at_the_start(
     with pytest.raises(JournalCorrupt):
         await life.journal.verify(deep=False)
     await life.journal.close()
+
+
+async def test_the_receipts_of_a_channel_are_listed_as_they_are_paid(tmp_path: Path) -> None:
+    life = await opened(tmp_path, FakeClock())
+    await life.begin()
+    jobs = [await life.job() for _ in range(3)]
+    journal, channel = life.journal, KEY
+    paid = await journal.paid(channel)
+    (known,) = [c for c in await journal.channels() if c.id == channel]
+    count = known.ledger.accumulator.count
+    assert root(paid[:count]) == known.ledger.accumulator.root() and len(paid) == count
+    digits = jobs[0].job.hex()
+    assert await journal.jobs_named(digits) == await journal.jobs_named(digits[:9])
+    assert await journal.jobs_named(digits) == (jobs[0].job,)
+    assert await journal.jobs_named("0" * 63) == ()
+    assert await journal.contradictions(channel) == ()
+    await journal.close()

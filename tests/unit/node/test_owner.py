@@ -102,8 +102,10 @@ def at(day: int, hour: int, minute: int = 0) -> datetime:
 
 
 def found(rules: OwnerRules, readings: Readings, **more: object) -> list[Cause]:
-    values: dict[str, object] = {"wall": 0.0, "local": MONDAY, "word": None, "paused": False}
-    return causes(rules, Baseline(), readings, **{**values, **more})  # type: ignore[arg-type]
+    values: dict[str, object] = {
+        "baseline": Baseline(), "wall": 0.0, "local": MONDAY, "word": None, "paused": False
+    }  # fmt: skip
+    return causes(rules, readings=readings, **{**values, **more})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -167,7 +169,35 @@ def test_each_rule_has_its_cause_and_none_counts_that_is_not_set(
     (cause,) = found(rules, readings)
     assert cause.measured and cause.ends_at is None
     assert not found(OwnerRules(), readings)
-    assert not found(rules, Readings(GpuReading("card"), False))
+    assert not found(rules, Readings(GpuReading("card", 40, 90.0), False))
+
+
+@pytest.mark.parametrize(
+    ("rules", "gpu", "setting"),
+    [
+        (OwnerRules(temperature_c=83), GpuReading("card", None, 90.0), "pause_temperature_c"),
+        (OwnerRules(power_w=400), GpuReading("card", 40, None), "pause_power_w"),
+        (
+            OwnerRules(gpu_share=25),
+            GpuReading("card", processes=(GpuProcess(7, "game", 9, None),)),
+            "pause_gpu_share",
+        ),
+        (
+            OwnerRules(gpu_memory=MIB),
+            GpuReading("card", processes=(GpuProcess(7, "game", None, 9),)),
+            "pause_gpu_memory_mib",
+        ),
+    ],
+)
+def test_a_rule_whose_reading_is_gone_pauses_and_is_named(
+    rules: OwnerRules, gpu: GpuReading, setting: str
+) -> None:
+    (cause,) = found(rules, Readings(gpu))
+    assert cause == Cause(f"the card does not tell any more what {setting} needs", measured=True)
+    assert found(OwnerRules(), Readings(gpu)) == []
+    assert found(rules, Readings()) == [], "nothing was read yet"
+    if rules.watches_processes:
+        assert found(rules, Readings(gpu), baseline=None) == [], "it is being learned"
 
 
 def test_small_programs_count_together_and_the_largest_is_named() -> None:

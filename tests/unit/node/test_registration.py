@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from piecework.chain.deployment import Deployment
-from piecework_node.daemon.registration import check_asked, prepare_home
+from piecework.chain.reader import RegisteredWorker
+from piecework_node.daemon.registration import check_asked, check_registered, prepare_home
 from piecework_node.errors import HomeDiffers
 from piecework_node.home import Home
 from piecework_protocol.types import Address, Amount, Seconds, Timestamp, to_hex
@@ -38,23 +39,45 @@ def test_a_home_that_is_not_there_takes_any_option(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "line"),
+    ("asked", "named", "line"),
     [
-        ({"payout": "0x" + "ab" * 20}, f'payout = "0x{"ab" * 20}"'),
-        ({"slots": 7, "indexes": VALUES["indexes"]}, "slots = 7"),
-        ({"indexes": ()}, "indexes = []"),
+        ({"payout": "0x" + "ab" * 20}, "--payout", f"payout 0x{'ab' * 20}"),
+        ({"slots": 7, "indexes": VALUES["indexes"]}, "slots", "set slots 7"),
+        ({"indexes": ()}, "--index", "set indexes ''"),
         (
             {"slots": 7, "price_per_million_output_tokens": "9.00 tUSDC"},
-            'slots = 7; price_per_million_output_tokens = "9.00 tUSDC"',
+            "slots, price_per_million_output_tokens",
+            "set slots 7 price_per_million_output_tokens '9.00 tUSDC'",
         ),
     ],
 )
-def test_other_settings_are_refused_with_what_to_edit(
-    home: Home, asked: dict[str, Any], line: str
+def test_other_settings_are_refused_by_name_with_the_command_that_changes_them(
+    home: Home, asked: dict[str, Any], named: str, line: str
 ) -> None:
     with pytest.raises(HomeDiffers) as caught:
-        check_asked(home, MARKET, asked)
-    assert str(caught.value) == f"{home.config} has other settings. Edit it: {line}"
+        check_asked(home, MARKET, asked, flags={"payout": "--payout", "indexes": "--index"})
+    said = f"{named}: {home.config} says something else. To change it: piecework worker {line}"
+    assert str(caught.value) == said
+
+
+def test_a_stake_and_an_owner_that_are_registered_are_not_replaced_by_flags() -> None:
+    known = RegisteredWorker(
+        owner=Address(b"\x0a" * 20),
+        operator=Address(b"\x0b" * 20),
+        payout=Address(b"\x0c" * 20),
+        stake=Amount(10**8),
+        endpoint="here:1",
+        active=True,
+        registered_at=Timestamp(1),
+        unbond_requested_at=Timestamp(0),
+    )
+    token = MARKET.payment_token
+    check_registered(known, stake=None, owner=None, token=token)
+    check_registered(known, stake=10**8, owner=known.owner, token=token)
+    with pytest.raises(HomeDiffers, match=r"--stake: 100\.00 tUSDC are staked already"):
+        check_registered(known, stake=2 * 10**8, owner=None, token=token)
+    with pytest.raises(HomeDiffers, match="--owner: the stake belongs to 0x0"):
+        check_registered(known, stake=None, owner=known.payout, token=token)
 
 
 def test_another_market_is_refused(home: Home) -> None:

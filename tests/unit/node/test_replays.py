@@ -12,7 +12,9 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import CanvasEvent, GenerationRequest
 from piecework_node.engine.replays import PATIENCE_S, ReplayDesk
-from piecework_node.engine.wire import Replay, Replayed
+from piecework_node.engine.wire import Replay, Replayed, ShownStep
+from piecework_protocol.openings import StepOpening
+from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
 
 JOB = GenerationRequest(
     request_id="job-1",
@@ -42,6 +44,7 @@ class Workplace:
     memory_bytes: int = 1 << 28
     time: float = 0.0
     said: list[Replayed] = field(default_factory=list)
+    shown: list[StepOpening] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         executor = BatchedExecutor(self.loaded.model, self.loaded.limits)
@@ -52,10 +55,16 @@ class Workplace:
             Replayer(self.loaded, executor),
             executor,
             self.engine,
-            self.said.append,
+            self.hear,
             monotonic=lambda: self.time,
         )
         self.footprint = executor.footprint(JOB)
+
+    def hear(self, report: ShownStep | Replayed) -> None:
+        if isinstance(report, ShownStep):
+            self.shown.append(report.opening)
+        else:
+            self.said.append(report)
 
     def serve(self, request: GenerationRequest) -> list[CanvasEvent]:
         """Run a job to its end, with the desk at work wherever it may."""
@@ -68,7 +77,8 @@ class Workplace:
         return events
 
     def answer(self) -> Replayed:
-        """Let the desk go on until it says something."""
+        """Let the desk go on until it says how a replay ends."""
+        self.shown.clear()
         while not self.said:
             assert self.desk.is_due
             self.desk.step()
@@ -77,7 +87,7 @@ class Workplace:
 
 def asked(canvases: list[CanvasEvent], canvas: int, step: int) -> Replay:
     committed = tuple(event.token_ids for event in canvases[:canvas])
-    return Replay(5, replace(JOB, committed=committed), canvases[canvas].steps, step)
+    return Replay(5, replace(JOB, committed=committed), canvases[canvas].steps, (step,))
 
 
 def test_a_replayed_canvas_has_the_leaves_of_the_job(loaded: LoadedModel) -> None:
@@ -88,8 +98,24 @@ def test_a_replayed_canvas_has_the_leaves_of_the_job(loaded: LoadedModel) -> Non
             place.desk.take(asked(canvases, canvas, step))
             answer = place.answer()
             assert answer.step_leaves == canvases[canvas].step_leaves
-            assert answer.record is not None
-            assert answer.record.leaf() == canvases[canvas].step_leaves[step]
+            (opening,) = place.shown
+            assert leaf_of(opening.fields) == canvases[canvas].step_leaves[step]
+            assert opening.soft is None
+
+
+def test_a_replay_shows_the_soft_embeddings_of_the_steps_that_are_wanted(
+    loaded: LoadedModel,
+) -> None:
+    place = Workplace(loaded)
+    canvases = place.serve(JOB)
+    wanted = tuple(range(canvases[0].steps))
+    place.desk.take(replace(asked(canvases, 0, 0), wanted=wanted, soft=True))
+    assert place.answer().step_leaves == canvases[0].step_leaves
+    assert [leaf_of(opening.fields) for opening in place.shown] == [*canvases[0].step_leaves]
+    for opening in place.shown:
+        made = opening.fields[StepField.SOFT]
+        assert opening.soft is not None
+        assert soft_field(EmbeddingType(made[0]), opening.soft) == made
 
 
 def test_a_replay_waits_for_the_jobs_and_then_goes_on_beside_them(loaded: LoadedModel) -> None:
@@ -114,9 +140,9 @@ def test_a_replay_that_cannot_be_done_says_why_and_leaves_the_desk_free(
 ) -> None:
     place = Workplace(loaded)
     canvases = place.serve(JOB)
-    place.desk.take(replace(asked(canvases, 0, 0), step=200))
+    place.desk.take(replace(asked(canvases, 0, 0), wanted=(0, 200)))
     assert "it ends after" in place.answer().refused
-    place.desk.take(Replay(6, replace(JOB, prompt_ids=()), 1, 0))
+    place.desk.take(Replay(6, replace(JOB, prompt_ids=()), 1, (0,)))
     assert place.answer().refused
     place.desk.take(asked(canvases, 0, 0))
     place.desk.step()

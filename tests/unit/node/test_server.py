@@ -13,13 +13,19 @@ from grpc_status import rpc_status
 
 from piecework_node.daemon.peers import PeerLimits
 from piecework_node.daemon.server import MAX_MESSAGE_BYTES, MAX_UNARY_BYTES, StreamSink
-from piecework_protocol.frames import CloseChannelRequest, Draft, VoucherAccepted
+from piecework_protocol.frames import (
+    CloseChannelRequest,
+    Draft,
+    JobEnded,
+    Progress,
+    VoucherAccepted,
+)
 from piecework_protocol.ledger import closing_of, empty_voucher
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import JobId, Signature
-from piecework_protocol.wire import encode_call
+from piecework_protocol.wire import decode_worker_frames, encode_call, encode_worker_frames
 from tests.support.node.fake_port import FakePort
 from tests.support.node.harness import (
     DOMAIN,
@@ -182,7 +188,7 @@ async def test_a_slow_reader_loses_drafts_and_nothing_else() -> None:
         sink.send(draft)
         sink.send(VoucherAccepted(number))
     sink.close(None)
-    frames = [frame async for frame in sink.frames()]
+    frames = [frame async for batch in sink.batches() for frame in batch]
     assert sum(isinstance(f, Draft) for f in frames) == 2
     assert [f.count for f in frames if isinstance(f, VoucherAccepted)] == [
         0,
@@ -195,4 +201,21 @@ async def test_a_client_that_pays_and_never_reads_fills_no_memory() -> None:
     for number in range(100_000):
         sink.send(VoucherAccepted(number))
     sink.close(None)
-    assert [frame async for frame in sink.frames()] == [VoucherAccepted(99_999)]
+    assert [batch async for batch in sink.batches()] == [(VoucherAccepted(99_999),)]
+
+
+async def test_small_frames_travel_behind_another_one_and_none_is_lost_or_late() -> None:
+    sink, job = StreamSink(), JobId(bytes(32))
+    draft, end = Draft(job, 0, 0, b""), JobEnded(job, 1)
+    told = [Progress(job, 0, step, 1) for step in range(2)]
+    for frame in (draft, told[0], draft, end, VoucherAccepted(1), told[0], end, told[1]):
+        sink.send(frame)
+    sink.close(None)
+    batches = [batch async for batch in sink.batches()]
+    assert batches == [
+        (draft, told[0]),
+        (draft, end, VoucherAccepted(1), told[0]),
+        (end, told[1]),
+    ]
+    for batch in batches:
+        assert decode_worker_frames(encode_worker_frames(batch)) == batch

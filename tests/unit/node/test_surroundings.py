@@ -167,8 +167,17 @@ def test_a_loopback_endpoint_is_for_development_on_one_machine(endpoint: str) ->
 
 
 def test_an_address_that_others_can_dial_is_good() -> None:
-    for endpoint in ("gpu1.example.org:50051", "192.0.2.7:1", "[2001:db8::1]:1"):
+    for endpoint in ("gpu1.example.org:50051", "8.8.8.8:1", "[2606:4700::1111]:1"):
         check_endpoint(endpoint, MAINNET, ["https://index.example.org"])
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["192.168.1.7:1", "10.0.0.1:1", "169.254.1.1:1", "[fd00::1]:1"]
+)
+def test_an_address_of_a_private_network_is_for_development(endpoint: str) -> None:
+    check_endpoint(endpoint, DEVELOPMENT, ["http://192.168.1.1:8380"])
+    with pytest.raises(ConfigError, match="private network"):
+        check_endpoint(endpoint, MAINNET, [])
 
 
 @pytest.mark.parametrize(

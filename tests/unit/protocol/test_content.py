@@ -28,6 +28,7 @@ from piecework_protocol.conversation import (
 from piecework_protocol.encoding import Writer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.open import OpenContent, OpenOutput, WantedStep
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent, ReadOutput
 from piecework_protocol.kinds.text import (
     Fixed,
@@ -39,6 +40,7 @@ from piecework_protocol.kinds.text import (
 )
 from piecework_protocol.limits import (
     MAX_CANVAS_TOKENS,
+    MAX_CANVASES_PER_JOB,
     MAX_CONTENT_BYTES,
     MAX_DRAWS,
     MAX_HOLE_TOKENS,
@@ -48,8 +50,9 @@ from piecework_protocol.limits import (
 )
 from piecework_protocol.objects import Kind
 from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
-from piecework_protocol.types import JobId, keccak256
+from piecework_protocol.types import Digest, JobId, keccak256
 from tests.support.conversations import encode_messages
+from tests.vectors import contents
 from tests.vectors.generate import DOMAIN
 
 ASKED = Conversation((Message("user", "hello"),))
@@ -116,14 +119,37 @@ def read_outputs(draw: st.DrawFn) -> ReadOutput:
     return ReadOutput(tuple(answers))
 
 
+digests = st.binary(min_size=32, max_size=32).map(Digest)
+wanted_steps = st.lists(
+    st.builds(WantedStep, st.integers(0, 255), digests),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda wanted: wanted.step,
+).map(lambda steps: tuple(sorted(steps, key=lambda wanted: wanted.step)))
 CONTENTS: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.TEXT: st.builds(TextContent, conversations, templates),
     Kind.READ: st.builds(ReadContent, conversations, questions, st.integers(1, MAX_DRAWS)),
+    Kind.OPEN: st.builds(
+        OpenContent,
+        digests.map(JobId),
+        st.integers(0, MAX_CANVASES_PER_JOB - 1),
+        st.integers(1, 2**31 - 1),
+        digests,
+        wanted_steps,
+        st.booleans(),
+    ),
 }
 OUTPUTS: dict[Kind, st.SearchStrategy[Any]] = {
     Kind.TEXT: st.builds(TextOutput, ids, tuples(calls_made, max_size=3))
     | st.builds(TextOutput.plain, ids, text),
     Kind.READ: read_outputs(),
+    Kind.OPEN: st.just(OpenOutput())
+    | st.builds(
+        OpenOutput,
+        st.just(contents.RECORD.fields()),
+        st.just(contents.STEP.fields()),
+        st.none() | st.binary(max_size=40),
+    ),
 }
 kinds = pytest.mark.parametrize("kind", KINDS)
 

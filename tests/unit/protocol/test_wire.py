@@ -20,7 +20,9 @@ from piecework_protocol.frames import (
     JobEnded,
     LeafRef,
     PayVoucher,
+    Progress,
     SubmitJob,
+    VoucherAccepted,
 )
 from piecework_protocol.objects import Endpoint, Finish, ModelOffer, Offer, Route
 from piecework_protocol.types import Bytes32, Digest, JobId, Signature
@@ -29,11 +31,15 @@ from piecework_protocol.wire import (
     decode_call,
     decode_client_frame,
     decode_offer,
+    decode_value,
     decode_worker_frame,
+    decode_worker_frames,
     encode_call,
     encode_client_frame,
     encode_offer,
+    encode_value,
     encode_worker_frame,
+    encode_worker_frames,
 )
 from tests.vectors import generate
 
@@ -84,7 +90,7 @@ BOUNDS: dict[str, tuple[int, Callable[[int], Any]]] = {
         lambda n: through_worker(Draft(JobId(bytes(32)), 0, 0, bytes(n))),
     ),
     "CanvasDelivered.sealed_output": (
-        limits.MAX_OUTPUT_BYTES + SEALING,
+        limits.MAX_OPENING_BYTES + SEALING,
         lambda n: through_worker(replace(CANVAS, sealed_output=bytes(n))),
     ),
     "JobEnded.message": (
@@ -242,3 +248,34 @@ def test_frames_without_what_is_optional_say_so() -> None:
     payment: PayVoucher = through_client(replace(PAY, leaves=()))
     assert payment.leaves == ()
     assert isinstance(through_worker(CANVAS), CanvasDelivered)
+
+
+def test_frames_that_travel_together_come_in_their_order() -> None:
+    job = JobId(bytes(32))
+    frames = (VoucherAccepted(7), Progress(job, 0, 3, 9), JobEnded(job, 1), VoucherAccepted(8))
+    assert decode_worker_frames(encode_worker_frames(frames)) == frames
+    assert decode_worker_frames(encode_worker_frame(frames[0])) == frames[:1]
+    with pytest.raises(MalformedInput, match="more than one WorkerFrame"):
+        decode_worker_frame(encode_worker_frames(frames[:2]))
+
+
+def test_more_frames_than_four_and_frames_behind_those_behind_are_refused() -> None:
+    frame = VoucherAccepted(7)
+    with pytest.raises(MalformedInput, match="at most 4 frames"):
+        decode_worker_frames(encode_worker_frames([frame] * 5))
+    alone, two = encode_worker_frame(frame), encode_worker_frames((frame, frame))
+    behind = b"\x3a"  # member 7, which has a length
+    assert two == alone + behind + bytes([len(alone)]) + alone
+    with pytest.raises(MalformedInput, match="carries a third"):
+        decode_worker_frames(alone + behind + bytes([len(two)]) + two)
+    with pytest.raises(MalformedInput, match="of no known kind"):
+        decode_worker_frames(alone + behind + b"\x00")
+
+
+def test_what_has_travelled_travels_the_same_again_and_its_changed_copy_as_itself() -> None:
+    fresh = MODEL.replace(name="one")
+    first = encode_value(fresh)
+    for again in (fresh, MODEL.replace(name="one"), decode_value(ModelOffer, first)):
+        assert encode_value(again) == first
+    other = encode_value(fresh.replace(name="two"))
+    assert decode_value(ModelOffer, other).name == "two" and encode_value(fresh) == first

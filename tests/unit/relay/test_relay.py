@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import Self
 
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.base.clock import SystemClock
 from piecework.base.connections import ConnectionLimits
 from piecework.relay.connection import UNRECOGNIZED_NAME
-from piecework.relay.limits import JOINS_BURST
+from piecework.relay.limits import JOINS_BURST, WORKER_CLIENTS_BURST
+from piecework.relay.metrics import metrics_application
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.relaying import (
@@ -323,6 +325,75 @@ async def test_a_few_addresses_do_not_keep_others_from_a_worker(chain: FakeChain
         for number in range(10, 16):
             await Wire.dial(relay, HELLO, source=f"127.0.0.{number}")
         await until(lambda: relay.relay.counts["worker_total"] == 3)
+
+
+async def test_a_flood_of_one_workers_clients_is_slowed_down_and_no_other_workers(
+    chain: FakeChain,
+) -> None:
+    """From many addresses, so that no bound of one address holds it."""
+    from tests.support.clock import FakeClock
+
+    limits = replace(LIMITS, clients_per_worker=1024, waiting_per_worker=1024)
+    clock = FakeClock(SystemClock().wall())
+    async with running_relay(chain, limits, clock=clock) as relay:
+        flooded, other = await joined(relay), await joined(relay, OTHER)
+        burst = int(WORKER_CLIENTS_BURST)
+        for number in range(burst + 40):
+            await Wire.dial(relay, HELLO, source=f"127.0.{number % 40 + 1}.2")
+        await until(lambda: relay.relay.counts["worker_rate_total"] == 40)
+        assert relay.relay.clients == burst
+        client = await Wire.dial(relay, hello_of(context(), server_name(OTHER.address)))
+        assert isinstance(await other.hear(), Incoming), "the other worker has its own rate"
+        client.close()
+        # A link of its own is no new rate.
+        again = await joined(relay)
+        late = await Wire.dial(relay, HELLO, source="127.0.99.2")
+        assert await late.rest() == UNRECOGNIZED_NAME
+        flooded.close()
+        again.close()
+
+
+async def test_one_workers_clients_fill_no_relay_so_that_others_find_no_place(
+    chain: FakeChain,
+) -> None:
+    narrow = replace(LIMITS, connections=ConnectionLimits(32, 32, opened_burst=10_000))
+    async with running_relay(chain, narrow) as relay:
+        full, other = await joined(relay), await joined(relay, OTHER)
+        most = relay.relay.most_clients
+        assert most == (32 - 4 - 2) // 2
+        held = [await Wire.dial(relay, HELLO, source=f"127.0.{number}.2") for number in range(most)]
+        await until(lambda: relay.relay.clients == most)
+        refused = await Wire.dial(relay, HELLO, source="127.0.90.2")
+        assert await refused.rest() == UNRECOGNIZED_NAME
+        assert relay.relay.counts["clients_total"] == 1
+        await Wire.dial(relay, hello_of(context(), server_name(OTHER.address)))
+        assert isinstance(await other.hear(), Incoming)
+        assert await held[0].rest() == b"", "the longest quiet one of the worker that has most"
+        assert relay.relay.counts["made_room"] == 1 and relay.relay.clients == most
+        full.close()
+
+
+# --- figures
+
+
+async def test_the_relay_tells_prometheus_what_it_holds_and_passes_on(relay: RunningRelay) -> None:
+    worker = await joined(relay)
+    async with (
+        TestClient(TestServer(metrics_application(relay.relay))) as http,
+        passed_on(relay, worker) as (client, way),
+    ):
+        client.writer.write(b"x" * 1000)
+        await way.reader.readexactly(1000)
+        await (await Wire.dial(relay, hello_of(context(), "www.example.org"))).rest()
+        for _ in range(2):  # asked twice, nothing counts twice
+            text = await (await http.get("/metrics")).text()
+            assert "piecework_relay_workers 1.0" in text
+            assert "piecework_relay_clients 1.0" in text
+            assert "piecework_relay_joins_total 1.0" in text
+            assert "piecework_relay_bytes_total 1000.0" in text
+            assert 'piecework_relay_refused_total{reason="no_such_worker"} 1.0' in text
+            assert OPERATOR.address.hex() not in text and "127.0.0.1" not in text
+        assert (await (await http.get("/health")).json()) == {"status": "ok", "workers": 1}
 
 
 async def test_a_worker_that_is_slow_to_take_clients_gets_no_more(chain: FakeChain) -> None:

@@ -20,10 +20,12 @@ from piecework_protocol.kinds.text import TemplatePart
 class Free:
     """The model writes what it likes: text, thoughts, tool calls.
 
-    parallel_calls: whether more than one tool call is shown.
+    parallel_calls: whether more than one tool call is shown. strict: by name, the schemas that
+        calls of these tools must hold.
     """
 
     parallel_calls: bool = True
+    strict: Mapping[str, JsonSchema] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

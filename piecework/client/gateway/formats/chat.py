@@ -7,7 +7,8 @@ A call that `tool_choice` demands ("required", or a named function) is made thro
 model's own call marks are control tokens, which no template may hold, so the arguments are written
 as a structured answer to the function's own schema. With several functions the model first chooses
 a name in the same way. So the call always holds its schema. A call that the model makes by itself
-("auto") is shown as the model made it.
+("auto") is shown as the model made it, unless the function is `strict`: then arguments that break
+the schema are filled again, with what is valid of them pinned.
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ def parse_chat(body: Any, options: FormatOptions = FormatOptions()) -> Ask:  # n
     fields = Fields(body, options)
     wanted = take_wanted(fields, options, "max_completion_tokens", "max_tokens")
     stream, include_usage = take_stream(fields)
-    found, legacy = _tools(fields)
+    found, legacy, functions = _tools(fields)
     thinking = take_thinking(fields)
-    plan, offered = _plan(fields, found, legacy=legacy)
+    plan, offered = _plan(fields, found, functions, legacy=legacy)
     messages = _messages(fields.take("messages"))
     if thinking and not isinstance(plan, Free):
         thinking = False  # a template begins with the answer
@@ -123,24 +124,26 @@ def take_thinking(fields: Fields) -> bool:
     return thinking
 
 
-def _tools(fields: Fields) -> tuple[tuple[Tool, ...], bool]:
-    """The functions that are offered, and whether the request names them as it did in 2023."""
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], bool, list[Any]]:
+    """The functions that are offered, whether the request names them as it did in 2023, and how it
+    describes them.
+    """
     raw = fields.take("tools") or []
     older = fields.take("functions") or []
     if not isinstance(raw, list) or not isinstance(older, list):
         bad("tools is a list", "tools")
     if older and not raw:
-        return content.tools(older, "functions", older), True
+        return content.tools(older, "functions", older), True, []
     functions = []
     for i, item in enumerate(raw):
         if not isinstance(item, dict) or item.get("type") != "function":
             bad("a tool has the type function", f"tools[{i}].type", code="unsupported_parameter")
         functions.append(item.get("function"))
-    return content.tools(raw, "tools", functions), False
+    return content.tools(raw, "tools", functions), False, functions
 
 
 def _plan(
-    fields: Fields, tools: tuple[Tool, ...], *, legacy: bool
+    fields: Fields, tools: tuple[Tool, ...], functions: list[Any], *, legacy: bool
 ) -> tuple[Plan, tuple[Tool, ...]]:
     """How the answer is made, and which tools the model is shown."""
     parallel = fields.flag("parallel_tool_calls", True)
@@ -152,7 +155,8 @@ def _plan(
             bad("tool_choice names a tool, and there are no tools", "tool_choice")
         return form or Free(), ()
     if choice in (None, "auto"):
-        free = Free(parallel_calls=parallel and not legacy)
+        strict = strict_schemas(fields, tools, functions, "tools[{}].function.strict")
+        free = Free(parallel and not legacy, strict)
         if isinstance(form, Structured):
             return replace(form, free=free), tools
         return free, tools
@@ -174,6 +178,34 @@ def chosen(tools: tuple[Tool, ...], named: Any, where: str) -> tuple[Tool, ...]:
     found = tuple(tool for tool in tools if tool.name == name)
     if not found:
         bad(f"{where} is none, auto, required, or names one of the tools", where)
+    return found
+
+
+def strict_schemas(
+    fields: Fields, tools: tuple[Tool, ...], functions: list[Any], where: str
+) -> dict[str, JsonSchema]:
+    """Return the schemas of the tools that are `strict`. One that nobody can hold is ignored.
+
+    functions: the tools as the request describes them, one for each. where: the place of `strict`
+    in the request, with {} for the tool's number.
+
+    Raises:
+        ApiError: The gateway is strict itself, and a schema cannot be held.
+    """
+    found: dict[str, JsonSchema] = {}
+    room = MAX_SCHEMA_BYTES
+    for i, (one, raw) in enumerate(zip(tools, functions, strict=False)):
+        if raw.get("strict") is not True:
+            continue
+        room -= len(one.parameters)
+        try:
+            schema = _of_objects(loads(one.parameters), one.name) if room >= 0 else None
+        except ApiError:
+            schema = None
+        if schema is None:
+            fields.ignore(where.format(i))
+        else:
+            found[one.name] = schema
     return found
 
 

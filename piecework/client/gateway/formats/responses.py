@@ -2,6 +2,11 @@
 
 Nothing is stored, whatever `store` says, so a request that needs stored state is refused. Thoughts
 are reasoning items with their text in the open.
+
+Objects and events have every member that Open Responses demands. Two things differ there from
+OpenAI. The error event has its members inside of `error`, and here it has them in both places. The
+text of a thought comes in `response.reasoning_text` events as OpenAI's SDK knows them, and not in
+`response.reasoning` ones.
 """
 
 from __future__ import annotations
@@ -37,6 +42,7 @@ from piecework.client.gateway.formats.pieces import (
 from piecework_protocol.conversation import Message, Tool, ToolCall
 
 _STATEFUL: Final = ("previous_response_id", "conversation", "prompt")
+_NO_TOOL: Final[Mapping[str, Any]] = {"description": None, "parameters": None, "strict": None}
 _HOSTED: Final = "this gateway runs no tools. Only tools of type function are supported"
 
 
@@ -55,8 +61,8 @@ def parse_response(body: Any, options: FormatOptions = FormatOptions()) -> Ask: 
     wanted = take_wanted(fields, options, "max_output_tokens")
     stream = fields.flag("stream", False)
     fields.take("stream_options")
-    tools = _tools(fields)
-    plan, shown = _plan(fields, tools)
+    tools, functions = _tools(fields)
+    plan, shown = _plan(fields, tools, functions)
     thinking = _thinking(fields)
     if thinking and not isinstance(plan, Free):
         thinking = False  # a template begins with the answer
@@ -82,34 +88,49 @@ def _echo(body: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ApiError: One has lone surrogates.
     """
+    temperature, most = body.get("temperature"), body.get("max_output_tokens")
     echo = {
         "instructions": body.get("instructions"),
         "metadata": body.get("metadata") or {},
         "parallel_tool_calls": body.get("parallel_tool_calls") is not False,
-        "temperature": body.get("temperature"),
+        "temperature": 1.0 if temperature is None else temperature,
         "tool_choice": body.get("tool_choice") or "auto",
-        "tools": body.get("tools") or [],
-        "max_output_tokens": body.get("max_output_tokens"),
-        "text": body.get("text") or {"format": {"type": "text"}},
-        "reasoning": body.get("reasoning") or {"effort": None, "summary": None},
+        "tools": [_NO_TOOL | tool for tool in body.get("tools") or []],
+        "max_output_tokens": None if most == -1 else most,
+        "text": _text_field(body.get("text") or {}),
+        "reasoning": {"effort": None, "summary": None} | (body.get("reasoning") or {}),
+        "safety_identifier": body.get("safety_identifier"),
+        "prompt_cache_key": body.get("prompt_cache_key"),
     }
     for name, value in echo.items():
         plain_text(content.compact(value), name)
     return echo
 
 
-def _tools(fields: Fields) -> tuple[Tool, ...]:
+def _text_field(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the text is formatted, with the members that a schema's format may leave out."""
+    form = given.get("format") or {"type": "text"}
+    if form.get("type") == "json_schema":
+        form = {"description": None, "strict": False} | form
+    return {**given, "format": form}
+
+
+def _tools(fields: Fields) -> tuple[tuple[Tool, ...], list[Any]]:
+    """The functions that are offered, and how the request describes them."""
     raw = fields.take("tools") or []
     if not isinstance(raw, list):
         bad("tools is a list", "tools")
     for i, item in enumerate(raw):
         if not isinstance(item, dict) or item.get("type") != "function":
             bad(_HOSTED, f"tools[{i}].type", code="unsupported_parameter")
-    return content.tools(raw, "tools", raw)
+    return content.tools(raw, "tools", raw), raw
 
 
-def _plan(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Plan, tuple[Tool, ...]]:
+def _plan(
+    fields: Fields, tools: tuple[Tool, ...], functions: list[Any]
+) -> tuple[Plan, tuple[Tool, ...]]:
     parallel, choice = fields.flag("parallel_tool_calls", True), fields.take("tool_choice")
+    every = tools
     text = fields.inner("text")
     form = chat.response_plan(text.take("format"), "text.format")
     if text.rest():
@@ -121,7 +142,8 @@ def _plan(fields: Fields, tools: tuple[Tool, ...]) -> tuple[Plan, tuple[Tool, ..
             bad("tool_choice names a tool, and there are no tools", "tool_choice")
         return form or Free(), ()
     if choice in (None, "auto"):
-        free = Free(parallel_calls=parallel)
+        strict = chat.strict_schemas(fields, every, functions, "tools[{}].strict")
+        free = Free(parallel, {one.name: strict[one.name] for one in tools if one.name in strict})
         return (Structured(form.schema, free) if isinstance(form, Structured) else free), tools
     if choice == "required":
         return chat.called(tools, "tool_choice"), tools
@@ -160,13 +182,14 @@ class _Item:
     id: str
     text: list[str] = field(default_factory=list)
     call: ToolCall | None = None
+    status: str = "completed"
 
     def object(self, status: str) -> dict[str, Any]:
         """The item. Until it is completed a message has no parts."""
         text = "".join(self.text)
         head = {"id": self.id, "type": self.kind, "status": status}
         if self.call is not None:
-            arguments = self.call.arguments if status == "completed" else ""
+            arguments = "" if status == "in_progress" else self.call.arguments
             named = {"call_id": self.call.id, "name": self.call.name}
             return {**head, **named, "arguments": arguments}
         parts = [] if status == "in_progress" else [self.part(text)]
@@ -211,7 +234,7 @@ class ResponseReply:
             yield self._event(DRAFT_EVENT, draft=draft)
         elif isinstance(piece, Ended):
             self._reason = piece.reason
-            yield from self._close()
+            yield from self._close("incomplete" if piece.reason == "length" else "completed")
 
     def closing(self, totals: Totals, ours: Mapping[str, Any]) -> Iterator[Frame]:
         """Render response.completed, or response.incomplete."""
@@ -225,8 +248,9 @@ class ResponseReply:
         reason = {"code": error.code, "message": error.message}
         body = {**self._object("failed"), "error": reason}
         yield self._event("response.failed", response=body)
-        # The event's own type is error. That of the body would take its place.
-        yield self._event("error", code=error.code, message=error.message, param=error.param)
+        members = {"code": error.code, "message": error.message, "param": error.param}
+        # Open Responses has the members inside of `error`, OpenAI beside the event's own type.
+        yield self._event("error", **members, error={"type": error.kind, **members})
 
     def whole(self, head: Head, totals: Totals, ours: Mapping[str, Any]) -> dict[str, Any]:
         """Render the whole response."""
@@ -265,11 +289,12 @@ class ResponseReply:
             part = item.part("")
             yield self._event("response.content_part.added", **self._place(item), part=part)
 
-    def _close(self) -> Iterator[Frame]:
+    def _close(self, status: str = "completed") -> Iterator[Frame]:
         """End the item that is open."""
         item, self._open = self._open, None
         if item is None:
             return
+        item.status = status
         index = len(self._items) - 1
         if item.call is not None:
             place = {"item_id": item.id, "output_index": index}
@@ -281,7 +306,7 @@ class ResponseReply:
             more: dict[str, Any] = {"logprobs": []} if item.kind == "message" else {}
             yield self._event(f"response.{_word(item)}.done", **place, text=text, **more)
             yield self._event("response.content_part.done", **place, part=item.part(text))
-        shown = item.object("completed")
+        shown = item.object(item.status)
         yield self._event("response.output_item.done", output_index=index, item=shown)
 
     def _new_id(self, prefix: str) -> str:
@@ -294,7 +319,7 @@ class ResponseReply:
         """The response as it stands."""
         done = status not in ("in_progress", "failed")
         cut = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        items = [item.object("completed") for item in self._items] if done else []
+        items = [item.object(item.status) for item in self._items] if done else []
         return {
             "id": self._head.id,
             "object": "response",
@@ -309,7 +334,11 @@ class ResponseReply:
             "store": False,
             "background": False,
             "service_tier": "default",
-            "top_p": None,
+            "top_p": 1.0,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "top_logprobs": 0,
+            "max_tool_calls": None,
             "truncation": "disabled",
             "usage": None,
             **self._ask.echo,

@@ -300,6 +300,31 @@ def read_slot(slot: Slot, text: str) -> Content:
     return _read_sequence(text, members=slot.kind is SlotKind.MEMBERS)
 
 
+def written_in(slot: Slot, value: Any) -> Content:
+    """Return what a slot holds if `value` is the document. A value that has no such part holds
+    nothing there, and neither does one of another kind.
+    """
+    for step in slot.path:
+        inside = isinstance(value, dict) if isinstance(step, str) else isinstance(value, list)
+        if not inside or (step not in value if isinstance(step, str) else step >= len(value)):
+            return Content(None)
+        value = value[step]
+    if slot.kind is SlotKind.VALUE:
+        return Content(_written(value))
+    if slot.kind is SlotKind.TEXT:
+        return Content(_written(value)[1:-1] if isinstance(value, str) else None)
+    if slot.kind is SlotKind.ITEMS:
+        parts = tuple(map(_written, value)) if isinstance(value, list) else None
+    else:
+        whole = isinstance(value, dict)
+        parts = tuple(f"{_written(k)}: {_written(v)}" for k, v in value.items()) if whole else None
+    return Content(None) if parts is None else Content(", ".join(parts), parts)
+
+
+def _written(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
 def _read_text(text: str) -> Content:
     """Read a string's characters: as JSON has them, or as they are if that is no JSON.
 

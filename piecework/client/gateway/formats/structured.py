@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from piecework.base.jsons import loads
 from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path, SchemaFault
@@ -33,6 +33,7 @@ from piecework.client.gateway.formats.skeleton import (
     skeleton,
     token_estimate,
     token_floor,
+    written_in,
 )
 from piecework_protocol.kinds.read import Label, Question
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart
@@ -168,21 +169,47 @@ class Filling:
             why = f"{_shown(broken[0])} has no end"
         if faults and not broken:
             why = f"{_shown(faults[0].path)}: {faults[0].reason}"
+        judged = self._judged_all(read, faults, any_broken=bool(broken)) | unfinished
+        after = replace(self, pieces=self._next(judged, set(broken)), why=why)
+        after = after if charged is None else after._counted(len(text.encode()), charged)
+        return after._or_again(faults)
+
+    def holding(self, value: Any) -> Filling:
+        """Pin what is valid of a value that breaks the schema. What has no place is dropped.
+
+        The skeleton has to be empty.
+
+        Raises:
+            DocumentTooDear: A pattern of the schema takes too long on it.
+        """
+        slots = [piece for piece in self.pieces if isinstance(piece, Slot)]
+        read = {slot.path: written_in(slot, value) for slot in slots}
+        faults = self._faults(read)
+        missing = any(one.text is None for one in read.values())
+        judged = self._judged_all(read, faults, any_broken=missing)
+        why = f"{_shown(faults[0].path)}: {faults[0].reason}" if faults else ""
+        return replace(self, pieces=self._next(judged, set()), why=why)._or_again(faults)
+
+    def _judged_all(
+        self, read: Mapping[Path, Content], faults: list[SchemaFault], *, any_broken: bool
+    ) -> dict[Path, Content]:
+        """Say what of each slot can stay."""
+        slots = [piece for piece in self.pieces if isinstance(piece, Slot)]
         judged = {
-            slot.path: _judged(slot, read[slot.path], faults, any_broken=bool(broken))
+            slot.path: _judged(slot, read[slot.path], faults, any_broken=any_broken)
             for slot in slots
         }
         cut = {path for path, one in judged.items() if one.text not in (None, read[path].text)}
         if cut and self._faults(judged):
             # What was cut breaks another rule now.
             judged |= {path: Content(None) for path in cut}
-        judged |= unfinished
-        after = replace(self, pieces=self._next(judged, set(broken)), why=why)
-        after = after if charged is None else after._counted(len(text.encode()), charged)
-        if after.done and faults and self.schema.faults(loads(after.document)):
-            # What was pinned earlier breaks a rule together with what came now: begin again.
+        return judged
+
+    def _or_again(self, faults: list[SchemaFault]) -> Filling:
+        """Begin again if what was pinned earlier breaks a rule together with what came now."""
+        if self.done and faults and self.schema.faults(loads(self.document)):
             return replace(self, pieces=skeleton(self.schema), charged=None, least=0)
-        return after
+        return self
 
     def _unfinished(
         self, held: Mapping[Slot, str], faults: list[SchemaFault], charged: int | None
@@ -231,7 +258,7 @@ class Filling:
             return self
         return after
 
-    def _faults(self, read: dict[Path, Content]) -> list[SchemaFault]:
+    def _faults(self, read: Mapping[Path, Content]) -> list[SchemaFault]:
         """Judge the document, with null or nothing where a slot is broken."""
         written = "".join(
             piece if isinstance(piece, str) else _or_empty(piece, read[piece.path])

@@ -1,0 +1,248 @@
+"""Jobs of kind `open`: steps of a worker's earlier canvases, served beside the engine's own jobs.
+
+To the worker this is an engine. It passes everything on to the real one, but jobs of this kind. For
+those it finds the steps, kept or computed again, and reports each as a finished canvas.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Final
+
+from piecework_model.kinds.open import encode
+from piecework_model.requests import (
+    CanvasEvent,
+    CanvasFinish,
+    EncodedContent,
+    Event,
+    FailedEvent,
+    GenerationRequest,
+    OpeningAsked,
+    ProgressEvent,
+    StoppedEvent,
+)
+from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLink, ReplayedTrace
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import StoredJob
+from piecework_node.runtime.opener import CannotOpen, CanvasOpener
+from piecework_protocol.errors import MalformedInput, Reason, Refusal
+from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.open import OpenContent, OpenOutput
+from piecework_protocol.objects import Kind
+from piecework_protocol.openings import StepOpening
+from piecework_protocol.trace import CanvasRecord, leaf_of
+from piecework_protocol.types import Address, JobId
+
+NO_SUCH_STEPS: Final = "this payer has no such steps here"
+"""Of a job of somebody else nothing more is said."""
+
+Sink = Callable[[Event], Awaitable[None]]
+
+
+@dataclass(slots=True)
+class _Opening:
+    """A sequence of ours. limit: the first canvas that may not be reported yet."""
+
+    request: GenerationRequest
+    asked: OpeningAsked
+    limit: int
+    canvas: int
+    begun: bool = False
+    stopping: bool = False
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class OpeningDesk:
+    """Implements `EngineLink` around the engine. `sink` takes the events of what is served here."""
+
+    def __init__(self, engine: EngineLink, opener: CanvasOpener, journal: Journal) -> None:
+        self._engine, self._opener, self._journal = engine, opener, journal
+        self.sink: Sink | None = None
+        """The worker sets it."""
+        self._openings: dict[str, _Opening] = {}
+        self._large = asyncio.Lock()
+        """One opening with soft embeddings at a time: they may have a hundred MB."""
+        self._telling: set[asyncio.Task[None]] = set()
+
+    # --- EngineLink
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        return self._engine.facts
+
+    @property
+    def ready(self) -> bool:
+        return self._engine.ready
+
+    async def encode(self, content: Content) -> EncodedContent:
+        if isinstance(content, OpenContent):
+            return encode(content)
+        return await self._engine.encode(content)
+
+    async def replay(
+        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+    ) -> ReplayedTrace:
+        return await self._engine.replay(request, steps=steps, wanted=wanted, soft=soft)
+
+    def start(self, request: GenerationRequest) -> None:
+        if request.opening is None:
+            self._engine.start(request)
+            return
+        opening = _Opening(request, request.opening, request.canvas_limit, len(request.committed))
+        self._openings[request.request_id] = opening
+        opening.task = asyncio.create_task(self._serve(opening), name="opening")
+
+    def allow(self, request_id: str, canvas_limit: int) -> None:
+        opening = self._openings.get(request_id)
+        if opening is None:
+            self._engine.allow(request_id, canvas_limit)
+            return
+        opening.limit, opening.stopping = max(opening.limit, canvas_limit), False
+        opening.changed.set()
+
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+        opening = self._openings.get(request_id)
+        if opening is None:
+            self._engine.stop(request_id, finish_canvas=finish_canvas)
+            return
+        # A step that is found is reported at once, so no canvas is half done.
+        opening.stopping = True
+        if opening.begun:
+            opening.changed.set()
+        elif opening.task is not None:
+            opening.task.cancel()
+
+    def pause(self, *, free_memory: bool) -> None:
+        self._engine.pause(free_memory=free_memory)
+
+    def resume(self) -> None:
+        self._engine.resume()
+
+    def events(self) -> AsyncIterator[EngineEvent]:
+        return self._engine.events()
+
+    async def close(self) -> None:
+        """End what is served. The journal has what was reported."""
+        running = [opening.task for opening in self._openings.values() if opening.task is not None]
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, *self._telling, return_exceptions=True)
+
+    # --- openings
+
+    async def check(self, content: OpenContent, payer: Address) -> None:
+        """Check that steps can be asked for by this payer.
+
+        Raises:
+            Refusal: the job is not its own, the journal has let go of it, or the steps are others
+                than those that the worker has signed for.
+        """
+        stored = await self._journal.job(content.job)
+        if stored is None or stored.submission.channel.payer != payer:
+            raise Refusal(Reason.NOT_OPENED, NO_SUCH_STEPS)
+        fault = await self._fault(stored, content)
+        if fault is not None:
+            raise Refusal(Reason.NOT_OPENED, fault)
+
+    async def _fault(self, stored: StoredJob, content: OpenContent) -> str | None:
+        job = stored.submission.job
+        if job.kind not in (Kind.TEXT, Kind.READ):
+            return f"a job of kind {job.kind.name.lower()} has no steps of its own"
+        if content.canvas >= len(stored.canvases) or not _signed_for(stored, content):
+            return NO_SUCH_STEPS
+        signed = await self._journal.offer(job.offer)
+        model = None if signed is None else signed.offer.entry(job)
+        if model is None:
+            return "the journal does not have the offer of this job any more"
+        kept = content.canvas * model.canvas_size if KINDS[job.kind].keeps_canvases else 0
+        if content.context != stored.prompt_tokens + kept:
+            return f"{stored.prompt_tokens + kept} tokens come before this canvas"
+        return None
+
+    async def _serve(self, opening: _Opening) -> None:
+        """Find the steps, and report them as they are allowed."""
+        name = opening.request.request_id
+        try:
+            async with AsyncExitStack() as held:
+                if opening.asked.soft:
+                    await held.enter_async_context(self._large)
+                record, steps = await self._found(opening)
+                opening.begun = True
+                await self._tell(ProgressEvent(name, opening.canvas, 0, opening.asked.context))
+                for step in steps:
+                    if not await self._may_go_on(opening):
+                        break
+                    await self._report(opening, record, step)
+                else:
+                    return
+            await self._tell(self._stopped(opening))
+        except asyncio.CancelledError:
+            if not opening.stopping:
+                raise
+            # The one who stops it holds the channel's lock, which the report needs.
+            self._tell_later(self._stopped(opening))
+        except CannotOpen as error:
+            if self._engine.ready:  # otherwise the worker starts it again with the next engine
+                await self._tell(FailedEvent(name, "internal", str(error)))
+        except MalformedInput as error:
+            await self._tell(FailedEvent(name, "internal", str(error)))
+        finally:
+            self._openings.pop(name, None)
+
+    async def _found(self, opening: _Opening) -> tuple[CanvasRecord, tuple[StepOpening, ...]]:
+        asked = opening.asked
+        stored = await self._journal.job(JobId(asked.job))
+        if stored is None or asked.canvas >= len(stored.canvases):
+            raise CannotOpen("the journal does not have this job any more")
+        steps = asked.steps[opening.canvas :]
+        return await self._opener.opened(stored, asked.canvas, steps, soft=asked.soft)
+
+    async def _may_go_on(self, opening: _Opening) -> bool:
+        """Wait until the next canvas is allowed. False: the sequence is to stop."""
+        while not opening.stopping and opening.canvas >= opening.limit:
+            opening.changed.clear()
+            await opening.changed.wait()
+        return not opening.stopping
+
+    async def _report(self, opening: _Opening, record: CanvasRecord, step: StepOpening) -> None:
+        canvas, last = opening.canvas, len(opening.asked.steps) - 1
+        opening.canvas += 1
+        await self._tell(
+            CanvasEvent(
+                request_id=opening.request.request_id,
+                canvas=canvas,
+                token_ids=(),
+                charged_ids=(),
+                segments=(),
+                steps=1,
+                step_leaves=(leaf_of(step.fields),),
+                finish=CanvasFinish.END_OF_TEXT if canvas == last else CanvasFinish.MORE,
+                opened=OpenOutput(record.fields(), step.fields, step.soft),
+            )
+        )
+
+    def _stopped(self, opening: _Opening) -> StoppedEvent:
+        prompt_tokens = opening.asked.context if opening.begun else 0
+        return StoppedEvent(opening.request.request_id, opening.canvas, 0, prompt_tokens, ())
+
+    async def _tell(self, event: Event) -> None:
+        if self.sink is not None:
+            await self.sink(event)
+
+    def _tell_later(self, event: Event) -> None:
+        task = asyncio.ensure_future(self._tell(event))
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+
+def _signed_for(stored: StoredJob, content: OpenContent) -> bool:
+    """Whether the leaves that the client names are those of the canvas."""
+    leaves = stored.canvases[content.canvas].leaves
+    if not leaves or content.canvas_leaf != leaves[0]:
+        return False
+    last = content.steps[-1].step
+    return last + 1 < len(leaves) and all(leaves[w.step + 1] == w.leaf for w in content.steps)

@@ -1,0 +1,193 @@
+"""The steps of canvases that were made before: kept, sealed with the job, or computed again.
+
+What comes out is compared with the leaves of the journal before anybody gets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from piecework.base.errors import PieceworkError
+from piecework_model.jobs import generation_request
+from piecework_model.kinds.open import encode
+from piecework_model.requests import GenerationRequest
+from piecework_node.engine.link import EngineFacts, EngineLink
+from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
+from piecework_node.evidence.steps import StepSource
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import StoredJob
+from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.runtime.requests import unpack_ids
+from piecework_node.runtime.traces import RunningRequest
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds import KINDS
+from piecework_protocol.kinds.open import OpenContent
+from piecework_protocol.objects import Kind, ModelOffer
+from piecework_protocol.openings import KeptCanvas, StepOpening, unpack_records
+from piecework_protocol.sealing import content_context, resume_context
+from piecework_protocol.trace import CanvasRecord, leaf_of
+from piecework_protocol.types import JobId
+from piecework_protocol.worker_session import AcceptedJob
+
+
+class CannotOpen(PieceworkError):
+    """A leaf cannot be opened by this worker as it runs now."""
+
+
+class CanvasOpener:
+    """Opens the leaves of a worker's own canvases. `steps` has what is kept of them."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        engine: EngineLink,
+        keyring: SealingKeyring,
+        domain: Domain,
+        steps: StepSource | None = None,
+    ) -> None:
+        self._journal, self._engine = journal, engine
+        self._keyring, self._domain, self._steps = keyring, domain, steps
+
+    def is_kept(self, job: JobId, canvas: int) -> bool:
+        """Say whether all fields of a canvas should be there without the engine."""
+        return self._steps is not None and self._steps.has(job, canvas)
+
+    async def fields(self, stored: StoredJob, canvas: int, leaf: int) -> tuple[bytes, ...]:
+        """Return the fields of one leaf.
+
+        Raises:
+            CannotOpen: they are not there and cannot be computed as the engine runs now.
+        """
+        leaves = stored.canvases[canvas].leaves
+        if leaf and stored.submission.job.kind is Kind.OPEN:
+            return self._of_opening(stored, canvas)
+        kept = await self._kept(stored, canvas)
+        if kept is not None and len(kept.steps) >= leaf:
+            fields = kept.steps[leaf - 1].fields() if leaf else kept.canvas.fields()
+            if leaf_of(fields) == leaves[leaf]:
+                return fields
+        if not leaf:
+            return (await self._record(stored, canvas)).fields()
+        (opened,) = await self._replayed(stored, canvas, (leaf - 1,), soft=False)
+        return opened.fields
+
+    async def opened(
+        self, stored: StoredJob, canvas: int, steps: Sequence[int], *, soft: bool
+    ) -> tuple[CanvasRecord, tuple[StepOpening, ...]]:
+        """Return the canvas record and some steps, with their soft embeddings if they are wanted.
+
+        Raises:
+            CannotOpen: they are not there and cannot be computed as the engine runs now.
+        """
+        leaves = stored.canvases[canvas].leaves
+        kept = await self._kept(stored, canvas)
+        if kept is not None and kept.canvas.leaf() == leaves[0]:
+            record = kept.canvas
+        else:
+            record = await self._record(stored, canvas)
+        if record.leaf() != leaves[0]:
+            raise CannotOpen("the engine makes another canvas leaf than it did then")
+        shown = () if kept is None else kept.steps
+        if not soft and steps[-1] < len(shown):
+            found = [shown[step] for step in steps]
+            if all(one.leaf() == leaves[one.step + 1] for one in found):
+                return record, tuple(StepOpening(one.fields()) for one in found)
+        return record, await self._replayed(stored, canvas, steps, soft=soft)
+
+    async def _kept(self, stored: StoredJob, canvas: int) -> KeptCanvas | None:
+        return await self._steps.find(stored.id, canvas) if self._steps is not None else None
+
+    def _of_opening(self, stored: StoredJob, canvas: int) -> tuple[bytes, ...]:
+        """Return the fields of a step that was sold. They are sealed with the canvas."""
+        context = resume_context(self._domain, stored.id, canvas)
+        try:
+            secret = self._keyring.open(stored.canvases[canvas].resume_secret, context)
+            (record,) = unpack_records(secret)
+        except (MalformedInput, ValueError) as error:
+            raise CannotOpen(f"the opened step does not open any more: {error}") from None
+        return record.fields()
+
+    async def _record(self, stored: StoredJob, canvas: int) -> CanvasRecord:
+        facts, model = await self._engine_of(stored)
+        try:
+            request = await self._request(stored, canvas)
+            accepted = AcceptedJob(
+                stored.id,
+                stored.submission.job,
+                stored.submission.channel,
+                model,
+                stored.prompt_tokens,
+                stored.at,
+            )
+            running = RunningRequest(request, facts.vocab_size, facts.end_ids)
+            return running.canvas_record(accepted, request.committed)
+        except (EngineUnavailable, PromptRejected, MalformedInput) as error:
+            raise CannotOpen(str(error)) from error
+
+    async def _replayed(
+        self, stored: StoredJob, canvas: int, steps: Sequence[int], *, soft: bool
+    ) -> tuple[StepOpening, ...]:
+        facts, model = await self._engine_of(stored)
+        leaves = stored.canvases[canvas].leaves
+        if not runs(facts, model):
+            raise CannotOpen(f"the job ran on {model.profile}, and the engine is {facts.profile}")
+        try:
+            request = await self._request(stored, canvas)
+            replayed = await self._engine.replay(
+                request, steps=len(leaves) - 1, wanted=tuple(steps), soft=soft
+            )
+        except (EngineUnavailable, PromptRejected, ReplayDeclined, MalformedInput) as error:
+            raise CannotOpen(str(error)) from error
+        if replayed.step_leaves != tuple(leaves[1:]):
+            raise CannotOpen("the engine computes other numbers than it did for this job")
+        return replayed.steps
+
+    async def _engine_of(self, stored: StoredJob) -> tuple[EngineFacts, ModelOffer]:
+        """Return the engine that runs and the model of the job, which it has."""
+        facts = self._engine.facts
+        signed = await self._journal.offer(stored.submission.job.offer)
+        model = None if signed is None else signed.offer.entry(stored.submission.job)
+        if model is None:
+            raise CannotOpen("the journal does not have the offer of this job any more")
+        if facts is None:
+            raise CannotOpen("the engine is not running")
+        if facts.digest != model.digest:
+            raise CannotOpen("the job is of another model than the one that runs now")
+        return facts, model
+
+    async def _request(self, stored: StoredJob, committed: int) -> GenerationRequest:
+        """Make the request of a job again, with so many canvases committed.
+
+        Raises:
+            MalformedInput: What is sealed does not open.
+            PromptRejected, EngineUnavailable: The engine does not encode it.
+        """
+        job = stored.submission.job
+        sealed = await self._journal.sealed_content(stored.id)
+        if sealed is None:
+            raise CannotOpen("the content of this job is not kept any more")
+        data = self._keyring.open(sealed, content_context(self._domain, stored.id))
+        content = await asyncio.to_thread(KINDS[job.kind].decode_content, data)
+        if isinstance(content, OpenContent):
+            encoded = encode(content)
+        else:
+            encoded = await self._engine.encode(content)
+        return generation_request(
+            "replay",
+            encoded,
+            job.parameters,
+            canvas_limit=committed + 1,
+            committed=tuple(self._committed(stored, index) for index in range(committed)),
+            drafts=False,
+        )
+
+    def _committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
+        context = resume_context(self._domain, stored.id, canvas)
+        return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
+
+
+def runs(facts: EngineFacts, model: ModelOffer) -> bool:
+    """Whether an engine has the weights and the last bits of an offered one."""
+    return (facts.digest, facts.profile) == (model.digest, model.profile)

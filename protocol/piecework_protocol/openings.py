@@ -1,0 +1,184 @@
+"""What a worker opens of a canvas: the fields of its leaves, in a file and in a compact form. Pure.
+
+An *openings file* is one JSON object on one line:
+
+    {"format": "piecework-openings/1", "canvas": ["0x…", …],
+     "steps": [{"fields": ["0x…", …], "soft": "0x…" or null}, …]}
+
+canvas: the six fields of `trace.CanvasField`. fields: the seven fields of `trace.StepField`, in
+their order. soft: the soft embedding's values, row by row, in the number type that the step's own
+field names. The fields of a canvas or a step lead to its leaf without a proof, because all of them
+are there.
+
+The compact form is what a worker keeps: fields without soft embeddings, compressed.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from piecework.base.jsons import loads
+from piecework_protocol.encoding import Reader, Writer
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.limits import MAX_CANVAS_TOKENS, MAX_DENOISING_STEPS
+from piecework_protocol.trace import CanvasField, CanvasRecord, StepField, StepRecord
+
+FORMAT: Final = "piecework-openings/1"
+MAX_OPENINGS_BYTES: Final = 512 * 2**20
+"""48 steps of the released model in hex take 140 MB."""
+MAX_STEP_BYTES: Final = 128 + 20 * MAX_CANVAS_TOKENS
+"""The fields of one step without its soft embedding, with their lengths."""
+MAX_KEPT_BYTES: Final = 1024 + MAX_DENOISING_STEPS * MAX_STEP_BYTES
+"""What is kept of a canvas, before it is compressed."""
+_KEPT_VERSION: Final = 1
+_COMPRESSION: Final = 1
+"""The fastest. A step's canvas repeats the one before it, which any level finds."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOpening:
+    """All fields of a step, and its soft embedding as bytes if it is opened."""
+
+    fields: tuple[bytes, ...]
+    soft: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCanvas:
+    """The record of a canvas and some of its steps.
+
+    canvas: None where only steps are known.
+    """
+
+    canvas: CanvasRecord | None
+    steps: tuple[StepOpening, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCanvas:
+    """What a worker keeps of a canvas: all that its leaves commit to, without soft embeddings."""
+
+    canvas: CanvasRecord
+    steps: tuple[StepRecord, ...]
+
+
+# --- the file
+
+
+def read_openings(data: bytes) -> OpenedCanvas:
+    """Read an openings file. Whether it is of a canvas that was signed is not checked here.
+
+    Raises:
+        MalformedInput: It is not such a file.
+    """
+    try:
+        body = loads(data)
+        if body["format"] != FORMAT or len(body["steps"]) > MAX_DENOISING_STEPS:
+            raise MalformedInput(f"the format is not {FORMAT}")
+        return OpenedCanvas(_canvas(body["canvas"]), tuple(_step(one) for one in body["steps"]))
+    except KeyError as error:
+        raise MalformedInput(f"this is no openings file: it lacks {error}") from None
+    except (TypeError, ValueError, AttributeError, MalformedInput) as error:
+        raise MalformedInput(f"this is no openings file: {error}") from None
+
+
+def write_openings(canvas: CanvasRecord, steps: Sequence[StepOpening]) -> bytes:
+    """Give the bytes of an openings file."""
+    body = {
+        "format": FORMAT,
+        "canvas": [_hexed(field) for field in canvas.fields()],
+        "steps": [
+            {
+                "fields": [_hexed(field) for field in step.fields],
+                "soft": None if step.soft is None else _hexed(step.soft),
+            }
+            for step in steps
+        ],
+    }
+    return json.dumps(body, separators=(",", ":")).encode() + b"\n"
+
+
+def _canvas(fields: Any) -> CanvasRecord | None:
+    return CanvasRecord.parse([_bytes(field) for field in fields]) if fields else None
+
+
+def _step(body: Any) -> StepOpening:
+    fields = tuple(_bytes(field) for field in body["fields"])
+    if len(fields) != len(StepField):
+        raise MalformedInput(f"a step has {len(StepField)} fields")
+    soft = body["soft"]
+    return StepOpening(fields, None if soft is None else _bytes(soft))
+
+
+def _bytes(text: str) -> bytes:
+    if not text.startswith("0x"):
+        raise ValueError("bytes begin with 0x")
+    return bytes.fromhex(text[2:])
+
+
+def _hexed(data: bytes) -> str:
+    return "0x" + data.hex()
+
+
+# --- the compact form
+
+
+def pack_records(steps: Sequence[StepRecord]) -> bytes:
+    """Put the fields of steps behind each other, each behind its length."""
+    writer = Writer()
+    writer.number(len(steps), 4)
+    for step in steps:
+        for field in step.fields():
+            writer.data(field)
+    return bytes(writer)
+
+
+def unpack_records(data: bytes) -> tuple[StepRecord, ...]:
+    """Undo `pack_records`.
+
+    Raises:
+        MalformedInput: The bytes are not such.
+    """
+    reader = Reader(data, "a list of steps")
+    steps = reader.items(_record, MAX_DENOISING_STEPS)
+    reader.end()
+    return steps
+
+
+def _record(reader: Reader) -> StepRecord:
+    return StepRecord.parse([reader.data() for _ in StepField])
+
+
+def pack_canvas(kept: KeptCanvas) -> bytes:
+    """Compress a canvas as a worker keeps it."""
+    writer = Writer()
+    writer.number(_KEPT_VERSION, 1)
+    for field in kept.canvas.fields():
+        writer.data(field)
+    return zlib.compress(bytes(writer) + pack_records(kept.steps), _COMPRESSION)
+
+
+def unpack_canvas(data: bytes) -> KeptCanvas:
+    """Undo `pack_canvas`.
+
+    Raises:
+        MalformedInput: The bytes are not such, or would be larger than any canvas.
+    """
+    unpacker = zlib.decompressobj()
+    try:
+        plain = unpacker.decompress(data, MAX_KEPT_BYTES)
+    except zlib.error:
+        raise MalformedInput("a kept canvas is not compressed as it should be") from None
+    if not unpacker.eof:
+        raise MalformedInput(f"a kept canvas has at most {MAX_KEPT_BYTES} bytes")
+    reader = Reader(plain, "a kept canvas")
+    if reader.number(1) != _KEPT_VERSION:
+        raise MalformedInput(f"a kept canvas has version {_KEPT_VERSION}")
+    canvas = CanvasRecord.parse([reader.data() for _ in CanvasField])
+    steps = reader.items(_record, MAX_DENOISING_STEPS)
+    reader.end()
+    return KeptCanvas(canvas, steps)

@@ -1,0 +1,94 @@
+"""Leaving a market on a real chain: killed at every point, repeated, and everything paid once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from piecework.chain.calls import Call
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework_node.daemon.leaving import LeaveStep
+from piecework_protocol.types import parse_address
+from tests.support.chains import MIN_STAKE, UNBONDING_DELAY_S, TestMarket, deployed
+from tests.support.commands import piecework
+from tests.support.node.leaving import killed, leave, leave_here
+from tests.support.node.owed import FEE, OPERATOR, OWED, OWNER, OwedWorker, owed_worker
+from tests.support.worker_process import PASSWORD, RECEIVER
+
+pytestmark = pytest.mark.process
+
+MOST_POINTS = 60
+ENVIRONMENT = {"PIECEWORK_PASSWORD": PASSWORD}
+
+
+async def tokens(market: TestMarket) -> tuple[int, int]:
+    """What the payout address and the owner hold."""
+    reader = market.reader
+    return (
+        await reader.token_balance(market.token, RECEIVER),
+        await reader.token_balance(market.token, OWNER.address),
+    )
+
+
+async def killed_until_it_ends(owed: OwedWorker) -> int:
+    """Kill each attempt a point later than the one before; how many died."""
+    for point in range(MOST_POINTS):
+        if not await killed(leave_here, owed.hands, point):
+            return point
+    pytest.fail("leaving never came to its end")
+
+
+async def test_a_kill_at_any_point_costs_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    async with EmbeddedChain() as chain, deployed(chain) as market:
+        owed = await owed_worker(tmp_path, market, chain.url)
+        before = await tokens(market)
+        assert await killed_until_it_ends(owed) > 8
+        assert await tokens(market) == (before[0] + OWED + FEE, before[1])
+
+        waiting = await leave(owed.hands)
+        assert waiting.next is LeaveStep.WAIT and waiting.at is not None and waiting.call is None
+        assert [step.new for step in waiting.steps] == [False] * 5
+        known = await market.reader.worker(OPERATOR.address)
+        assert known is not None and not known.active
+        assert waiting.at == known.unbond_requested_at + UNBONDING_DELAY_S
+
+        await market.pass_time(UNBONDING_DELAY_S)
+        assert await killed_until_it_ends(owed) > 8
+        done = await leave(owed.hands)
+        assert done.next is None and any("coin" in line for line in done.left)
+        assert await tokens(market) == (before[0] + OWED + FEE, before[1] + MIN_STAKE)
+        assert await market.reader.worker(OPERATOR.address) is None
+
+
+async def test_without_the_owners_key_it_says_what_to_send_and_goes_on_when_that_is_mined(
+    tmp_path: Path,
+) -> None:
+    async with EmbeddedChain() as chain, deployed(chain) as market:
+        owed = await owed_worker(tmp_path, market, chain.url)
+        command = ("worker", "leave", "--home", str(owed.hands.home))
+        unasked = await piecework(*command, environment=ENVIRONMENT)
+        assert unasked.code == 2 and "Say --yes" in unasked.err
+        assert "7 d from then on" in unasked.out
+
+        told = await piecework(*command, "--yes", "--json", environment=ENVIRONMENT)
+        found = told.json()
+        assert [step["step"] for step in found["steps"]] == [
+            "drain",
+            "settle",
+            "offers",
+            "earnings",
+        ]
+        call = found["transaction"]
+        assert found["next"] == "unbond" and call["what"] == "requestUnbond"
+        assert int(call["to"], 16) == int.from_bytes(market.deployment.registry)
+
+        await market.run(OWNER, _as_call(call))
+        waiting = await piecework(*command, environment=ENVIRONMENT)
+        assert "next   wait      the delay holds the stake for " in waiting.out
+        assert "Run this again after " in waiting.out
+
+
+def _as_call(call: dict[str, str]) -> Call:
+    to = parse_address(call["to"])
+    return Call(call["what"], to, bytes.fromhex(call["data"][2:]), 200_000)

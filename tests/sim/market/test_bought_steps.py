@@ -1,0 +1,144 @@
+"""The shipped client buys the steps of its canvases from the shipped worker."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from piecework.client.auditing import audit_rules
+from piecework.client.errors import JobFailed
+from piecework.client.evidence import NO_TEXTS, make_evidence
+from piecework.client.jobs.events import JobFinished, StepOpened
+from piecework.client.jobs.preparing import prepare
+from piecework.client.jobs.requests import Filters, JobRequest, OpenRequest
+from piecework.client.jobs.run import Caller, JobRun
+from piecework.client.jobs.selection import rank
+from piecework.client.journal.records import Memories
+from piecework.client.openings import NothingToOpen, buy_steps
+from piecework_protocol.limits import MAX_OPENED_STEPS
+from piecework_protocol.objects import AuditOutcome
+from piecework_protocol.openings import read_openings
+from piecework_protocol.pricing import Usage, price
+from piecework_protocol.trace import leaf_of
+from piecework_protocol.types import JobId
+from tests.support.client_side import ask
+from tests.support.fake_chain import TOKEN_INFO
+from tests.support.node.fake_engine import CANVAS
+from tests.support.node.harness import OPERATOR
+from tests.support.shipped import EventList, ShippedMarket
+
+if TYPE_CHECKING:
+    from piecework.client.journal.store import Store
+
+TOKENS = 40
+
+
+class ShippedBuyer:
+    """Implements `openings.Buyer` over a market in one process."""
+
+    def __init__(self, market: ShippedMarket) -> None:
+        self.market = market
+        self.asked: list[OpenRequest] = []
+
+    @property
+    def store(self) -> Store:
+        return self.market.store
+
+    def run(self, request: JobRequest) -> JobRun:
+        async def drive(caller: Caller) -> None:
+            assert isinstance(request, OpenRequest)
+            self.asked.append(request)
+            filters = Filters(now=self.market.harness.clock.now(), token=TOKEN_INFO)
+            (choice,) = rank(request, [self.market.harness.offer], Memories(), filters).choices
+            job, channel = await prepare(self.market.context(), choice, request)
+            from piecework.client.jobs.driver import JobDriver
+
+            await JobDriver(self.market.context(), job, caller, admitted=channel).run()
+
+        return JobRun(drive, lambda run: None)
+
+
+async def traded(market: ShippedMarket) -> JobId:
+    """A job of several canvases that was paid."""
+    await market.open_channel()
+    job = await market.prepare(ask(max_tokens=TOKENS, seed=3))
+    await market.driver(job, EventList()).run()
+    return job.id
+
+
+async def test_bought_steps_fit_the_leaves_and_the_rules_read_them(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path) as market, asyncio.timeout(60):
+        job = await traded(market)
+        buyer = ShippedBuyer(market)
+        receipts = {r.receipt.canvas: r for r in market.store.receipts(job=job)}
+        for canvas, row in receipts.items():
+            bought = await buy_steps(buyer, job, canvas, soft=canvas == 1)
+            assert bought.canvas.leaf() == row.leaves[0]
+            assert [leaf_of(step.fields) for step in bought.steps] == [*row.leaves[1:]]
+            assert all((step.soft is not None) is (canvas == 1) for step in bought.steps)
+            model = market.harness.offer.offer.models[0]
+            prompt = market.store.job(job).prompt_tokens or 0
+            usage = Usage(prompt + canvas * CANVAS, 0, len(bought.steps))
+            assert bought.cost == price(model, usage)
+            opened = read_openings(bought.file)
+            assert opened.steps == bought.steps and opened.canvas == bought.canvas
+            evidence = await make_evidence(market.context(), job, NO_TEXTS)
+            # The fake engine's ids are not Philox's, which only opened steps can show.
+            found = audit_rules(evidence, canvas, bought.file)
+            assert found.outcome is AuditOutcome.FAIL
+            assert all("(leaves)" not in line for line in found.findings)
+        assert {request.operator for request in buyer.asked} == {OPERATOR.address}
+
+
+async def test_an_opening_goes_to_the_worker_of_the_job_alone(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path) as market, asyncio.timeout(60):
+        job = await traded(market)
+        buyer = ShippedBuyer(market)
+        await buy_steps(buyer, job, 0, soft=False)
+        (request,) = buyer.asked
+        filters = Filters(now=market.harness.clock.now(), token=TOKEN_INFO)
+        offers = [market.harness.offer]
+        assert rank(request, offers, Memories(), filters).choices
+        other = OpenRequest(request.content, market.signer.address, request.model)
+        assert not rank(other, offers, Memories(), filters).choices
+        assert len(request.content.steps) <= MAX_OPENED_STEPS
+
+
+async def test_an_opening_keeps_no_text_and_its_evidence_is_whole(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path, keep_text=True) as market, asyncio.timeout(60):
+        job = await traded(market)
+        await buy_steps(ShippedBuyer(market), job, 0, soft=True)
+        (opening,) = {r.receipt.job for r in market.store.receipts()} - {job}
+        kept = market.store.texts(JobId(opening))
+        assert kept.content is None and not kept.outputs
+        file = await make_evidence(market.context(), JobId(opening), NO_TEXTS)
+        assert file.acceptance is not None and file.payments
+
+
+async def test_what_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path) as market, asyncio.timeout(60):
+        job = await traded(market)
+        with pytest.raises(NothingToOpen, match="canvas 99"):
+            await buy_steps(ShippedBuyer(market), job, 99, soft=False)
+        market.harness.engine.numerics = b"another kernel"
+        with pytest.raises(JobFailed):
+            await buy_steps(ShippedBuyer(market), job, 0, soft=False)
+
+
+async def test_a_client_that_follows_an_opening_again_sees_all_of_its_steps(
+    tmp_path: Path,
+) -> None:
+    async with ShippedMarket(tmp_path) as market, asyncio.timeout(60):
+        job = await traded(market)
+        await buy_steps(ShippedBuyer(market), job, 0, soft=True)
+        (opening,) = {r.receipt.job for r in market.store.receipts()} - {job}
+        row, caller = market.store.job(JobId(opening)), EventList()
+        market.restart_client()
+        await market.driver(row, caller, replay=True).run()
+        steps = [event for event in caller.events if isinstance(event, StepOpened)]
+        assert len(steps) == market.store.receipts(job=job)[0].receipt.steps
+        assert all(event.again and event.soft is not None for event in steps)
+        assert isinstance(caller.events[-1], JobFinished)

@@ -1,0 +1,130 @@
+"""A market with disputes in which every role is a process: what its people type, and its books."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from piecework.chain.deployment import Deployment
+from piecework.chain.dev.anvil import Anvil
+from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
+from piecework.chain.disputes import ChallengeOpened, DisputeReader
+from piecework.chain.reader import ChainReader
+from piecework_protocol.types import Address, parse_address, to_hex
+from tests.support.chains import USD
+from tests.support.commands import COMMAND_TIMEOUT_S, Said, piecework
+
+PROVING_COST = USD // 10
+TERMS = {
+    "proving_cost": PROVING_COST,
+    "min_bond_wei": 10**15,
+    "verdict_fee": USD,
+    "committee": [],
+    "threshold": 0,
+}
+DEPLOYER = {"PIECEWORK_DEPLOYER_KEY": to_hex(ANVIL_FAUCET_KEY)}
+CLIENT = {"PIECEWORK_PASSWORD": "the password of the client"}
+
+
+async def deploy(
+    anvil: Anvil, root: Path, name: str, *, token: Address | None = None, **terms: Any
+) -> Path:
+    """Make a market with `piecework chain deploy`. Returns its deployment file."""
+    of_token = () if token is None else ("--token", to_hex(token))
+    wanted, file = root / f"{name}-terms.json", root / f"{name}.json"
+    wanted.write_text(json.dumps({**TERMS, **terms}))
+    said = await piecework(
+        *("chain", "deploy", "--rpc", anvil.url, "--out", str(file)),
+        *("--disputes", str(wanted), *of_token, "--json"),
+        environment=DEPLOYER,
+    )
+    assert said.json()["file"] == str(file)
+    return file
+
+
+async def give(file: Path, to: str, *, native: str, tokens: str) -> None:
+    """Somebody sends coins and test tokens."""
+    gift = ("--to", to, "--native", native, "--tokens", tokens)
+    (await piecework("chain", "faucet", "--deployment", str(file), *gift, "--json")).json()
+
+
+@dataclass
+class Customer:
+    """A client's home, and what its owner types."""
+
+    home: Path
+    payer: Address = field(default_factory=lambda: Address(bytes(20)))
+
+    @classmethod
+    async def join(
+        cls, home: Path, file: Path, index: str, *, tokens: int, deposit: int
+    ) -> Customer:
+        """Make a home, get money, and put `deposit` whole tokens into the escrow."""
+        customer = cls(home)
+        made = await customer.types("init", "--deployment", str(file), "--index", index)
+        customer.payer = parse_address(made["payer"])
+        await give(file, made["payer"], native="1", tokens=str(tokens))
+        await customer.types("deposit", str(deposit))
+        return customer
+
+    async def types(self, *arguments: str) -> Any:
+        """Run a verb of the client that answers with JSON."""
+        return (await self.says(*arguments, "--json")).json()
+
+    async def says(self, *arguments: str, within_s: float = COMMAND_TIMEOUT_S) -> Said:
+        """Run a verb of the client."""
+        typed = ("client", *arguments, "--home", str(self.home))
+        return await piecework(*typed, environment=CLIENT, within_s=within_s)
+
+    async def evidence(self, job: str, file: Path) -> Path:
+        """Export the evidence of a job."""
+        await self.types("evidence", "export", job, "--output", str(file))
+        return file
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What the chain says of the money of a market with disputes, to the unit."""
+
+    reader: ChainReader
+    deployment: Deployment
+
+    @property
+    def disputes(self) -> DisputeReader:
+        return DisputeReader(self.reader.rpc, self.deployment)
+
+    async def challenges(self, operator: Address) -> tuple[ChallengeOpened, ...]:
+        """Every challenge to an operator."""
+        return await self.disputes.challenges_to(operator, 0, await self.reader.latest_block())
+
+    async def coins(self, who: Address) -> int:
+        """What an address has, and what waits for it in the dispute contract, in wei."""
+        waiting = (await self.disputes.credits_of(who)).coins
+        return await self.reader.native_balance(who) + waiting
+
+    async def paid(self, who: Address) -> int:
+        """What an address got in transactions, less what it sent in them and paid for gas, in wei.
+
+        What a contract sent it is not in it.
+        """
+        rpc, total = self.reader.rpc, 0
+        for number in range(1, await self.reader.latest_block() + 1):
+            block = await rpc.call("eth_getBlockByNumber", hex(number), True)
+            for tx in block["transactions"]:
+                value = int(tx["value"], 16)
+                if tx["to"] == to_hex(who).lower():
+                    total += value
+                if tx["from"] != to_hex(who).lower():
+                    continue
+                receipt = await rpc.call("eth_getTransactionReceipt", tx["hash"])
+                gas = int(receipt["gasUsed"], 16) * int(receipt["effectiveGasPrice"], 16)
+                total -= gas + (value if int(receipt["status"], 16) else 0)
+        return total
+
+    async def in_disputes(self) -> int:
+        """What the dispute contract holds, in wei."""
+        contract = self.deployment.disputes_contract
+        assert contract is not None
+        return await self.reader.native_balance(contract)

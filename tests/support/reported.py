@@ -1,0 +1,81 @@
+"""Signed reports of audits, about jobs that never ran."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from piecework_protocol.evidence.file import EvidenceFile
+from piecework_protocol.evidence.reports import AuditFound, ReportFile, make_report
+from piecework_protocol.merkle import EMPTY_ROOT
+from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.rules.philox import IdPurpose, RandomIds
+from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.trace import (
+    CanvasRecord,
+    EmbeddingType,
+    StepRecord,
+    soft_field,
+    trace_root,
+    write_bits,
+    write_ids,
+)
+from piecework_protocol.types import Digest
+from tests.support.evidence import PAYER, PROMPT_TOKENS, SIZE, Story, evidence
+from tests.support.fake_chain import DOMAIN
+from tests.support.offers import operator
+
+VOCABULARY = 997
+SILENT = Story(with_text=False)
+PASSED, FAILED = AuditOutcome.PASS, AuditOutcome.FAIL
+
+
+def report(
+    level: AuditLevel = AuditLevel.REPLAY,
+    outcome: AuditOutcome = PASSED,
+    *,
+    story: Story = SILENT,
+    canvas: int = 0,
+    signer: LocalSigner = PAYER,
+) -> ReportFile:
+    """A report about a job as the story says."""
+    return make_report(evidence(story), AuditFound(canvas, level, outcome), signer)
+
+
+def invented_trace() -> ReportFile:
+    """A worker signed a canvas whose first step does not begin with Philox's noise."""
+    file, openings = _invented()
+    found = AuditFound(0, AuditLevel.RULES, FAILED)
+    return make_report(file, found, PAYER, openings)
+
+
+def _invented() -> tuple[EvidenceFile, dict[str, Any]]:
+    file = evidence(Story(steps=(1,), sentences=("Once.",), with_text=False))
+    job, (shown,) = file.job.job, file.canvases
+    record = CanvasRecord(
+        canvas=0,
+        size=SIZE,
+        vocab_size=VOCABULARY,
+        kind=job.kind,
+        seed=job.parameters.seed,
+        parameters=job.parameters.struct_hash(),
+        content=job.content,
+        pinned=Digest(EMPTY_ROOT),
+        prompt_tokens=PROMPT_TOKENS,
+    )
+    noise = RandomIds(job.parameters.seed, 0, 0, IdPurpose.INITIAL, VOCABULARY)
+    before = write_ids([noise.at(place) ^ 1 for place in range(SIZE)])
+    after = write_ids(range(SIZE))
+    soft = soft_field(EmbeddingType.FLOAT32, bytes(8))
+    everywhere = write_bits([True] * SIZE)
+    step = StepRecord(0, 0, before, after, after, everywhere, soft, bytes(6 * SIZE))
+    leaves = (record.leaf(), step.leaf())
+    receipt = shown.receipt.replace(trace_root=trace_root(leaves))
+    signature = sign(DOMAIN, receipt, operator("worker"))
+    canvas = replace(shown, receipt=receipt, signature=signature, leaves=leaves)
+    openings = {
+        "format": "piecework-openings/1",
+        "canvas": ["0x" + one.hex() for one in record.fields()],
+        "steps": [{"fields": ["0x" + one.hex() for one in step.fields()], "soft": None}],
+    }
+    return replace(file, canvases=(canvas,), payments=()), openings

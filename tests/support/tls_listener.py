@@ -1,0 +1,57 @@
+"""Something that listens on loopback and answers as told: TLS, or anything else."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from piecework_node.keys.tls import create_tls, load_tls
+from piecework_protocol.types import Address, Digest, Timestamp
+
+
+@asynccontextmanager
+async def tls_listener(operator: Address) -> AsyncIterator[tuple[int, Digest, list[str]]]:
+    """Answer TLS with a worker's certificate. Gives port, pin, and the server names asked for."""
+    certificate, key = create_tls(operator, Timestamp(1_750_000_000))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    names: list[str] = []
+    context.sni_callback = lambda _, name, __: names.append(name)
+    with TemporaryDirectory() as folder:
+        files = Path(folder, "tls.pem"), Path(folder, "tls.key")
+        for file, content in zip(files, (certificate, key), strict=True):
+            file.write_bytes(content)
+        context.load_cert_chain(*files)
+        pin = load_tls(*files, operator).digest
+    server = await asyncio.start_server(
+        lambda _, writer: writer.transport.abort(), "127.0.0.1", 0, ssl=context
+    )
+    try:
+        yield server.sockets[0].getsockname()[1], pin, names
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def saying(answer: bytes) -> AsyncIterator[int]:
+    """Take connections, say these bytes again and again, and give the port."""
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while answer:
+                writer.write(answer)
+                await writer.drain()
+            await reader.read()
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()

@@ -1,0 +1,115 @@
+"""Signed reports of audits: what bears them out, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from piecework_protocol.errors import EvidenceRefused
+from piecework_protocol.evidence.reports import (
+    AuditFound,
+    Bearing,
+    ReportFile,
+    check_report,
+    make_report,
+    read_report,
+    write_report,
+)
+from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.signing import sign
+from piecework_protocol.types import Digest
+from tests.support.evidence import PAYER, Story, evidence
+from tests.support.fake_chain import DOMAIN
+from tests.support.offers import operator
+from tests.support.reported import FAILED, PASSED, SILENT, invented_trace, report
+
+
+def test_a_report_file_reads_back_as_it_was_written() -> None:
+    for file in (report(), invented_trace()):
+        data = write_report(file)
+        assert read_report(data) == file
+        with pytest.raises(EvidenceRefused, match="one form"):
+            read_report(data.replace(b",", b", ", 1))
+
+
+def test_a_replay_that_failed_is_a_report_and_no_proof() -> None:
+    checked = check_report(report(AuditLevel.REPLAY, FAILED))
+    assert (checked.bearing, checked.findings) == (Bearing.REPORTED, ())
+    assert check_report(report(AuditLevel.FORCED, FAILED)).bearing is Bearing.REPORTED
+
+
+def test_rules_that_hold_are_checked() -> None:
+    assert check_report(report(AuditLevel.RULES)).bearing is Bearing.CHECKED
+
+
+def test_rules_that_hold_cannot_be_reported_as_broken() -> None:
+    with pytest.raises(EvidenceRefused, match="the rules say otherwise"):
+        check_report(report(AuditLevel.RULES, FAILED))
+
+
+def test_contradictions_of_the_worker_are_proven() -> None:
+    story = replace(SILENT, contradictory=True)
+    checked = check_report(report(AuditLevel.REPLAY, PASSED, story=story))
+    assert checked.bearing is Bearing.PROVEN
+    assert checked.findings == (
+        "two receipts for canvas 0",
+        "two acceptances with other prompt tokens",
+    )
+
+
+def test_a_contradiction_of_the_client_is_no_failure_of_the_worker() -> None:
+    file = evidence(replace(SILENT, contradictory=True))
+    own = replace(file, contradictions=file.contradictions[2:])
+    made = make_report(own, AuditFound(0, AuditLevel.REPLAY, PASSED), PAYER)
+    assert check_report(made).bearing is Bearing.REPORTED
+
+
+def test_an_invented_trace_is_proven_from_what_is_open() -> None:
+    checked = check_report(invented_trace())
+    assert checked.bearing is Bearing.PROVEN
+    assert any(text.startswith("rule 12 (initial)") for text in checked.findings)
+    assert checked.file.report.rule > 0
+
+
+def test_fields_that_the_worker_did_not_sign_prove_nothing() -> None:
+    file = invented_trace()
+    assert file.openings is not None
+    step = file.openings["steps"][0]["fields"]
+    for i, field in enumerate(step):
+        other = field[:-2] + ("00" if field[-2:] != "00" else "01")
+        changed = [*step[:i], other, *step[i + 1 :]]
+        openings = {**file.openings, "steps": [{"fields": changed, "soft": None}]}
+        with pytest.raises(EvidenceRefused, match="openings"):
+            check_report(replace(file, openings=openings))
+
+
+def _by_the_worker(file: ReportFile) -> ReportFile:
+    return replace(file, signature=sign(DOMAIN, file.report, operator("worker")))
+
+
+def _resigned(file: ReportFile, **changes: object) -> ReportFile:
+    changed = file.report.replace(**changes)
+    return replace(file, report=changed, signature=sign(DOMAIN, changed, PAYER))
+
+
+@pytest.mark.parametrize(
+    ("change", "member"),
+    [
+        (_by_the_worker, "signature"),
+        (lambda file: replace(file, report=file.report.replace(outcome=FAILED)), "signature"),
+        (lambda file: replace(file, canvas=1), r"report\.receipt"),
+        (lambda file: replace(file, canvas=2), "canvas"),
+        (lambda file: _resigned(file, receipt=Digest(bytes(32))), r"report\.receipt"),
+        (lambda file: _resigned(file, evidence=Digest(bytes(32))), r"report\.evidence"),
+        (lambda file: _resigned(file, profile=Digest(bytes(32))), r"report\.profile"),
+        (lambda file: _resigned(file, outcome=AuditOutcome.NO_VERDICT), r"report\.outcome"),
+        (lambda file: replace(file, evidence=evidence(Story(seed=5, with_text=False))), "report"),
+    ],
+)
+def test_a_report_that_does_not_hold_names_its_member(
+    change: Callable[[ReportFile], ReportFile], member: str
+) -> None:
+    with pytest.raises(EvidenceRefused, match=f"^{member}"):
+        check_report(change(report()))
