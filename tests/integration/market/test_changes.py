@@ -95,8 +95,8 @@ async def new_prices_are_offered(worker: WorkerProcess) -> None:
 
 async def what_is_refused_changes_nothing(worker: WorkerProcess) -> None:
     before = worker.home.config.read_bytes()
-    dear = await worker_command(worker, "set", "price_per_thousand_steps", "9000")
-    assert "credit" in dear.line() or "bound" in dear.line()
+    small = await worker_command(worker, "set", "credit_first", "0.000001")
+    assert "credit_first must be" in small.line()
     assert "Did you mean slots" in (await worker_command(worker, "set", "slotts", "3")).line()
     assert "worker payout" in (await worker_command(worker, "set", "payout", "0x1")).line()
     assert (await worker_command(worker, "set", "slots")).code == 2

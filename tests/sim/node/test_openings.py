@@ -58,7 +58,7 @@ async def follow(client: Client, line: JobStream) -> None:
     async with asyncio.timeout(30):
         while line.ended is None or client.harness.journal.books[client.id].ledger.unpaid:
             if not (client.read(line) or await client.deliver(line)):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -161,7 +161,7 @@ async def test_an_opening_goes_on_after_a_kill_and_nothing_is_paid_twice() -> No
     async with asyncio.timeout(30):
         while len(line.receipts) < 2:
             if not (client.read(line) or await client.deliver(line)):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
     client.forget(line)
     await harness.boot()
     await client.submit(line)
@@ -178,7 +178,7 @@ async def test_a_client_that_leaves_pays_for_what_came(tmp_path: Path) -> None:
     async with asyncio.timeout(30):
         while not line.receipts:
             if not client.read(line):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
     line.cancel()
     await follow(client, line)
     assert 1 <= len(line.receipts) < len(job.canvases[canvas].leaves) - 1
@@ -193,7 +193,7 @@ async def test_an_engine_that_is_lost_meanwhile_costs_a_start(tmp_path: Path) ->
     async with asyncio.timeout(30):
         while not line.receipts:
             if not client.read(line):
-                await asyncio.sleep(0.001)
+                await asyncio.sleep(0)
     await harness.worker.engine_event(harness.engine.lose())
     await harness.worker.engine_event(harness.engine.come_back())
     await follow(client, line)
@@ -254,7 +254,7 @@ async def test_a_worker_that_opens_something_else_is_not_paid() -> None:
         async with asyncio.timeout(30):
             while True:
                 if not client.read(line):
-                    await asyncio.sleep(0.001)
+                    await asyncio.sleep(0)
     assert client.book.cumulative == paid
     assert harness.runtime.openings is not None
     await harness.runtime.openings.close()
