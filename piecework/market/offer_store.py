@@ -16,6 +16,7 @@ from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.history import MarketHistory
 from piecework.market.limits import FOLLOW_INTERVAL_S, FOLLOWED_AT_ONCE, MAX_OFFERS
 from piecework.market.listing import Listed
+from piecework.market.rounds import repeat
 from piecework.market.storage.database import MarketDatabase
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
@@ -151,17 +152,17 @@ class OfferStore:
             await asyncio.sleep(0)
 
     async def follow(self, clock: Clock, log: Any) -> None:
-        """Catch up again and again until cancelled. A failure is logged once until it is over."""
-        failed = ""
-        while True:
-            await asyncio.sleep(FOLLOW_INTERVAL_S)
-            try:
-                await self.catch_up(Timestamp(int(clock.wall())))
-                failed = ""
-            except OfferStoreError as error:
-                if str(error) != failed:
-                    log.error("database", error=str(error))
-                failed = str(error)
+        """Catch up again and again until cancelled. A failure is logged once until it is over.
+
+        A row that cannot be read, such as one of a newer program, costs its round.
+        """
+        await repeat(
+            lambda: self.catch_up(Timestamp(int(clock.wall()))),
+            log.error,
+            "database",
+            FOLLOW_INTERVAL_S,
+            FOLLOW_INTERVAL_S,
+        )
 
     def _list(self, listed: Listed) -> None:
         """Show an offer, unless a newer one came while its transaction ended."""

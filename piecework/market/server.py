@@ -57,6 +57,7 @@ from piecework.market.limits import (
 from piecework.market.listing import Listed, Query
 from piecework.market.metrics import MarketMetrics
 from piecework.market.offer_store import OfferStore
+from piecework.market.rounds import repeat
 from piecework.market.settlements import EventSource, follow
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
@@ -403,7 +404,11 @@ class IndexServer:
     async def _working(self, _: web.Application) -> AsyncIterator[None]:
         store, log = self._store, self._log
         tasks = (
-            asyncio.create_task(self._sweep_forever(), name="market sweep"),
+            asyncio.create_task(
+                # Expired offers are not shown anyway, so that a failed round may wait.
+                repeat(self._sweep, log.error, "database", SWEEP_INTERVAL_S, SWEEP_INTERVAL_S),
+                name="market sweep",
+            ),
             asyncio.create_task(store.follow(self._clock, log), name="market offers"),
             asyncio.create_task(
                 follow(store.history, self._registry, log), name="market settlements"
@@ -414,15 +419,9 @@ class IndexServer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _sweep_forever(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
-            try:
-                self._store.sweep(self._now())
-                await self._store.record(self._now())
-            except OfferStoreError as error:
-                # Expired offers are not shown anyway, and the next round tries again.
-                self._log.error("database", error=str(error))
+    async def _sweep(self) -> None:
+        self._store.sweep(self._now())
+        await self._store.record(self._now())
 
 
 def _origin(request: web.Request) -> str:

@@ -6,7 +6,6 @@ of the index waits for it.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final, Protocol
 
@@ -14,6 +13,7 @@ from piecework.chain.events import ChannelClosed, ChannelOpened, EscrowEvent, Se
 from piecework.chain.records import Block
 from piecework.market.history import ChannelEvent, Closed, MarketHistory, Opened, Paid
 from piecework.market.limits import SETTLEMENTS_INTERVAL_S
+from piecework.market.rounds import repeat
 from piecework_protocol.objects import Channel
 from piecework_protocol.types import Address
 
@@ -83,17 +83,9 @@ async def follow(history: MarketHistory, chain: EventSource, log: Any) -> None:
     An error of ours, or an event that fits no table, ends the round that it came in. The index
     shows an older history then, and everything else of it goes on.
     """
-    failed = ""
-    while True:
-        try:
-            await catch_up(history, chain)
-            failed = ""
-        except Exception as error:  # noqa: BLE001  it ends this round alone
-            told = f"{type(error).__name__}: {error}"
-            if told != failed:
-                log.warning("settlements", error=str(error), error_class=type(error).__name__)
-            failed = told
-        await asyncio.sleep(SETTLEMENTS_INTERVAL_S)
+    await repeat(
+        lambda: catch_up(history, chain), log.warning, "settlements", SETTLEMENTS_INTERVAL_S
+    )
 
 
 async def _read(events: Sequence[EscrowEvent], chain: EventSource) -> list[ChannelEvent]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -10,24 +11,29 @@ from typing import Any
 import apsw
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from structlog.testing import CapturingLogger
 
 from piecework.base.migrations import SchemaTooNew
 from piecework.market.errors import Declined, OfferStoreError
-from piecework.market.listing import Query
+from piecework.market.limits import FOLLOW_INTERVAL_S
+from piecework.market.listing import Listed, Query
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework.market.storage.database import open_database
 from piecework.market.storage.schema import STEPS
 from piecework.market.storage.sqlite import DIALECT, SCHEMA
-from piecework_protocol.types import Timestamp, Uint64, to_hex
+from piecework_protocol.types import Amount, Timestamp, Uint64, to_hex
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock
 from tests.support.databases import START, Cluster, an_offer_store
 from tests.support.fake_chain import DOMAIN, EXPLORER, FakeChain
 from tests.support.offers import offer, operator, receiver
-from tests.support.waiting import until
+from tests.support.virtual_time import LoopClock, simulate
+from tests.support.waiting import pass_time, until
 
-NAMES = ("worker", "other")
+NAMES, NOW = ("worker", "other"), Timestamp(START)
+POLL_S = 0.2
+"""An index answers only so many requests of one address, and the clock of its limits stands."""
 Http = TestClient[Any, Any]
 
 
@@ -98,6 +104,34 @@ async def test_an_address_that_leads_nowhere_is_named_without_its_password(addre
     assert "secret" not in str(refused.value)
 
 
+def test_a_row_that_cannot_be_read_costs_one_round(tmp_path: Path) -> None:
+    file, log = tmp_path / "market.db", CapturingLogger()
+
+    async def two_rounds() -> list[int]:
+        # A file: time that is skipped cannot wait for a server.
+        here, there = await an_offer_store(file, DOMAIN), await an_offer_store(file, DOMAIN)
+        database = await open_database(file)
+        async with database.change() as db:
+            sql = "INSERT INTO published VALUES ($1, 1, $2, $3, '5', $4, 1)"
+            unknown = operator("other").address
+            await db.rows(sql, unknown, START + 300, b"of a newer program", START)
+        await there.put(Listed(offer(), encode_offer(offer()), Amount(5), NOW), NOW)
+        following = asyncio.create_task(here.follow(LoopClock(), log))
+        seen = []
+        for _ in range(2):
+            await pass_time(FOLLOW_INTERVAL_S + 0.1)
+            seen.append(here.catalogue.count(NOW))
+        following.cancel()
+        for one in (here, there, database):
+            await one.close()
+        return seen
+
+    assert simulate(two_rounds()) == [0, 1]
+    assert [(call.method_name, call.kwargs["error_class"]) for call in log.calls] == [
+        ("error", "MalformedInput")
+    ]
+
+
 # --- several instances
 
 
@@ -152,7 +186,7 @@ async def both(postgres: Cluster) -> AsyncIterator[Instances]:
 async def test_an_offer_taken_in_by_one_instance_is_listed_by_the_other(both: Instances) -> None:
     for sequence, at in ((1, 0), (2, 1), (3, 0)):
         assert await both.post(at, sequence) == 201
-        await until(partial(both.lists, 1 - at, sequence))
+        await until(partial(both.lists, 1 - at, sequence), poll_s=POLL_S)
     assert await both.post(1, 3) == 200
 
 
@@ -184,8 +218,8 @@ async def test_an_index_lists_while_its_database_is_away_and_goes_on_when_it_is_
     async def taken() -> bool:
         return await both.post(0, 3) == 201
 
-    await until(taken)
-    await until(lambda: both.lists(1, 3))
+    await until(taken, poll_s=POLL_S)
+    await until(lambda: both.lists(1, 3), poll_s=POLL_S)
 
 
 @pytest.mark.process
