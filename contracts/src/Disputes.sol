@@ -167,7 +167,8 @@ contract Disputes is IDisputes, EIP712, ReentrancyGuardTransient {
         uint64 answerBy = startsAt + ANSWER_SECONDS;
         _challenges[id] = Stored(Status.Open, lane, answerBy, registration, uint96(msg.value));
         emit ChallengeOpened(id, asked.operator, asked, startsAt, answerBy, uint96(msg.value));
-        registry.freeze(asked.operator, answerBy + VERDICT_SECONDS);
+        // A verdict comes until that second. The stake is free from the next one.
+        registry.freeze(asked.operator, answerBy + VERDICT_SECONDS + 1);
     }
 
     /// @inheritdoc IDisputes
@@ -410,9 +411,14 @@ contract Disputes is IDisputes, EIP712, ReentrancyGuardTransient {
         _lanes[operator][lane] = startsAt + ANSWER_SECONDS;
     }
 
-    /// @dev An answer frees its lane for the next question, unless another waits on it already.
+    /// @dev An answer frees its lane for the next question, unless another waits on it already. What was answered while
+    /// it waited frees its own window only: an earlier one may still run. When nothing is open, every lane is free.
     function _freeLane(address operator, uint8 lane, uint64 answerBy) private {
-        if (_lanes[operator][lane] == answerBy) _lanes[operator][lane] = uint64(block.timestamp);
+        if (openCount[operator] == 0) {
+            delete _lanes[operator];
+        } else if (_lanes[operator][lane] == answerBy) {
+            _lanes[operator][lane] = answerBy - ANSWER_SECONDS;
+        }
     }
 
     /// @dev Takes `amount`, of which the reward is at most `most`.

@@ -13,6 +13,7 @@ contract BookRegistry {
     uint64 public id;
     uint128 public forfeited;
     uint128 public rewarded;
+    uint64 public frozenUntil;
     bool public suspended;
 
     function set(uint128 stake_, uint64 id_) external {
@@ -28,6 +29,10 @@ contract BookRegistry {
         stake -= amount;
         if (payee == address(0)) forfeited += amount;
         else rewarded += amount;
+    }
+
+    function freeze(address, uint64 until) external {
+        frozenUntil = until;
     }
 
     function suspend(address, bool suspended_) external {
@@ -180,6 +185,47 @@ contract DisputesSymbolic {
         Before memory b = _before(asked, sender);
         _prove(asked, sender);
         assert(book.rewarded() == b.stake / 10);
+    }
+
+    // ------------------------------------------------------------------ challenge
+
+    /// @dev Any bond that the payer has.
+    function _ask(Challenge memory asked) private returns (uint256 bond) {
+        bond = svm.createUint(96, "bond");
+        verifier.tell(abi.encode(asked, uint64(svm.createUint(64, "deadline"))));
+        vm.deal(asked.challenger, bond);
+        vm.prank(asked.challenger);
+        disputes.challenge{value: bond}("");
+    }
+
+    function check_challenge() public {
+        (Challenge memory asked, address sender) = _challenge();
+        bytes32 id = disputes.challengeId(asked);
+        Before memory b = _before(asked, sender);
+        ChallengeState memory was = disputes.getChallenge(id);
+        bytes32 wasOpen = disputes.openOf(asked.channel);
+        uint256 held = address(disputes).balance;
+        uint256 bond = _ask(asked);
+        assert(was.status == Status.None && wasOpen == 0);
+        ChallengeState memory made = disputes.getChallenge(id);
+        assert(made.status == Status.Open && made.bond == bond && bond >= 1);
+        assert(address(disputes).balance == held + bond);
+        assert(disputes.openOf(asked.channel) == id && disputes.openCount(asked.operator) == b.open + 1);
+        assert(made.answerBy >= block.timestamp + 1 days && made.answerBy <= block.timestamp + 8 days);
+        assert(book.frozenUntil() > made.answerBy + 1 days);
+        assert(_taken(b) == 0 && !book.suspended() && disputes.lost() == b.lost);
+        (uint256 tokens, uint256 coins) = _payerGained(asked, b);
+        assert(tokens == 0 && coins == 0);
+        (tokens, coins) = _operatorGained(asked, b);
+        assert(tokens == 0 && coins == 0);
+        _senderHas(sender, b);
+    }
+
+    function fails_challenge() public {
+        (Challenge memory asked, address sender) = _challenge();
+        _before(asked, sender);
+        _ask(asked);
+        assert(disputes.getChallenge(disputes.challengeId(asked)).answerBy == block.timestamp + 1 days);
     }
 
     // ------------------------------------------------------------------ conclude

@@ -15,6 +15,7 @@ interface SVM {
 interface VM {
     function assume(bool condition) external;
     function prank(address sender) external;
+    function deal(address who, uint256 coins) external;
     function etch(address target, bytes calldata code) external;
     function warp(uint256 timestamp) external;
     function load(address target, bytes32 slot) external returns (bytes32);

@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# DisputesSymbolic is proved by its name: its negated twins were not run yet.
-CONTRACTS = ("EscrowSymbolic",)
+# With its solver. yices 2.6.4 finds counterexamples to Disputes that are none (PROPERTIES.md).
+CONTRACTS = {"EscrowSymbolic": "yices", "DisputesSymbolic": "z3"}
 HALMOS = Path(sys.executable).parent / "halmos"
 # The longest query takes minutes. The limit is for a machine that others use.
 QUERY_LIMIT_MS = 3_600_000
@@ -35,9 +35,11 @@ def outcomes(contract: str, prefix: str) -> dict[str, int]:
         report = Path(folder) / "report.json"
         command = [str(HALMOS), "--root", str(ROOT), "--forge-build-out", "out-halmos"]
         command += ["--contract", contract, "--function", prefix]
+        command += ["--solver", CONTRACTS[contract]]
         command += ["--solver-timeout-assertion", str(QUERY_LIMIT_MS)]
         command += ["--json-output", str(report)]
-        subprocess.run(command, env=environment, check=False)
+        # The path of solc in foundry.toml counts from here.
+        subprocess.run(command, cwd=ROOT, env=environment, check=False)
         if not report.is_file():
             raise SystemExit("halmos wrote no report")
         results = json.loads(report.read_text())["test_results"]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from piecework.base.errors import PieceworkError
 
-class BadPacking(Exception):
+
+class BadPacking(PieceworkError):
     """Packed bytes that cannot be unpacked. `known` says whether it is their packing that is."""
 
     def __init__(self, message: str, *, known: bool = True) -> None:

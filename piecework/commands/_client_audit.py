@@ -81,20 +81,8 @@ def audit(
     common.one_of("--by", by, ("self",))
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
     bought = job is not None and buy and openings is None and level != "replay"
-    if level == "forced" and openings is None and not bought:
-        common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
-    opened = b"" if openings is None else _or_no_verdict(lambda: _opened(openings))
-    if evidence is not None:
-        file = _or_no_verdict(lambda: _read(evidence))
-        drawn, missing = _drawn(file, canvas), ""
-    else:
-        wish = _Wish(job or "", canvas, level, buy=bought)
-        file, drawn, made, missing = with_client(
-            home, password_file, lambda client: _export(client, wish)
-        )
-        opened = opened or made
-        if level == "forced" and not opened:
-            common.fail(missing, NO_VERDICT)
+    wish = _Wish(job or "", canvas, level, buy=bought)
+    file, drawn, opened, missing = _looked_up(wish, evidence, openings, (home, password_file))
     report = _audit(file, drawn, level, opened, EngineChoice(model, device))
     verdict = _exit_code(report) != NO_VERDICT
     told = tell(telling, file, report, opened) if telling.wanted and verdict else None
@@ -116,6 +104,23 @@ class EngineChoice(NamedTuple):
 
     model: Path | None
     device: str
+
+
+def _looked_up(
+    wish: _Wish, evidence: Path | None, openings: Path | None, place: tuple[Home, PasswordFile]
+) -> tuple[EvidenceFile, int, bytes, str]:
+    """Return the evidence, the canvas, its openings, and what is missing."""
+    if wish.level == "forced" and openings is None and not wish.buy:
+        common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
+    opened = b"" if openings is None else _or_no_verdict(lambda: _opened(openings))
+    if evidence is not None:
+        read = _or_no_verdict(lambda: _read(evidence))
+        return read, _drawn(read, wish.canvas), opened, ""
+    file, drawn, made, missing = with_client(*place, lambda client: _export(client, wish))
+    opened = opened or made
+    if wish.level == "forced" and not opened:
+        common.fail(missing, NO_VERDICT)
+    return file, drawn, opened, missing
 
 
 async def _export(client: PieceworkClient, wish: _Wish) -> tuple[EvidenceFile, int, bytes, str]:

@@ -39,7 +39,7 @@ def evidence(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write what this worker holds of a job, in the format of `client evidence export`.
+    """Write what this worker holds of a job, as an evidence file.
 
     It says what it lacks. The worker may run or not. Check the file with: piecework verify-reply
     FILE.

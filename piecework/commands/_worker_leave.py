@@ -125,10 +125,10 @@ def rotate_key(
     password_file: PasswordFile = None,
     json: Json = False,
 ) -> None:
-    """Replace the operator key: a new one is registered, and the old channels are settled.
+    """Replace the operator key by a new registration with a stake.
 
-    The new registration needs a stake of its own. The old stake leaves after the unbonding delay.
-    Run it again with the same --replace if it was cut off.
+    The old channels are settled, and the old stake leaves after the unbonding delay. Run it
+    again with the same --replace if it was cut off.
     """
     place = place_of(home)
     old = _replaced(place, replace)

@@ -45,7 +45,7 @@ def update(
         Path | None, typer.Option(help="File with the key's password.")
     ] = None,
 ) -> None:
-    """Bring in another version: made beside the old one, checked, then switched to.
+    """Switch to another version, and back if it fails.
 
     The worker drains. If the new version fails its check or is not ready in time, the old one runs
     again and this ends with exit code 1.

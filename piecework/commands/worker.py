@@ -260,7 +260,7 @@ def _model_settings(model: str) -> dict[str, Any]:
 def check(
     *, home: HomeOption = None, password_file: PasswordFile = None, json: Json = False
 ) -> None:
-    """Check everything that it takes to earn, as a client and an index see it.
+    """Check all that it takes to earn, as others see it.
 
     Each line that is not ok has a code and what to do. Exit code 1 if anything fails. `--json` has
     the shape of `linkerd check -o json`.

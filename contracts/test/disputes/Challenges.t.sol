@@ -10,9 +10,23 @@ import {
 } from "../../src/interfaces/IEvidenceVerifier.sol";
 import {IWorkerRegistry} from "../../src/interfaces/IWorkerRegistry.sol";
 import {Verdict} from "../../src/libraries/EvidenceTypes.sol";
+import {PieceworkTypes} from "../../src/libraries/PieceworkTypes.sol";
 import {OpenedLeaf, TraceLeaves} from "../../src/libraries/TraceLeaves.sol";
 import {DisputesBase} from "./DisputesBase.sol";
 import {Trace, TraceBuilder} from "./TraceBuilder.sol";
+
+/// @notice A payer that calls again while it is paid.
+contract Reentering {
+    IDisputes private immutable _disputes;
+
+    constructor(IDisputes disputes) {
+        _disputes = disputes;
+    }
+
+    receive() external payable {
+        _disputes.pushCredits(address(this));
+    }
+}
 
 /// @notice The life of a challenge: opening, answer, silence, verdict, and where every coin goes.
 contract ChallengesTest is DisputesBase {
@@ -39,7 +53,7 @@ contract ChallengesTest is DisputesBase {
         (bytes32 id, Challenge memory asked,) = challenged();
         expectStatus(id, Status.Open);
         vm.assertEq(disputes.getChallenge(id).answerBy, block.timestamp + DAY, "answerBy");
-        vm.assertEq(registry.getWorker(operator).frozenUntil, block.timestamp + 2 * DAY, "frozen");
+        vm.assertEq(registry.getWorker(operator).frozenUntil, block.timestamp + 2 * DAY + 1, "frozen");
         vm.assertEq(disputes.openOf(asked.channel), id, "open");
         vm.assertEq(disputes.openCount(operator), 1, "count");
         vm.assertEq(address(disputes).balance, disputes.getChallenge(id).bond, "bond");
@@ -56,6 +70,42 @@ contract ChallengesTest is DisputesBase {
         vm.expectRevert(abi.encodeWithSelector(IDisputes.BondTooSmall.selector, bond - 1, bond));
         vm.prank(payer);
         disputes.challenge{value: bond - 1}(question);
+    }
+
+    function test_a_bond_that_its_place_does_not_hold_is_refused() public {
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        bytes memory question = _question(subject, signed, 1, 1);
+        vm.deal(payer, 2 ** 97);
+        vm.expectPartialRevert(IDisputes.BondTooSmall.selector);
+        vm.prank(payer);
+        disputes.challenge{value: 2 ** 96}(question);
+        vm.prank(payer);
+        bytes32 id = disputes.challenge{value: 2 ** 96 - 1}(question);
+        vm.assertEq(disputes.getChallenge(id).bond, 2 ** 96 - 1, "bond");
+    }
+
+    function test_a_worker_that_never_registered_is_not_challenged() public {
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        subject.channel.operator = vm.addr(STRANGER_KEY);
+        subject.job.channel = escrow.channelId(subject.channel);
+        signed.receipt.job = jobId(subject);
+        signed.signature = signHash(STRANGER_KEY, PieceworkTypes.hashReceipt(signed.receipt));
+        _refused(_question(subject, signed, 1, 1), IWorkerRegistry.UnknownWorker.selector);
+        vm.assertEq(address(disputes).balance, 0, "the bond is not taken");
+    }
+
+    function test_a_worker_that_challenges_itself_gains_nothing() public {
+        payer = operator;
+        vm.deal(payer, 1 ether);
+        (, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        disputes.answer(asked, leaf);
+        (, asked,) = challenged();
+        later(DAY + 1);
+        disputes.conclude(asked);
+        disputes.pushCredits(operator);
+        vm.assertEq(operator.balance, 1 ether, "only what it had");
+        vm.assertEq(address(disputes).balance, 0, "nothing of anybody else");
+        vm.assertEq(stakeOf(operator), STAKE - SILENCE, "stake");
     }
 
     function test_only_payer_and_authorizer_challenge() public {
@@ -119,7 +169,7 @@ contract ChallengesTest is DisputesBase {
             vm.assertEq(answerBy, i < 8 ? start + DAY : start + 2 * DAY, "answerBy");
         }
         vm.assertEq(disputes.openCount(operator), 9, "open");
-        vm.assertEq(registry.getWorker(operator).frozenUntil, start + 3 * DAY, "frozen");
+        vm.assertEq(registry.getWorker(operator).frozenUntil, start + 3 * DAY + 1, "frozen");
         disputes.answer(first, leaf);
         vm.assertEq(disputes.openCount(operator), 8, "open");
     }
@@ -142,7 +192,50 @@ contract ChallengesTest is DisputesBase {
             uint64 inLine = uint64(block.timestamp + (i / 8 + 1) * DAY);
             vm.assertEq(answerBy, inLine < longest ? inLine : longest, "answerBy");
         }
-        vm.assertEq(registry.getWorker(operator).frozenUntil, longest + DAY, "frozen");
+        vm.assertEq(registry.getWorker(operator).frozenUntil, longest + DAY + 1, "frozen");
+    }
+
+    /// @dev Answered first to last, the last lane would stay taken until the end of the line.
+    function test_when_every_question_is_answered_nobody_waits() public {
+        Challenge[] memory asked = new Challenge[](20);
+        OpenedLeaf[] memory leaves = new OpenedLeaf[](20);
+        for (uint256 i = 0; i < 20; ++i) {
+            (, asked[i], leaves[i]) = challenged();
+        }
+        for (uint256 i = 0; i < 20; ++i) {
+            disputes.answer(asked[i], leaves[i]);
+        }
+        for (uint256 i = 0; i < 8; ++i) {
+            (bytes32 id,,) = challenged();
+            vm.assertEq(disputes.getChallenge(id).answerBy, block.timestamp + DAY, "no line");
+        }
+    }
+
+    /// @dev The opened bytes are on the chain, so anybody sends such an answer, also who wants more windows to run.
+    function test_an_answer_to_a_question_in_line_starts_no_ninth_window() public {
+        uint64 start = uint64(block.timestamp);
+        Challenge memory waiting;
+        OpenedLeaf memory leaf;
+        for (uint256 i = 0; i < 16; ++i) {
+            (, Challenge memory asked, OpenedLeaf memory opened) = challenged();
+            if (i == 8) (waiting, leaf) = (asked, opened);
+        }
+        disputes.answer(waiting, leaf);
+        (bytes32 id,,) = challenged();
+        vm.assertEq(disputes.getChallenge(id).answerBy, start + 2 * DAY, "the first one's window still runs");
+    }
+
+    function test_a_stake_is_frozen_in_the_last_second_of_a_verdict() public {
+        vm.prank(operator);
+        registry.requestUnbond(operator);
+        later(6 * DAY);
+        (bytes32 id, Challenge memory asked) = _escalated();
+        vm.warp(disputes.getChallenge(id).answerBy + DAY);
+        vm.expectPartialRevert(IWorkerRegistry.StillFrozen.selector);
+        vm.prank(operator);
+        registry.withdrawStake(operator);
+        disputes.judge(asked, true, ROOT, SOON, votes(id, true, SOON));
+        vm.assertEq(stakeOf(operator), STAKE - STAKE / 10, "stake");
     }
 
     // ------------------------------------------------------------------ answering
@@ -497,5 +590,19 @@ contract ChallengesTest is DisputesBase {
         vm.expectRevert(abi.encodeWithSelector(IDisputes.CoinsRefused.selector, payer));
         disputes.pushCredits(payer);
         expectCredits(payer, 0, bond);
+    }
+
+    function test_a_payer_that_calls_again_while_it_is_paid_gets_nothing() public {
+        payer = address(new Reentering(disputes));
+        vm.deal(payer, 1 ether);
+        (bytes32 id, Challenge memory asked,) = challenged();
+        challenged();
+        uint96 bond = disputes.getChallenge(id).bond;
+        later(DAY + 1);
+        disputes.conclude(asked);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.CoinsRefused.selector, payer));
+        disputes.pushCredits(payer);
+        expectCredits(payer, 0, bond);
+        vm.assertEq(address(disputes).balance, 2 * uint256(bond), "coins");
     }
 }

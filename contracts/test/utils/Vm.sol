@@ -23,6 +23,8 @@ interface Vm {
     function warp(uint256 timestamp) external;
     function chainId(uint256 id) external;
     function fee(uint256 baseFee) external;
+    function store(address target, bytes32 slot, bytes32 value) external;
+    function load(address target, bytes32 slot) external view returns (bytes32);
     function getCode(string calldata artifact) external view returns (bytes memory);
     function deal(address who, uint256 wei_) external;
     function snapshotState() external returns (uint256 id);

@@ -30,9 +30,10 @@ own for each.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -89,7 +90,9 @@ class _Answers:
 
 
 def _answers(codec: TextCodec, questions: tuple[Question, ...]) -> tuple[_Answers, ...]:
-    own = [_own_tokens(codec, question) for question in questions]
+    # Questions often share their labels. Each text is looked up once.
+    token = functools.cache(functools.partial(_token, codec))
+    own = [_own_tokens(token, question) for question in questions]
     coded = [
         len(question.labels) for question, tokens in zip(questions, own, strict=True) if not tokens
     ]
@@ -102,15 +105,20 @@ def _answers(codec: TextCodec, questions: tuple[Question, ...]) -> tuple[_Answer
     return tuple(answers)
 
 
-def _own_tokens(codec: TextCodec, question: Question) -> _Answers | None:
+def _own_tokens(token: Callable[[str], int | None], question: Question) -> _Answers | None:
     """Let labels stand for themselves, or return None if one of them is not one token."""
     names = [label.name for label in question.labels]
     if not all(name == name.strip() and 0 < len(name) <= _LONGEST_TOKEN for name in names):
         return None
     for lead, space in ((" ", ""), ("", " ")):
-        tokens = tuple(token for name in names if (token := _token(codec, lead + name)) is not None)
+        tokens: list[int] = []
+        for name in names:
+            found = token(lead + name)
+            if found is None:
+                break
+            tokens.append(found)
         if len(set(tokens)) == len(names):
-            return _Answers(("- ",) * len(names), space, tokens)
+            return _Answers(("- ",) * len(names), space, tuple(tokens))
     return None
 
 

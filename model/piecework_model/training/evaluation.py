@@ -313,7 +313,7 @@ def reads(ask: Asking, rng: random.Random, count: int) -> tuple[Rows, list[measu
 
 def _held_out(loaded: LoadedModel) -> Rows:
     """Measure the losses on samples that training does not see, in nats a token."""
-    settings = loop.TrainingSettings(seed=7, own_states_share=0.0)
+    settings = loop.TrainingSettings(seed=7, own_states_share=0.0, reads_first=False)
     network = Network(loaded.model, torch.float32)
     found: list[list[float]] = []
     for step in range(_HELD_OUT_BATCHES):

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from safetensors import safe_open
@@ -32,13 +33,15 @@ from piecework_model.sampling.sampler import accept
 from piecework_model.training import batches, skills
 from piecework_model.training.network import Network
 
+FIRST_STEPS: Final = skills.FIRST_MIXTURES[-1][0]
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingSettings:
     """What a run depends on, besides the code. The same settings give the same weights.
 
     own_states_share: of the batches of the second half that show the sampler's own states.
-    first_steps: that learn to read and nothing else, at `first_rate` times the peak rates.
+    reads_first: whether the first steps read and do nothing else, at `first_rate` times the peaks.
     """
 
     seed: int = 20261122
@@ -48,7 +51,7 @@ class TrainingSettings:
     warmup_steps: int = 60
     encoder_weight: float = 0.5
     reading_weight: float = 3.0
-    first_steps: int = 800
+    reads_first: bool = True
     first_rate: float = 0.25
     self_conditioning_share: float = 0.35
     own_states_share: float = 0.7
@@ -140,7 +143,7 @@ def _rate(step: int, settings: TrainingSettings) -> float:
     """Compute the rate: linear warm-up to that of the first steps, linear warm-up to the peak, then
     a cosine down to 2 % of it.
     """
-    warmup, first = settings.warmup_steps, settings.first_steps
+    warmup, first = settings.warmup_steps, FIRST_STEPS if settings.reads_first else 0
     if step < first:
         return settings.first_rate * min(1.0, (step + 1) / warmup)
     if step < first + warmup:
@@ -212,8 +215,9 @@ class Optimizer:
 def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.TrainingSample]]:
     """Draw the samples of one step, one list a mixture. They depend on the arguments alone."""
     rng = random.Random(f"samples {settings.seed} {step}")  # noqa: S311 (no secret)
-    mixtures = skills.FIRST_MIXTURES if step < settings.first_steps else skills.MIXTURES
-    return [mixture.draw(rng) for mixture in mixtures]
+    first = skills.FIRST_MIXTURES if settings.reads_first else ()
+    found = (mixtures for until, mixtures in first if step < until)
+    return [mixture.draw(rng) for mixture in next(found, skills.MIXTURES)]
 
 
 class Noise:

@@ -46,7 +46,7 @@ class _Normalized(torch.autograd.Function):
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedContext:
     """What the encoder makes of contexts [B, L].
 
     hidden: [B, L, H]. cache: keys and values [B, L, heads, D], one pair a layer.
@@ -81,7 +81,7 @@ class Network:
         self._scale: float = config.hidden_size**0.5
         self._products = products
 
-    def encode(self, context: Tensor) -> Encoded:
+    def encode(self, context: Tensor) -> EncodedContext:
         """Run the encoder over contexts [B, L]. Padding stands behind every real token."""
         length = context.shape[1]
         places = torch.arange(length)
@@ -100,10 +100,10 @@ class Network:
             mixed = self._mixed(softmax(scores, -1), values)
             hidden = self._behind_attention(weights, hidden, mixed.flatten(-2))
             cache.append((keys, values))
-        return Encoded(self._normalized(hidden, self._last_gain), tuple(cache))
+        return EncodedContext(self._normalized(hidden, self._last_gain), tuple(cache))
 
     def denoise(
-        self, encoded: Encoded, noisy: Tensor, starts: Tensor, previous: Tensor | None
+        self, encoded: EncodedContext, noisy: Tensor, starts: Tensor, previous: Tensor | None
     ) -> Tensor:
         """Run the denoiser over canvases [B, K * C] and return hidden states [B, K * C, H].
 

@@ -11,7 +11,7 @@ import itertools
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from piecework_model import kinds
@@ -396,7 +396,7 @@ _RIVALS: Final[Mapping[str, str]] = {"hero": "helper", "helper": "hero", "place"
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class Difficulty:
     """How hard a read is: how many first sentences of a story are shown, and how many nouns and
     names of each kind there are. None is all.
     """
@@ -445,9 +445,12 @@ def _predicate(facts: Facts, rng: random.Random, told: Set[str], few: int | None
 
 
 def draw_questions(
-    rng: random.Random, count: int, lesson: Lesson = Lesson()
+    rng: random.Random,
+    count: int,
+    lesson: Difficulty = Difficulty(),
+    choices: float = _CHOICES_SHARE,
 ) -> tuple[ReadContent, tuple[Answered, ...]]:
-    """Draw a story and `count` questions about it."""
+    """Draw a story and `count` questions about it, of which a share are choices."""
     few = lesson.few
     tale = grammar.tell(grammar.draw_cast(rng, few=few), rng, brief=rng.random() < 0.7, few=few)
     text, told = tale.text, frozenset(_VALUES)
@@ -456,7 +459,7 @@ def draw_questions(
         words = {*grammar.words_of(text)}
         told = frozenset(fact for fact in _VALUES if fact != "fate" and tale.facts[fact] in words)
     answered = tuple(
-        (_choice if rng.random() < _CHOICES_SHARE else _predicate)(tale.facts, rng, told, few)
+        (_choice if rng.random() < choices else _predicate)(tale.facts, rng, told, few)
         for _ in range(count)
     )
     content = ReadContent(user(text), tuple(each.question for each in answered))
@@ -467,29 +470,13 @@ def read_sample(rng: random.Random) -> TrainingSample:
     """Lay out the canvases of one to four questions, most of them about a whole story."""
     sentences = rng.choice((1, 2, None, None, None, None))
     few = rng.choice((2, 4, 8, *(None,) * 7))
-    return _asked(rng, rng.choice((1, 2, 4, 4, 4)), Lesson(sentences, few))
+    return _asked(rng, rng.choice((1, 2, 4, 4, 4)), Difficulty(sentences, few))
 
 
-def first_read_sample(rng: random.Random) -> TrainingSample:
-    """Lay out the canvas of two questions about one or two sentences, most of them with few words.
-
-    To say whether two words are the same is learnt last: as long as it is not, an answer does not
-    depend on either word alone. It comes with few words first (docs/LOG.md).
-    """
-    return _asked(rng, 2, Lesson(rng.choice((1, 1, 1, 2)), _few(rng)))
-
-
-def first_story_sample(rng: random.Random) -> TrainingSample:
-    """Lay out the canvas of two questions about a whole story, most of them with few words."""
-    return _asked(rng, 2, Lesson(None, _few(rng)))
-
-
-def _few(rng: random.Random) -> int | None:
-    return rng.choice((2, 2, 2, 4, 8, None, None))
-
-
-def _asked(rng: random.Random, count: int, lesson: Lesson) -> TrainingSample:
-    content, answered = draw_questions(rng, count, lesson)
+def _asked(
+    rng: random.Random, count: int, lesson: Difficulty, choices: float = _CHOICES_SHARE
+) -> TrainingSample:
+    content, answered = draw_questions(rng, count, lesson, choices)
     encoded = kinds.encode(vocabulary.build_codec(), content, CANVAS, MOST_PROMPT)
     target = list(encoded.template)
     weights = [0.0] * len(target)
@@ -582,8 +569,24 @@ SERVING: Final = Mixture(
 READING: Final = Mixture(((1.0, read_sample),), rows=16, most_canvases=2)
 MIXTURES: Final = (TELLING, SERVING, READING)
 """One batch of each makes a training step."""
+
+
+def _reading(rows: int, choices: float, *levels: Difficulty) -> Mixture:
+    """Ask two questions about a text of one of these difficulties."""
+
+    def draw(rng: random.Random) -> TrainingSample:
+        return _asked(rng, 2, rng.choice(levels), choices)
+
+    return Mixture(((1.0, draw),), rows, most_canvases=1)
+
+
+_FEW = tuple(Difficulty(1, few) for few in (2, 2, 2, 4, 8, None, None))
+_FEW_IN_STORIES = tuple(replace(level, sentences=None) for level in _FEW)
 FIRST_MIXTURES: Final = (
-    Mixture(((1.0, first_read_sample),), rows=56, most_canvases=1),
-    Mixture(((1.0, first_story_sample),), rows=12, most_canvases=1),
+    (300, (_reading(28, 1.0, *_FEW, Difficulty(2)),) * 2),
+    (480, (_reading(36, 0.1, Difficulty(1, 2)),) * 2),
+    (900, (_reading(48, 0.25, *_FEW, Difficulty(2)), _reading(12, 0.25, *_FEW_IN_STORIES))),
 )
-"""Of the first steps."""
+"""What the first steps learn, up to which step. Choices come first. To say whether two words are
+the same is learnt last: as long as it is not, an answer depends on neither word alone. It comes
+with two words of each kind and nothing beside it, and then carries over (docs/LOG.md)."""

@@ -10,7 +10,6 @@ from piecework.base import settings as loader
 from piecework.base.amounts import AmountError, Token
 from piecework.base.files import read, write_private
 from piecework.base.settings import MAX_FILE_BYTES, SettingsError
-from piecework.base.settings_file import rewritten
 from piecework_node import config as settings
 from piecework_node.config import AMOUNTS, CREDIT_FROM_PRICES, WorkerConfig
 from piecework_node.errors import AdminError, ConfigError
@@ -116,6 +115,8 @@ def prepare_change(
         SettingsError: a name does not exist, or the settings cannot be used with this change.
         FileError: the file cannot be read.
     """
+    from piecework.base.settings_file import rewritten  # the console works without it
+
     named = {*texts, *unset}
     if len(named) > MAX_CHANGES:
         raise ConfigError(f"more than {MAX_CHANGES} settings in one change")

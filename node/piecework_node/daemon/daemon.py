@@ -32,7 +32,7 @@ from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
-from piecework_node.daemon.evidence import EvidenceWish, answer
+from piecework_node.daemon.evidence import answer_of
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.reach import (
@@ -59,7 +59,6 @@ from piecework_node.engine.link import (
 )
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
-from piecework_node.evidence.export import Exporter
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
 from piecework_node.jobs.rollback import last_offer, notice
@@ -254,9 +253,7 @@ class Daemon:
         return await self._feed.snapshot()
 
     async def evidence(self, asked: bytes) -> dict[str, Any]:
-        base, keyring, steps = self._base, self._p.keyring, self._p.steps
-        exporter = Exporter(base.journal, keyring, base.deployment.domain, base.operator, steps)
-        return await answer(exporter, steps, EvidenceWish.parse(asked))
+        return await answer_of(self._p, asked)
 
     def _state(self) -> str:
         if self._p.worker.draining:
@@ -615,8 +612,7 @@ async def serve(
             components.base.engine_life.cancel()
             await components.base.close()
             raise
-        # What was imported and built stays. A collection that walks all of it would take as long as
-        # many jobs.
+        # What is built stays. A collection that walks all of it takes as long as many jobs.
         gc.collect()
         gc.freeze()
         await daemon.run()

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from piecework.base.clock import SystemClock
 from piecework.base.http import HttpLimits
@@ -26,6 +26,9 @@ from piecework_node.keys.sealing import SealingKeys
 from piecework_protocol.evidence.file import evidence_json
 from piecework_protocol.limits import MAX_EVIDENCE_BYTES
 from piecework_protocol.types import parse_address, to_hex
+
+if TYPE_CHECKING:
+    from piecework_node.daemon.assembly import Components
 
 ANSWER_LIMITS: Final = HttpLimits(total_s=120.0, connect_s=5.0, max_bytes=2 * MAX_EVIDENCE_BYTES)
 
@@ -57,6 +60,15 @@ class EvidenceWish:
         if not isinstance(wish.job, str) or not isinstance(wish.with_text, bool) or not number:
             raise ValueError("members of other types")
         return wish
+
+
+async def answer_of(running: Components, asked: bytes) -> dict[str, Any]:
+    """Give what is asked of a running worker as JSON. Errors are those of `answer`, and
+    `ValueError` if it is not asked as `EvidenceWish` says.
+    """
+    base, steps = running.base, running.steps
+    exporter = Exporter(base.journal, running.keyring, base.deployment.domain, base.operator, steps)
+    return await answer(exporter, steps, EvidenceWish.parse(asked))
 
 
 async def answer(exporter: Exporter, steps: StepStore, wish: EvidenceWish) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from piecework.base.jsons import loads
@@ -300,8 +300,7 @@ def encode_report(report: Report) -> bytes:
         leaves = [leaf.hex() for leaf in report.step_leaves]
         op = "canvas" if isinstance(report, CanvasEvent) else "stopped"
         kept = b64encode(pack_records(report.records)).decode()
-        members = _members(replace(report, records=()))
-        body = {"op": op, **members, "step_leaves": leaves, "records": kept}
+        body = {"op": op, **_members(report), "step_leaves": leaves, "records": kept}
         body.pop("opened", None)  # no engine opens anything by itself
     else:
         body = {"op": "failed", **_members(report)}

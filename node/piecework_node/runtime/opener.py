@@ -170,16 +170,18 @@ class CanvasOpener:
             raise CannotOpen("the content of this job is not kept any more")
         data = self._keyring.open(sealed, content_context(self._domain, stored.id))
         content = await asyncio.to_thread(KINDS[job.kind].decode_content, data)
+        before: tuple[tuple[int, ...], ...]
         if isinstance(content, OpenContent):
-            encoded = encode(content)
+            encoded, before = encode(content), ((),) * committed  # an opened step has no tokens
         else:
             encoded = await self._engine.encode(content)
+            before = tuple(self._committed(stored, index) for index in range(committed))
         return generation_request(
             "replay",
             encoded,
             job.parameters,
             canvas_limit=committed + 1,
-            committed=tuple(self._committed(stored, index) for index in range(committed)),
+            committed=before,
             drafts=False,
         )
 

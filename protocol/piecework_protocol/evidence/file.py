@@ -177,16 +177,34 @@ def read_evidence(found: bytes) -> EvidenceFile:
     Raises:
         EvidenceRefused: It is not such a file, or not in its one form.
     """
-    if len(found) > MAX_EVIDENCE_BYTES:
-        raise EvidenceRefused("file", f"it has more than {MAX_EVIDENCE_BYTES} bytes")
+    raw = read_json(found, MAX_EVIDENCE_BYTES)
+    evidence = evidence_of(raw)
+    require_one_form(raw, found)
+    return evidence
+
+
+def read_json(found: bytes, most: int) -> Any:
+    """Read the JSON of a file of at most so many bytes.
+
+    Raises:
+        EvidenceRefused: It has more, or is not JSON.
+    """
+    if len(found) > most:
+        raise EvidenceRefused("file", f"it has more than {most} bytes")
     try:
-        raw = loads(found)
+        return loads(found)
     except ValueError:
         raise EvidenceRefused("file", "it is not JSON") from None
-    evidence = evidence_of(raw)
+
+
+def require_one_form(raw: Any, found: bytes) -> None:
+    """Refuse bytes that say `raw` in another way than the format does.
+
+    Raises:
+        EvidenceRefused: They do.
+    """
     if canonical(raw) != found:
         raise EvidenceRefused("file", "its JSON is not in the one form that the format has")
-    return evidence
 
 
 # --- values to JSON

@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from piecework.base.jsons import loads
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.check import ProvenJob, check_evidence, digests_of
 from piecework_protocol.evidence.file import (
@@ -25,6 +24,8 @@ from piecework_protocol.evidence.file import (
     canonical,
     evidence_json,
     evidence_of,
+    read_json,
+    require_one_form,
     write_evidence,
 )
 from piecework_protocol.evidence.members import (
@@ -137,17 +138,11 @@ def read_report(found: bytes) -> ReportFile:
     Raises:
         EvidenceRefused: It is not such a file, or not in its one form.
     """
-    if len(found) > MAX_REPORT_FILE_BYTES:
-        raise EvidenceRefused("file", f"it has more than {MAX_REPORT_FILE_BYTES} bytes")
-    try:
-        raw = loads(found)
-    except ValueError:
-        raise EvidenceRefused("file", "it is not JSON") from None
+    raw = read_json(found, MAX_REPORT_FILE_BYTES)
     given = of_names(raw, "file", *MEMBERS)
     if given["format"] != FORMAT:
         raise EvidenceRefused("format", f"it is not {FORMAT}")
-    if canonical(raw) != found:
-        raise EvidenceRefused("file", "its JSON is not in the one form that the format has")
+    require_one_form(raw, found)
     signature = data(given["signature"], "signature", SIGNATURE_BYTES, least=SIGNATURE_BYTES)
     openings = given["openings"]
     return ReportFile(

@@ -23,6 +23,7 @@ from piecework_protocol.trace import leaf_of
 from piecework_protocol.types import JobId
 from tests.support.chains import deployed, signer
 from tests.support.commands import Said, piecework
+from tests.support.waiting import until
 from tests.support.worker_process import PASSWORD, WorkerProcess
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
@@ -45,6 +46,8 @@ async def test_a_client_buys_steps_and_the_worker_exports_what_it_holds(
         await worker.start()
         async with PieceworkClient(store, market.reader, wallet, token, config) as client:
             job = await told(client)
+            # They are written beside the job. What is not written yet is lost with the process.
+            await until(lambda: kept(worker, len(store.receipts(job=job))))
             await worker.kill()
             await worker.start()
             receipts = sorted(store.receipts(job=job), key=lambda r: r.receipt.canvas)
@@ -79,6 +82,11 @@ async def told(client: PieceworkClient) -> JobId:
         events = [event async for event in run]
     assert isinstance(events[-1], JobFinished)
     return events[-1].job
+
+
+async def kept(worker: WorkerProcess, canvases: int) -> bool:
+    said = await evidence(worker, "--json")
+    return bool(said.json()["canvases"] >= canvases)
 
 
 def bytes_of(file: Path) -> bytes:

@@ -21,6 +21,7 @@ PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("piecework.base", "piecework.chain", "piecework.client", "piecework_protocol"),
         (
             "piecework.base.logs",
+            "piecework.base.settings_file",
             "piecework.chain.dev",
             "piecework.client.gateway",
             "piecework.client.provenance",
@@ -34,7 +35,7 @@ PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             "piecework.commands._common",
             "piecework.commands.client",
         ),
-        (),
+        ("piecework.base.settings_file",),
     ),
     "gateway": (
         ("piecework.client", "piecework.commands.gateway"),

@@ -53,6 +53,17 @@ def asking(client: Client, content: OpenContent, seed: int = 0, **changes: Any) 
     return client.job(seed, asked.pop("max_tokens", positions), prompt=content, **asked)
 
 
+async def begun(client: Client, content: OpenContent) -> JobStream:
+    """An opening whose first step has come."""
+    line = asking(client, content)
+    await client.submit(line)
+    async with asyncio.timeout(30):
+        while not line.receipts:
+            if not client.read(line):
+                await asyncio.sleep(0)
+    return line
+
+
 async def follow(client: Client, line: JobStream) -> None:
     """Trade until the job is over and paid. The desk works in tasks of its own."""
     async with asyncio.timeout(30):
@@ -173,12 +184,7 @@ async def test_an_opening_goes_on_after_a_kill_and_nothing_is_paid_twice() -> No
 async def test_a_client_that_leaves_pays_for_what_came(tmp_path: Path) -> None:
     harness, client, job = await served(tmp_path / "steps")
     canvas = max(range(len(job.canvases)), key=lambda k: len(job.canvases[k].leaves))
-    line = asking(client, content_of(job, canvas))
-    await client.submit(line)
-    async with asyncio.timeout(30):
-        while not line.receipts:
-            if not client.read(line):
-                await asyncio.sleep(0)
+    line = await begun(client, content_of(job, canvas))
     line.cancel()
     await follow(client, line)
     assert 1 <= len(line.receipts) < len(job.canvases[canvas].leaves) - 1
@@ -188,12 +194,7 @@ async def test_a_client_that_leaves_pays_for_what_came(tmp_path: Path) -> None:
 async def test_an_engine_that_is_lost_meanwhile_costs_a_start(tmp_path: Path) -> None:
     harness, client, job = await served(tmp_path / "steps")
     canvas = max(range(len(job.canvases)), key=lambda k: len(job.canvases[k].leaves))
-    line = asking(client, content_of(job, canvas))
-    await client.submit(line)
-    async with asyncio.timeout(30):
-        while not line.receipts:
-            if not client.read(line):
-                await asyncio.sleep(0)
+    line = await begun(client, content_of(job, canvas))
     await harness.worker.engine_event(harness.engine.lose())
     await harness.worker.engine_event(harness.engine.come_back())
     await follow(client, line)

@@ -244,7 +244,7 @@ async def test_an_index_that_shows_a_later_offer_of_ours_tells_a_rollback() -> N
     }
     indexes = [*answers, "http://dead"]
     last = await last_offer(indexes, OPERATOR.address, DOMAIN, Indexes(answers))
-    assert last == LastOffer(later.offer.sequence, "honest")
+    assert last == LastOffer(later.offer.sequence, "honest", later)
     assert await notice(harness.journal, last) is None
     why = await notice(backup, last)
     assert why is not None and "honest" in why

@@ -11,8 +11,9 @@ import queue
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 
-from piecework_model.requests import CanvasFinish, GenerationRequest, StoppedEvent
+from piecework_model.requests import CanvasEvent, CanvasFinish, GenerationRequest, StoppedEvent
 from piecework_node.engine.link import EnginePaused, EngineResumed
 from piecework_node.engine.process import BEAT_S
 from piecework_node.engine.wire import (
@@ -61,7 +62,7 @@ def main() -> None:
             if not runnable:
                 _send(Beat())
             for row in runnable:
-                event = canvas_event(rows[row], done[row])
+                event = _canvas(rows[row], done[row])
                 done[row] += 1
                 if event.finish is not CanvasFinish.MORE:
                     del rows[row]
@@ -83,6 +84,11 @@ def main() -> None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         else:
             _send(*_answers(command))
+
+
+def _canvas(request: GenerationRequest, canvas: int) -> CanvasEvent:
+    event = canvas_event(request, canvas)
+    return replace(event, records=step_records(request, canvas)) if request.keep_records else event
 
 
 def _answers(command: Encode | Replay) -> Iterator[Encoded | ShownStep | Replayed]:

@@ -46,11 +46,20 @@ from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.traces import made_up_leaves
-from tests.unit.node.test_admission import CHANNEL, OFFER, funding, good
+from tests.unit.node.test_admission import CHANNEL, funding, good
+from tests.unit.node.test_admission import OFFER as OFFER_OF_NOW
 
 SIGNATURE = Signature(b"\5" * 64 + b"\x1b")
 KEY = PublicKey(b"\7" * 32)
-SUBMISSION = replace(good().submission, sealed_content=b"sealed content")
+# Golden journals of earlier programs have this offer, so it has the kinds of then: text and read.
+OFFER = OFFER_OF_NOW.replace(
+    models=tuple(model.replace(kinds=Uint32(0b11)) for model in OFFER_OF_NOW.models)
+)
+_CASE = good()
+SUBMISSION = replace(
+    replace(_CASE, job=_CASE.job.replace(offer=Digest(DOMAIN.digest(OFFER)))).submission,
+    sealed_content=b"sealed content",
+)
 JOB = SUBMISSION.job.id(DOMAIN)
 CHANNEL_ID = CHANNEL.id(DOMAIN)
 LEAF = LeafRef(JOB, 0)

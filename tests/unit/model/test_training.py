@@ -21,7 +21,7 @@ from piecework_model.training import architecture, batches, grammar, loop, skill
 from piecework_model.training.network import Network
 from piecework_model.training.skills import CANVAS, TrainingSample
 
-SETTINGS = loop.TrainingSettings(steps=4, first_steps=1, warmup_steps=1)
+SETTINGS = loop.TrainingSettings(steps=4, reads_first=False, warmup_steps=1)
 
 
 def small_model(seed: int = 3, spread: float = 0.1) -> DiffusionGemmaForBlockDiffusion:
@@ -245,7 +245,7 @@ def weights_after(
 
     def report(step: int, losses: loop.Losses) -> None:
         assert losses.reading > 0
-        assert (losses.telling > 0) == (step >= SETTINGS.first_steps)
+        assert losses.telling > 0
         if state is not None and step + 1 == steps:
             trainer.save(state)
 
@@ -274,17 +274,30 @@ def test_the_samples_of_a_step_depend_on_seed_and_step_alone() -> None:
     assert loop.step_samples(SETTINGS, 3) != loop.step_samples(SETTINGS, 4)
 
 
-def test_the_first_steps_read_and_ask_about_few_words_first() -> None:
+def test_the_first_steps_read_and_do_nothing_else() -> None:
     defaults = loop.TrainingSettings()
-    for step in (0, defaults.first_steps - 1):
-        batches_of_step = loop.step_samples(defaults, step)
-        assert all(sample.reads for samples in batches_of_step for sample in samples)
-    told, served, answered = loop.step_samples(defaults, defaults.first_steps)
+    for until, _ in skills.FIRST_MIXTURES:
+        for samples in loop.step_samples(defaults, until - 1):
+            assert all(sample.reads for sample in samples)
+    told, served, answered = loop.step_samples(defaults, loop.FIRST_STEPS)
     assert [any(s.reads for s in samples) for samples in (told, served, answered)] == [
         False,
         False,
         True,
     ]
+    plain = dataclasses.replace(defaults, reads_first=False)
+    assert len(loop.step_samples(plain, 0)) == len(skills.MIXTURES)
+
+
+def test_a_step_that_only_reads_learns() -> None:
+    settings = dataclasses.replace(SETTINGS, steps=2, reads_first=True)
+    trainer = loop.Trainer(small_model(spread=0.02), settings)
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters()}
+    found: list[loop.Losses] = []
+    trainer.run(lambda _, losses: found.append(losses))
+    assert all(losses.reading > 0 == losses.telling for losses in found)
+    changed = [n for n, w in trainer.model.named_parameters() if not torch.equal(w, before[n])]
+    assert any("q_proj" in name for name in changed)
 
 
 @given(seed=st.integers(0, 2**32), sentences=st.sampled_from([1, 2, 3, None]))
@@ -293,7 +306,7 @@ def test_a_lesson_asks_for_what_its_text_says_and_among_its_few_words(
     seed: int, sentences: int | None
 ) -> None:
     rng = random.Random(seed)
-    lesson = skills.Lesson(sentences, few=rng.choice((2, 4, None)))
+    lesson = skills.Difficulty(sentences, few=rng.choice((2, 4, None)))
     content, answered = skills.draw_questions(rng, 3, lesson)
     text = content.conversation.messages[0].text
     for each in answered:
