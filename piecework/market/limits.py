@@ -40,6 +40,9 @@ HISTORY_DAYS: Final = 90
 SAMPLED_AT_ONCE: Final = 500
 # Payments that the page of a worker shows. Sums by day are kept as long as samples.
 SETTLEMENTS_KEPT: Final = 50
+# Events of the chain that are written in one transaction, and the rest of their last block. Each
+# takes up to eight statements, and other writers wait for 10 seconds at most.
+EVENTS_AT_ONCE: Final = 200
 # The chain's final blocks are read this often.
 SETTLEMENTS_INTERVAL_S: Final = 30.0
 # Addresses dialled for workers at once. Each takes two seconds at most.

@@ -7,7 +7,9 @@ A worker's last offer outlives its end, so that an older one cannot be brought b
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final
+from typing import Final
+
+import structlog
 
 from piecework.base.clock import Clock
 from piecework.market.audits import AuditStore
@@ -17,9 +19,10 @@ from piecework.market.history import MarketHistory
 from piecework.market.limits import FOLLOW_INTERVAL_S, FOLLOWED_AT_ONCE, MAX_OFFERS
 from piecework.market.listing import Listed
 from piecework.market.rounds import repeat
-from piecework.market.storage.database import MarketDatabase
+from piecework.market.storage.database import MarketDatabase, Row
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import MalformedInput
 from piecework_protocol.types import Address, Amount, Timestamp, to_hex
 from piecework_protocol.wire import SignedOffer
 
@@ -46,6 +49,8 @@ class OfferStore:
         """What readers see."""
         self._sequences: dict[Address, int] = {}
         self._revision = 0
+        self._connections = database.connections
+        self._log = structlog.get_logger("market")
 
     @classmethod
     async def open(
@@ -130,7 +135,10 @@ class OfferStore:
         await self.history.take(self.catalogue.sample(now), self.catalogue.live(now))
 
     async def catch_up(self, now: Timestamp) -> None:
-        """List what the database has and this instance does not: that of others, or of before."""
+        """List what the database has and this instance does not: that of others, or of before.
+
+        An offer that cannot be read, such as one of a newer program, is logged and left out.
+        """
         while True:
             rows = await self._db.rows(
                 "SELECT revision, operator, sequence, expires_at, wire, stake, received_at"
@@ -138,31 +146,42 @@ class OfferStore:
                 self._revision,
                 FOLLOWED_AT_ONCE,
             )
-            for revision, operator, sequence, expires_at, data, stake, received_at in rows:
-                self._revision = revision
-                if sequence <= self._sequences.get(Address(operator), -1):
-                    continue
-                if expires_at <= now:
-                    self._sequences[Address(operator)] = sequence
-                    continue
-                signed, bonded = wire.decode_offer(bytes(data)), Amount(int(stake))
-                self._list(Listed(signed, bytes(data), bonded, Timestamp(received_at)))
+            if self._db.connections != self._connections:
+                # A server that crashed may have lost revisions, and gives them again.
+                self._connections, self._revision = self._db.connections, 0
+                continue
+            for row in rows:
+                self._take_over(row, now)
             if len(rows) < FOLLOWED_AT_ONCE:
                 return
             await asyncio.sleep(0)
 
-    async def follow(self, clock: Clock, log: Any) -> None:
-        """Catch up again and again until cancelled. A failure is logged once until it is over.
-
-        A row that cannot be read, such as one of a newer program, costs its round.
-        """
+    async def follow(self, clock: Clock) -> None:
+        """Catch up again and again until cancelled. A failure is logged once until it is over."""
         await repeat(
             lambda: self.catch_up(Timestamp(int(clock.wall()))),
-            log.error,
+            self._log.error,
             "database",
             FOLLOW_INTERVAL_S,
             FOLLOW_INTERVAL_S,
         )
+
+    def _take_over(self, row: Row, now: Timestamp) -> None:
+        """List an offer that is newer than what is here."""
+        self._revision, operator, sequence, expires_at, data, stake, received_at = row
+        worker = Address(operator)
+        if sequence <= self._sequences.get(worker, -1):
+            return
+        if expires_at <= now:
+            self._sequences[worker] = sequence
+            return
+        try:
+            signed = wire.decode_offer(bytes(data))
+        except MalformedInput as error:
+            self._sequences[worker] = sequence
+            self._log.error("unreadable offer", operator=to_hex(worker), error=str(error))
+            return
+        self._list(Listed(signed, bytes(data), Amount(int(stake)), Timestamp(received_at)))
 
     def _list(self, listed: Listed) -> None:
         """Show an offer, unless a newer one came while its transaction ended."""

@@ -409,7 +409,7 @@ class IndexServer:
                 repeat(self._sweep, log.error, "database", SWEEP_INTERVAL_S, SWEEP_INTERVAL_S),
                 name="market sweep",
             ),
-            asyncio.create_task(store.follow(self._clock, log), name="market offers"),
+            asyncio.create_task(store.follow(self._clock), name="market offers"),
             asyncio.create_task(
                 follow(store.history, self._registry, log), name="market settlements"
             ),

@@ -6,13 +6,13 @@ of the index waits for it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Protocol
 
 from piecework.chain.events import ChannelClosed, ChannelOpened, EscrowEvent, Settled
 from piecework.chain.records import Block
 from piecework.market.history import ChannelEvent, Closed, MarketHistory, Opened, Paid
-from piecework.market.limits import SETTLEMENTS_INTERVAL_S
+from piecework.market.limits import EVENTS_AT_ONCE, SETTLEMENTS_INTERVAL_S
 from piecework.market.rounds import repeat
 from piecework_protocol.objects import Channel
 from piecework_protocol.types import Address
@@ -70,10 +70,11 @@ async def catch_up(history: MarketHistory, chain: EventSource) -> int:
         return 0
     count = 0
     async for end, events in chain.scan(EVENTS, first, last):
-        if not await history.take_events(await _read(events, chain), before, end):
-            break
-        before = end
-        count += len(events)
+        for last_of_part, part in _parts(events, end):
+            if not await history.take_events(await _read(part, chain), before, last_of_part):
+                return count
+            before = last_of_part
+            count += len(part)
     return count
 
 
@@ -86,6 +87,20 @@ async def follow(history: MarketHistory, chain: EventSource, log: Any) -> None:
     await repeat(
         lambda: catch_up(history, chain), log.warning, "settlements", SETTLEMENTS_INTERVAL_S
     )
+
+
+def _parts(events: Sequence[EscrowEvent], end: int) -> Iterator[tuple[int, Sequence[EscrowEvent]]]:
+    """Cut events up to a block into parts of whole blocks, so that no transaction takes long.
+
+    Each part comes behind its last block.
+    """
+    start = 0
+    for at, event in enumerate(events):
+        block = events[at - 1].log.block
+        if at - start >= EVENTS_AT_ONCE and event.log.block != block:
+            yield block, events[start:at]
+            start = at
+    yield end, events[start:]
 
 
 async def _read(events: Sequence[EscrowEvent], chain: EventSource) -> list[ChannelEvent]:

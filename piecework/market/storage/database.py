@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeAlias
-from urllib.parse import urlsplit
 
 from piecework.market.errors import OfferStoreError
 
-POSTGRESQL: Final = ("postgresql", "postgres")
-"""Schemes of the address of a PostgreSQL database."""
+POSTGRESQL: Final = ("postgresql://", "postgres://")
+"""How the address of a PostgreSQL database begins."""
 
 Row: TypeAlias = Sequence[Any]
 
@@ -43,6 +42,14 @@ class MarketDatabase(Statements, Protocol):
         """What a person calls it. Without a password."""
         ...
 
+    @property
+    def connections(self) -> int:
+        """How many connections it has made. The last one may lead to a server that crashed.
+
+        Such a server may have lost the last transactions that others saw.
+        """
+        ...
+
     def change(self) -> AbstractAsyncContextManager[Statements]:
         """Begin a transaction. Only one runs at a time, also with other instances.
 
@@ -68,11 +75,15 @@ async def open_database(place: Path | str) -> MarketDatabase:
         ModuleNotFoundError: the extra `postgres` is not installed.
     """
     if isinstance(place, str):
-        if urlsplit(place).scheme not in POSTGRESQL:
-            raise OfferStoreError(f"the address of a database begins with {POSTGRESQL[0]}://")
+        _require_postgresql(place)
         from piecework.market.storage.postgres import PostgresDatabase
 
         return await PostgresDatabase.open(place)
     from piecework.market.storage.sqlite import SqliteDatabase
 
     return SqliteDatabase(place)
+
+
+def _require_postgresql(address: str) -> None:
+    if not address.startswith(POSTGRESQL):
+        raise OfferStoreError(f"the address of a database begins with {POSTGRESQL[0]}")

@@ -8,6 +8,7 @@ connection that broke is made again when it is next needed.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
@@ -24,6 +25,11 @@ CONNECT_S: Final = 5.0
 STATEMENT_S: Final = 10.0
 """The first step of a schema, and a sample of 10,000 workers, take less than a second."""
 LOCK: Final = 0x7069656365  # "piece"
+MALFORMED: Final = (
+    "its address cannot be read: a port or an option is wrong, or a character of the password "
+    "is not written as %XX"
+)
+"""The parser's own words may quote a password that has a `/` in it."""
 DIALECT: Final = Dialect("BYTEA", "BIGINT", "", "")
 _FAILURES: Final = (
     asyncpg.PostgresError,
@@ -37,8 +43,19 @@ _FAILURES: Final = (
 class PostgresDatabase:
     """Implements `database.MarketDatabase`."""
 
-    def __init__(self, name: str, pool: Any) -> None:
-        self._name, self._pool, self._changing = name, pool, asyncio.Lock()
+    def __init__(self, url: str) -> None:
+        """Use `open`, which connects."""
+        self._name, self._changing, self._made = _name(url), asyncio.Lock(), 0
+        self._pool: Any = asyncpg.create_pool(
+            url,
+            min_size=1,
+            max_size=CONNECTIONS,
+            timeout=CONNECT_S,
+            command_timeout=STATEMENT_S,
+            init=self._count,
+            # As with SQLite: a crash of the server may lose the last offers, no more.
+            server_settings={"application_name": "piecework", "synchronous_commit": "off"},
+        )
 
     @classmethod
     async def open(cls, url: str) -> PostgresDatabase:
@@ -47,21 +64,14 @@ class PostgresDatabase:
         Raises:
             OfferStoreError: it does not answer in time, or a newer program made its schema.
         """
-        name = _name(url)
+        opened = cls(url)
         try:
-            pool = await asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=CONNECTIONS,
-                timeout=CONNECT_S,
-                command_timeout=STATEMENT_S,
-                # As with SQLite: a crash of the server may lose the last offers, no more.
-                server_settings={"application_name": "piecework", "synchronous_commit": "off"},
-            )
+            await opened._pool
         # A malformed address is a ValueError.
-        except (*_FAILURES, ValueError) as error:
-            raise OfferStoreError(f"cannot open {name}: {_said(error)}") from None
-        opened = cls(name, pool)
+        except ValueError:
+            raise OfferStoreError(f"cannot open {opened.name}: {MALFORMED}") from None
+        except _FAILURES as error:
+            raise OfferStoreError(f"cannot open {opened.name}: {_said(error)}") from None
         try:
             await opened._prepare()
         except BaseException:
@@ -73,6 +83,11 @@ class PostgresDatabase:
     def name(self) -> str:
         """Host and database."""
         return self._name
+
+    @property
+    def connections(self) -> int:
+        """How many were made."""
+        return self._made
 
     async def rows(self, sql: str, *values: Any) -> Sequence[Row]:
         """Read."""
@@ -87,8 +102,12 @@ class PostgresDatabase:
             async with asyncio.timeout(STATEMENT_S):
                 await self._changing.acquire()
             try:
-                # One connection waits for the lock, so that the others are free for readers.
-                async with self._pool.acquire(timeout=CONNECT_S) as db, db.transaction():
+                # One connection waits for the lock, so that the others are free for readers. A role
+                # may have another default of isolation: it would see the rows of before the wait.
+                async with (
+                    self._pool.acquire(timeout=CONNECT_S) as db,
+                    db.transaction(isolation="read_committed"),
+                ):
                     await db.execute("SELECT pg_advisory_xact_lock($1)", LOCK)
                     yield _Session(db)
             finally:
@@ -101,6 +120,9 @@ class PostgresDatabase:
                 await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
+
+    async def _count(self, _: Any) -> None:
+        self._made += 1
 
     async def _prepare(self) -> None:
         async with self.change() as db:
@@ -146,10 +168,17 @@ def _said(error: BaseException) -> str:
 
 
 def _name(url: str) -> str:
-    """Return an address without what may be secret in it."""
+    """Return an address without what may be secret in it.
+
+    A password with a `/` in it lies partly where the port and the database are.
+    """
+    anyone = "the PostgreSQL database"
     try:
         parts = urlsplit(url)
-        host = parts.hostname or "the local server"
+        host, _ = parts.hostname or "the local server", parts.port
     except ValueError:
-        return "the PostgreSQL database"
-    return f"the PostgreSQL database {parts.path.strip('/') or 'of the user'} at {host}"
+        return anyone
+    database = parts.path.strip("/")
+    if not database:
+        return f"{anyone} of the user at {host}"
+    return f"{anyone} {database} at {host}" if re.fullmatch(r"[\w-]{1,63}", database) else anyone

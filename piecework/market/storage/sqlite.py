@@ -48,6 +48,11 @@ class SqliteDatabase:
         """The path of the file."""
         return str(self._file)
 
+    @property
+    def connections(self) -> int:
+        """One to read by. What it has seen stays: a file loses nothing while programs run."""
+        return 1
+
     async def rows(self, sql: str, *values: Any) -> Sequence[Row]:
         """Read."""
         return await self._reader.rows(sql, *values)

@@ -13,9 +13,11 @@ import pytest
 
 from piecework.chain.errors import RpcUnavailable
 from piecework.chain.events import ChannelClosed, ChannelOpened, EscrowEvent, Log, Settled
+from piecework.chain.records import Block
 from piecework.market.catalogue import Catalogue
 from piecework.market.history import DAY_S, MarketHistory, SettledDay, SettledSum
 from piecework.market.limits import (
+    EVENTS_AT_ONCE,
     HISTORY_DAYS,
     SAMPLE_INTERVAL_S,
     SETTLEMENTS_INTERVAL_S,
@@ -281,6 +283,37 @@ async def test_sums_of_days_are_kept_as_long_as_samples_and_the_total_longer(
     await take(history, [], START + (HISTORY_DAYS + 1) * DAY_S)
     assert await history.settled() == ()
     assert (await history.settled_in_all()).amount == 7
+
+
+class WideChain(FakeChain):
+    """A chain that gives all of its events in one part. A block of it may be away."""
+
+    lost = -1
+
+    async def scan(
+        self, names: Sequence[str], from_block: int | None = None, to_block: int | None = None
+    ) -> AsyncIterator[tuple[int, tuple[EscrowEvent, ...]]]:
+        parts = [part async for part in super().scan(names, from_block, to_block)]
+        yield parts[-1][0], tuple(event for _, events in parts for event in events)
+
+    async def block(self, number: int | str) -> Block:
+        if number == self.lost:
+            raise RpcUnavailable("no such block")
+        return await super().block(number)
+
+
+async def test_many_events_at_once_are_taken_over_in_whole_blocks(store: OfferStore) -> None:
+    chain, history, mine = WideChain(), store.history, channel("worker", 1)
+    second = [settled(2, mine, 1, index) for index in range(EVENTS_AT_ONCE)]
+    chain.events = [opened(1, mine), *second, settled(3, mine, 1), settled(4, mine, 1)]
+    chain.final_block, chain.lost = 5, 3
+    with pytest.raises(RpcUnavailable):
+        await catch_up(history, chain)
+    assert await history.read_to() == 2
+    chain.lost = -1
+    assert await catch_up(history, chain) == 2
+    assert await history.read_to() == 5
+    assert (await history.settled_in_all()).payments == EVENTS_AT_ONCE + 2
 
 
 class BrokenChain(FakeChain):
