@@ -16,6 +16,7 @@ from piecework.market.limits import (
     MAX_LISTED_OFFERS,
     MAX_OFFSET,
 )
+from piecework_protocol.capacity import capacity_of
 from piecework_protocol.limits import MAX_DETAILS_DEPTH
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
@@ -163,6 +164,7 @@ def model_json(offer: Offer, model: ModelOffer) -> dict[str, Any]:
         "kinds": model.kind_names,
         "blended_price_per_million_output_tokens": blended_price(model),
         "measured": measured_json(offer, model),
+        "capacity": capacity_of(offer, model).members(),
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, TypeVar
 
 from piecework.market.listing import Listed, blended_price
+from piecework_protocol.capacity import capacity_of
 from piecework_protocol.objects import ModelOffer, Offer
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Address, Digest, to_hex
@@ -35,7 +36,7 @@ class _Served:
 
     def add(self, offer: Offer, model: ModelOffer) -> None:
         if offer.operator not in self.workers:
-            self.slots_free += offer.slots_free
+            self.slots_free += _free_for(offer, model.digest)
         self.workers[offer.operator] += 1
         self.names[model.name] += 1
         self.services[service_name(model.service)] += 1
@@ -45,7 +46,7 @@ class _Served:
     def remove(self, offer: Offer, model: ModelOffer) -> None:
         _take(self.workers, offer.operator)
         if offer.operator not in self.workers:
-            self.slots_free -= offer.slots_free
+            self.slots_free -= _free_for(offer, model.digest)
         _take(self.names, model.name)
         _take(self.services, service_name(model.service))
         for values, value in self._figures(model):
@@ -113,6 +114,12 @@ class ServedModels:
             del self._ranks[bisect_left(self._ranks, (-before, digest))]
         if after:
             insort(self._ranks, (-after, digest))
+
+
+def _free_for(offer: Offer, model: Digest) -> int:
+    """Free slots of a worker for a model, over all entries that it has of it."""
+    mine = (capacity_of(offer, one).slots_free for one in offer.models if one.digest == model)
+    return min(offer.slots_free, sum(mine))
 
 
 def _take(counts: Counter[_Key], key: _Key) -> None:
