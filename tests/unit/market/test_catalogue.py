@@ -190,6 +190,25 @@ def test_a_worker_with_two_entries_of_one_model_counts_once() -> None:
     assert [row["slots_free"] for row in rows] == [1, 1]
 
 
+def test_free_slots_of_a_model_are_those_of_its_entries_and_leave_with_the_offer() -> None:
+    catalogue, now = Catalogue(), Timestamp(START)
+    places = [{"slots": 2, "slots_free": free, "queue_free": 0} for free in (2, 0, 1)]
+    models = tuple(
+        model(f"model-{at % 2}", price_per_million_output_tokens=Amount(at)) for at in (0, 1, 2)
+    )
+    signed = offer(
+        "a", START, models=models, slots_free=Uint32(4), details=json.dumps({"capacity": places})
+    )
+    other = listed("b", (1,), 9, 1, 0)
+    catalogue.put(Listed(signed, encode_offer(signed), Amount(0), now))
+    catalogue.put(other)
+    rows = {row["names"][0]: row["slots_free"] for row in catalogue.models(now, 10)["models"]}
+    assert rows == {"model-0": 3 + 1, "model-1": 0}
+    catalogue.remove(operator("a").address)
+    (row,) = catalogue.models(now, 10)["models"]
+    assert (row["names"], row["slots_free"]) == (["model-0"], 1)
+
+
 def test_workers_come_by_operator_and_page_by_page_to_the_end() -> None:
     catalogue = Catalogue()
     for name in NAMES:
