@@ -29,6 +29,7 @@ LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "torch": (("worker",), ("worker",)),
     "chain": (("chain",), ("worker",)),
     "provenance": (("provenance",), ("client",)),
+    "postgres": (("postgres",), ("client",)),
     "build": ((), ()),
 }
 OF_ITS_OWN = {"halmos", "agents-newer", "agents-older", "agents-aider"}
