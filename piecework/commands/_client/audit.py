@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._audit_report import Telling, say, tell
-from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
+from piecework.commands._client.audit_report import Telling, say, tell
+from piecework.commands._client.home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
     from piecework.client.auditing import CanvasReport
@@ -156,7 +156,7 @@ async def _export(client: PieceworkClient, wish: _Wish) -> _Found:
     drawn = _drawn(file, wish.canvas)
     by = wish.by or client.config.audit_by
     if by != "self" and wish.level == "replay":
-        from piecework.commands._bought_audit import bought_report
+        from piecework.commands._client.bought_audit import bought_report
 
         return _Found(file, drawn, b"", missing, await bought_report(client, file, drawn, by))
     if not wish.buy:
@@ -248,6 +248,7 @@ def _exit_code(report: CanvasReport) -> int:
 
 def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, json: bool) -> None:
     from piecework_protocol.types import address_hex, to_hex
+    from piecework_protocol.views import members
 
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
     if json:
@@ -255,15 +256,8 @@ def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, j
             {
                 "level": level,
                 "outcome": outcome,
-                "canvas": report.canvas,
-                "steps": report.steps,
-                "findings": list(report.findings),
-                "reason": report.reason,
-                "seconds": report.seconds,
-                "by": [to_hex(operator) for operator in report.by],
-                "jobs": [to_hex(job) for job in report.jobs],
-                "cost": report.cost,
-                "remarks": list(report.remarks),
+                **members(report, "canvas", "steps", "findings", "reason", "seconds"),
+                **members(report, "by", "jobs", "cost", "remarks"),
                 "report": told,
             }
         )
