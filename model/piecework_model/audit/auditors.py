@@ -22,7 +22,7 @@ from piecework_protocol.trace import StepRecord
 
 @dataclass(frozen=True, slots=True)
 class WalkedCanvas:
-    """A canvas that was computed again, pass by pass. Implements `job.Replay`."""
+    """A canvas that was computed again, pass by pass. Implements `job.ComputedCanvas`."""
 
     records: tuple[StepRecord, ...]
     token_ids: tuple[int, ...]

@@ -32,7 +32,7 @@ from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind
 from piecework_protocol.trace import CanvasRecord, StepRecord, pinned_root, read_ids, trace_root
 
 
-class Replay(Protocol):
+class ComputedCanvas(Protocol):
     """A canvas that was computed again. `records` are what its step leaves commit to."""
 
     @property
@@ -118,7 +118,7 @@ class JobAudit:
         steps = int(shown.steps)
         if not steps:
             return self._no_verdict(AuditLevel.REPLAY, canvas, "it has no denoising step")
-        replayed: Replay | None = None
+        replayed: ComputedCanvas | None = None
         committed: list[Ids] = []
         try:
             for index in range(canvas + 1):
@@ -134,7 +134,9 @@ class JobAudit:
             raise AuditError("nothing was replayed")
         return self.judged(canvas, replayed, tuple(committed[:-1]))
 
-    def judged(self, canvas: int, replayed: Replay, committed: tuple[Ids, ...]) -> CanvasAudit:
+    def judged(
+        self, canvas: int, replayed: ComputedCanvas, committed: tuple[Ids, ...]
+    ) -> CanvasAudit:
         """Compare what was claimed of a canvas with its replay.
 
         committed: all ids of the canvases before it.
@@ -198,7 +200,7 @@ class JobAudit:
         return None if request.template or ids is None or len(ids) != size else ids
 
     def _differences(
-        self, shown: ClaimedCanvas, replayed: Replay, committed: tuple[Ids, ...]
+        self, shown: ClaimedCanvas, replayed: ComputedCanvas, committed: tuple[Ids, ...]
     ) -> list[str]:
         """List what differs between what the worker signed and the replay."""
         found, records = list[str](), replayed.records
@@ -269,7 +271,7 @@ class JobAudit:
         return found
 
     def _draft_differences(
-        self, shown: ClaimedCanvas, replayed: Replay, committed: tuple[Ids, ...]
+        self, shown: ClaimedCanvas, replayed: ComputedCanvas, committed: tuple[Ids, ...]
     ) -> list[str]:
         """Compare what was delivered with a canvas that was cancelled: a draft of it, or nothing.
 

@@ -22,7 +22,7 @@ from piecework.client.auditors.checks import (
     KnownCanvases,
     chance,
 )
-from piecework.client.auditors.opinions import Decision, Opinion, decide
+from piecework.client.auditors.opinions import PanelDecision, Opinion, decide
 from piecework.client.config import ClientConfig
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
@@ -260,7 +260,7 @@ class MarketAuditor:
 
     # --- what follows
 
-    async def _learn(self, asked: _Asked, decision: Decision) -> list[str]:
+    async def _learn(self, asked: _Asked, decision: PanelDecision) -> list[str]:
         """Keep what the canvas has shown. Returns a line for each auditor that is given up."""
         why = "two others say otherwise of the same canvas"
         for odd in decision.odd:
@@ -290,7 +290,7 @@ class MarketAuditor:
 def _report(
     asked: _Asked,
     opinions: Sequence[Opinion],
-    decision: Decision,
+    decision: PanelDecision,
     cost: Amount,
 ) -> CanvasReport:
     by = tuple(opinion.operator for opinion in opinions)

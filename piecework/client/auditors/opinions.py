@@ -49,7 +49,7 @@ class Opinion:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PanelDecision:
     """What follows from the opinions so far.
 
     Attributes:
@@ -63,18 +63,18 @@ class Decision:
     wants_more: bool = False
 
 
-def decide(opinions: Sequence[Opinion], most: int) -> Decision:
+def decide(opinions: Sequence[Opinion], most: int) -> PanelDecision:
     """Judge a canvas by what auditors of different owners say of it, at most so many.
 
     The first pass counts alone, unless somebody has said before that the canvas fails. Then two
     must agree. Those that say otherwise are odd.
     """
     if not opinions:
-        return Decision(None, wants_more=True)
+        return PanelDecision(None, wants_more=True)
     if len(opinions) == 1 and opinions[0].passed:
-        return Decision(opinions[0])
+        return PanelDecision(opinions[0])
     for opinion in opinions:
         same = [one for one in opinions if one.agrees(opinion)]
         if len(same) > 1:
-            return Decision(opinion, tuple(one for one in opinions if one not in same))
-    return Decision(None, wants_more=len(opinions) < most)
+            return PanelDecision(opinion, tuple(one for one in opinions if one not in same))
+    return PanelDecision(None, wants_more=len(opinions) < most)

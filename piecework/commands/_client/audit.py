@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
 
 import typer
 
@@ -40,8 +40,7 @@ def audit(
     ] = None,
     level: Annotated[str, typer.Option(help="rules, replay or forced.")] = "replay",
     by: Annotated[
-        str | None,
-        typer.Option(help="self, market, or a worker's address. Default: the setting audit_by."),
+        str | None, typer.Option(help="self, market or a worker. Default: audit_by of the settings")
     ] = None,
     openings: Annotated[
         Path | None, typer.Option(help="Steps that the worker opened, instead of bought ones.")
@@ -89,12 +88,18 @@ def audit(
     bought = job is not None and buy and openings is None and level != "replay"
     wish = _Wish(job or "", canvas, level, buy=bought, by=by)
     found = _looked_up(wish, evidence, openings, (home, password_file))
-    file, drawn, opened, missing = found.file, found.canvas, found.opened, found.missing
-    report = found.report or _audit(file, drawn, level, opened, EngineChoice(model, device))
-    verdict = _exit_code(report) != NO_VERDICT
-    told = tell(telling, file, report, opened) if telling.wanted and verdict else None
-    _print(report, missing, told, json=json)
-    raise typer.Exit(_exit_code(report))
+    report = found.report or _audit(found, level, EngineChoice(model, device))
+    _finish(found, report, telling, json=json)
+
+
+def _finish(found: _Found, report: CanvasReport, telling: Telling, *, json: bool) -> NoReturn:
+    """Say what was found, tell others if that is wanted, and end the command."""
+    code = _exit_code(report)
+    told = None
+    if telling.wanted and code != NO_VERDICT:
+        told = tell(telling, found.file, report, found.opened)
+    _print(report, found.missing, told, json=json)
+    raise typer.Exit(code)
 
 
 class _Wish(NamedTuple):
@@ -226,18 +231,16 @@ def _or_no_verdict(work: Callable[[], T]) -> T:
         common.fail(str(error), NO_VERDICT)
 
 
-def _audit(
-    file: EvidenceFile, canvas: int, level: str, opened: bytes, engine: EngineChoice
-) -> CanvasReport:
+def _audit(found: _Found, level: str, engine: EngineChoice) -> CanvasReport:
     from piecework.client.auditing import EngineAuditor, audit_rules
     from piecework_protocol.evidence.file import write_evidence
     from piecework_protocol.objects import AuditLevel
 
     if level == "rules":
-        return _or_no_verdict(lambda: audit_rules(file, canvas, opened))
+        return _or_no_verdict(lambda: audit_rules(found.file, found.canvas, found.opened))
     auditor = EngineAuditor(engine.model, engine.device)
-    data = _or_no_verdict(lambda: write_evidence(file))
-    return common.run(auditor.audit(data, canvas, AuditLevel[level.upper()], opened))
+    data = _or_no_verdict(lambda: write_evidence(found.file))
+    return common.run(auditor.audit(data, found.canvas, AuditLevel[level.upper()], found.opened))
 
 
 def _exit_code(report: CanvasReport) -> int:
