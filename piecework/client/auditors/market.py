@@ -22,7 +22,7 @@ from piecework.client.auditors.checks import (
     KnownCanvases,
     chance,
 )
-from piecework.client.auditors.opinions import PanelDecision, Opinion, decide
+from piecework.client.auditors.opinions import Opinion, PanelDecision, decide
 from piecework.client.config import ClientConfig
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext

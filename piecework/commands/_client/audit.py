@@ -35,9 +35,7 @@ def audit(
     evidence: Annotated[
         Path | None, typer.Option(help="An evidence file instead of a job of this client.")
     ] = None,
-    canvas: Annotated[
-        int | None, typer.Option(min=0, help="Which canvas. Default: one at random.")
-    ] = None,
+    canvas: Annotated[int | None, typer.Option(min=0, help="Default: one at random.")] = None,
     level: Annotated[str, typer.Option(help="rules, replay or forced.")] = "replay",
     by: Annotated[
         str | None, typer.Option(help="self, market or a worker. Default: audit_by of the settings")
