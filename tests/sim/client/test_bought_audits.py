@@ -117,11 +117,11 @@ def test_an_auditor_is_told_neither_whose_canvas_it_is_nor_its_leaves(tmp_path: 
     scene.play()
     (claim,) = auditor.audited
     data = claim.encode()
-    assert scene.worker.operator.address not in data
-    assert not [job for job in scene.worker.jobs if job in data]
+    assert bytes(scene.worker.operator.address) not in data
+    assert not [job for job in scene.worker.jobs if bytes(job) in data]
     leaves = made_up_leaves(claim.output, claim.steps)
     assert trace_root(leaves) == claim.trace_root
-    assert not [leaf for leaf in leaves if leaf in data]
+    assert not [leaf for leaf in leaves if bytes(leaf) in data]
 
 
 def test_a_cheat_is_shut_out_once_two_owners_have_computed_the_same(tmp_path: Path) -> None:

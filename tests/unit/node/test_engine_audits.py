@@ -112,7 +112,7 @@ def test_another_token_another_text_and_another_trace_fail(
         ({"prompt_tokens": 3}, "3 prompt tokens are charged, and the prompt has"),
         ({"steps": good.steps - 1}, f"the canvas is not finished after {good.steps - 1} steps"),
     ):
-        found, step_leaves = bench.audit(replace(good, **changed))  # type: ignore[arg-type]
+        found, step_leaves = bench.audit(replace(good, **changed))
         assert found.report.outcome is AuditOutcome.FAIL
         assert any(line.startswith(why) for line in found.report.findings)
         signed = honest.evidence.canvases[0].leaves

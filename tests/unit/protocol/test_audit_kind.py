@@ -22,8 +22,8 @@ END = Finish.END_OF_TEXT
 
 def test_a_claim_names_neither_worker_nor_payer_nor_a_leaf_of_the_trace() -> None:
     data = CLAIM.encode()
-    assert CLAIM.trace_root in data
-    assert not [leaf for leaf in LEAVES if leaf in data]
+    assert bytes(CLAIM.trace_root) in data
+    assert not [leaf for leaf in LEAVES if bytes(leaf) in data]
     names = set(AuditContent.__dataclass_fields__)
     assert not names & {"operator", "payer", "channel", "job", "leaves"}
 
