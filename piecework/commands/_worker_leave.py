@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from piecework_node.daemon.leaving import LeaveReport, StepReport
     from piecework_node.daemon.rotation import RotationReport
     from piecework_node.home import Home
-    from piecework_protocol.signing import LocalSigner
+    from piecework_protocol.signing import AsyncSigner, LocalSigner
     from piecework_protocol.types import Address
 
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
@@ -88,11 +88,12 @@ async def _leave(
     from piecework_node.daemon.assembly import connect
     from piecework_node.daemon.leaving import Leaver, waiting_times
     from piecework_node.daemon.owning import OwnerHands
-    from piecework_node.keys.operator import load_operator
+    from piecework_node.keys.operator import open_operator
 
     config = settings.load(place.root)
-    operator = await asyncio.to_thread(load_operator, place.operator, secret)
-    async with await connect(config, Deployment.load(place.deployment)) as reader:
+    deployment = Deployment.load(place.deployment)
+    operator = await open_operator(place.operator, config.signer, secret, deployment)
+    async with await connect(config, deployment) as reader:
         known = await reader.worker(operator.address)
         if not quiet:
             delay = (await reader.stake_requirements()).unbonding_delay
@@ -106,7 +107,7 @@ async def _leave(
         leaving = known is None or bool(known.unbond_requested_at)
         if not yes and not leaving:
             await asyncio.to_thread(confirm, "Drain the worker and leave the market?")
-        keys = [operator] if owner is None else [operator, owner]
+        keys: list[AsyncSigner] = [operator] if owner is None else [operator, owner]
         return await Leaver(place, config, operator, OwnerHands(reader, keys)).run()
 
 
@@ -121,6 +122,10 @@ def rotate_key(
     new_password_file: Annotated[
         Path | None, typer.Option(help="File with the new key's password. Default: as the old.")
     ] = None,
+    new_signer: Annotated[
+        str,
+        typer.Option(help="Signer with the new key: unix: and its socket. Empty: made in the home"),
+    ] = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -135,7 +140,7 @@ def rotate_key(
     owner = owner_signer(owner_key, owner_password_file)
     secret = common.password(password_file)
     fresh = secret if new_password_file is None else _new_password(new_password_file)
-    report = common.run(_rotate(place, old, owner, (secret, fresh)))
+    report = common.run(_rotate(place, old, owner, (secret, fresh), new_signer))
     if json:
         common.print_json(report.to_json())
         return
@@ -164,7 +169,7 @@ def _new_password(file: Path) -> str:
 
 
 async def _rotate(
-    place: Home, old: Address, owner: LocalSigner | None, secrets: tuple[str, str]
+    place: Home, old: Address, owner: LocalSigner | None, secrets: tuple[str, str], signer: str
 ) -> RotationReport:
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
@@ -176,7 +181,7 @@ async def _rotate(
     config = settings.load(place.root)
     async with await connect(config, Deployment.load(place.deployment)) as reader:
         hands = OwnerHands(reader, [] if owner is None else [owner])
-        rotation = Rotation(place, config, Passwords(*secrets), hands)
+        rotation = Rotation(place, config, Passwords(*secrets), hands, signer=signer)
         return await rotation.run(old, Timestamp(int(time.time())))
 
 

@@ -27,6 +27,9 @@ VllmModel = Annotated[str, typer.Option(help="What vLLM calls the model; empty: 
 Faucet = Annotated[
     bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
 ]
+SignerOption = Annotated[
+    str, typer.Option("--signer", help="unix: and the socket of the signer with the operator key.")
+]
 NoRegister = Annotated[bool, typer.Option("--no-register", help="Only write the files.")]
 StepsPrice = Annotated[
     str,
@@ -82,6 +85,7 @@ def init(
     vllm_model: VllmModel = "",
     faucet: Faucet = False,
     no_register: NoRegister = False,
+    signer: SignerOption = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -105,6 +109,7 @@ def init(
         "slots": slots,
         "indexes": tuple(index or ()),
         **({"rpc_url": rpc_url} if rpc_url else {}),
+        **({"signer": signer} if signer else {}),
         **_model_settings(model),
     }
     if vllm:
@@ -146,6 +151,7 @@ def join(
     rpc_url: NodeUrl = "",
     model: Model = "",
     faucet: Faucet = False,
+    signer: SignerOption = "",
     no_start: Annotated[bool, typer.Option("--no-start", help="Stop before the check.")] = False,
     home: HomeOption = None,
     password_file: PasswordFile = None,
@@ -160,7 +166,12 @@ def join(
 
     place = Home(common.home("worker", home))
     given: dict[str, Any] = {"payout": payout, "endpoint": endpoint, "bind": bind}
-    given |= {"rpc_url": rpc_url, "relays": tuple(relay or ()), "indexes": tuple(index or ())}
+    given |= {
+        "rpc_url": rpc_url,
+        "signer": signer,
+        "relays": tuple(relay or ()),
+        "indexes": tuple(index or ()),
+    }
     given |= _model_settings(model) if model else {}
     # An empty flag is an answer too.
     asked = {n: v for n, v in given.items() if v or n in _asked(context)}
@@ -202,6 +213,7 @@ _SETTING_OF_OPTION = {
     "index": "indexes",
     "relay": "relays",
     "rpc_url": "rpc_url",
+    "signer": "signer",
     "model": "model",
     "vllm": "vllm_endpoints",
     "vllm_model": "vllm_model",

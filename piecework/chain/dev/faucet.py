@@ -7,7 +7,7 @@ from piecework.chain.errors import WrongChain
 from piecework.chain.limits import ANVIL_CHAIN_ID, DEFAULT_POLL_S, DEVELOPMENT_CHAIN_IDS
 from piecework.chain.rpc import JsonRpc, web3_over
 from piecework.chain.transactions import Mined, TransactionSender
-from piecework_protocol.signing import LocalSigner, Signer
+from piecework_protocol.signing import AsyncSigner, LocalSigner
 from piecework_protocol.types import Address, Amount, keccak256
 
 EMBEDDED_FAUCET_KEY = keccak256(
@@ -28,7 +28,7 @@ async def faucet_signer(rpc: JsonRpc) -> LocalSigner:
 
 
 async def fund_native(
-    rpc: JsonRpc, faucet: Signer, to: Address, wei: int, *, poll_s: float = DEFAULT_POLL_S
+    rpc: JsonRpc, faucet: AsyncSigner, to: Address, wei: int, *, poll_s: float = DEFAULT_POLL_S
 ) -> Mined:
     """Give `to` some of the chain's coin, for gas."""
     return await (await _sender(rpc, faucet)).execute(send_native(to, wei), poll_s=poll_s)
@@ -36,7 +36,7 @@ async def fund_native(
 
 async def mint_tokens(
     rpc: JsonRpc,
-    faucet: Signer,
+    faucet: AsyncSigner,
     token: Address,
     to: Address,
     amount: Amount,
@@ -61,7 +61,7 @@ async def take_from_faucet(
         await mint_tokens(rpc, faucet, token, to, amount, poll_s=poll_s)
 
 
-async def _sender(rpc: JsonRpc, faucet: Signer) -> TransactionSender:
+async def _sender(rpc: JsonRpc, faucet: AsyncSigner) -> TransactionSender:
     chain_id = await _development_chain(rpc)
     return TransactionSender(rpc, faucet, chain_id)
 
