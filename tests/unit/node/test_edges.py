@@ -66,7 +66,7 @@ def offer(now: int = 1_700_000_000, *, active: int = 0) -> SignedOffer:
         now=Timestamp(now),
         active=active,
     )
-    return SignedOffer(made, OPERATOR.sign(DOMAIN.digest(made)))
+    return SignedOffer(made, OPERATOR.sign_typed(DOMAIN, made))
 
 
 # --- logs
