@@ -21,7 +21,7 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, SettingsError, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields, base_units, known_units
-from piecework.signer.remote import socket_path
+from piecework.signer.place import SignerPlace
 from piecework_node import card_settings
 from piecework_node.card_settings import CardSettings
 from piecework_node.endpoints import split_endpoint
@@ -314,23 +314,12 @@ class WorkerConfig(Settings):
         description="URL that gets alerts as JSON. Anybody who knows it may post there too",
     )
 
-    signer: str = Field(
-        "",
-        description="the signer that has the operator key, as unix: and the path of its socket. "
-        "Empty: the key is in this home",
-    )
+    signer: SignerPlace = ""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "human", "json"] = Field(
         "auto", description="auto: human on a terminal, JSON lines otherwise"
     )
-
-    @field_validator("signer")
-    @classmethod
-    def _signer_is_a_socket(cls, value: str) -> str:
-        if value:
-            socket_path(value)
-        return value
 
     @field_validator("payout")
     @classmethod

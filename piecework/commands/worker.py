@@ -9,6 +9,7 @@ import typer
 
 from piecework.commands import _common as common
 from piecework.commands import _worker_changes, _worker_evidence, _worker_leave, _worker_update
+from piecework.commands import _worker_options as _options
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -103,7 +104,7 @@ def init(
     token = common.market_token(file)
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
-        **_where(context, bind, endpoint, relay),
+        **_options.where(context, bind, endpoint, relay),
         "price_per_million_prompt_tokens": common.written(token, price_prompt),
         "price_per_million_output_tokens": common.written(token, price_output),
         "price_per_thousand_steps": common.written(token, price_steps or _steps_price(vllm)),
@@ -119,8 +120,8 @@ def init(
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
     heir = None if owner is None else common.address("--owner", owner)
-    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "owner": heir}
-    more |= {"flags": _FLAG_OF_SETTING, "file_is_asked": True}
+    more: dict[str, Any] = {"asked": _options.asked(context), "stake": staked, "owner": heir}
+    more |= {"flags": _options.FLAG_OF_SETTING, "file_is_asked": True}
     setup = set_up_worker(
         place, file, values, secret, faucet=faucet, register=not no_register, **more
     )
@@ -175,11 +176,11 @@ def join(
     }
     given |= _model_settings(model) if model else {}
     # An empty flag is an answer too.
-    asked = {n: v for n, v in given.items() if v or n in _asked(context)}
+    asked = {n: v for n, v in given.items() if v or n in _options.asked(context)}
     wishes = _join.Wishes(
         asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
     )
-    done = _join.join(place, url, wishes, password_file, _FLAG_OF_SETTING)
+    done = _join.join(place, url, wishes, password_file, _options.FLAG_OF_SETTING)
     _print_steps(done, as_json=False)
     if no_start:
         return
@@ -201,50 +202,6 @@ def _print_findings(findings: list[CheckResult]) -> None:
     for finding in findings:
         for line in finding.lines:
             common.say(line)
-
-
-_SETTING_OF_OPTION = {
-    "payout": "payout",
-    "bind": "bind",
-    "endpoint": "endpoint",
-    "price_prompt": "price_per_million_prompt_tokens",
-    "price_output": "price_per_million_output_tokens",
-    "price_steps": "price_per_thousand_steps",
-    "slots": "slots",
-    "index": "indexes",
-    "relay": "relays",
-    "rpc_url": "rpc_url",
-    "signer": "signer",
-    "model": "model",
-    "vllm": "vllm_endpoints",
-    "vllm_model": "vllm_model",
-}
-
-
-_FLAG_OF_SETTING = {
-    setting: "--" + option.replace("_", "-") for option, setting in _SETTING_OF_OPTION.items()
-}
-
-
-def _asked(context: typer.Context) -> frozenset[str]:
-    """The settings that the person chose by an option. The others are defaults of `init`."""
-    chosen = {
-        setting
-        for option, setting in _SETTING_OF_OPTION.items()
-        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
-    }
-    # What goes with a choice was chosen with it.
-    chosen |= {"model_store"} if "model" in chosen else set()
-    chosen |= {"backend"} if "vllm_endpoints" in chosen else set()
-    return frozenset(chosen)
-
-
-def _where(
-    context: typer.Context, bind: str, endpoint: str, relays: list[str] | None
-) -> dict[str, Any]:
-    """Where clients find the worker. With relays it listens only if it is told where."""
-    listens = not relays or bool(endpoint) or "bind" in _asked(context)
-    return {"bind": bind if listens else "", "endpoint": endpoint, "relays": tuple(relays or ())}
 
 
 def _print_steps(done: dict[str, Any], as_json: bool) -> None:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from piecework.base.text import one_line
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import SignerAway, SignerDiffers, SignerRefuses
-from piecework.signer.limits import ANSWER_S, MAX_FRAME_BYTES, MAX_SOCKET_PATH_BYTES
+from piecework.signer.limits import ANSWER_S, MAX_FRAME_BYTES
 from piecework.signer.wire import frame, read_frame, transaction_question, typed_question
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
@@ -32,23 +32,8 @@ from piecework_protocol.types import (
     parse_address,
 )
 
-SCHEME: Final = "unix:"
 _MAX_WHY: Final = 300
 _MAX_REFUSAL: Final = 40
-
-
-def socket_path(place: str) -> Path:
-    """Read where a signer is, as the setting `signer` has it.
-
-    Raises:
-        ValueError: it is not unix: and an absolute path.
-    """
-    path = Path(place.removeprefix(SCHEME))
-    if not place.startswith(SCHEME) or not path.is_absolute():
-        raise ValueError(f"it is {SCHEME} and an absolute path, such as unix:/run/signer/socket")
-    if len(str(path).encode()) > MAX_SOCKET_PATH_BYTES:
-        raise ValueError(f"the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes")
-    return path
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ from piecework.chain.authorizations import Permit, signed_permit
 from piecework.chain.limits import DEFAULT_POLL_S
 from piecework.chain.reader import ChainReader, RegisteredWorker
 from piecework.chain.transactions import TransactionSender
-from piecework.signer.remote import signer_at, socket_path
+from piecework.signer.place import socket_path
+from piecework.signer.remote import signer_at
 from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon import registration

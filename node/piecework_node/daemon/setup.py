@@ -13,7 +13,8 @@ from typing import Any
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.faucet import take_from_faucet
 from piecework.chain.reader import ChainReader
-from piecework.signer.remote import signer_at, socket_path
+from piecework.signer.place import socket_path
+from piecework.signer.remote import signer_at
 from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon import registration

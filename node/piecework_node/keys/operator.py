@@ -18,7 +18,8 @@ from piecework.base.jsons import loads
 from piecework.chain import keystore
 from piecework.chain.deployment import Deployment
 from piecework.chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
-from piecework.signer.remote import RemoteSigner, socket_path
+from piecework.signer.place import socket_path
+from piecework.signer.remote import RemoteSigner
 from piecework_node.errors import KeyFileError
 from piecework_protocol.signing import AsyncSigner, LocalSigner
 from piecework_protocol.types import Address, parse_address

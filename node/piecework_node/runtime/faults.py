@@ -252,7 +252,7 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
     ),
     Code.SIGNER_DIFFERS: Condition(
         "the worker's signer has another key",
-        Stops.SIGNING,
+        Stops.JOBS,
         "Start the signer with this operator's key and market, or correct signer",
     ),
     Code.SIGNER_LIMIT: Condition(

@@ -19,8 +19,9 @@ from piecework.chain.fees import Fees
 from piecework.chain.rawtx import UnsignedTransaction
 from piecework.signer import policy
 from piecework.signer.limits import MAX_CLIENTS, MAX_FRAME_BYTES
+from piecework.signer.place import socket_path
 from piecework.signer.record import SignatureLog
-from piecework.signer.remote import RemoteSigner, signer_at, socket_path
+from piecework.signer.remote import RemoteSigner, signer_at
 from piecework.signer.server import BUSY, METHOD, USER, CannotServe
 from piecework.signer.wire import frame, read_frame, typed_question
 from piecework_protocol.signing import LocalSigner
