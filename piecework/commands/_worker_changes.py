@@ -184,7 +184,7 @@ async def _move(
     from piecework_node import config as settings
     from piecework_node.daemon.assembly import connect
     from piecework_node.daemon.owning import OwnerHands, move_payout, payout_doubt
-    from piecework_node.keys.operator import keystore_address, open_operator
+    from piecework_node.keys.operator import close_operator, keystore_address, open_operator
     from piecework_protocol.types import address_hex, parse_address
 
     config = settings.load(place.root)
@@ -201,7 +201,11 @@ async def _move(
         if known is not None and known.owner == operator and not keys:
             secret = await asyncio.to_thread(common.password, password_file)
             keys = [await open_operator(place.operator, config.signer, secret, reader.deployment)]
-        return await move_payout(place, operator, wanted, OwnerHands(reader, keys))
+        try:
+            return await move_payout(place, operator, wanted, OwnerHands(reader, keys))
+        finally:
+            for key in keys:
+                await close_operator(key)
 
 
 def confirm(question: str) -> None:

@@ -70,7 +70,13 @@ def leave(
     else:
         common.say("the worker has left")
         for rest in report.left:
-            common.say(f"still at the operator's address: {rest}. Its key is in {place.operator}")
+            common.say(f"still at the operator's address: {rest}. Its key is in {_key_of(place)}")
+
+
+def _key_of(place: Home) -> str:
+    from piecework_node import config as settings
+
+    return settings.load(place.root).signer or str(place.operator)
 
 
 def _say_steps(steps: tuple[StepReport, ...]) -> None:
@@ -88,27 +94,30 @@ async def _leave(
     from piecework_node.daemon.assembly import connect
     from piecework_node.daemon.leaving import Leaver, waiting_times
     from piecework_node.daemon.owning import OwnerHands
-    from piecework_node.keys.operator import open_operator
+    from piecework_node.keys.operator import close_operator, open_operator
 
     config = settings.load(place.root)
     deployment = Deployment.load(place.deployment)
     operator = await open_operator(place.operator, config.signer, secret, deployment)
-    async with await connect(config, deployment) as reader:
-        known = await reader.worker(operator.address)
-        if not quiet:
-            delay = (await reader.stake_requirements()).unbonding_delay
-            for step, time_taken in waiting_times(config, delay):
-                common.say(f"       {step:9} {time_taken}")
-            if reader.deployment.disputes is not None:
-                common.say(
-                    "jobs may be challenged while the stake leaves. After the step unbond run "
-                    "`piecework worker start`: no client takes its offers, and it answers"
-                )
-        leaving = known is None or bool(known.unbond_requested_at)
-        if not yes and not leaving:
-            await asyncio.to_thread(confirm, "Drain the worker and leave the market?")
-        keys: list[AsyncSigner] = [operator] if owner is None else [operator, owner]
-        return await Leaver(place, config, operator, OwnerHands(reader, keys)).run()
+    try:
+        async with await connect(config, deployment) as reader:
+            known = await reader.worker(operator.address)
+            if not quiet:
+                delay = (await reader.stake_requirements()).unbonding_delay
+                for step, time_taken in waiting_times(config, delay):
+                    common.say(f"       {step:9} {time_taken}")
+                if reader.deployment.disputes is not None:
+                    common.say(
+                        "jobs may be challenged while the stake leaves. After the step unbond run "
+                        "`piecework worker start`: no client takes its offers, and it answers"
+                    )
+            leaving = known is None or bool(known.unbond_requested_at)
+            if not yes and not leaving:
+                await asyncio.to_thread(confirm, "Drain the worker and leave the market?")
+            keys: list[AsyncSigner] = [operator] if owner is None else [operator, owner]
+            return await Leaver(place, config, operator, OwnerHands(reader, keys)).run()
+    finally:
+        await close_operator(operator)
 
 
 def rotate_key(

@@ -40,7 +40,7 @@ from tests.support.worker_process import PASSWORD, READY_TIMEOUT_S, write_key
 
 KEY = LocalSigner(bytes(keccak256(b"the operator of a signer under test")))
 PAYOUT = Address(keccak256(b"a payout of a signer under test")[12:])
-MARKET = Deployment(31337, Address(b"\x07" * 20), "USD", 6, Amount(10_000_000), Seconds(86_400))
+MARKET = Deployment(31337, Address(b"\x07" * 20), "USD", 6, Amount(10_000_000), Seconds(604_800))
 PINS = Pins(KEY.address, MARKET, frozenset({PAYOUT}))
 ACCEPTANCE = Acceptance(JobId(bytes(32)), Uint32(1), Timestamp(2))
 TOKEN = Domain(MARKET.chain_id, MARKET.token, "USD Coin", "2")

@@ -31,7 +31,7 @@ from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import keystore_address, open_operator, secret_of
+from piecework_node.keys.operator import close_operator, keystore_address, open_operator, secret_of
 from piecework_node.keys.sealing import SealingKeyring, WrappingSecrets, open_wrapping_secret
 from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
@@ -81,8 +81,7 @@ class Foundations:
     async def close(self) -> None:
         """Let go of chain and journal, in this order."""
         await self.reader.close()
-        if isinstance(self.operator, RemoteSigner):
-            await self.operator.close()
+        await close_operator(self.operator)
         await self.journal.close()
 
 

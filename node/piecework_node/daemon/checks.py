@@ -46,7 +46,13 @@ from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import is_record, keystore_address, load_operator, open_operator
+from piecework_node.keys.operator import (
+    close_operator,
+    is_record,
+    keystore_address,
+    load_operator,
+    open_operator,
+)
 from piecework_node.keys.tls import load_tls
 from piecework_node.metrics import Metrics
 from piecework_node.owner.nvml import MachineSenses
@@ -114,6 +120,8 @@ class Checker:
             self._remarks = []
             of_card = await self._result_of(item, check)
             findings += [replace(finding, card=self._card) for finding in of_card]
+        if self._operator is not None:
+            await close_operator(self._operator)
         return findings
 
     async def _result_of(self, item: str, check: Check) -> list[CheckResult]:

@@ -21,7 +21,7 @@ from piecework_node.evidence.export import Exporter
 from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import keystore_address, open_operator, secret_of
+from piecework_node.keys.operator import close_operator, keystore_address, open_operator, secret_of
 from piecework_node.keys.sealing import SealingKeys, WrappingSecrets, open_wrapping_secret
 from piecework_protocol.evidence.file import evidence_json
 from piecework_protocol.limits import MAX_EVIDENCE_BYTES
@@ -113,12 +113,15 @@ async def _read(home: Home, password: Callable[[], str], wish: EvidenceWish) -> 
             return {"kept": asdict((await _steps(home, settings, SealingKeys(()))).usage)}
         secret = password()
         signer = await open_operator(home.operator, settings.signer, secret, deployment)
-        own = await asyncio.to_thread(open_wrapping_secret, home.sealing, secret)
-        under = WrappingSecrets(own, secret_of(signer))
-        keys = SealingKeys.load(await journal.sealing_keys(), under)
-        steps = await _steps(home, settings, keys)
-        exporter = Exporter(journal, keys, deployment.domain, signer, steps)
-        return await answer(exporter, steps, wish)
+        try:
+            own = await asyncio.to_thread(open_wrapping_secret, home.sealing, secret)
+            under = WrappingSecrets(own, secret_of(signer))
+            keys = SealingKeys.load(await journal.sealing_keys(), under)
+            steps = await _steps(home, settings, keys)
+            exporter = Exporter(journal, keys, deployment.domain, signer, steps)
+            return await answer(exporter, steps, wish)
+        finally:
+            await close_operator(signer)
     finally:
         await journal.close()
 

@@ -19,6 +19,7 @@ from piecework.base.settings import MAX_FILE_BYTES
 from piecework.base.settings_file import rewritten
 from piecework.chain import calls
 from piecework.chain.authorizations import Permit, signed_permit
+from piecework.chain.errors import SignerRefuses
 from piecework.chain.limits import DEFAULT_POLL_S
 from piecework.chain.reader import ChainReader, RegisteredWorker
 from piecework.chain.transactions import TransactionSender
@@ -32,6 +33,7 @@ from piecework_node.daemon.owning import OwnerCall, OwnerHands
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.keys.operator import (
+    close_operator,
     create_keystore,
     is_record,
     keystore_address,
@@ -149,10 +151,13 @@ class Rotation:
         retiring = await open_operator(
             where.operator, kept.signer, self._passwords.old, self._reader.deployment
         )
-        if is_rotated(self._home, old):
-            fresh = _address_in(self._home)
-        else:
-            fresh = await self._replace(where, retiring, now)
+        try:
+            if is_rotated(self._home, old):
+                fresh = _address_in(self._home)
+            else:
+                fresh = await self._replace(where, retiring, now)
+        finally:
+            await close_operator(retiring)
         return RotationReport(
             tuple(self._steps), fresh, self._home.retired(old).root, await self._unbond(old)
         )
@@ -162,7 +167,10 @@ class Rotation:
             self._watch("before new key")
             new = await self._new_key(now)
             self._watch("after new key")
-            await self._register(new, retiring.address, now)
+            try:
+                await self._register(new, retiring.address, now)
+            finally:
+                await close_operator(new)
             self._watch("after registration")
             report = await Leaver(
                 self._home,
@@ -200,16 +208,13 @@ class Rotation:
     def _write_key(self, now: Timestamp, remote: Address | None) -> None:
         place = self._home.next
         place.create()
-        if place.operator.is_file():
-            if is_record(place.operator) != (remote is not None):
-                raise ConfigError(
-                    "the new key is elsewhere than before. Give --new-signer as in the first run"
-                )
-        elif remote is not None:
+        self._require_same_signer()
+        there = place.operator.is_file()
+        if not there and remote is not None:
             if remote == _address_in(self._home):
                 raise ConfigError("the new signer has the key of the operator to replace")
             write_record(place.operator, remote)
-        else:
+        elif not there:
             create_keystore(
                 place.operator,
                 self._passwords.new,
@@ -292,7 +297,11 @@ class Rotation:
         if coins <= 2 * kept:
             return
         self._watch("before send")
-        await sender.execute(calls.send_native(new, coins - kept), poll_s=self._poll_s)
+        try:
+            await sender.execute(calls.send_native(new, coins - kept), poll_s=self._poll_s)
+        except SignerRefuses as error:
+            self._note("gas", f"the coins stay with the old operator: {error}", new=False)
+            return
         self._note("gas", "the old operator's coins went to the new one")
 
     async def _unbond(self, old: Address) -> OwnerCall | None:
@@ -315,6 +324,7 @@ class Rotation:
         The key goes out first and comes in last. In between no worker starts here.
         """
         home, place, retired = self._home, self._home.next, self._home.retired(old)
+        self._require_same_signer()
         retired.root.parent.mkdir(mode=0o700, exist_ok=True)
         retired.root.mkdir(mode=0o700, exist_ok=True)
         retired.create()
@@ -346,6 +356,14 @@ class Rotation:
         if place.root.exists() and not place.operator.exists():
             shutil.rmtree(place.root)
         self._watch("after swap")
+
+    def _require_same_signer(self) -> None:
+        """Refuse to go on without the signer that the new key is in."""
+        new = self._home.next.operator
+        if new.is_file() and is_record(new) != bool(self._signer):
+            raise ConfigError(
+                "the new key is elsewhere than before. Give --new-signer as in the first run"
+            )
 
     def _move(self, file: Path, folder: Path) -> None:
         self._watch(f"before move {file.name}")

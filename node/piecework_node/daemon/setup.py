@@ -20,7 +20,7 @@ from piecework_node.config import WorkerConfig
 from piecework_node.daemon import registration
 from piecework_node.daemon.registration import RegistrationStep
 from piecework_node.home import Home
-from piecework_node.keys.operator import open_operator
+from piecework_node.keys.operator import close_operator, open_operator
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 
@@ -67,10 +67,13 @@ async def set_up_worker(
     config = settings.load(home.root)
     operator = await open_operator(home.operator, config.signer, password, deployment)
     warnings: list[str] = []
-    if register:
-        chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet)
-        step, warnings = await _register(home, config, operator, chosen, now)
-        steps.append(step)
+    try:
+        if register:
+            chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet)
+            step, warnings = await _register(home, config, operator, chosen, now)
+            steps.append(step)
+    finally:
+        await close_operator(operator)
     return {
         "operator": address_hex(operator.address),
         "payout": address_hex(config.receiver),

@@ -75,6 +75,12 @@ async def open_operator(
     return remote
 
 
+async def close_operator(operator: AsyncSigner) -> None:
+    """Hang up, if the key is in a signer."""
+    if isinstance(operator, RemoteSigner):
+        await operator.close()
+
+
 def write_record(path: Path, operator: Address) -> None:
     """Pin the address of an operator whose key is in a signer.
 

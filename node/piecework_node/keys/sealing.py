@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from piecework.base.clock import Clock
-from piecework.base.files import write_private
+from piecework.base.files import SYSTEM_DISK, Disk, write_private
 from piecework.chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
 from piecework_node.errors import KeyFileError
 from piecework_node.journal.protocol import Journal
@@ -43,7 +43,9 @@ def _wrapping_key(secret: bytes) -> AESGCM:
     return AESGCM(HKDF(hashes.SHA256(), 32, salt=None, info=_WRAP_INFO).derive(secret))
 
 
-def open_wrapping_secret(path: Path, password: str, *, iterations: int | None = None) -> bytes:
+def open_wrapping_secret(
+    path: Path, password: str, *, iterations: int | None = None, disk: Disk = SYSTEM_DISK
+) -> bytes:
     """Open the home's own secret, or make it. It is slow on purpose: call it once, in a thread.
 
     It is written whole or not at all. So a kill leaves none, and the next start makes one.
@@ -52,6 +54,7 @@ def open_wrapping_secret(path: Path, password: str, *, iterations: int | None = 
         path: Its file.
         password: Of the home.
         iterations: scrypt's N of a new file. None: the usual one.
+        disk: The steps of the write.
 
     Raises:
         FileError: the file cannot be written.
@@ -61,7 +64,7 @@ def open_wrapping_secret(path: Path, password: str, *, iterations: int | None = 
         return open_keystore(path, password).secret
     except KeystoreMissing:
         secret = secrets.token_bytes(SECRET_BYTES)
-        write_private(path, encrypt_keystore(secret, password, iterations=iterations))
+        write_private(path, encrypt_keystore(secret, password, iterations=iterations), disk=disk)
         return secret
     except KeystoreError as error:
         raise KeyFileError(str(error)) from None

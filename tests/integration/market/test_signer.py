@@ -233,7 +233,10 @@ async def test_every_command_of_a_worker_works_through_a_signer(tmp_path: Path) 
         file = tmp_path / "deployment.json"
         deployment.save(file)
         other = Address(keccak256(b"another payout")[12:])
-        allowed = {"payouts": payouts(RECEIVER, other), "daily_tokens": 4 * MIN_STAKE}
+        allowed: dict[str, Any] = {
+            "payouts": payouts(RECEIVER, other),
+            "daily_tokens": 4 * MIN_STAKE,
+        }
         first = SignerProcess.make(
             tmp_path / "first",
             deployment,
@@ -243,6 +246,8 @@ async def test_every_command_of_a_worker_works_through_a_signer(tmp_path: Path) 
             daily_gas=ETHER,
             **allowed,
         )
+        # The new registration belongs to the owner of the old one, which is the old operator.
+        allowed["payouts"] = payouts(RECEIVER, other, OPERATOR.address)
         second = SignerProcess.make(tmp_path / "second", deployment, NEXT.secret, **allowed)
         await first.start()
         await second.start()
