@@ -110,8 +110,7 @@ def init(
         "price_per_thousand_steps": common.written(token, price_steps or _steps_price(vllm)),
         "slots": slots,
         "indexes": tuple(index or ()),
-        **({"rpc_url": rpc_url} if rpc_url else {}),
-        **({"signer": signer} if signer else {}),
+        **{n: v for n, v in (("rpc_url", rpc_url), ("signer", signer)) if v},
         **_model_settings(model),
     }
     if vllm:
@@ -122,10 +121,8 @@ def init(
     heir = None if owner is None else common.address("--owner", owner)
     more: dict[str, Any] = {"asked": _options.asked(context), "stake": staked, "owner": heir}
     more |= {"flags": _options.FLAG_OF_SETTING, "file_is_asked": True}
-    setup = set_up_worker(
-        place, file, values, secret, faucet=faucet, register=not no_register, **more
-    )
-    _print_steps(common.run(setup), json)
+    more |= {"faucet": faucet, "register": not no_register}
+    _print_steps(common.run(set_up_worker(place, file, values, secret, **more)), json)
 
 
 def _steps_price(vllm: list[str] | None) -> str:

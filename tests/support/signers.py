@@ -100,7 +100,7 @@ class SignerProcess:
 
     async def start(self) -> dict[str, Any]:
         """Run the process; returns its ready line."""
-        command = (sys.executable, "-m", "piecework", "signer", "start")
+        command = (sys.executable, "-P", "-m", "piecework", "signer", "start")
         with (self.home.root / "log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *command,

@@ -138,8 +138,7 @@ async def build(
     journal: SqliteJournal | None = None
     reader: ChainReader | None = None
     try:
-        operator = await open_operator(home.operator, config.signer, password, deployment)
-        own = await asyncio.to_thread(open_wrapping_secret, home.sealing, password)
+        operator, wrapping = await _open_keys(home, config, password, deployment)
         journal = await _open_journal(home, deployment, operator, clock, metrics)
         reader = await connect(config, deployment)
         for warning in reader.warnings:
@@ -151,7 +150,7 @@ async def build(
                 home,
                 deployment,
                 operator,
-                WrappingSecrets(own, secret_of(operator)),
+                wrapping,
                 tls,
                 clock,
                 log,
@@ -169,6 +168,19 @@ async def build(
         if reader is not None:
             await reader.close()
         raise
+
+
+async def _open_keys(
+    home: Home, config: WorkerConfig, password: str, deployment: Deployment
+) -> tuple[AsyncSigner, WrappingSecrets]:
+    """Open the operator's key where it is, and what wraps the sealing keys."""
+    operator = await open_operator(home.operator, config.signer, password, deployment)
+    try:
+        own = await asyncio.to_thread(open_wrapping_secret, home.sealing, password)
+    except BaseException:
+        await close_operator(operator)
+        raise
+    return operator, WrappingSecrets(own, secret_of(operator))
 
 
 async def _open_journal(
