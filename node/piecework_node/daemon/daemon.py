@@ -25,6 +25,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
 from piecework.base.listener import CannotListen, bind, connections_that_fit
+from piecework.chain.errors import SignerError
 from piecework_node import config
 from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
@@ -57,6 +58,7 @@ from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, notice
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.signing import PatientSigner
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import relay_domain
@@ -296,7 +298,7 @@ class Daemon:
             loop.add_signal_handler(number, self.drain)
 
     async def _start(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[Any]]) -> None:
-        p, base = self._p, self._base
+        p, base, signer = self._p, self._base, self._p.runtime.signer
         # Offers from before this start carry no new job. A journal that was rolled back without
         # a trace would admit one again that it has forgotten.
         await p.worker.recover()
@@ -322,6 +324,7 @@ class Daemon:
             "heartbeats": self._heartbeats,
             "pruning": self._prune,
             "console": self._feed.run,
+            **({"signer": signer.watch} if isinstance(signer, PatientSigner) else {}),
             "standing": lambda: self._standing.run(base.config.chain_poll_s),
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
@@ -477,7 +480,11 @@ class Daemon:
 
     async def _withdraw_offer(self) -> None:
         """Tell the indexes, with an offer that is over in seconds, that no place is left."""
-        if not self._started or await self._p.board.withdraw() is None:
+        try:
+            if not self._started or await self._p.board.withdraw() is None:
+                return
+        except SignerError as error:
+            self._base.log.warning("the offer is not withdrawn", reason=str(error))
             return
         dates = Dates()
         with contextlib.suppress(TimeoutError):
@@ -539,6 +546,8 @@ class Daemon:
                 or base.clock.monotonic() >= deadline
             )
         )
+        if isinstance(p.runtime.signer, PatientSigner):
+            p.runtime.signer.end()
         await p.worker.suspend_all()
         await self._grpc.stop(STOP_GRACE_S)
         if self._started:

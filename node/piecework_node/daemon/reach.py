@@ -26,7 +26,7 @@ from piecework_node.times import now
 from piecework_protocol.dialling import DialRequest, dial_domain, encode_dial
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Endpoint, Offer
-from piecework_protocol.signing import Signer, sign
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Digest, to_hex
 from piecework_protocol.wire import SignedOffer
 
@@ -86,7 +86,7 @@ class Onlooker:
         self,
         indexes: Sequence[str],
         http: IndexPort,
-        signer: Signer,
+        signer: AsyncSigner,
         market: Domain,
         clock: Clock,
     ) -> None:
@@ -99,7 +99,7 @@ class Onlooker:
     ) -> tuple[Sight, ...]:
         """Ask every index. sequence: of the offer that it should show. None: there is none yet."""
         request = DialRequest(self._signer.address, endpoints, pin, now(self._clock))
-        body = encode_dial(request, sign(self._domain, request, self._signer))
+        body = encode_dial(request, await self._signer.typed(self._domain, request))
         asked = {one.address for one in endpoints}
         return tuple(
             await asyncio.gather(
