@@ -22,6 +22,9 @@ MAX_STABILITY_STEPS = 64
 MAX_DRAFT_EVERY_STEPS = 1_000_000
 # Canvas indices are uint32 in receipts.
 MAX_CANVAS_LIMIT = 2**32 - 1
+# Texts of labels that one read looks up in the vocabulary, before anybody pays: 64 questions with
+# 255 labels of their own. One takes some 10 microseconds.
+MAX_LABEL_LOOKUPS = 16_384
 # Of one slot, as the protocol bounds them. Each is a number in the answer.
 MAX_LABELS = 255
 # As many as a job may have receipts. Each takes one step.

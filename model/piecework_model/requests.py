@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
@@ -201,7 +202,7 @@ class CanvasEvent:
     step_leaves: tuple[bytes, ...]
     finish: CanvasFinish
     answers: tuple[tuple[int, ...], ...] = ()
-    records: tuple[StepRecord, ...] = field(default=(), repr=False)
+    records: Sequence[StepRecord] = field(default=(), repr=False)
     opened: OpenOutput | None = field(default=None, repr=False)
     report: AuditOutput | None = None
 
@@ -247,7 +248,7 @@ class StoppedEvent:
     steps: int
     prompt_tokens: int
     step_leaves: tuple[bytes, ...]
-    records: tuple[StepRecord, ...] = field(default=(), repr=False)
+    records: Sequence[StepRecord] = field(default=(), repr=False)
 
 
 PROGRESS_STEPS: Final = 4

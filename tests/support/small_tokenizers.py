@@ -5,9 +5,19 @@ from __future__ import annotations
 import itertools
 import json
 import string
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import (
+    AddedToken,
+    Encoding,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+)
 
 from piecework_model.text.tokens import TextCodec, load_codec
 from piecework_model.training.vocabulary import CHAT_TEMPLATE, EOS, SPECIAL_TOKENS, TURN_END
@@ -63,6 +73,26 @@ def codec_of(tokenizer: Tokenizer, folder: Path) -> TextCodec:
     (folder / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<bos>"}))
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
     return load_codec(folder, frozenset({EOS, TURN_END}))
+
+
+class CountingTokenizer:
+    """A tokenizer that counts the texts that it encodes."""
+
+    def __init__(self, inner: Tokenizer) -> None:
+        self._inner = inner
+        self.encoded = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> Encoding:
+        """Encode, and count."""
+        self.encoded += 1
+        return self._inner.encode(text, add_special_tokens=add_special_tokens)
+
+
+def counting(codec: TextCodec) -> tuple[TextCodec, CountingTokenizer]:
+    """Return the codec with a counter of what strangers' texts it encodes."""
+    counter = CountingTokenizer(codec._literal)
+    literal: Any = counter
+    return replace(codec, _literal=literal, _leads={}), counter
 
 
 def _with_control(tokenizer: Tokenizer) -> Tokenizer:

@@ -14,9 +14,10 @@ its labels:
     B: ask again
 
 Where each label of a question is one token of the vocabulary, the slot holds the label itself, and
-a small model can answer by copying. Else each label stands behind an option code, and the slot
-holds the code. To bind a code to its option is a skill that small models lack (Robinson, Rytting
-and Wingate 2023, "Leveraging Large Language Models for Multiple Choice Question Answering").
+a small model can answer by copying. The first 16,384 texts of labels in a read are looked up for
+that. Else each label stands behind an option code, and the slot holds the code. To bind a code to
+its option is a skill that small models lack (Robinson, Rytting and Wingate 2023, "Leveraging Large
+Language Models for Multiple Choice Question Answering").
 
 A canvas has one line for each of its questions: `q1:`, the slot, a line break. All but the slots
 is pinned, and behind the last line an end-of-text id is. The slot's answer is the softmax over the
@@ -37,10 +38,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
+from piecework_model import limits
 from piecework_model.errors import PromptError
 from piecework_model.kinds.text import end_id, padded
 from piecework_model.requests import HOLE, EncodedContent, ReadSlot
-from piecework_model.text.chat import HasTokenizer, codec_of, encode_conversation
+from piecework_model.text.chat import HasTokenizer, codec_of, encode_conversation, too_long
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.conversation import Conversation, Message, Text
@@ -60,9 +62,13 @@ def encode(
             a question has labels, or a canvas is too small for a question.
     """
     codec = codec_of(source)
+    if content.least_tokens > most:
+        return EncodedContent(too_long(most).ids)
     answers = _answers(codec, content.questions)
     conversation = _asked(content, answers)
     prompt = encode_conversation(source, conversation, most=most)
+    if len(prompt.ids) > most:
+        return EncodedContent(prompt.ids)
     end = end_id(codec, prompt.ids)
     template: list[int] = []
     reads: list[tuple[ReadSlot, ...]] = []
@@ -90,8 +96,7 @@ class _Answers:
 
 
 def _answers(codec: TextCodec, questions: tuple[Question, ...]) -> tuple[_Answers, ...]:
-    # Questions often share their labels. Each text is looked up once.
-    token = functools.cache(functools.partial(_token, codec))
+    token = _lookup(codec)
     own = [_own_tokens(token, question) for question in questions]
     coded = [
         len(question.labels) for question, tokens in zip(questions, own, strict=True) if not tokens
@@ -103,6 +108,20 @@ def _answers(codec: TextCodec, questions: tuple[Question, ...]) -> tuple[_Answer
         marks = tuple(f"{code}: " for code, _ in codes[:count])
         answers.append(tokens or _Answers(marks, space, tuple(token for _, token in codes[:count])))
     return tuple(answers)
+
+
+def _lookup(codec: TextCodec) -> Callable[[str], int | None]:
+    """Look labels up, each text once, because questions often share them.
+
+    After `MAX_LABEL_LOOKUPS` texts the others have no token.
+    """
+    left = itertools.count(limits.MAX_LABEL_LOOKUPS, -1)
+
+    @functools.cache
+    def token(text: str) -> int | None:
+        return _token(codec, text) if next(left) > 0 else None
+
+    return token
 
 
 def _own_tokens(token: Callable[[str], int | None], question: Question) -> _Answers | None:

@@ -26,7 +26,7 @@ def encode(
             than `most` positions.
     """
     prompt = encode_conversation(source, content.conversation, most=most)
-    if not content.template:
+    if not content.template or len(prompt.ids) > most:
         return EncodedContent(prompt.ids, images=prompt.images)
     codec = codec_of(source)
     form = _form(codec, content.template, most)

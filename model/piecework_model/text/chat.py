@@ -57,6 +57,11 @@ class EncodedPrompt:
     images: tuple[PromptImage, ...] = ()
 
 
+def too_long(most: int) -> EncodedPrompt:
+    """Return a prompt of `most` + 1 ids, which mean nothing but that it has more than `most`."""
+    return EncodedPrompt((0,) * (most + 1))
+
+
 def codec_of(source: HasTokenizer | TextCodec) -> TextCodec:
     """Return the tokenizer of a loaded model, or the tokenizer itself."""
     return source if isinstance(source, TextCodec) else source.tokenizer
@@ -102,6 +107,8 @@ def encode_conversation(
         _check_bytes(conversation, source.limits.max_context)
     context = most if isinstance(source, TextCodec) else source.limits.max_context
     images = _Images(processor, conversation)
+    if most is not None and images.tokens > most:
+        return too_long(most)
     ids: list[int] = []
     for piece in _Prompt(conversation).render(codec, context):
         room = None if most is None else most - len(ids)
@@ -119,19 +126,24 @@ def encode_conversation(
 class _Images:
     """The images of a conversation, put one by one where the template shows them.
 
-    The n-th mark of the template stands for the n-th image, as in transformers.
+    The n-th mark of the template stands for the n-th image, as in transformers. They are decoded
+    when all of the prompt has its place.
     """
 
     def __init__(self, processor: ImageProcessor | None, conversation: Conversation) -> None:
         self._processor = processor
         shown = [image for message in conversation.messages for image in message.images]
-        self._count = len(shown)
-        self._prepared = processor.prepare(shown) if processor else iter(())
-        self._placed: list[PromptImage] = []
+        self._shown = processor.measure(shown) if processor else []
+        self._starts: list[int] = []
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all images, without those that frame them."""
+        return sum(image.tokens for image in self._shown)
 
     def append(self, written: tuple[int, ...], ids: list[int]) -> None:
         """Add what the template wrote to the prompt's ids, with tokens for each image."""
-        if self._processor is None or not self._count:
+        if self._processor is None or not self._shown:
             ids += written
             return
         mark = self._processor.limits.token_id
@@ -139,21 +151,25 @@ class _Images:
             if token != mark:
                 ids.append(token)
                 continue
-            image = next(self._prepared, None)
-            if image is None:
+            if len(self._starts) == len(self._shown):
                 raise PromptError(_UNSHOWN)
-            self._placed.append(replace(image, start=len(ids) + 1))
+            image = self._shown[len(self._starts)]
+            self._starts.append(len(ids) + 1)
             ids += [self._processor.begin_id, *[mark] * image.tokens, self._processor.end_id]
 
     def placed(self) -> tuple[PromptImage, ...]:
-        """Return the images where they stand.
+        """Decode the images, and return them where they stand.
 
         Raises:
-            PromptError: The template did not show all of them.
+            PromptError: The template did not show all of them, or one cannot be decoded.
         """
-        if len(self._placed) != self._count:
+        if len(self._starts) != len(self._shown):
             raise PromptError(_UNSHOWN)
-        return tuple(self._placed)
+        if self._processor is None:
+            return ()
+        # An image that is done is let go: its pixels take 50 MB.
+        decode, waiting = self._processor.decode, self._shown
+        return tuple(replace(decode(waiting.pop(0)), start=start) for start in self._starts)
 
 
 def _encode_held(codec: TextCodec, text: str, most: int | None) -> tuple[int, ...]:
@@ -219,8 +235,8 @@ class _Prompt:
                 yield from (call.id, call.name)
                 yield from strings_of(values)
 
-    def render(self, codec: TextCodec, context: int | None) -> list[_Piece]:
-        """Return the prompt in parts.
+    def render(self, codec: TextCodec, context: int | None) -> Iterator[_Piece]:
+        """Return the prompt in parts, each joined when it is asked for.
 
         Names that become no control token where they stand are a part of the template's text.
 
@@ -317,25 +333,23 @@ class _Piece:
     joins: bool
 
 
-def _joined(codec: TextCodec, pieces: list[_Piece]) -> list[_Piece]:
+def _joined(codec: TextCodec, pieces: list[_Piece]) -> Iterator[_Piece]:
     """Join names with the template's text around them, where that makes no control token.
 
     A tokenizer may write `call:` and a name in other pieces together than apart.
     """
-    done: list[_Piece] = []
     own = functools.cache(lambda text: _controls(codec, text))  # a template repeats itself
     for joins, group in itertools.groupby(pieces, lambda piece: piece.joins):
         run = list(group)
         if not joins or not any(piece.held for piece in run):
-            done += run
+            yield from run
             continue
         whole = "".join(piece.text for piece in run)
         kept = [token for piece in run if not piece.held for token in own(piece.text)]
         if _controls(codec, whole) == kept:
-            done.append(_Piece(whole, held=False, joins=True))
+            yield _Piece(whole, held=False, joins=True)
         else:
-            done += run
-    return done
+            yield from run
 
 
 def _controls(codec: TextCodec, text: str) -> list[int]:

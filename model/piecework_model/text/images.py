@@ -6,7 +6,9 @@ The image keeps its proportions, as far as whole tokens allow. Before that, an i
 its camera noted (EXIF), as transformers does with an image from a URL.
 
 What comes out is a function of the bytes and of Pillow's version, which is a part of the engine
-profile. A decoder reads one named format only. Pixels are bounded before anything is decoded.
+profile. A decoder reads one named format only. Pixels are bounded before anything is decoded, and
+the tokens of all images are counted from their headers, so that nothing is decoded of a prompt that
+does not fit.
 """
 
 from __future__ import annotations
@@ -115,6 +117,15 @@ def _settings(chosen: Mapping[str, Any], path: Path) -> ImageSettings:
     return settings
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredImage:
+    """An image whose header is read. opened: Pillow's. tokens: that it becomes in a prompt."""
+
+    image: Image
+    opened: Any
+    tokens: int
+
+
 class ImageProcessor:
     """How one checkpoint takes images.
 
@@ -128,14 +139,14 @@ class ImageProcessor:
         )
         self._resample = settings.resample
 
-    def prepare(self, images: Iterable[Image]) -> Iterator[PromptImage]:
-        """Decode the images of a prompt, resize them and cut them into patches, each when it is
-        asked for. They start at 0.
+    def measure(self, images: Iterable[Image]) -> list[MeasuredImage]:
+        """Read the headers of all images of a prompt. Nothing of their pixels is decoded.
 
         Raises:
-            ImageError: One cannot be decoded, or they are out of bounds.
+            ImageError: A header cannot be read, or the images are out of bounds.
         """
-        pixels = size = 0
+        measured: list[MeasuredImage] = []
+        pixels = tokens = 0
         for image in images:
             opened = _open(image)
             pixels += opened.size[0] * opened.size[1]
@@ -144,11 +155,44 @@ class ImageProcessor:
                     f"the images have more than {limits.MAX_PROMPT_PIXELS} pixels together"
                 )
             with _named(image):
-                made = self._patches(_decode(opened))
-            size += len(made.patches)
-            if size > limits.MAX_PROMPT_PATCH_BYTES:
+                measured.append(MeasuredImage(image, opened, self._tokens(*opened.size)))
+            tokens += measured[-1].tokens
+            if tokens * self._token_bytes > limits.MAX_PROMPT_PATCH_BYTES:
                 raise ImageError("the images are too many for their size")
-            yield made
+        return measured
+
+    def decode(self, measured: MeasuredImage) -> PromptImage:
+        """Decode an image, resize it and cut it into patches. It starts at 0.
+
+        Raises:
+            ImageError: It cannot be decoded, or has another size than its header says.
+        """
+        with _named(measured.image):
+            made = self._patches(_decode(measured.opened))
+        if made.tokens != measured.tokens:
+            raise ImageError("an image has another size than its header says")
+        return made
+
+    def _tokens(self, width: int, height: int) -> int:
+        """Count the tokens of an image of so many pixels. It may lie on its side."""
+        from transformers.models.gemma4.image_processing_pil_gemma4 import (
+            get_aspect_ratio_preserving_size,
+        )
+
+        of = self.limits
+        rows, columns = get_aspect_ratio_preserving_size(
+            height=height,
+            width=width,
+            patch_size=of.patch,
+            max_patches=of.most_tokens * of.pooling**2,
+            pooling_kernel_size=of.pooling,
+        )
+        return int(rows * columns // (of.pooling * of.patch) ** 2)
+
+    @property
+    def _token_bytes(self) -> int:
+        """Bytes of the patches of one token, in three colours."""
+        return 3 * (self.limits.pooling * self.limits.patch) ** 2
 
     def _patches(self, pixels: Any) -> PromptImage:
         """Resize a decoded image and cut it into patches."""

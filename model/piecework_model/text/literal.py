@@ -72,7 +72,7 @@ def _exact(codec: TextCodec, text: str, *, start: bool) -> tuple[int, ...] | Non
         if codec.control_ids.isdisjoint(ids) and codec.decode(ids) == text:
             return ids
     for lead in _LEADS:
-        before, ids = codec.encode_content(lead), codec.encode_content(lead + text)
+        before, ids = codec.encode_lead(lead), codec.encode_content(lead + text)
         rest = ids[len(before) :]
         if ids[: len(before)] != before:
             continue

@@ -53,6 +53,7 @@ class TextCodec:
     _parsing: Tokenizer = field(repr=False)  # turns control strings into control ids
     _literal: Tokenizer = field(repr=False)  # treats them as plain text
     _control_text: re.Pattern[str] = field(repr=False)
+    _leads: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     def control_id(self, token: str) -> int | None:
         """Return the id of a control token, or None if the checkpoint has no such."""
@@ -82,6 +83,12 @@ class TextCodec:
             if len(start) > 2 * (most + 1):
                 return start[: most + 1]
         return self._encode_literal(text)
+
+    def encode_lead(self, lead: str) -> tuple[int, ...]:
+        """Encode one of few texts that others stand behind. Its ids are kept."""
+        if lead not in self._leads:
+            self._leads[lead] = self.encode_content(lead)
+        return self._leads[lead]
 
     def _encode_literal(self, text: str) -> tuple[int, ...]:
         """Encode text without control ids.

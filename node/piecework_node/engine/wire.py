@@ -33,7 +33,7 @@ from piecework_protocol.kinds import KINDS, Content
 from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.objects import Kind, Service
-from piecework_protocol.openings import StepOpening, pack_records, unpack_records
+from piecework_protocol.openings import PackedRecords, StepOpening, pack_records
 from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
 
@@ -384,8 +384,8 @@ def _leaves(body: dict[str, Any]) -> tuple[bytes, ...]:
     return tuple(bytes.fromhex(leaf) for leaf in body["step_leaves"])
 
 
-def _records(body: dict[str, Any]) -> tuple[StepRecord, ...]:
-    return unpack_records(b64decode(body["records"], validate=True))
+def _records(body: dict[str, Any]) -> PackedRecords:
+    return PackedRecords(b64decode(body["records"], validate=True))
 
 
 def _replayed_step(body: dict[str, Any]) -> ShownStep:

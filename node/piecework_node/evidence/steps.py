@@ -152,13 +152,13 @@ class StepStore:
         return (job, canvas) in self._files
 
     async def find(self, job: JobId, canvas: int) -> KeptCanvas | None:
-        for waiting, _, kept in self._waiting:
-            if (waiting, kept.canvas.canvas) == (job, canvas):
-                return kept
-        known = self._files.get((job, canvas))
-        if known is None:
-            return None
+        waiting = (kept for j, _, kept in self._waiting if (j, kept.canvas.canvas) == (job, canvas))
+        fresh, known = next(waiting, None), self._files.get((job, canvas))
         try:
+            if fresh is not None:
+                return KeptCanvas(fresh.canvas, tuple(fresh.steps))
+            if known is None:
+                return None
             return await asyncio.to_thread(self._open, job, canvas, known.path)
         except (PieceworkError, OSError) as error:
             self._log.warning("a kept canvas does not open", job=job, reason=str(error))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from piecework_model.requests import (
@@ -29,6 +30,7 @@ from piecework_node.runtime.jobs import NO_CARD, JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import pack_ids
 from piecework_node.runtime.sink import FrameSink
+from piecework_node.runtime.traces import leaves_of
 from piecework_node.times import now
 from piecework_protocol.content import output_digest
 from piecework_protocol.errors import MalformedInput, Reason
@@ -146,18 +148,18 @@ class EngineEventHandler:
 
     async def _canvas(self, job: LiveJob, event: CanvasEvent) -> None:
         try:
-            result = self._result(job, event)
+            commitment = _commitment(job, event)
+            result = self._result(job, event, commitment.leaves)
         except MalformedInput as error:
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
-        kept = _kept(job, event)
         outcome, ledger = job.session.canvas_finished(result, job.channel.ledger)
         job.committed.append(event.token_ids)
         job.shown = None
         if result.finish is not Finish.MORE:
             self._runtime.sequence_ended(job)
         await self._runtime.perform(job, outcome, ledger=ledger)
-        self._keep(job, kept)
+        self._keep(job, commitment.kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
@@ -166,16 +168,16 @@ class EngineEventHandler:
     async def _stopped(self, job: LiveJob, event: StoppedEvent) -> None:
         """Charge what was done of a canvas whose client has left."""
         try:
-            report = self._report_of(job, event)
+            commitment = _commitment(job, event)
+            report = self._report_of(job, event, commitment.leaves)
         except MalformedInput as error:
             self._runtime.sequence_ended(job)
             await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, str(error)))
             return
-        kept = _kept(job, event)
         self._runtime.sequence_ended(job)
         outcome, ledger = job.session.stopped(report, job.channel.ledger)
         await self._runtime.perform(job, outcome, ledger=ledger)
-        self._keep(job, kept)
+        self._keep(job, commitment.kept)
         for record in outcome.records:
             if isinstance(record, StoredCanvas):
                 self._runtime.metrics.delivered(record.receipt)
@@ -184,7 +186,9 @@ class EngineEventHandler:
         if kept is not None and self._runtime.steps is not None:
             self._runtime.steps.keep(job.id, job.session.accepted.job.deadline, kept)
 
-    def _report_of(self, job: LiveJob, event: StoppedEvent) -> StoppedEngine:
+    def _report_of(
+        self, job: LiveJob, event: StoppedEvent, leaves: tuple[Digest, ...]
+    ) -> StoppedEngine:
         if len(event.step_leaves) != event.steps:
             raise MalformedInput("the engine did not commit to every step")
         shown = job.shown if job.shown and job.shown.canvas == event.canvas else None
@@ -196,13 +200,13 @@ class EngineEventHandler:
             canvas=event.canvas,
             prompt_tokens=event.prompt_tokens,
             steps=event.steps,
-            leaves=_leaves(job, event),
+            leaves=leaves,
             output_digest=output_digest(job.id, event.canvas, data),
             units=output.units,
             sealed_output=seal(data, job.session.accepted.job.reply_key, context),
         )
 
-    def _result(self, job: LiveJob, event: CanvasEvent) -> CanvasResult:
+    def _result(self, job: LiveJob, event: CanvasEvent, leaves: tuple[Digest, ...]) -> CanvasResult:
         work, secret = job.session.accepted.job, b""
         output = _OUTPUTS[work.kind](event)
         data = output.encode()
@@ -221,7 +225,7 @@ class EngineEventHandler:
         return CanvasResult(
             canvas=event.canvas,
             output_digest=output_digest(job.id, event.canvas, data),
-            leaves=_leaves(job, event),
+            leaves=leaves,
             steps=event.steps,
             units=output.units,
             finish=finish,
@@ -278,11 +282,27 @@ class EngineEventHandler:
         await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
 
 
-def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:
+@dataclass(frozen=True, slots=True)
+class _Commitment:
+    """What a worker commits to for a canvas.
+
+    leaves: the canvas leaf, then the step leaves. Without steps none. kept: what opens them later.
+    """
+
+    leaves: tuple[Digest, ...] = ()
+    kept: KeptCanvas | None = None
+
+
+def _commitment(job: LiveJob, event: CanvasEvent | StoppedEvent) -> _Commitment:
+    """Make the leaves of a canvas, while its sequence is still known."""
     if job.running is None:
         raise MalformedInput("the canvas is of a sequence that is not running")
+    if not event.step_leaves:
+        return _Commitment()
     committed = job.committed[: event.canvas]
-    return job.running.leaves(job.session.accepted, committed, event.step_leaves)
+    record = job.running.canvas_record(job.session.accepted, committed)
+    kept = KeptCanvas(record, event.records) if event.records else None
+    return _Commitment(leaves_of(record, event.step_leaves), kept)
 
 
 def _needed_again(kind: Kind, event: CanvasEvent) -> bytes | None:
@@ -295,12 +315,3 @@ def _needed_again(kind: Kind, event: CanvasEvent) -> bytes | None:
         opened = event.opened or OpenOutput()
         return pack_records((StepRecord.parse(opened.fields),))
     return pack_ids(event.token_ids) if event.finish is CanvasFinish.MORE else None
-
-
-def _kept(job: LiveJob, event: CanvasEvent | StoppedEvent) -> KeptCanvas | None:
-    """Return what is kept of a canvas, while its sequence is still known."""
-    if job.running is None or not event.records:
-        return None
-    committed = job.committed[: event.canvas]
-    record = job.running.canvas_record(job.session.accepted, committed)
-    return KeptCanvas(record, event.records)

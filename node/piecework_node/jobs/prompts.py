@@ -66,11 +66,18 @@ def check_content(content: Content, job: Job, facts: EngineFacts) -> None:
     message does not, because chat templates drop it.
 
     Raises:
-        Refusal: The texts have more bytes than a context of tokens can hold, the content
-            contradicts the job's parameters, or it has what the engine does not take.
+        Refusal: The texts have more bytes than a context of tokens can hold, or there are more of
+            them than it has tokens. Or the content contradicts the job's parameters, or it has
+            what the engine does not take.
     """
     if content.text_bytes > facts.max_context * BYTES_PER_TOKEN:
         raise _too_long(content.text_bytes, facts.max_context)
+    if content.least_tokens > facts.max_context:
+        raise Refusal(
+            Reason.PROMPT_TOO_LONG,
+            f"the questions, labels or template take {content.least_tokens} tokens or more. The "
+            f"context has {facts.max_context}",
+        )
     if content.has_images and not facts.images:
         raise Refusal(Reason.NO_IMAGES, "this model takes no images here")
     fault = content.parameters_fault(job.parameters, facts.canvas_size)

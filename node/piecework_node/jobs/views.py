@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
@@ -64,10 +64,11 @@ class AdmissionViews:
         A job that waits on a paused card takes none on the others.
         """
         able = self._runtime.cards.able(entry)
+        resting = [card for card in self._runtime.cards if card.ready and card not in able]
         running = sum(
-            (job.card is None or not job.card.ready or job.card in able)
+            1
             for job in self._runtime.sequences.values()
-            if entry is None or job.entry == entry
+            if (entry is None or job.entry == entry) and job.card not in resting
         )
         coming = (one for one in self.admitting.values() if entry in (None, one.entry))
         return running + sum(1 for _ in coming)
@@ -78,8 +79,13 @@ class AdmissionViews:
         model: ModelOffer | None = None if offer is None else offer.entry(submission.job)
         return None if model is None else entry_of(model)
 
-    def worker(self, submission: SubmitJob, bound: EngineEntry | None = None) -> AdmissionView:
-        """What is known for a submission. bound: the entry of a job that was admitted before."""
+    def worker(
+        self, submission: SubmitJob, bound: EngineEntry | None = None, *, without: int = 0
+    ) -> AdmissionView:
+        """What is known for a submission.
+
+        bound: the entry of a job that was admitted before. without: jobs that take no places.
+        """
         entry = bound or self.entry(submission)
         facts = self._runtime.cards.served(entry)
         return AdmissionView(
@@ -89,7 +95,7 @@ class AdmissionViews:
             terms=self.terms,
             offer=self._offers.get(submission.job.offer),
             served=Served(facts.service, facts.kinds) if facts else None,
-            active=self.active_on(entry),
+            active=max(0, self.active_on(entry) - without),
             capacity=sum(card.capacity for card in self._runtime.cards.able(entry)),
             engine_ready=self._runtime.cards.is_ready_for(entry),
             draining=self.draining,
@@ -112,9 +118,14 @@ class AdmissionViews:
         payers = Counter((running | coming).values())
         return sum(count for p, count in payers.items() if self._credit.is_stranger(p))
 
-    def own(self, submission: SubmitJob, bound: EngineEntry | None = None) -> AdmissionView:
-        """The view of a job that is itself being admitted and must not count against itself."""
-        return with_fewer(self.worker(submission, bound), 1)
+    def own(
+        self, submission: SubmitJob, bound: EngineEntry | None = None, *, running: int = 0
+    ) -> AdmissionView:
+        """The view of a job that is itself being admitted and must not count against itself.
+
+        running: 1 if it has a sequence already.
+        """
+        return self.worker(submission, bound, without=1 + running)
 
     def channel(self, channel: LiveChannel, submission: SubmitJob) -> ChannelView:
         time, stored = now(self._runtime.clock), channel.stored
@@ -140,8 +151,3 @@ class AdmissionViews:
             stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
             closing=stored.close_signature is not None,
         )
-
-
-def with_fewer(view: AdmissionView, count: int) -> AdmissionView:
-    """Return a view in which so many jobs fewer take places."""
-    return replace(view, active=max(0, view.active - count))

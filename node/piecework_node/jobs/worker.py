@@ -36,7 +36,7 @@ from piecework_node.jobs.pausing import Pausing
 from piecework_node.jobs.prompts import PromptQueue
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.time_limits import TimeLimits
-from piecework_node.jobs.views import AdmissionViews, Admitting, with_fewer
+from piecework_node.jobs.views import AdmissionViews, Admitting
 from piecework_node.journal.records import (
     ChannelSeen,
     FundingAuthorized,
@@ -410,8 +410,8 @@ class Worker:
         content = NO_CONTENT
         if not job.leaving:
             running = int(job.sequence is not None)
-            view = self.views.own(submission, job.entry)
-            admission.check_return(submission, with_fewer(view, running))
+            view = self.views.own(submission, job.entry, running=running)
+            admission.check_return(submission, view)
             async with self._prompts.turn(job.channel.id):
                 content = await self._open_content(submission, job.id, job.entry)
             if content.prompt_tokens != job.session.accepted.prompt_tokens:

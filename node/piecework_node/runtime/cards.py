@@ -51,18 +51,20 @@ class EngineCard:
         self.failed = ""
         """Why it takes no jobs until its engine is started once more. Empty: it does."""
         self._facts: EngineFacts | None = None
+        self._entry: EngineEntry | None = None
 
     @property
     def facts(self) -> EngineFacts | None:
         """What it runs, or ran when its engine was last ready. None: not known yet."""
-        self._facts = self.engine.facts or self._facts
+        told = self.engine.facts
+        if told is not None and told is not self._facts:
+            self._facts, self._entry = told, EngineEntry(told.digest, told.profile)
         return self._facts
 
     @property
     def entry(self) -> EngineEntry | None:
         """The entry that it serves. None: not known yet."""
-        facts = self.facts
-        return None if facts is None else EngineEntry(facts.digest, facts.profile)
+        return None if self.facts is None else self._entry
 
     @property
     def ready(self) -> bool:

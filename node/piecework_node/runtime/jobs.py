@@ -320,9 +320,12 @@ class JobRuntime:
 
     def _place(self, job: LiveJob) -> int:
         """A job's place among those that wait for its card, from 1. 0: it does not wait there."""
-        there = (other for other in self.sequences.values() if other.card is job.card)
-        waiting = [other for other in there if other.progress is None]
-        return waiting.index(job) + 1 if job in waiting else 0
+        place = 0
+        for other in self.sequences.values():
+            place += other.card is job.card and other.progress is None
+            if other is job:
+                return place if job.progress is None else 0
+        return 0
 
     def _limit(self, job: LiveJob, limit: int) -> int:
         """Give the first canvas that may not start: more are reserved as far as credit goes."""

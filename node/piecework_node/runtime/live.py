@@ -25,7 +25,7 @@ from piecework_protocol.worker_session import StartEngine, WorkerSession
 NO_CONTENT: Final = EncodedContent(())
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class LiveJob:
     """A job that can still go on, that is not fully paid, or whose stream is open."""
 
@@ -66,6 +66,8 @@ class LiveJob:
     """Read from the journal, and not admitted by this process."""
     waiting_since: float | None = None
     """Monotonic time since which only the client can move the job on."""
+    entry: EngineEntry = field(init=False)
+    """The model and the profile that the job is bound to."""
     reserve: Amount = field(init=False)
     """The most that the job can cost, in base units."""
     _held: tuple[int, int, Amount] = (0, 0, Amount(0))
@@ -73,6 +75,7 @@ class LiveJob:
 
     def __post_init__(self) -> None:
         accepted = self.session.accepted
+        self.entry = entry_of(accepted.model)
         self.reserve = worst_case(
             accepted.model, accepted.job.kind, accepted.job.parameters, accepted.prompt_tokens
         )
@@ -80,11 +83,6 @@ class LiveJob:
     @property
     def id(self) -> JobId:
         return self.session.accepted.id
-
-    @property
-    def entry(self) -> EngineEntry:
-        """The model and the profile that the job is bound to."""
-        return entry_of(self.session.accepted.model)
 
     @property
     def context(self) -> int:

@@ -21,28 +21,6 @@ class RunningRequest:
     vocab_size: int
     end_ids: frozenset[int]
 
-    def leaves(
-        self,
-        accepted: AcceptedJob,
-        committed: Sequence[tuple[int, ...]],
-        step_leaves: Sequence[bytes],
-    ) -> tuple[Digest, ...]:
-        """List the leaves of a canvas: its canvas leaf, then its step leaves. Without steps none.
-
-        Args:
-            accepted: Its job.
-            committed: All ids of all canvases before it.
-            step_leaves: The engine's own.
-
-        Raises:
-            MalformedInput: The engine's leaves are not digests, or the canvas is none of the job's.
-        """
-        if not step_leaves:
-            return ()
-        if any(len(leaf) != DIGEST_BYTES for leaf in step_leaves):
-            raise MalformedInput(f"a step leaf has {DIGEST_BYTES} bytes")
-        return (self.canvas_record(accepted, committed).leaf(), *map(Digest, step_leaves))
-
     def canvas_record(
         self, accepted: AcceptedJob, committed: Sequence[tuple[int, ...]]
     ) -> CanvasRecord:
@@ -65,3 +43,14 @@ class RunningRequest:
             pinned=pinned_root(pin for pin in enumerate(entries) if pin[1] != HOLE),
             prompt_tokens=accepted.prompt_tokens,
         )
+
+
+def leaves_of(record: CanvasRecord, step_leaves: Sequence[bytes]) -> tuple[Digest, ...]:
+    """List the leaves of a canvas: its canvas leaf, then the engine's own step leaves.
+
+    Raises:
+        MalformedInput: The engine's leaves are not digests.
+    """
+    if any(len(leaf) != DIGEST_BYTES for leaf in step_leaves):
+        raise MalformedInput(f"a step leaf has {DIGEST_BYTES} bytes")
+    return (record.leaf(), *map(Digest, step_leaves))

@@ -54,7 +54,7 @@ class Spending:
             left = self._budgets.left(part, self._whole, now)
             return Allowance(self._budgets.limits(part.budget).max_price, left)
 
-        return await asyncio.to_thread(read)
+        return await self._budgets.run(read)
 
     async def reserve(
         self, parts: Sequence[Part], ceilings: Sequence[Amount], fee: Amount = NO_FEE
@@ -99,8 +99,8 @@ class Spending:
         return part.budget == WHOLE and self._whole == Limits() and part.hold is None
 
     async def _hold(self, write: Callable[[], tuple[int, ...] | Shortage]) -> tuple[int, ...]:
-        """Hold in a thread. If the caller is cancelled meanwhile, nothing stays held for it."""
-        writing = asyncio.ensure_future(asyncio.to_thread(write))
+        """Hold. If the caller is cancelled meanwhile, nothing stays held for it."""
+        writing = asyncio.ensure_future(self._budgets.run(write))
         try:
             held = await asyncio.shield(writing)
         except asyncio.CancelledError:
@@ -119,7 +119,7 @@ class Spending:
 
     async def used(self) -> Used:
         """Return what the client as a whole has used of this day and month."""
-        return await asyncio.to_thread(self._budgets.used, WHOLE, self._now())
+        return await self._budgets.run(self._budgets.used, WHOLE, self._now())
 
     def release(self, part: Part) -> None:
         """Give up what no job has taken over.

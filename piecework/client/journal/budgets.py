@@ -88,6 +88,7 @@ class Budgets:
 
     def __init__(self, database: Database, owner: Owner) -> None:
         self._database, self._owner = database, owner
+        self.run = database.run
 
     def reserve(
         self,

@@ -67,6 +67,7 @@ class OpenContent:
     kind: ClassVar = Kind.OPEN
     has_images: ClassVar = False
     text_bytes: ClassVar = 0
+    least_tokens: ClassVar = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.canvas < MAX_CANVASES_PER_JOB or not 1 <= self.context <= _MAX_CONTEXT:

@@ -105,6 +105,14 @@ class ReadContent:
         return self.conversation.text_bytes + sum(asked)
 
     @property
+    def least_tokens(self) -> int:
+        """Count the tokens that a prompt takes at least, whatever its texts are.
+
+        Each question and each label has a line of its own, and no token goes on behind a line.
+        """
+        return sum(1 + len(question.labels) for question in self.questions)
+
+    @property
     def outline(self) -> Outline:
         """What a client keeps to hold outputs to it."""
         labels = tuple(len(question.labels) for question in self.questions)

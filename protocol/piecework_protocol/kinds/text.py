@@ -102,6 +102,11 @@ class TextContent:
         return self.conversation.text_bytes + sum(map(size, fixed))
 
     @property
+    def least_tokens(self) -> int:
+        """Count the positions that the template takes at least. A fixed part takes one or more."""
+        return sum(part.tokens if isinstance(part, Hole) else 1 for part in self.template)
+
+    @property
     def outline(self) -> Outline:
         """What a client keeps to hold outputs to it."""
         return Outline(most_prompt_tokens(self.conversation), templated=bool(self.template))

@@ -25,6 +25,7 @@ from piecework_protocol.objects import Kind
 from piecework_protocol.openings import (
     MAX_KEPT_BYTES,
     KeptCanvas,
+    PackedRecords,
     pack_canvas,
     pack_records,
     read_openings,
@@ -107,6 +108,18 @@ async def test_what_is_not_kept_is_replayed_and_told_when_the_engine_has_changed
     told = await leaves.out_of_reach(Timestamp(int(harness.clock.now())))
     until = job.submission.job.deadline + CHALLENGE_SECONDS
     assert told is not None and told.startswith(f"1 jobs that may be challenged until {until} ran")
+
+
+async def test_steps_that_an_engine_has_damaged_open_nothing(tmp_path: Path) -> None:
+    harness, _, _ = await served(tmp_path / "steps")
+    job, steps = only_job(harness), store(harness)
+    kept = await steps.find(job.id, 0)
+    assert kept is not None
+    damaged = KeptCanvas(kept.canvas, PackedRecords(pack_records(kept.steps)[:-1]))
+    steps.keep(job.id, job.submission.job.deadline, damaged)
+    assert await steps.find(job.id, 0) is None, "it waits to be written"
+    await steps.close()
+    assert await steps.find(job.id, 0) is None
 
 
 async def test_jobs_of_a_profile_that_no_card_has_are_told_as_far_as_nothing_is_kept(

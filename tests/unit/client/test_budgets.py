@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import apsw
 import pytest
@@ -17,8 +16,6 @@ from piecework.client.jobs.spending import Spending
 from piecework.client.journal.budgets import (
     DAY_S,
     LATE_S,
-    NO_FEE,
-    Budgets,
     BudgetTooSmall,
     Shortage,
     day_of,
@@ -32,6 +29,7 @@ from tests.support.client_side import PAYER, FakeClock
 from tests.support.dying_database import deaths
 from tests.support.fake_chain import DOMAIN, TOKEN_INFO
 from tests.support.offers import offer
+from tests.support.waiting import until
 from tests.unit.client.test_store import (
     CHANNEL,
     NOW,
@@ -295,33 +293,44 @@ def test_holds_are_gone_from_the_file_and_not_only_from_the_sum(store: Store, fi
 # --- cancelled
 
 
-class Slow(Budgets):
-    """Budgets whose writes wait for a test."""
+class HeldCommits:
+    """Commits that wait for a test. Implements `Committer`."""
 
-    def __init__(self, store: Store) -> None:
-        super().__init__(store._database, store._owner)
-        self.entered, self.goes_on = threading.Event(), threading.Event()
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], object]] = []
 
-    def reserve(self, *arguments: Any, fee: Amount = NO_FEE) -> tuple[int, ...] | Shortage:
-        self.entered.set()
-        self.goes_on.wait(10)
-        return super().reserve(*arguments, fee=fee)
+    def submit(self, work: Callable[[], object], /) -> None:
+        self._waiting.append(work)
+
+    def shutdown(self) -> None:
+        """Do what waits."""
+        while self._waiting:
+            self._waiting.pop(0)()
+
+    @property
+    def begun(self) -> bool:
+        """Whether a commit waits."""
+        return bool(self._waiting)
 
 
-async def test_a_caller_that_is_cancelled_while_it_reserves_holds_nothing(store: Store) -> None:
-    budgets, clock = Slow(store), FakeClock()
-    spending = Spending(budgets, TEN, TOKEN_INFO, clock, lifetime_s=900)
+async def test_a_caller_that_is_cancelled_while_it_reserves_holds_nothing(
+    store: Store, file: Path
+) -> None:
+    commits, clock = HeldCommits(), FakeClock()
+    mine = Store(file, DOMAIN, PAYER.address, committer=commits)
+    spending = Spending(mine.budgets, TEN, TOKEN_INFO, clock, lifetime_s=900)
     asking = asyncio.create_task(spending.reserve([Part()] * 2, [Amount(100)] * 2))
-    await asyncio.to_thread(budgets.entered.wait)
+    await until(lambda: commits.begun)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    budgets.goes_on.set()
     others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
     assert others  # the write that goes on
+    commits.shutdown()
     await asyncio.gather(*others)
-    await asyncio.to_thread(store.channels)
-    assert store.budgets.used("", Timestamp(int(clock.wall()))).held == 0
+    await asyncio.sleep(0)
+    assert mine.budgets.used("", Timestamp(int(clock.wall()))).held == 0
+    mine.close()
     store.close()
 
 

@@ -9,6 +9,7 @@ import pytest
 from piecework.client.gateway.formats.asks import Ask, Called, Free, Structured
 from piecework.client.gateway.formats.chat import parse_chat
 from piecework.client.gateway.formats.common import ApiError, FormatOptions, StopCutter
+from piecework.client.gateway.formats.decisions import parse_systemone
 from piecework_protocol.conversation import Image, Message, ToolCall
 from piecework_protocol.limits import MIN_TEMPERATURE_MICROS
 
@@ -312,3 +313,23 @@ def test_the_schemas_of_all_tools_have_one_bound() -> None:
     ]
     assert isinstance(parsed(tools=tools[:3], tool_choice="required").plan, Called)
     assert "together" in refused(tools=tools, tool_choice="required").message
+
+
+@pytest.mark.parametrize("field", ["tools", "functions"])
+def test_tools_are_counted_before_any_of_them_is_read(field: str) -> None:
+    unread: Any = {"type": "function", "function": {"name": "no name of a tool"}}
+    assert "at most 128 functions, not 129" in refused(**{field: [unread] * 129}).message
+
+
+def test_calls_are_counted_before_any_of_them_is_read() -> None:
+    unread = {"role": "assistant", "tool_calls": ["no call"] * 103}
+    found = refused(messages=[*BASE["messages"], *[unread] * 5])
+    assert (found.message, found.param) == ("a prompt has at most 512 tool calls", "messages")
+
+
+def test_images_are_counted_before_a_text_is_cut_at_all_of_them() -> None:
+    picture = {"x": {"format": "png", "data_base64": "iVBORw0KGgo="}}
+    body = {"model": "tale-1", "assets": picture, "questions": {"q": {"type": "noul"}}}
+    assert parse_systemone({**body, "state": "x " * 16}).conversation.has_images
+    with pytest.raises(ApiError, match="at most 16 images"):
+        parse_systemone({**body, "state": "x " * 10_000})

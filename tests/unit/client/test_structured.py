@@ -144,6 +144,40 @@ def test_a_deep_schema_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("schema", "why"),
+    [
+        ({"anyOf": [{}] * 5000}, "at most 4096 parts"),
+        ({"properties": {str(i): {} for i in range(5000)}}, "at most 4096 parts"),
+        ({"items": {"type": ["string"] * 8}}, "a list of types has at most 7"),
+        ({"pattern": "a" * 20_000}, "at most 16384 characters together"),
+        ({"allOf": [{"pattern": "a" * 9000}] * 2}, "at most 16384 characters together"),
+        ({"unevaluatedItems": {"anyOf": [{}] * 5000}}, "'unevaluatedItems'"),
+        ({"default": ["x"] * 100_000}, "at most 262144 bytes"),
+    ],
+)
+def test_a_schema_that_takes_long_to_judge_is_refused_before_it_is_judged(
+    schema: Any, why: str
+) -> None:
+    with pytest.raises(ApiError, match=why):
+        parse_schema({**schema, "maximum": "what the judge would name first"}, "schema")
+
+
+def test_the_values_of_a_choice_are_written_once_for_all_that_refer_to_it() -> None:
+    places = {f"p{i}": {"$ref": "#/$defs/E"} for i in range(3)}
+    pieces = skeleton(parse_schema({"$defs": {"E": {"enum": ["a", 1]}}, **obj(**places)}, "schema"))
+    slots = [piece for piece in pieces if isinstance(piece, Slot)]
+    assert [slot.path for slot in slots] == [("p0",), ("p1",), ("p2",)]
+    assert len({id(slot.options) for slot in slots}) == 1
+
+
+def test_a_document_longer_than_a_prompt_is_refused_while_it_is_written() -> None:
+    places = {f"p{i}": {"$ref": "#/$defs/C"} for i in range(4000)}
+    schema = {"$defs": {"C": {"const": "x" * 100_000}}, **obj(**places)}
+    with pytest.raises(ApiError, match="documents are too long"):
+        skeleton(parse_schema(schema, "schema"))
+
+
+@pytest.mark.parametrize(
     ("slot", "text", "value"),
     [
         (TEXT, "Oslo", "Oslo"),

@@ -24,7 +24,13 @@ from piecework_model.kinds import encode
 from piecework_model.machine.probe import engine_profile, probe
 from piecework_model.requests import PromptImage
 from piecework_model.text.chat import encode_conversation
-from piecework_model.text.images import ImageError, ImageProcessor, ImageSettings, find_settings
+from piecework_model.text.images import (
+    ImageError,
+    ImageProcessor,
+    ImageSettings,
+    MeasuredImage,
+    find_settings,
+)
 from piecework_protocol.conversation import Conversation, Image, Message, Part, Text
 from piecework_protocol.kinds.read import Label, Question, ReadContent
 from tests.support import image_models
@@ -42,8 +48,8 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
 
 
 def prepared(image: Image, processor: ImageProcessor = SMALL) -> PromptImage:
-    (made,) = processor.prepare([image])
-    return made
+    (measured,) = processor.measure([image])
+    return processor.decode(measured)
 
 
 def pixels(made: PromptImage, patch: int = 4) -> np.ndarray:
@@ -206,10 +212,41 @@ def test_a_progressive_photo_is_shown() -> None:
 def test_the_images_of_a_prompt_are_bounded_together() -> None:
     large = as_file(Pillow.new("RGB", (4096, 4096)))
     assert limits.MAX_PROMPT_PIXELS == 2 * 4096**2
-    made = SMALL.prepare([large, large, large])
-    assert next(made) == next(made)
+    first, second = SMALL.measure([large, large])
+    assert first.tokens == second.tokens == SMALL.decode(first).tokens
     with pytest.raises(ImageError, match="pixels together"):
-        next(made)
+        SMALL.measure([large, large, large])
+
+
+class CountingProcessor(ImageProcessor):
+    """The small processor, with a count of what it decodes."""
+
+    def __init__(self) -> None:
+        super().__init__(image_models.SETTINGS, BEGIN, MARK, END)
+        self.decoded = 0
+
+    def decode(self, measured: MeasuredImage) -> PromptImage:
+        """Decode, and count."""
+        self.decoded += 1
+        return super().decode(measured)
+
+
+def test_no_image_is_decoded_of_a_prompt_that_does_not_fit(seeing: LoadedModel) -> None:
+    processor = CountingProcessor()
+    model = replace(seeing, images=processor)
+    conversation = asked(image_of(60, 60), image_of(90, 50), Text("and what else is there?"))
+    whole = len(encode_conversation(model, conversation, most=1000).ids)
+    assert processor.decoded == 2
+    for most in (10, 100, whole - 1):
+        assert len(encode_conversation(model, conversation, most=most).ids) == most + 1
+    assert processor.decoded == 2
+
+
+@pytest.mark.parametrize("size", [(300, 200), (50, 90), (7, 400), (400, 7), (48, 48), (1, 1)])
+def test_the_tokens_of_an_image_are_counted_from_its_header(size: tuple[int, int]) -> None:
+    for processor in (SMALL, PUBLISHED):
+        (measured,) = processor.measure([image_of(*size)])
+        assert processor.decode(measured).tokens == measured.tokens
 
 
 # --- where an image stands

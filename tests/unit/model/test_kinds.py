@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework_model import kinds
+from piecework_model import kinds, limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.errors import PromptError
-from piecework_model.kinds.read import option_codes
+from piecework_model.kinds.read import _lookup, option_codes
 from piecework_model.requests import HOLE, EncodedContent
 from piecework_model.text.literal import literal_ids
 from piecework_model.text.tokens import TextCodec
@@ -19,7 +19,7 @@ from piecework_protocol import kinds as protocol_kinds
 from piecework_protocol.conversation import Conversation, Image, Message, Text
 from piecework_protocol.kinds.read import Label, Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart, TextContent
-from tests.support.small_tokenizers import byte_tokenizer, codec_of, merged_tokenizer
+from tests.support.small_tokenizers import byte_tokenizer, codec_of, counting, merged_tokenizer
 
 FOX = Conversation((Message("user", "The fox sleeps."),))
 TURN_END = 5
@@ -227,6 +227,38 @@ def test_a_vocabulary_with_fewer_codes_than_labels_is_refused_with_both_numbers(
 ) -> None:
     with pytest.raises(PromptError, match=r"63 labels.* 62 option codes"):
         kinds.encode(codecs[2], asked(63), 32, 10_000)
+
+
+def test_a_read_of_more_lines_than_the_context_has_tokens_looks_nothing_up(
+    codecs: list[TextCodec],
+) -> None:
+    for codec in codecs:
+        counted, counter = counting(codec)
+        encoded = kinds.encode(counted, asked(255, 255), 32, 511)
+        assert counter.encoded == 0
+        assert (len(encoded.prompt_ids), encoded.template, encoded.reads) == (512, (), ())
+
+
+def test_no_canvas_is_laid_out_for_a_prompt_that_does_not_fit(codecs: list[TextCodec]) -> None:
+    for codec in codecs:
+        for content in (asked(2, 2), TextContent(FOX, (Hole(3), Fixed("x"), Hole(3)))):
+            whole = len(kinds.encode(codec, content, 32, 1000).prompt_ids)
+            fits, cut = (kinds.encode(codec, content, 32, most) for most in (whole, whole - 1))
+            assert fits.template and len(fits.prompt_ids) == whole
+            assert (len(cut.prompt_ids), cut.template, cut.reads) == (whole, (), ())
+
+
+def test_a_read_looks_up_so_many_labels_and_gives_codes_to_the_others(
+    codecs: list[TextCodec],
+) -> None:
+    counted, counter = counting(codecs[1])
+    token = _lookup(counted)
+    assert token("A") is not None
+    for number in range(limits.MAX_LABEL_LOOKUPS - 1):
+        assert token(f"q{number}") is None
+    before = counter.encoded
+    assert token("B") is None and token("A") is not None
+    assert counter.encoded == before
 
 
 def test_a_canvas_too_small_for_a_line_is_refused(codecs: list[TextCodec]) -> None:

@@ -102,6 +102,32 @@ def test_images_are_refused_by_name_where_the_engine_takes_none() -> None:
     assert reason(caught) is Reason.NO_IMAGES
 
 
+def four_questions(labels: int) -> ReadContent:
+    asked = Question("", tuple(Label(chr(0x61 + n)) for n in range(labels)))
+    return ReadContent(text(Message("user", "x")).conversation, (asked,) * 4)
+
+
+def form(*parts: Fixed | Hole) -> TextContent:
+    return TextContent(text(Message("user", "x")).conversation, parts)
+
+
+@pytest.mark.parametrize(
+    ("fitting", "longer", "max_tokens"),
+    [
+        (four_questions(15), four_questions(16), 32),
+        (form(Hole(62), Fixed("a"), Hole(1)), form(Hole(62), Fixed("a"), Hole(2)), 65),
+    ],
+    ids=["a line for each question and label", "a position for each hole and fixed part"],
+)
+def test_a_content_of_more_parts_than_the_context_has_tokens_is_refused(
+    fitting: Content, longer: Content, max_tokens: int
+) -> None:
+    check(fitting, max_tokens)
+    with pytest.raises(Refusal, match=f"take {longer.least_tokens} tokens or more") as caught:
+        check(longer, max_tokens)
+    assert reason(caught) is Reason.PROMPT_TOO_LONG
+
+
 def test_each_image_may_be_charged_as_the_largest_that_the_processor_makes() -> None:
     picture = Image("image/png", b"png")
     one, two = (text(Message("user", (*[picture] * count, Text("?")))) for count in (1, 2))

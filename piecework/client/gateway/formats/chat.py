@@ -51,7 +51,11 @@ from piecework.client.gateway.formats.schema import (
     parse_schema,
 )
 from piecework_protocol.conversation import Message, Tool, ToolCall
-from piecework_protocol.limits import MAX_CALLS_PER_MESSAGE, MAX_MESSAGES_PER_PROMPT
+from piecework_protocol.limits import (
+    MAX_CALLS_PER_MESSAGE,
+    MAX_CALLS_PER_PROMPT,
+    MAX_MESSAGES_PER_PROMPT,
+)
 from piecework_protocol.views import members
 
 THINKING_EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
@@ -276,6 +280,9 @@ def response_plan(raw: Any, where: str) -> Plan | None:
 def _messages(raw: Any) -> list[Message]:
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_MESSAGES_PER_PROMPT:
         bad(f"messages is a list of 1 to {MAX_MESSAGES_PER_PROMPT}", "messages")
+    listed = (item.get("tool_calls") for item in raw if isinstance(item, dict))
+    if sum(len(calls) for calls in listed if isinstance(calls, list)) > MAX_CALLS_PER_PROMPT:
+        bad(f"a prompt has at most {MAX_CALLS_PER_PROMPT} tool calls", "messages")
     names: dict[str, str] = {}
     return [_message(item, f"messages[{i}]", names) for i, item in enumerate(raw)]
 

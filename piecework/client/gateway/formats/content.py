@@ -163,11 +163,11 @@ def tools(raw: Any, where: str, functions: Iterable[Any]) -> tuple[Tool, ...]:
     """Read a list of functions. `raw` is the list that they come from.
 
     Raises:
-        ApiError: One is not a function, or two have one name.
+        ApiError: There are too many, one is not a function, or two have one name.
     """
-    found = tuple(tool(item, f"{where}[{i}]") for i, item in enumerate(functions))
-    if len(found) > MAX_TOOLS_PER_PROMPT:
+    if len(raw) > MAX_TOOLS_PER_PROMPT:
         bad(f"{where} has at most {MAX_TOOLS_PER_PROMPT} functions, not {len(raw)}", where)
+    found = tuple(tool(item, f"{where}[{i}]") for i, item in enumerate(functions))
     if len({one.name for one in found}) != len(found):
         bad("two functions have one name", where)
     return found

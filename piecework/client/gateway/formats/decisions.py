@@ -327,7 +327,10 @@ def _with_assets(text: str, assets: Mapping[str, Image]) -> str | tuple[Part, ..
     if not assets:
         return text
     longest_first = sorted(assets, key=len, reverse=True)
-    pieces = re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text)
+    names = "|".join(map(re.escape, longest_first))
+    pieces = re.split(f"({names})", text, maxsplit=MAX_IMAGES_PER_PROMPT + 1)
+    if len(pieces) > 2 * MAX_IMAGES_PER_PROMPT + 1:
+        bad(f"a prompt has at most {MAX_IMAGES_PER_PROMPT} images", "state")
     return content.joined(assets[piece] if piece in assets else Text(piece) for piece in pieces)
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeAlias
 from piecework.base.jsons import loads
 from piecework.client.gateway.formats.common import bad
 from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path
+from piecework_protocol.limits import MAX_CONTENT_BYTES
 
 MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
@@ -96,9 +97,19 @@ def skeleton(schema: JsonSchema) -> Skeleton:
     """Return the skeleton of a schema's documents. Two texts never follow each other.
 
     Raises:
-        ApiError: The documents have too many parts.
+        ApiError: The documents have too many parts, or too long ones.
     """
-    return merged(_Builder(schema).build(schema.root, (), ()))
+    return merged(_bounded(_Builder(schema).build(schema.root, (), ())))
+
+
+def _bounded(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Pass the pieces on until their texts are longer than a prompt may be."""
+    left = MAX_CONTENT_BYTES
+    for piece in pieces:
+        left -= len(piece) if isinstance(piece, str) else 0
+        if left < 0:
+            bad("the schema's documents are too long", None, code="unsupported_schema")
+        yield piece
 
 
 def expanded(pieces: Skeleton) -> Skeleton:
@@ -113,12 +124,15 @@ def _with_front(piece: Piece) -> tuple[Piece, ...]:
 def merged(pieces: Iterable[Piece]) -> Skeleton:
     """Put texts together that follow each other."""
     found: list[Piece] = []
+    texts: list[str] = []
     for piece in pieces:
-        before = found[-1] if found else None
-        if isinstance(piece, str) and isinstance(before, str):
-            found[-1] = before + piece
-        elif piece != "":
-            found.append(piece)
+        if isinstance(piece, str):
+            texts.append(piece)
+            continue
+        found += [text] if (text := "".join(texts)) else []
+        texts.clear()
+        found.append(piece)
+    found += [text] if (text := "".join(texts)) else []
     return tuple(found)
 
 
@@ -126,6 +140,7 @@ class _Builder:
     def __init__(self, schema: JsonSchema) -> None:
         self._schema = schema
         self._built = 0
+        self._choices: dict[int, Skeleton] = {}  # by node: many places may refer to one
 
     def build(self, raw: Any, path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
         """Yield the pieces of a node's documents. `above`: the nodes that it stands in."""
@@ -139,7 +154,10 @@ class _Builder:
             only = node["const"] if "const" in node else node["enum"][0]
             yield json.dumps(only, ensure_ascii=False)
         elif "enum" in node:
-            yield from _choice(node["enum"], path)
+            if id(node) not in self._choices:
+                self._choices[id(node)] = tuple(_choice(node["enum"]))
+            for piece in self._choices[id(node)]:
+                yield piece if isinstance(piece, str) else replace(piece, path=path)
         elif any(name in node for name in (*_ALTERNATIVES, "allOf", "$ref")):
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
         else:
@@ -237,15 +255,17 @@ def _text_tokens(node: Mapping[str, Any]) -> int:
     return max(1, min(MAX_SLOT_TOKENS, TEXT_TOKENS, -(-int(most) // CHARACTERS_PER_TOKEN)), least)
 
 
-def _choice(values: Sequence[Any], path: Path) -> Iterator[Piece]:
-    """One of several values. No token is shorter than a byte, so bytes are enough."""
+def _choice(values: Sequence[Any]) -> Iterator[Piece]:
+    """One of several values, at no place yet. No token is shorter than a byte, so bytes are
+    enough.
+    """
     written = [json.dumps(value, ensure_ascii=False) for value in values]
     if all(isinstance(value, str) for value in values):
         inside = tuple(text[1:-1] for text in written)
-        yield from ('"', Slot(SlotKind.TEXT, path, _longest(inside), options=inside), '"')
+        yield from ('"', Slot(SlotKind.TEXT, (), _longest(inside), options=inside), '"')
     else:
         options = tuple(dict.fromkeys(written))
-        yield Slot(SlotKind.VALUE, path, _longest(options), options=options)
+        yield Slot(SlotKind.VALUE, (), _longest(options), options=options)
 
 
 def _longest(texts: Sequence[str]) -> int:
