@@ -318,6 +318,8 @@ def start(
 @app.command()
 def status(*, home: HomeOption = None, json: Json = False) -> None:
     """Show what the running worker does, earns and misses."""
+    from piecework.commands._prices import price_rows
+
     body = _ask(home, "GET", "/status")
     token = _token(home)
     if json:
@@ -342,6 +344,7 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
         ("reached", ", ".join(f"{a} {word}" for a, word in body["reached"].items()) or "-"),
         ("price", _rate(offer, token)),
+        *price_rows(body["prices"]),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
         ("unsettled", token.format(body["unsettled"])),

@@ -23,6 +23,28 @@ class _Sample:
 
 
 @dataclass(slots=True)
+class JobEnergy:
+    """Joules that the cards drew while jobs ran, and the tokens that were charged meanwhile."""
+
+    joules: float | None = None
+    """None: the cards have not told."""
+    tokens: int = 0
+    _seen: int | None = None
+
+    def add(self, drawn: float | None, tokens: int, *, busy: bool) -> None:
+        """Take what was drawn since the sample before, and all tokens until now.
+
+        drawn: None where a card did not tell. The tokens of that time count nothing then. busy:
+        whether jobs ran. Tokens are charged at the end of a canvas, and its job may be over then.
+        """
+        before, self._seen = self._seen, tokens
+        if drawn is None or before is None:
+            return
+        self.joules = (self.joules or 0.0) + (drawn if busy else 0.0)
+        self.tokens += tokens - before
+
+
+@dataclass(slots=True)
 class ConsoleMeter:
     """Takes a sample about once a second. Times are monotonic seconds."""
 
@@ -34,8 +56,11 @@ class ConsoleMeter:
 
     def sample(
         self, at: float, wall: float, *, tokens: int, steps: int, gpu: GpuReading | None, ours: bool
-    ) -> None:
-        """Take the counters of now. `ours`: the card works for us, not for its owner."""
+    ) -> float | None:
+        """Take the counters of now. `ours`: the card works for us, not for its owner.
+
+        Returns joules that it drew for us since the sample before. None: it did not tell.
+        """
         drawn = self._drawn(at, gpu)
         if drawn is not None and ours:
             self._joules = (self._joules or 0.0) + drawn
@@ -46,6 +71,7 @@ class ConsoleMeter:
         self._samples.append(_Sample(at, tokens, steps, self._joules))
         while len(self._samples) > 2 and at - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
+        return drawn if ours else None
 
     def _drawn(self, at: float, gpu: GpuReading | None) -> float | None:
         """Joules since the sample before. None: the card did not tell at both times."""

@@ -17,7 +17,7 @@ from piecework.chain.finality import FINALIZED, at_depth
 from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework_node import logs
-from piecework_node.config import WorkerAmounts, WorkerConfig
+from piecework_node.config import WorkerConfig
 from piecework_node.daemon.surroundings import check_endpoints
 from piecework_node.disputes.chain import DisputeLink
 from piecework_node.disputes.defence import Defence
@@ -57,6 +57,7 @@ from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
+from piecework_node.worker_amounts import WorkerAmounts
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Seconds, parse_address
 

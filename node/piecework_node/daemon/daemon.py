@@ -35,6 +35,7 @@ from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.evidence import answer_of
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.daemon.price_watch import follow_market, price_watch
 from piecework_node.daemon.reach import (
     REACH_LIMITS,
     Onlooker,
@@ -149,13 +150,14 @@ class Daemon:
     ) -> None:
         """`flags` are those of the command line. They go before the settings of the home."""
         self._p, self._base, self._ports = components, components.base, ports
-        self._settings = Reconfigurer(components, flags or {})
         self._draining = asyncio.Event()
         self._started = False
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
         self._feed = ConsoleFeed(components, self._state, lambda: self._indexes.seen_by)
+        self._prices = price_watch(components, self._feed.spent)
+        self._settings = Reconfigurer(components, flags or {}, self._prices)
         base, config = components.base, components.base.config
         faults, least_mib = components.channels.faults, config.min_free_disk_mib
         self._disk = DiskWatch(faults, base.home.root, least_mib)
@@ -235,7 +237,7 @@ class Daemon:
 
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
-        return {**shown, **self._seen()}
+        return {**shown, **self._seen(), "prices": self._prices.status()}
 
     def _seen(self) -> dict[str, Any]:
         """How others see the worker, and what keeps it from earning."""
@@ -250,7 +252,7 @@ class Daemon:
         }
 
     async def console(self) -> Snapshot:
-        return await self._feed.snapshot()
+        return await self._feed.snapshot(self._prices.shown)
 
     async def evidence(self, asked: bytes) -> dict[str, Any]:
         return await answer_of(self._p, asked)
@@ -319,9 +321,11 @@ class Daemon:
             "heartbeats": self._heartbeats,
             "pruning": self._prune,
             "console": self._feed.run,
+            "prices": lambda: follow_market(p, self._prices),
             "standing": lambda: self._standing.run(base.config.chain_poll_s),
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
+        self._prices.begin()
         await self._relays.settled(FIRST_JOIN_S)
         await self._issue(first)
         shown = asyncio.Event()

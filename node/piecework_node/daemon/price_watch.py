@@ -15,13 +15,21 @@ from typing import Any, Final, Protocol
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.base.files import FileError
+from piecework.base.http import HttpReader
 from piecework.chain.errors import ChainError
+from piecework_node.console.model import ShownPrices
+from piecework_node.daemon.assembly import Components
 from piecework_node.engine.link import EngineFacts
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.pricing.costs import ENOUGH_TOKENS, Floor, PowerFacts, gas_cost, power_cost
-from piecework_node.pricing.market import FollowedModel, MarketView
+from piecework_node.pricing.market import (
+    MARKET_LIMITS,
+    FollowedModel,
+    MarketReader,
+    MarketView,
+)
 from piecework_node.pricing.reasons import reasons
-from piecework_node.pricing.rule import Decision, OwnPrices, PriceRules, decide
+from piecework_node.pricing.rule import OwnPrices, PriceDecision, PriceRules, decide
 from piecework_node.pricing.state import PriceState
 from piecework_node.times import now
 from piecework_protocol.objects import Service
@@ -66,7 +74,7 @@ class Spent:
     canvases: int
 
 
-class Market(Protocol):
+class MarketPort(Protocol):
     """A way to see what others ask (`pricing.market.MarketReader`)."""
 
     async def look(self, model: FollowedModel, now: Timestamp) -> MarketView:
@@ -108,7 +116,7 @@ class PriceWatch:
         """own: the terms as the settings say them."""
         self._p, self._settings, self._own = parts, settings, own
         self._state = PriceState()
-        self._made: Decision | None = None
+        self._made: PriceDecision | None = None
         self._others: tuple[int, ...] | None = None
         self._unknown = NOT_LOOKED
         self._changed = asyncio.Event()
@@ -159,7 +167,7 @@ class PriceWatch:
 
     # --- looking
 
-    async def run(self, market: Market) -> None:
+    async def run(self, market: MarketPort) -> None:
         """Look at the market now and then, until cancelled."""
         while True:
             due = self.next_look_at or 0.0
@@ -167,7 +175,7 @@ class PriceWatch:
                 await self.look(market)
             await self._until_due()
 
-    async def look(self, market: Market) -> None:
+    async def look(self, market: MarketPort) -> None:
         """Look once, and ask what the rule says."""
         followed = self._followed()
         self._others, self.next_look_at = None, self._p.clock.wall() + RETRY_S
@@ -283,11 +291,23 @@ class PriceWatch:
     # --- what is shown
 
     @property
-    def lines(self) -> tuple[str, ...]:
-        """Why these prices are asked. Empty: automatic prices are off."""
+    def why(self) -> tuple[tuple[str, str], ...]:
+        """Why these prices are asked: what each line is about, and the line. Empty: it is off."""
         if self._made is None:
             return ()
         return reasons(self._made, self._rules, self._p.token, self._unknown)
+
+    @property
+    def shown(self) -> ShownPrices:
+        """What a console shows."""
+        terms, due = self.terms, self.next_look_at
+        return ShownPrices(
+            terms.price_per_million_prompt_tokens,
+            terms.price_per_million_output_tokens,
+            terms.price_per_thousand_steps,
+            self.why,
+            None if due is None else int(due),
+        )
 
     def status(self) -> dict[str, Any]:
         """What is asked and why. Amounts are base units."""
@@ -304,6 +324,30 @@ class PriceWatch:
             "market": made.market,
             "operators": made.operators,
             "outcome": made.outcome.value,
-            "reasons": list(self.lines),
+            "why": dict(self.why),
             "next_look_at": None if self.next_look_at is None else int(self.next_look_at),
         }
+
+
+def price_watch(p: Components, spent: Callable[[], Spent]) -> PriceWatch:
+    """Build the watch of a worker."""
+    base = p.base
+
+    def ask(terms: OperatorTerms) -> None:
+        p.worker.terms = terms
+        p.board.change(terms)
+
+    def facts() -> Sequence[EngineFacts]:
+        return () if base.engine.facts is None else (base.engine.facts,)
+
+    token = base.deployment.payment_token
+    parts = PriceParts(base.home.prices, token, facts, spent, ask, base.clock, base.log)
+    return PriceWatch(parts, base.config, p.worker.terms)
+
+
+async def follow_market(p: Components, watch: PriceWatch) -> None:
+    """Let a watch look at the market, until cancelled."""
+    base = p.base
+    async with HttpReader(MARKET_LIMITS) as http:
+        domain, me = base.deployment.domain, base.operator.address
+        await watch.run(MarketReader(base.config.indexes, http, base.reader, domain, me))

@@ -47,7 +47,7 @@ class PageReader(Protocol):
         ...
 
 
-class Registry(Protocol):
+class StakeRegistry(Protocol):
     """What the chain says of operators (`piecework.chain.reader.ChainReader`)."""
 
     async def worker(self, operator: Address) -> Standing | None: ...
@@ -85,7 +85,7 @@ class MarketReader:
         self,
         indexes: Sequence[str],
         http: PageReader,
-        registry: Registry,
+        registry: StakeRegistry,
         domain: Domain,
         me: Address,
     ) -> None:

@@ -68,7 +68,7 @@ class AskedPrice:
     moved_at: int = 0
 
 
-class Outcome(enum.Enum):
+class PriceOutcome(enum.Enum):
     """What the rule made of a look at the market."""
 
     MOVED = "moved"
@@ -88,7 +88,7 @@ class Outcome(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class PriceDecision:
     """What is asked from now on, and why.
 
     Attributes:
@@ -107,7 +107,7 @@ class Decision:
     floor: Floor
     market: int | None
     operators: int
-    outcome: Outcome
+    outcome: PriceOutcome
 
 
 def decide(
@@ -118,7 +118,7 @@ def decide(
     *,
     others: Sequence[int] | None,
     now: int,
-) -> Decision:
+) -> PriceDecision:
     """Apply the rule to one look at the market.
 
     Args:
@@ -136,18 +136,18 @@ def decide(
     asked = AskedPrice(most) if asked is None else asked
     asked = AskedPrice(min(most, max(least, asked.blended)), min(asked.moved_at, now))
     operators = 0 if others is None else len(others)
-    made = Decision(asked, least, most, floor, None, operators, Outcome.UNKNOWN)
+    made = PriceDecision(asked, least, most, floor, None, operators, PriceOutcome.UNKNOWN)
     if others is None:
         return made
     if operators < ENOUGH_OPERATORS:
-        return replace(made, outcome=Outcome.TOO_FEW)
+        return replace(made, outcome=PriceOutcome.TOO_FEW)
     made = replace(made, market=median(others))
     if now - asked.moved_at < HOUR_S:
-        return replace(made, outcome=Outcome.TOO_SOON)
+        return replace(made, outcome=PriceOutcome.TOO_SOON)
     return _towards(made, median(others), rules, now)
 
 
-def _towards(made: Decision, market: int, rules: PriceRules, now: int) -> Decision:
+def _towards(made: PriceDecision, market: int, rules: PriceRules, now: int) -> PriceDecision:
     """Go half of the way to the market, at most a step.
 
     Half of the way, because two workers that follow each other would otherwise change places with
@@ -157,14 +157,14 @@ def _towards(made: Decision, market: int, rules: PriceRules, now: int) -> Decisi
     gap = min(made.most, max(made.least, market)) - price
     move = min(abs(gap) // 2, max(1, price * rules.step_percent // _PERCENT))
     if not move or abs(gap) * _PERCENT < price * DEAD_BAND_PERCENT:
-        near = Outcome.NEAR
+        near = PriceOutcome.NEAR
         if market < made.least:
-            near = Outcome.AT_LEAST
+            near = PriceOutcome.AT_LEAST
         elif market > made.most:
-            near = Outcome.AT_MOST
+            near = PriceOutcome.AT_MOST
         return replace(made, outcome=near)
     moved = AskedPrice(price + (move if gap > 0 else -move), now)
-    return replace(made, asked=moved, outcome=Outcome.MOVED)
+    return replace(made, asked=moved, outcome=PriceOutcome.MOVED)
 
 
 def median(prices: Sequence[int]) -> int:

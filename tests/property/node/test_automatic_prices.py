@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework_node.pricing.costs import CostPart, Floor
+from piecework.base.amounts import Token
+from piecework_node.pricing.costs import CostPart, Floor, PowerFacts, power_cost
 from piecework_node.pricing.rule import (
     DEAD_BAND_PERCENT,
     ENOUGH_OPERATORS,
     HOUR_S,
     AskedPrice,
-    Outcome,
     OwnPrices,
+    PriceOutcome,
     PriceRules,
     decide,
     median,
 )
+from piecework_protocol.usual import mean_steps
 
 NO_FLOOR = Floor(CostPart(None, "none"), CostPart(None, "none"))
 amounts = st.integers(0, 2**64)
@@ -165,6 +168,24 @@ def test_a_market_that_stands_still_is_followed_once_and_then_left_alone(
         if asked is not None and made.asked.blended != asked.blended:
             directions.append(made.asked.blended > asked.blended)
         asked = made.asked
-        if made.outcome is not Outcome.MOVED:
+        if made.outcome is not PriceOutcome.MOVED:
             break
     assert len(set(directions)) <= 1, "it went back"
+
+
+def test_the_example_of_the_owners_page_is_what_the_rule_does() -> None:
+    page = (Path(__file__).parents[3] / "docs/owners/prices.md").read_text()
+    own = OwnPrices(50_000, 200_000, 1_000, mean_steps(48, 256))
+    power = power_cost(PowerFacts(0.9 * 20_000, 20_000, 0, 0), 0.30, 1.0, 6)
+    floor = Floor(power, CostPart(17_579, "gas"))
+    usdc, asked = Token(b"\x33" * 20, "USDC", 6), None
+    shown = [usdc.format(own.blended), usdc.format(floor.units or 0)]
+    for hour in range(1, 10):
+        others = [120_000, 190_000, 210_000, 230_000, 240_000]
+        made = decide(asked, own, PriceRules(50, 5), floor, others=others, now=hour * HOUR_S)
+        asked = made.asked
+        if f"| {hour} hour" in page:
+            shown.append(f"hour{'s' * (hour > 1)} | {usdc.format(asked.blended)} |")
+    shown += [usdc.format(made.least), usdc.format(made.market or 0)]
+    assert len(shown) == 10
+    assert [text for text in shown if text not in page] == []

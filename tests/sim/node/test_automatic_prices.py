@@ -50,7 +50,7 @@ class Wishes:
 
 
 class ScriptedMarket:
-    """Implements `daemon.price_watch.Market`."""
+    """Implements `daemon.price_watch.MarketPort`."""
 
     def __init__(self, prices: Sequence[int] | None = CHEAP) -> None:
         self.prices: tuple[int, ...] | None = None if prices is None else tuple(prices)
@@ -100,6 +100,10 @@ class PriceStage:
         return self.output
 
     @property
+    def why(self) -> str:
+        return dict(self.watch.why)["why"]
+
+    @property
     def output(self) -> int:
         return self.watch.terms.price_per_million_output_tokens
 
@@ -146,15 +150,15 @@ async def test_an_index_a_registry_and_an_engine_that_are_away_change_nothing(
     await stage.look()
     stage.market.prices = None
     assert await stage.look() == 180_000
-    assert "index.example: refused" in stage.watch.lines[0]
+    assert "index.example: refused" in stage.why
     due = stage.watch.next_look_at
     assert due is not None and RETRY_S <= due - stage.clock.wall() <= 1.1 * RETRY_S
     stage.market.away = RpcUnavailable("the node is away")
-    assert await stage.look() == 180_000 and "registry" in stage.watch.lines[0]
+    assert await stage.look() == 180_000 and "registry" in stage.why
     stage.market.away, stage.market.prices = None, CHEAP
     stage.facts = [FACTS, replace(FACTS, digest=Digest(b"\x09" * 32))]
     looks = len(stage.market.asked)
-    assert await stage.look() == 180_000 and stage.watch.lines[0] == SEVERAL
+    assert await stage.look() == 180_000 and stage.why == SEVERAL
     stage.facts = []
     await stage.look()
     assert len(stage.market.asked) == looks
@@ -172,7 +176,7 @@ async def test_without_an_index_the_own_prices_are_asked(tmp_path: Path) -> None
     stage = PriceStage(tmp_path)
     stage.market = Nobody()
     assert await stage.look() == 200_000
-    assert stage.watch.lines[0] == NO_INDEX
+    assert stage.why == NO_INDEX
 
 
 async def test_a_measured_cost_is_the_floor_and_it_is_remembered(tmp_path: Path) -> None:
@@ -183,7 +187,7 @@ async def test_a_measured_cost_is_the_floor_and_it_is_remembered(tmp_path: Path)
     for _ in range(40):
         await stage.look()
     assert 150_000 <= stage.output <= 155_000
-    assert any("NVML" in line for line in stage.watch.lines)
+    assert "NVML" in dict(stage.watch.why)["power"]
     stage.spent = Spent(None, 0, 0, 0, 0)
     stage.another_life()
     for _ in range(3):
@@ -194,7 +198,7 @@ async def test_a_measured_cost_is_the_floor_and_it_is_remembered(tmp_path: Path)
 async def test_own_prices_that_pay_no_cost_are_asked_and_it_says_so(tmp_path: Path) -> None:
     stage = PriceStage(tmp_path, Wishes(busy_power_w=10**6))
     assert await stage.look() == 200_000
-    assert any("more than your own prices" in line for line in stage.watch.lines)
+    assert "more than your own prices" in dict(stage.watch.why)["least"]
 
 
 async def test_turning_it_off_asks_the_own_prices_at_once_and_forgets(tmp_path: Path) -> None:
@@ -222,7 +226,7 @@ async def test_the_status_says_what_is_asked_why_and_when_it_looks_next(tmp_path
     assert shown["asked"] == 180_000 and shown["market"] == 100_000 and shown["operators"] == 3
     assert shown["least"] == 20_000 and shown["most"] == 200_000 and shown["floor"] is None
     assert shown["outcome"] == "moved" and shown["next_look_at"] > stage.clock.wall()
-    text = " ".join(shown["reasons"])
+    text = " ".join(shown["why"].values())
     for part in ("0.10 USDC", "3 other operators", "10 %", "busy_power_w", "not counted"):
         assert part in text
 
@@ -247,7 +251,7 @@ async def test_before_an_engine_is_ready_the_own_prices_are_asked(tmp_path: Path
     stage.facts = [FACTS]
     await stage.watch.look(ScriptedMarket(None))
     assert stage.output == 200_000
-    assert NOT_READY not in stage.watch.lines
+    assert stage.why != NOT_READY
 
 
 async def test_a_job_that_runs_keeps_its_offer_when_the_market_moves_the_prices(
