@@ -108,7 +108,8 @@ def kind_of(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type", "")
     if kind == "array":
         most = schema.get("maxItems")
-        return "list of text" + (f", at most {most}" if most else "")
+        what = "tables" if "$ref" in schema.get("items", {}) else "text"
+        return f"list of {what}" + (f", at most {most}" if most else "")
     words = {"integer": "whole number", "number": "number", "string": "text", "boolean": "yes/no"}
     text = "not set" if kind == "null" else words.get(kind, kind)
     return text + bounds_of(schema)

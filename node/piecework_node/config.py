@@ -20,6 +20,8 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields
+from piecework_node import card_settings
+from piecework_node.card_settings import CardSettings
 from piecework_node.endpoints import split_endpoint
 from piecework_node.schedule import Window
 from piecework_node.worker_amounts import WorkerAmounts, amounts_of
@@ -40,9 +42,6 @@ VARIABLES: Final = Variables(
 )
 MAX_INDEXES: Final = 16
 MAX_RPC_URLS: Final = 16
-MAX_VLLM_ENDPOINTS: Final = 64
-"""Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
-"""
 MAX_RELAYS: Final = MAX_OFFER_ENDPOINTS - 1
 """An offer names the worker's own address beside them."""
 
@@ -234,7 +233,7 @@ class WorkerConfig(Settings):
     )
     vllm_endpoints: tuple[str, ...] = Field(
         (),
-        max_length=MAX_VLLM_ENDPOINTS,
+        max_length=card_settings.MAX_VLLM_ENDPOINTS,
         description="base URLs of vLLM servers that serve the same model",
     )
     vllm_model: str = Field(
@@ -293,6 +292,12 @@ class WorkerConfig(Settings):
     )
     gpu_number: int = Field(
         0, ge=0, le=63, description="of the card that is watched, as nvidia-smi -L counts them"
+    )
+
+    cards: tuple[CardSettings, ...] = Field(
+        (),
+        max_length=card_settings.MAX_CARDS,
+        description="several cards, each with an engine of its own. Empty: one card",
     )
 
     # console
@@ -420,7 +425,10 @@ class WorkerConfig(Settings):
             raise ValueError(
                 "chain_outage_s must be shorter than a third of min_withdrawal_delay_s"
             )
-        self._check_backend()
+        if self.cards:
+            card_settings.check_cards(self.cards, [own for _, own in self.of_cards])
+        else:
+            self._check_backend()
         return self
 
     def _check_backend(self) -> None:
@@ -441,6 +449,18 @@ class WorkerConfig(Settings):
             raise ValueError("price_per_thousand_steps must be 0 with vLLM, which counts no steps")
 
     # --- what several settings say together
+
+    @property
+    def of_cards(self) -> tuple[tuple[str, WorkerConfig], ...]:
+        """Return each card's name, and its settings as those of a worker with one card.
+
+        Prices are the worker's own.
+        """
+        if not self.cards:
+            return ((card_settings.FIRST_CARD, self),)
+        outside = ("cards", "price_per_thousand_steps")
+        common = {n: getattr(self, n) for n in self.model_fields_set if n not in outside}
+        return card_settings.with_cards(WorkerConfig, common, self.cards)
 
     @property
     def receiver(self) -> Address:
@@ -476,7 +496,8 @@ class WorkerConfig(Settings):
             SettingsError: an amount has no unit or is out of bounds, or credit and fees do not fit
                 the prices.
         """
-        return amounts_of(self, token, counts_steps=self.backend != "vllm")
+        counts = any(own.backend != "vllm" for _, own in self.of_cards)
+        return amounts_of(self, token, counts_steps=counts)
 
 
 AMOUNTS: Final = amount_fields(WorkerConfig)
@@ -492,7 +513,9 @@ def load(
         SettingsError: a setting is missing, unknown or out of bounds. Names it and its place.
     """
     file = home / "config.toml"
-    return settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
+    made = settings.load(WorkerConfig, VARIABLES, file=file, environment=environment, flags=flags)
+    card_settings.check_overriding(made.cards, overriding(flags or {}, environment))
+    return made
 
 
 def overriding(

@@ -23,7 +23,7 @@ ALLOWED: Final = frozenset(
         "task", "job", "channel", "canvas", "canvases", "state",
         "reason", "clause", "peer", "count", "amount", "kind", "hash", "nonce", "block",
         "sequence", "slots", "active",
-        "model", "profile", "port", "admin_port", "seconds", "restarts",
+        "card", "model", "profile", "port", "admin_port", "seconds", "restarts",
         "error", "error_class", "defect",
         "bound", "bytes", "tokens_per_second", "dropped", "signal", "address", "index_host",
     }

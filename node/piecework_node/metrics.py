@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -14,6 +15,7 @@ from piecework_protocol.objects import Receipt
 from piecework_protocol.states import JobState
 from piecework_protocol.types import Timestamp
 
+Kind = TypeVar("Kind", Counter, Gauge)
 MAX_KEPT_ERRORS = 50
 """The status page shows recent errors. Older ones are in the log."""
 _COMMIT_BUCKETS_S = (0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5)
@@ -59,8 +61,8 @@ class Metrics:
         self._chain_errors = self._counter(
             "piecework_chain_errors", "Failed conversations with the chain"
         )
-        self._engine_losses = self._counter(
-            "piecework_engine_restarts", "Times the engine process was lost"
+        self._engine_losses = self._of_cards(
+            Counter, "piecework_engine_restarts", "Times the engine of a card was lost"
         )
         self._contained = self._counter(
             "piecework_contained_errors", "Errors of the worker's own that ended one job each"
@@ -68,9 +70,13 @@ class Metrics:
         self._publish_errors = self._counter(
             "piecework_publish_errors", "Offers that an index did not take"
         )
-        self._pauses = self._counter("piecework_pauses", "Times the owner needed the machine")
-        self._paused_seconds = self._counter(
-            "piecework_paused_seconds", "Seconds in which no job took a step for the owner's sake"
+        self._pauses = self._of_cards(
+            Counter, "piecework_pauses", "Times the owner needed the card"
+        )
+        self._paused_seconds = self._of_cards(
+            Counter,
+            "piecework_paused_seconds",
+            "Seconds in which no job took a step on the card for the owner's sake",
         )
         self._handed_back = self._counter(
             "piecework_jobs_handed_back", "Jobs given up unpaid because a pause lasted too long"
@@ -78,6 +84,7 @@ class Metrics:
         self._count_connections()
         self._gauges()
         self._surroundings()
+        self._cards()
         self.refusals: dict[str, int] = {}
         self.states: dict[str, int] = {}
         """Jobs by what became of them, since the start."""
@@ -120,7 +127,7 @@ class Metrics:
             "Sealed steps of canvases on disk, at most evidence_bytes",
         )
         self.ready = self._gauge("piecework_ready", "1 while jobs are taken on")
-        self.pause = self._gauge("piecework_paused", "1 while the owner needs the machine")
+        self.pause = self._gauge("piecework_paused", "1 while the owner needs every card")
         self.commit = Histogram(
             "piecework_journal_commit_seconds",
             "Time to make records durable",
@@ -143,6 +150,27 @@ class Metrics:
         self.clock_offset = self._gauge(
             "piecework_clock_offset_seconds",
             "This clock less the indexes'. Above 0 it is ahead",
+        )
+
+    def _cards(self) -> None:
+        """Gauges of each card of the worker."""
+        self.card_ready = self._of_cards(
+            Gauge, "piecework_card_ready", "1 while jobs take steps on the card"
+        )
+        self.card_slots = self._of_cards(
+            Gauge, "piecework_card_slots", "Jobs that may run at once on the card"
+        )
+        self.card_active = self._of_cards(
+            Gauge, "piecework_card_jobs_active", "Jobs that run or wait for a slot on the card"
+        )
+        self.card_paused = self._of_cards(
+            Gauge, "piecework_card_paused", "1 while the owner needs the card"
+        )
+        self.card_temperature = self._of_cards(
+            Gauge, "piecework_card_temperature_celsius", "Of the card. NaN: it does not tell"
+        )
+        self.card_power = self._of_cards(
+            Gauge, "piecework_card_power_watts", "That the card draws. NaN: it does not tell"
         )
 
     def _count_connections(self) -> None:
@@ -197,23 +225,26 @@ class Metrics:
         """The chain did not answer, or refused."""
         self._chain_errors.inc()
 
-    def engine_lost(self) -> None:
-        """The engine process died or hung."""
-        self._engine_losses.inc()
+    def begin_card(self, card: str) -> None:
+        """Show the counters of a card from 0 on. An alert sees its first event only then."""
+        for counter in (self._engine_losses, self._pauses, self._paused_seconds):
+            counter.labels(card)
+
+    def engine_lost(self, card: str) -> None:
+        """The engine process of a card died or hung."""
+        self._engine_losses.labels(card).inc()
 
     def contained(self) -> None:
         """An error of ours ended one job, or was left behind by a loop that goes on."""
         self._contained.inc()
 
-    def paused(self) -> None:
-        """The owner needs the machine."""
-        self._pauses.inc()
-        self.pause.set(1)
+    def paused(self, card: str) -> None:
+        """The owner needs a card."""
+        self._pauses.labels(card).inc()
 
-    def resumed(self, seconds: float) -> None:
-        """A pause is over."""
-        self._paused_seconds.inc(seconds)
-        self.pause.set(0)
+    def resumed(self, card: str, seconds: float) -> None:
+        """A pause of a card is over."""
+        self._paused_seconds.labels(card).inc(seconds)
 
     def handed_back(self) -> None:
         """A job was given up in a pause."""
@@ -247,6 +278,9 @@ class Metrics:
 
     def _counter(self, name: str, text: str) -> Counter:
         return Counter(name, text, registry=self.registry)
+
+    def _of_cards(self, kind: type[Kind], name: str, text: str) -> Kind:
+        return kind(name, text, ["card"], registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)

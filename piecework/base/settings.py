@@ -13,10 +13,10 @@ import os
 import re
 import textwrap
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -28,6 +28,8 @@ from piecework.base.text import one_line
 MAX_FILE_BYTES: Final = 1024 * 1024
 MAX_BRACKETS: Final = 500
 """Of lists and tables. A file with more could overrun the parser, which calls itself."""
+MAX_TABLES: Final = 64
+"""Of one list of tables."""
 _MAX_SHOWN: Final = 60
 # What Kubernetes and container links set for a service that happens to have our name.
 _SERVICE_LINK: Final = re.compile(
@@ -38,7 +40,10 @@ M = TypeVar("M", bound="Settings")
 
 
 class Settings(BaseModel):
-    """The base of every model of settings: flat, closed, and fixed once loaded."""
+    """The base of every model of settings: flat, closed, and fixed once loaded.
+
+    A setting may be a tuple of another model: a list of tables in the file.
+    """
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
@@ -199,7 +204,9 @@ def _from_file(model: type[Settings], file: Path, found: _Found) -> None:
         raise SettingsError(f"{shown(file)} is not TOML: {one_line(str(error), 200)}") from None
     for name, value in values.items():
         if name in model.model_fields:
-            found.take(name, value, f"{shown(file)}: {name}")
+            inner = tables_of(model, name)
+            taken = value if inner is None else _tables(inner, name, value, shown(file), found)
+            found.take(name, taken, f"{shown(file)}: {name}")
             continue
         hint = _nearest(name, model.model_fields)
         if isinstance(value, dict) and not hint:
@@ -208,10 +215,50 @@ def _from_file(model: type[Settings], file: Path, found: _Found) -> None:
         found.problems.append(f"{shown(file)}: there is no setting {key}{hint}")
 
 
+def tables_of(model: type[Settings], name: str) -> type[Settings] | None:
+    """Return the model of each table, if a setting is a list of tables. Only a file has those."""
+    return next(iter(_inner(model.model_fields[name].annotation)), None)
+
+
+def _inner(annotation: Any) -> Iterator[type[Settings]]:
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, Settings):
+            yield part
+
+
+def _tables(
+    inner: type[Settings], name: str, value: Any, file: str, found: _Found
+) -> tuple[Settings, ...]:
+    """Check each table by itself, so that an error names the setting in its table."""
+    if not isinstance(value, list) or not all(isinstance(table, dict) for table in value):
+        found.problems.append(f"{file}: {name} is a list of tables, each begun by [[{name}]]")
+        return ()
+    made = []
+    for place, table in enumerate(value[:MAX_TABLES], start=1):
+        mine = _Found()
+        for key, one in table.items():
+            if key in inner.model_fields:
+                mine.take(key, one, f"{file}: {name} {place}: {key}")
+            else:
+                near = _nearest(key, inner.model_fields)
+                shown_key = one_line(key, _MAX_SHOWN)
+                mine.problems.append(
+                    f"{file}: {name} {place}: there is no setting {shown_key}{near}"
+                )
+        try:
+            made.append(_checked(inner, mine))
+        except SettingsError as error:
+            found.problems += error.problems
+    if len(value) > MAX_TABLES:
+        found.problems.append(f"{file}: {name} has more than {MAX_TABLES} tables")
+    return tuple(made)
+
+
 def _from_environment(
     model: type[Settings], variables: Variables, environment: Mapping[str, str], found: _Found
 ) -> None:
-    ours = {variables.name_of(setting): setting for setting in model.model_fields}
+    flat = [setting for setting in model.model_fields if tables_of(model, setting) is None]
+    ours = {variables.name_of(setting): setting for setting in flat}
     for alias, setting in variables.aliases.items():
         if environment.get(alias):
             found.take(setting, _from_text(model, setting, environment[alias]), alias)
@@ -323,17 +370,26 @@ def to_toml(model: type[Settings], values: Mapping[str, Any], *, rest: bool = Fa
     Raises:
         ValueError: a name does not exist, or a value has no form in TOML.
     """
-    blocks = []
+    blocks: list[list[str]] = []
+    tables: list[list[str]] = []
     for name, value in values.items():
         if name not in model.model_fields:
             raise ValueError(f"there is no setting {name}")
-        if value is not None:
+        if value is not None and tables_of(model, name) is not None:
+            tables += [_table(name, one) for one in value]
+        elif value is not None:
             blocks.append([*described(model, name), f"{name} = {_toml(value)}"])
     for name, info in model.model_fields.items() if rest else ():
-        if values.get(name) is None:
+        if values.get(name) is None and tables_of(model, name) is None:
             default = "" if info.is_required() or info.default is None else _toml(info.default)
             blocks.append([*described(model, name), f"# {name} = {default}".rstrip()])
-    return "\n\n".join("\n".join(block) for block in blocks) + "\n"
+    # In TOML a table goes on to the next one, so the settings outside of tables come first.
+    return "\n\n".join("\n".join(block) for block in (*blocks, *tables)) + "\n"
+
+
+def _table(name: str, settings: Settings) -> list[str]:
+    given = settings.model_dump(exclude_unset=True)
+    return [f"[[{name}]]", *(f"{key} = {_toml(value)}" for key, value in given.items())]
 
 
 def described(model: type[Settings], name: str) -> list[str]:
@@ -380,9 +436,11 @@ class SettingDescription:
 
 
 def describe(model: type[Settings], variables: Variables) -> tuple[SettingDescription, ...]:
-    """Return every setting of a model, in the order of the model."""
+    """Return every setting of a model, in the order of the model, without lists of tables."""
     listed = []
     for name, info in model.model_fields.items():
+        if tables_of(model, name) is not None:
+            continue
         default = info.get_default(call_default_factory=False)
         hidden = info.is_required() or default is None or not info.repr
         listed.append(

@@ -36,6 +36,8 @@ DEFAULT_MAX_FEE_WEI: Final = 500 * 10**9
 # How long `execute` waits for a block, and how often it looks.
 DEFAULT_MINING_TIMEOUT_S: Final = 120.0
 DEFAULT_POLL_S: Final = 0.25
+# A tool that waits for its transaction sends it again this often.
+RESEND_S: Final = 3.0
 
 # The embedded chain: one transaction or a small batch a request. Contract creation is 24 KB in hex
 # at most.

@@ -9,6 +9,7 @@ transactions that are not final yet.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ from piecework.chain.fees import (
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.l1_fees import NO_L1, L1Fees, L1Price
-from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S
+from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S, RESEND_S
 from piecework.chain.logs import parse_logs
 from piecework.chain.market import fee_market
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
@@ -301,7 +302,7 @@ class TransactionSender:
                     await asyncio.sleep(poll_s)
         except TimeoutError:
             raise StuckTransaction(
-                f"transaction {to_hex(tx_hash)} was not mined within {timeout_s:g} s. "
+                f"transaction {to_hex(tx_hash)} was not mined in time. "
                 "Look again later, or replace it with higher fees."
             ) from None
 
@@ -374,10 +375,22 @@ class TransactionSender:
             # If it arrived all the same, the node's own count of pending ones holds its nonce.
             self.forget(tx)
             raise
-        mined = await self.wait_mined(tx.hash, timeout_s, poll_s)
+        mined = await self._until_mined(tx, timeout_s, poll_s)
         if not mined.success:
             raise await self.explain(tx, mined)
         return mined
+
+    async def _until_mined(self, tx: SignedTransaction, timeout_s: float, poll_s: float) -> Mined:
+        """Wait, and send it again now and then: a node may have dropped it, or replaced it by
+        another one of the same nonce (`NonceTaken`)."""
+        for _ in range(int(timeout_s / RESEND_S)):
+            with contextlib.suppress(StuckTransaction):
+                return await self.wait_mined(tx.hash, RESEND_S, poll_s)
+            with contextlib.suppress(
+                FeeTooLow
+            ):  # it waits in the pool, or what took its place does
+                await self.broadcast(tx)
+        return await self.wait_mined(tx.hash, timeout_s % RESEND_S, poll_s)
 
     async def explain(self, tx: SignedTransaction, mined: Mined) -> TransactionReverted:
         """Why a mined transaction failed, by running it again at the state after its block."""

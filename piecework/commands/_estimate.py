@@ -212,10 +212,33 @@ def by_cards(cards: Sequence[Card], estimator: Estimator) -> list[tuple[str, Est
 
 
 def here(estimator: Estimator) -> list[tuple[str, Estimate | str]]:
-    """The estimate of this machine."""
+    """The estimate of this machine, or of each of its cards if the settings name several."""
+    if estimator.config.cards:
+        return [_of_running_card(name, estimator) for name, _ in estimator.config.of_cards]
     speed, model = this_speed(estimator)
     draws = watts_of(None, estimator.config.gpu_number)
     return [("this machine", estimator.of(speed, model, draws))]
+
+
+def _of_running_card(name: str, estimator: Estimator) -> tuple[str, Estimate | str]:
+    """The estimate of one card, or why there is none: its speed is that of the running worker."""
+    from piecework.base.errors import PieceworkError
+    from piecework_node.console.estimate import WorkerSpeed
+    from piecework_node.daemon.admin import ask_daemon
+
+    shown = f"card {name}"
+    try:
+        status = asyncio.run(ask_daemon(estimator.home.root, "GET", "/status"))
+        engine = {card["name"]: card["engine"] for card in status["cards"]}[name]
+        tokens, steps = float(engine["tokens_per_second"]), float(engine["steps_per_second"])
+        model = str(engine["model"])
+    except PieceworkError as error:
+        return shown, str(error)
+    except KeyError:
+        return shown, "its engine does not run, and nobody else has measured this card"
+    speed = WorkerSpeed(tokens, steps, "measured by the running worker at its start")
+    draws = watts_of(None, dict(estimator.config.of_cards)[name].gpu_number)
+    return shown, estimator.of(speed, model, draws)
 
 
 def show(

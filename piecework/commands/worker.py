@@ -20,6 +20,7 @@ app = common.group()
 HomeOption = Annotated[Path | None, common.home_option("worker")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+CardOption = Annotated[str | None, typer.Option("--card", help="One card. Default: all of them.")]
 Payout = Annotated[
     str | None, typer.Option(help="Cold address that earns; its key stays elsewhere.")
 ]
@@ -356,6 +357,8 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
     )
     for name, value in rows:
         common.say(f"{name:14} {value}")
+    for card in body["cards"] if len(body["cards"]) > 1 else ():
+        common.say(f"{'card ' + card['name']:14} {_card_line(card)}")
     for member in engine.get("endpoints", ()):
         trouble = f": {member['trouble']}" if member["trouble"] else ""
         common.say(f"{'endpoint':14} {member['number']} {member['health']}{trouble}")
@@ -455,6 +458,7 @@ def pause(
         int | None,
         typer.Option("--for", min=1, help="Seconds. Default: until `piecework worker resume`."),
     ] = None,
+    card: CardOption = None,
     home: HomeOption = None,
     json: Json = False,
 ) -> None:
@@ -465,7 +469,8 @@ def pause(
     """
     import json as notation
 
-    body = _ask(home, "POST", "/pause", notation.dumps({"seconds": seconds}).encode())
+    asked = notation.dumps({"seconds": seconds, "card": card}).encode()
+    body = _ask(home, "POST", "/pause", asked)
     if json:
         common.print_json(body)
     else:
@@ -473,13 +478,27 @@ def pause(
 
 
 @app.command()
-def resume(*, home: HomeOption = None, json: Json = False) -> None:
+def resume(*, card: CardOption = None, home: HomeOption = None, json: Json = False) -> None:
     """Lift `piecework worker pause`. Other causes of a pause stay."""
-    body = _ask(home, "POST", "/resume")
+    import json as notation
+
+    body = _ask(home, "POST", "/resume", notation.dumps({"card": card}).encode())
     if json:
         common.print_json(body)
     else:
         common.say("; ".join(("still paused", *body["causes"])) if body["paused"] else "resumed")
+
+
+def _card_line(card: dict[str, Any]) -> str:
+    """One line of one card of several."""
+    engine = card["engine"]
+    state = "ready" if card["serves"] else "starting"
+    if card["failed"]:
+        state = f"takes no jobs: {card['failed']}"
+    elif card["pause"]:
+        state = f"paused {_why_paused(card['pause'])}"
+    runs = " ".join(filter(None, (engine.get("model"), engine.get("precision")))) or "-"
+    return f"{state}; {card['active']} of {card['slots']} slots; {runs}"
 
 
 def _why_paused(body: dict[str, Any] | None) -> str:

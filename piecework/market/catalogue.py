@@ -27,6 +27,7 @@ from piecework.market.listing import (
     offer_json,
     worker_json,
 )
+from piecework_protocol.capacity import capacity_of
 from piecework_protocol.types import Address, Timestamp
 
 Key: TypeAlias = tuple[int, Address, int]
@@ -40,7 +41,7 @@ _VALUES: Final[Mapping[Sort, Callable[[Entry], int]]] = {
     Sort.PRICE: lambda entry: blended_price(entry.model),
     Sort.SPEED: lambda entry: -entry.model.tokens_per_second,
     Sort.FIRST: lambda entry: entry.model.first_canvas_ms,
-    Sort.FREE: lambda entry: -entry.listed.signed.offer.slots_free,
+    Sort.FREE: lambda entry: -capacity_of(entry.listed.signed.offer, entry.model).slots_free,
     Sort.STAKE: lambda entry: -entry.listed.stake,
 }
 

@@ -16,6 +16,7 @@ from piecework.market.limits import (
     MAX_LISTED_OFFERS,
     MAX_OFFERS,
 )
+from piecework_protocol.capacity import capacity_of
 from piecework_protocol.limits import MAX_DETAILS_DEPTH
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
@@ -158,6 +159,7 @@ def model_json(offer: Offer, model: ModelOffer) -> dict[str, Any]:
         "kinds": model.kind_names,
         "blended_price_per_million_output_tokens": blended_price(model),
         "measured": measured_json(offer, model),
+        "capacity": capacity_of(offer, model).members(),
     }
 
 
@@ -190,7 +192,7 @@ def models_json(entries: Iterable[tuple[int, Entry]]) -> dict[str, Any]:
         row.services.add(service_name(model.service))
         if offer.operator not in row.workers:
             row.workers.add(offer.operator)
-            row.slots_free += offer.slots_free
+            row.slots_free += _free_for(offer, model.digest)
         row.lowest = min(row.lowest, price)
         row.fastest = max(row.fastest, model.tokens_per_second)
         row.context = max(row.context, model.max_context)
@@ -208,6 +210,12 @@ def models_json(entries: Iterable[tuple[int, Entry]]) -> dict[str, Any]:
         for digest, row in served.items()
     ]
     return {"models": sorted(rows, key=lambda row: (-int(str(row["workers"])), row["digest"]))}
+
+
+def _free_for(offer: Offer, model: Digest) -> int:
+    """Free slots of a worker for a model, over all entries that it has of it."""
+    mine = (capacity_of(offer, one).slots_free for one in offer.models if one.digest == model)
+    return min(offer.slots_free, sum(mine))
 
 
 def worker_json(listed: Listed, now: Timestamp) -> dict[str, Any]:

@@ -104,7 +104,7 @@ def test_every_alert_has_a_severity_a_summary_and_a_remedy() -> None:
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
         assert set(rule["annotations"]) == {"summary", "remedy"}
         used = set(re.findall(r"\$labels\.(\w+)", str(rule["annotations"])))
-        assert used <= OF_PROMETHEUS | {"code"}
+        assert used <= OF_PROMETHEUS | {"card", "code"}
 
 
 def test_prometheus_reads_the_rules() -> None:

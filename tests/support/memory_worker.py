@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import enum
 from typing import Any, NoReturn
 
 import grpc
@@ -22,8 +23,27 @@ from tests.support.waiting import pass_time
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
 
 
+class Stall(enum.Enum):
+    """What a way between client and worker keeps for itself, once a stream is open."""
+
+    BOTH = "both directions"
+    ANSWERS = "what the worker says"
+
+
 class FakeWorkerCall(MemoryCall):
-    """One stream to a `FakeWorker`."""
+    """One stream to a `FakeWorker`, over a way that may stall."""
+
+    def __init__(self, worker: FakeWorker, stall: Stall | None = None) -> None:
+        super().__init__(worker)
+        self._stall = stall
+
+    async def write(self, data: bytes) -> None:
+        if self._stall is not Stall.BOTH:
+            await super().write(data)
+
+    def deliver(self, data: bytes) -> None:
+        if self._stall is None:
+            super().deliver(data)
 
     async def _serve(self, servicer: Any) -> None:
         requests = self._requests()
@@ -59,9 +79,9 @@ class _WorkerEnd:
 class MemoryLink:
     """Implements what the client uses of `WorkerLink`."""
 
-    def __init__(self, worker: FakeWorker, address: str) -> None:
+    def __init__(self, worker: FakeWorker, address: str, stall: Stall | None) -> None:
         self.worker, self.certificate_digest = worker, worker.certificate_digest
-        self.address = address
+        self.address, self._stall = address, stall
         self.calls: list[FakeWorkerCall] = []
 
     async def get_offer(self) -> SignedOffer:
@@ -71,7 +91,7 @@ class MemoryLink:
         return self.worker.show(request)
 
     def run(self, deadline_s: float) -> JobStream:
-        call = FakeWorkerCall(self.worker)
+        call = FakeWorkerCall(self.worker, self._stall)
         self.calls.append(call)
         return JobStream(call)
 
@@ -85,11 +105,12 @@ class MemoryLink:
 
 
 class MemoryMarket:
-    """Workers by address. Those in `dead` take no connection."""
+    """Workers by address. Those in `dead` take no connection. `stalls` are ways that stall."""
 
     def __init__(self) -> None:
         self.workers: dict[str, FakeWorker] = {}
         self.dead: set[str] = set()
+        self.stalls: dict[str, Stall] = {}
         self.links: list[MemoryLink] = []
 
     def add(self, worker: FakeWorker, name: str) -> None:
@@ -97,6 +118,7 @@ class MemoryMarket:
         worker.endpoint = f"{name}.example:7000"
         worker.chain.register(worker.operator.address, worker.receiver, worker.endpoint)
         self.workers[worker.endpoint] = worker
+        self.workers |= {way.address: worker for way in worker.ways}
 
     async def connect(self, address: str, operator: Address, digest: Digest | None) -> Any:
         """Implements `links.Connect`."""
@@ -104,7 +126,7 @@ class MemoryMarket:
             await pass_time(CONNECT_TIMEOUT_S)
             raise WorkerUnreachable("timed out")
         await pass_time(0.02)
-        link = MemoryLink(self.workers[address], address)
+        link = MemoryLink(self.workers[address], address, self.stalls.get(address))
         self.links.append(link)
         return link
 

@@ -86,9 +86,12 @@ class ScriptedJob:
         prompt: str | Content,
         parameters: Parameters,
         deadline: int,
+        *,
+        entry: int = 0,
     ) -> Self:
         """A signed job with its sealed prompt, not submitted yet."""
-        domain, model = client.domain, offer.offer.models[0]
+        models = offer.offer.models
+        domain, model = client.domain, models[min(entry, len(models) - 1)]
         content = prompt
         if isinstance(content, str):
             content = TextContent(Conversation((Message("user", content),)))
@@ -99,7 +102,7 @@ class ScriptedJob:
             channel=client.id,
             salt=salt,
             offer=Digest(domain.digest(offer.offer)),
-            entry=Uint32(0),
+            entry=Uint32(entry),
             model=model.digest,
             kind=content.kind,
             content=content_digest(salt, data),

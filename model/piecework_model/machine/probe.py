@@ -136,11 +136,15 @@ def nvidia_driver() -> str:
 
 
 def probe(
-    accelerators: Accelerators | None = None, driver: Callable[[], str] = nvidia_driver
+    accelerators: Accelerators | None = None,
+    driver: Callable[[], str] = nvidia_driver,
+    *,
+    index: int = 0,
 ) -> Hardware:
     """Ask for the GPU that will be used, and psutil for the host.
 
-    accelerators: torch's if not given. driver: tells the version of the GPU's driver.
+    accelerators: torch's if not given. driver: tells the version of the GPU's driver. index: of
+    the GPU among those that torch sees.
     """
     seen = accelerators or TorchAccelerators()
     cpu, host_memory = _cpu_name(), host_memory_bytes()
@@ -159,13 +163,15 @@ def probe(
     )
     if not count:
         return replace(here, missing=_why_none(seen))
+    if index >= count:
+        return replace(here, missing=f"there are {count} GPUs, and none has number {index}")
     return replace(
         here,
         device="cuda",
-        name=seen.name(0),
-        memory_bytes=seen.memory_bytes(0),
+        name=seen.name(index),
+        memory_bytes=seen.memory_bytes(index),
         driver=driver(),
-        unified=seen.is_unified(0),
+        unified=seen.is_unified(index),
     )
 
 

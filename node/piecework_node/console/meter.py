@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -49,20 +50,33 @@ class ConsoleMeter:
     """Takes a sample about once a second. Times are monotonic seconds."""
 
     _samples: deque[_Sample] = field(default_factory=deque)
-    _energy: tuple[float, GpuReading] | None = None
+    _energy: dict[str, tuple[float, GpuReading]] = field(default_factory=dict)
+    """Of each GPU: its last reading, and when that was."""
     _joules: float | None = None
     hours: dict[int, float] = field(default_factory=dict)
     """Joules by hour since the epoch, only of hours in which the card told."""
 
     def sample(
-        self, at: float, wall: float, *, tokens: int, steps: int, gpu: GpuReading | None, ours: bool
+        self,
+        at: float,
+        wall: float,
+        *,
+        tokens: int,
+        steps: int,
+        gpus: Mapping[str, GpuReading | None],
+        ours: Collection[str],
     ) -> float | None:
-        """Take the counters of now. `ours`: the card works for us, not for its owner.
+        """Take the counters of now, and each GPU's reading by what tells it from the others.
 
-        Returns joules that it drew for us since the sample before. None: it did not tell.
+        ours: the GPUs that work for us, not for their owner. If one of them does not tell what it
+        draws, the sum is not known.
+
+        Returns joules that ours drew since the sample before. None: not known.
         """
-        drawn = self._drawn(at, gpu)
-        if drawn is not None and ours:
+        by_gpu = {name: self._drawn(name, at, gpu) for name, gpu in gpus.items()}
+        known = [by_gpu[name] for name in ours]
+        drawn = None if not known or None in known else sum(one or 0.0 for one in known)
+        if drawn is not None:
             self._joules = (self._joules or 0.0) + drawn
             hour = int(wall) // HOUR_S
             self.hours[hour] = self.hours.get(hour, 0.0) + drawn
@@ -71,11 +85,13 @@ class ConsoleMeter:
         self._samples.append(_Sample(at, tokens, steps, self._joules))
         while len(self._samples) > 2 and at - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
-        return drawn if ours else None
+        return drawn
 
-    def _drawn(self, at: float, gpu: GpuReading | None) -> float | None:
+    def _drawn(self, name: str, at: float, gpu: GpuReading | None) -> float | None:
         """Joules since the sample before. None: the card did not tell at both times."""
-        before, self._energy = self._energy, None if gpu is None else (at, gpu)
+        before = self._energy.pop(name, None)
+        if gpu is not None:
+            self._energy[name] = (at, gpu)
         if before is None or gpu is None:
             return None
         then, last = before

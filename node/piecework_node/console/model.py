@@ -37,6 +37,21 @@ class LiveCanvas:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownCard:
+    """One card of several. why: it takes no jobs. missing: why there is no reading of it."""
+
+    name: str
+    state: str
+    why: str
+    model: str
+    precision: str
+    slots: int
+    active: int
+    gpu: GpuReading | None
+    missing: str
+
+
+@dataclass(frozen=True, slots=True)
 class Earned:
     """What was earned in a time, or of a client or a model. Amounts are base units.
 
@@ -125,8 +140,7 @@ class Snapshot:
     clients: tuple[Earned, ...]
     balance: OpenBalance
     rates: ConsoleRates
-    gpu: GpuReading | None
-    gpu_missing: str
+    cards: tuple[ShownCard, ...]
     head_age_s: float | None
     indexes: dict[str, bool]
     alerts: tuple[Alert, ...]

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from piecework.base.amounts import Token
-from piecework_node.console.model import Earned, LiveCanvas, ShownMoney, Snapshot
+from piecework_node.console.model import Earned, LiveCanvas, ShownCard, ShownMoney, Snapshot
 
 UNKNOWN: Final = "–"
 JOULES_PER_KWH: Final = 3_600_000
@@ -40,7 +40,7 @@ def panels(shown: Snapshot) -> tuple[Panel, ...]:
         _facts("worker", "Worker", _worker(shown)),
         _facts("balance", "Money", _balance(shown)),
         _facts("prices", "Prices", _prices(shown)),
-        _facts("gpu", "GPU", _gpu(shown)),
+        _cards(shown.cards),
         _facts("health", "Chain and indexes", _health(shown)),
         _canvases(shown),
         _alerts(shown),
@@ -164,10 +164,28 @@ def _balance(shown: Snapshot) -> Iterable[Row]:
     yield "Settlements that the gas pays", UNKNOWN if left is None else f"{left:,}"
 
 
-def _gpu(shown: Snapshot) -> Iterable[Row]:
-    gpu = shown.gpu
+def _cards(cards: Sequence[ShownCard]) -> Panel:
+    """The only card as a list of facts, or a line for each of several."""
+    if len(cards) == 1:
+        return _facts("gpu", "GPU", _gpu(cards[0]))
+    columns = ("Card", "State", "Jobs", "Runs", "GPU", "Temp.", "Power", "Busy", "Memory", "Slowed")
+    rows = []
+    for card in cards:
+        told = {row[0]: row[1] for row in _gpu(card)}
+        gpu = [told.get(name, UNKNOWN) for name in _TOLD]
+        state = ": ".join(filter(None, (card.state, card.why)))
+        runs = ", ".join(filter(None, (card.model, card.precision))) or UNKNOWN
+        rows.append((card.name, state, f"{card.active} of {card.slots}", runs, *gpu))
+    return Panel("gpu", "Cards", columns, tuple(rows), frozenset({5, 6, 7}))
+
+
+_TOLD: Final = ("Card", "Temperature", "Power", "Busy", "Memory", "Slowed down")
+
+
+def _gpu(card: ShownCard) -> Iterable[Row]:
+    gpu = card.gpu
     if gpu is None:
-        yield "Card", shown.gpu_missing or UNKNOWN
+        yield "Card", card.missing or UNKNOWN
         return
     used, total = gpu.memory_used, gpu.memory_total
     yield "Card", gpu.name

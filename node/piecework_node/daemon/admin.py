@@ -69,9 +69,14 @@ class Operations(Protocol):
 
     def drain(self) -> None: ...
 
-    def pause(self, seconds: float | None) -> None: ...
+    @property
+    def cards(self) -> tuple[str, ...]:
+        """The names of the worker's cards."""
+        ...
 
-    def resume(self) -> tuple[str, ...]: ...
+    def pause(self, seconds: float | None, card: str | None) -> None: ...
+
+    def resume(self, card: str | None) -> tuple[str, ...]: ...
 
     async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
         """Change settings of the home. A `PieceworkError` says why nothing was changed."""
@@ -204,16 +209,33 @@ class AdminServer:
         return web.json_response({"draining": True}, status=202)
 
     async def _pause(self, request: web.Request) -> web.Response:
+        body = await request.read()
         try:
-            seconds = _seconds(await request.read())
+            seconds = _seconds(body)
         except ValueError:
             return _error(400, "seconds", f"seconds is a whole number up to {LONGEST_PAUSE_S}")
-        self._operations.pause(seconds)
+        try:
+            card = self._card(body)
+        except ValueError as error:
+            return _error(400, "card", str(error))
+        self._operations.pause(seconds, card)
         return web.json_response({"paused": True, "seconds": seconds}, status=202)
 
-    async def _resume(self, _: web.Request) -> web.Response:
-        left = self._operations.resume()
+    async def _resume(self, request: web.Request) -> web.Response:
+        try:
+            card = self._card(await request.read())
+        except ValueError as error:
+            return _error(400, "card", str(error))
+        left = self._operations.resume(card)
         return web.json_response({"paused": bool(left), "causes": left}, status=202)
+
+    def _card(self, body: bytes) -> str | None:
+        """Which card is meant. None: all of them. Raises `ValueError` if there is no such card."""
+        asked = loads(body) if body else {}
+        card = asked.get("card") if isinstance(asked, dict) else body
+        if card is not None and card not in self._operations.cards:
+            raise ValueError(f"the cards are {', '.join(self._operations.cards)}")
+        return card
 
     async def _change(self, request: web.Request) -> web.StreamResponse:
         try:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
@@ -18,13 +16,12 @@ from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
+from piecework_node.daemon.engines import Engines, make_engines
 from piecework_node.daemon.surroundings import check_endpoints
 from piecework_node.disputes.chain import DisputeLink
 from piecework_node.disputes.defence import Defence
 from piecework_node.disputes.leaves import JournalLeaves
-from piecework_node.engine.environment import child_environment
-from piecework_node.engine.link import EngineBackend
-from piecework_node.engine.supervisor import EngineCommandLine, EngineSupervisor, engine_arguments
+from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError
 from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
@@ -37,7 +34,6 @@ from piecework_node.keys.operator import keystore_address, load_operator
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
-from piecework_node.models.store import ModelStore, checkpoint_folder
 from piecework_node.owner.causes import MIB, OwnerRules
 from piecework_node.owner.nvml import MachineSenses
 from piecework_node.owner.watch import OwnerWatch
@@ -61,9 +57,6 @@ from piecework_node.worker_amounts import WorkerAmounts
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Seconds, parse_address
 
-if TYPE_CHECKING:
-    from piecework_node.vllm.link import VllmSettings
-
 
 @dataclass(frozen=True, slots=True)
 class Foundations:
@@ -80,7 +73,7 @@ class Foundations:
     metrics: Metrics
     journal: SqliteJournal
     reader: ChainReader
-    engine: EngineBackend
+    engines: Engines
     engine_life: asyncio.Task[None]
 
     async def close(self) -> None:
@@ -101,8 +94,15 @@ class Components:
     settler: Settler
     worker: Worker
     board: OfferBoard
-    owner: OwnerWatch
+    owners: Mapping[str, OwnerWatch]
+    """By the name of the card."""
     fees: FeeDesk
+
+    def owners_of(self, card: str | None) -> tuple[OwnerWatch, ...]:
+        """Return who watches a card. None: all cards."""
+        if card is None:
+            return tuple(self.owners.values())
+        return tuple(owner for name, owner in self.owners.items() if name == card)
 
 
 async def build(
@@ -130,8 +130,8 @@ async def build(
     check_endpoints(config, deployment.chain_id)
     named = parse_address("0x" + keystore_address(home.operator))
     tls = load_tls(home.certificate, home.certificate_key, named)
-    backend = _backend(config, home, clock, log, engine)
-    life = asyncio.create_task(backend.run(), name="engine")
+    engines = make_engines(config, home, clock, log, engine)
+    life = asyncio.create_task(engines.run(), name="engine")
     journal: SqliteJournal | None = None
     reader: ChainReader | None = None
     try:
@@ -153,7 +153,7 @@ async def build(
                 metrics,
                 journal,
                 reader,
-                backend,
+                engines,
                 life,
             )
         )
@@ -228,12 +228,12 @@ async def _assemble(base: Foundations) -> Components:
         log=log,
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
-    leaves = JournalLeaves(journal, base.engine, keyring, domain, steps)
+    leaves = JournalLeaves(journal, base.engines.cards, keyring, domain, steps)
     settler, desk, check = await _settlement(
         base, port, channels, faults, write_offs=write_offs, leaves=leaves
     )
     terms = operator_terms(config, base.amounts, base.deployment.token)
-    patience = Patience(config.payment_timeout_s, config.pause_max_s, config.pause_frees_memory)
+    patience = Patience(config.payment_timeout_s, config.pause_max_s)
     worker = Worker(
         runtime,
         channels,
@@ -250,34 +250,42 @@ async def _assemble(base: Foundations) -> Components:
         signer=operator,
         clock=clock,
         fees=desk.asked,
-        usual=runtime.recent.usual,
     )
-    owner = OwnerWatch(
-        owner_rules(config),
-        await asyncio.to_thread(MachineSenses, config.gpu_number),
-        worker.pausing,
-        base.home.root,
-        own=lambda: frozenset(() if base.engine.pid is None else (base.engine.pid,)),
-        clock=clock,
-        log=log,
-    )
-    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owner, desk)
+    owners = await _owners(base, worker)
+    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owners, desk)
+
+
+async def _owners(base: Foundations, worker: Worker) -> dict[str, OwnerWatch]:
+    """Watch each card for its owner. Our own processes do not count on any card."""
+    watches = {}
+    for one in base.engines:
+        watches[one.card.name] = OwnerWatch(
+            owner_rules(one.config),
+            await asyncio.to_thread(MachineSenses, one.config.gpu_number),
+            worker.pausing[one.card.name],
+            base.home.root,
+            card=one.card.name if base.config.cards else "",
+            own=lambda: base.engines.pids,
+            clock=base.clock,
+            log=base.log,
+        )
+    return watches
 
 
 def _runtime(base: Foundations, keyring: SealingKeyring, steps: StepStore) -> JobRuntime:
     """Build what makes things happen to jobs, openings among them."""
-    domain = base.deployment.domain
-    opener = CanvasOpener(base.journal, base.engine, keyring, domain, steps)
+    domain, cards = base.deployment.domain, base.engines.cards
+    opener = CanvasOpener(base.journal, cards, keyring, domain, steps)
     return JobRuntime(
         base.journal,
-        base.engine,
+        cards,
         domain=domain,
         signer=base.operator,
         clock=base.clock,
         metrics=base.metrics,
         log=base.log,
         steps=steps if base.config.evidence_bytes else None,
-        openings=OpeningDesk(base.engine, opener, base.journal),
+        openings=OpeningDesk(opener, base.journal),
     )
 
 
@@ -383,15 +391,16 @@ def owner_rules(config: WorkerConfig) -> OwnerRules:
 def operator_terms(
     config: WorkerConfig, amounts: WorkerAmounts, default_token: Address
 ) -> OperatorTerms:
-    """Return what the settings ask of every channel and job."""
+    """Return what the settings ask of every channel and job. Places are those of all cards."""
+    cards = [own for _, own in config.of_cards]
     return OperatorTerms(
         receiver=config.receiver,
         tokens=config.tokens(default_token),
         price_per_million_prompt_tokens=amounts.price_per_million_prompt_tokens,
         price_per_million_output_tokens=amounts.price_per_million_output_tokens,
         price_per_thousand_steps=amounts.price_per_thousand_steps,
-        slots=config.slots,
-        queue=config.queue,
+        slots=sum(own.slots for own in cards),
+        queue=sum(own.queue for own in cards),
         jobs_per_channel=config.jobs_per_channel,
         min_withdrawal_delay=Seconds(config.min_withdrawal_delay_s),
         min_deposit=amounts.min_deposit,
@@ -410,63 +419,3 @@ def fee_settings(amounts: WorkerAmounts) -> FeeSettings:
         min_top_up=amounts.min_top_up,
         credit_first=amounts.credit.first,
     )
-
-
-def checkpoint_of(config: WorkerConfig) -> Path | None:
-    """Return the folder that the setting `model` means. None: the bundled checkpoint.
-
-    Raises:
-        ModelNotPulled: the model is not in the store. The text says what to run.
-    """
-    if not config.model:
-        return None
-    store = ModelStore(Path(config.model_store) if config.model_store else None)
-    return checkpoint_folder(config.model, store)
-
-
-def _backend(
-    config: WorkerConfig, home: Home, clock: Clock, log: Any, command: EngineCommandLine | None
-) -> EngineBackend:
-    if config.backend == "diffusion" or command is not None:
-        return EngineSupervisor(command or _engine_command(config, home), clock, log)
-    from piecework_node.vllm.link import VllmLink
-
-    return VllmLink(vllm_settings(config), clock, log)
-
-
-def vllm_settings(config: WorkerConfig) -> VllmSettings:
-    """Return what the settings say of vLLM.
-
-    Raises:
-        ConfigError: no model is set.
-        ModelNotPulled: the checkpoint is not in the store. The text says what to run.
-    """
-    from piecework_node.vllm.link import VllmSettings
-
-    folder = checkpoint_of(config)
-    if folder is None:
-        raise ConfigError("backend vllm needs model: the checkpoint that the servers serve")
-    return VllmSettings(
-        urls=config.vllm_endpoints,
-        key=config.vllm_api_key,
-        model=config.vllm_model,
-        checkpoint=folder,
-        slots=config.slots,
-        benchmark_s=config.benchmark_s,
-    )
-
-
-def _engine_command(config: WorkerConfig, home: Home) -> EngineCommandLine:
-    arguments = engine_arguments(
-        sys.executable,
-        model=str(checkpoint_of(config) or ""),
-        device=config.device,
-        precision=config.precision,
-        planned_context=config.planned_context,
-        slots=config.slots,
-        queue=config.queue,
-        threads=config.threads,
-        benchmark_s=config.benchmark_s,
-        digests=str(home.digests),
-    )
-    return EngineCommandLine(tuple(arguments), child_environment(os.environ))

@@ -11,6 +11,7 @@ from piecework.base.amounts import AmountError, Token
 from piecework.base.files import read, write_private
 from piecework.base.settings import MAX_FILE_BYTES, SettingsError
 from piecework_node import config as settings
+from piecework_node.card_settings import tables_with
 from piecework_node.config import AMOUNTS, WorkerConfig
 from piecework_node.errors import AdminError, ConfigError
 from piecework_node.home import Home
@@ -42,6 +43,7 @@ LIVE: Final = frozenset(
 """Settings that a running worker takes up at once. The others wait for its next start."""
 ELSEWHERE: Final[Mapping[str, str]] = {
     "payout": "the registry has it too. Run `piecework worker payout ADDRESS`",
+    "cards": "a list of tables, one for each card. Edit config.toml and restart",
 }
 """Settings that `worker set` leaves alone, and why."""
 MAX_CHANGES: Final = 64
@@ -116,7 +118,8 @@ def prepare_change(
         unset: Names that go back to their defaults.
 
     Raises:
-        ConfigError: a setting has a command of its own, or there are too many.
+        ConfigError: a setting has a command of its own or stands in the table of a card, or there
+            are too many.
         SettingsError: a name does not exist, or the settings cannot be used with this change.
         FileError: the file cannot be read.
     """
@@ -128,6 +131,7 @@ def prepare_change(
     for name in sorted(named & ELSEWHERE.keys()):
         raise ConfigError(f"{name}: {ELSEWHERE[name]}")
     before = settings.load(home.root, environment={})
+    _check_cards(before, named)
     written = {
         name: _amount(name, text, token) if name in AMOUNTS else text
         for name, text in texts.items()
@@ -139,6 +143,17 @@ def prepare_change(
     changed = frozenset(name for name in named if _differs(before, after, name))
     text = rewritten(WorkerConfig, old, values, unset)
     return HomeChange(home, text, after, frozenset(named), changed)
+
+
+def _check_cards(before: WorkerConfig, named: Collection[str]) -> None:
+    """Refuse what would be written beside the table of a card that has a value of its own."""
+    for name in sorted(named):
+        places = tables_with(before.cards, name)
+        if places:
+            raise ConfigError(
+                f"{name}: in config.toml it stands in {' and '.join(places)}. Edit it there and "
+                "restart"
+            )
 
 
 def _amount(name: str, text: str, token: Token) -> str:

@@ -89,13 +89,17 @@ CATEGORIES: Final = tuple(dict.fromkeys(item.category for item in ITEMS.values()
 
 @dataclass(frozen=True, slots=True)
 class CheckResult:
-    """One finding. `code` and `remedy` are empty where all is well."""
+    """One finding. `code` and `remedy` are empty where all is well.
+
+    card: of which card of several it is. Empty: of the worker, or of its only card.
+    """
 
     item: str
     result: Result
     detail: str
     code: str = ""
     remedy: str = ""
+    card: str = ""
 
     @property
     def good(self) -> bool:
@@ -120,10 +124,15 @@ class CheckResult:
         return cls(item, Result.ERROR, detail, NOT_CHECKED, "Correct what failed above first")
 
     @property
+    def name(self) -> str:
+        """What a person calls it: the item, and the card if there are several."""
+        return f"{self.item} of card {self.card}" if self.card else self.item
+
+    @property
     def lines(self) -> tuple[str, ...]:
         """For a person: what was found, and below it what to do."""
         mark = {Result.SUCCESS: "ok", Result.WARNING: "warn", Result.ERROR: "FAIL"}[self.result]
-        first = f"{mark:4}  {self.item:14} {self.detail}"
+        first = f"{mark:4}  {self.name:14} {self.detail}"
         if not self.code:
             return (first,)
         return first, f"{'':6}{self.code}: {self.remedy}"
@@ -150,7 +159,7 @@ def _by_category(
 
 
 def _check(finding: CheckResult) -> dict[str, str]:
-    shown = {"description": finding.item, "result": finding.result.value}
+    shown = {"description": finding.name, "result": finding.result.value}
     if finding.result is Result.SUCCESS:
         return {**shown, "detail": finding.detail}
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from piecework.base.amounts import native_coin
@@ -19,10 +20,12 @@ from piecework.chain.reader import ChainReader
 from piecework_model.errors import ModelError
 from piecework_node import config as settings
 from piecework_node import logs
+from piecework_node.card_settings import FIRST_CARD
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ask_daemon
-from piecework_node.daemon.assembly import checkpoint_of, connect, owner_rules, vllm_settings
+from piecework_node.daemon.assembly import connect, owner_rules
 from piecework_node.daemon.check_results import CheckResult, Result
+from piecework_node.daemon.engines import checkpoint_of, vllm_settings
 from piecework_node.daemon.reach import (
     DIALLED,
     REACH_LIMITS,
@@ -58,6 +61,7 @@ from piecework_protocol.types import Digest, address_hex, parse_address
 
 if TYPE_CHECKING:
     from piecework_model.checkpoint.memory import PrecisionPlan
+    from piecework_model.machine.probe import Hardware
 
 T = TypeVar("T")
 Check = Callable[[], Awaitable[str]]
@@ -86,7 +90,10 @@ class Checker:
         self._deployment: Deployment | None = None
         self._operator: LocalSigner | None = None
         self._tls_digest: Digest | None = None
-        self._model_digest: bytes | None = None
+        self._model_digests: dict[str, bytes] = {}
+        """By the name of the card."""
+        self._card = ""
+        """The card of several that is being checked."""
         self._status: dict[str, Any] | None = None
         """Of the worker that runs in this home."""
         self._watched = False
@@ -101,7 +108,8 @@ class Checker:
         findings = []
         for item, check in self._checks():
             self._remarks = []
-            findings += await self._result_of(item, check)
+            of_card = await self._result_of(item, check)
+            findings += [replace(finding, card=self._card) for finding in of_card]
         return findings
 
     async def _result_of(self, item: str, check: Check) -> list[CheckResult]:
@@ -140,12 +148,24 @@ class Checker:
         if self._config is not None and self._config.relays:
             yield "relays", self._relays
         yield from (("indexes", self._indexes), ("dialled", self._dialled))
-        yield from (("owner", self._owner), ("model", self._model))
-        if self._config is not None and self._config.backend == "vllm":
-            yield "endpoints", self._endpoints
-        else:
-            yield from (("device", self._device), ("precision", self._precision))
-            yield from (("fast paths", self._fast_paths), ("audits", self._audits))
+        cards = ((FIRST_CARD, None),) if self._config is None else self._config.of_cards
+        for name, own in cards:
+            self._card = name if self._config is not None and self._config.cards else ""
+            yield from self._of_card(name, own)
+        self._card = ""
+        if any(own is None or own.backend == "diffusion" for _, own in cards):
+            yield "audits", self._audits
+
+    def _of_card(self, name: str, own: WorkerConfig | None) -> Iterator[tuple[str, Check]]:
+        """What is checked of each card, by its own settings."""
+        yield "owner", lambda: self._owner(name, self._need(own))
+        yield "model", lambda: self._model(name, self._need(own))
+        if own is not None and own.backend == "vllm":
+            yield "endpoints", lambda: self._endpoints(own)
+            return
+        yield "device", lambda: self._device(self._need(own))
+        yield "precision", lambda: self._precision(self._need(own))
+        yield "fast paths", lambda: self._fast_paths(self._need(own))
 
     async def _settings(self) -> str:
         self._config = settings.load(self._home.root)
@@ -335,40 +355,36 @@ class Checker:
                 await reader.native_balance(self._need(self._operator).address)
             )
 
-    async def _owner(self) -> str:
+    async def _owner(self, name: str, config: WorkerConfig) -> str:
         """Say when the owner's rules pause jobs, and why they do now."""
-        config = self._need(self._config)
         senses = await asyncio.to_thread(MachineSenses, config.gpu_number)
         rules = owner_rules(config)
         check_rules(rules, senses, await asyncio.to_thread(senses.read, frozenset()))
         if self._is_running:
-            pause = (await ask_daemon(self._home.root, "GET", "/status"))["pause"]
+            status = await ask_daemon(self._home.root, "GET", "/status")
+            pause = {card["name"]: card["pause"] for card in status["cards"]}.get(name)
             if pause is not None:
                 return f"the running worker is paused: {'; '.join(pause['causes'])}"
         return f"jobs pause for {rules.describe()}"
 
-    async def _model(self) -> str:
+    async def _model(self, name: str, config: WorkerConfig) -> str:
         from piecework_model.checkpoint import manifest
         from piecework_model.checkpoint.digests import DigestStore
 
-        folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        folder = checkpoint_of(config) or manifest.bundled_checkpoint_path()
         digests = DigestStore(self._home.digests)
         if (folder / manifest.MANIFEST_FILE).is_file():
             digest = await asyncio.to_thread(manifest.verify, folder, digests)
             digests.save()
-            self._model_digest = digest
+            self._model_digests[name] = digest
             return f"{folder.name}, digest 0x{digest.hex()}, as its manifest says"
         text = await asyncio.to_thread(manifest.manifest_text, folder, digests)
         digests.save()
-        self._model_digest = manifest.manifest_digest(text)
-        shown = self._model_digest.hex()
-        return f"{folder.name}, digest 0x{shown}, no manifest to compare it with"
+        digest = self._model_digests[name] = manifest.manifest_digest(text)
+        return f"{folder.name}, digest 0x{digest.hex()}, no manifest to compare it with"
 
-    async def _device(self) -> str:
-        from piecework_model.machine.probe import probe
-
-        hardware = await asyncio.to_thread(probe)
-        config = self._need(self._config)
+    async def _device(self, config: WorkerConfig) -> str:
+        hardware = await asyncio.to_thread(self._hardware, config)
         if config.device == "cuda" and hardware.device != "cuda":
             raise ConfigError(f"the settings ask for a GPU: {hardware.missing}")
         if config.device == "cpu" or hardware.device == "cpu":
@@ -380,11 +396,18 @@ class Checker:
             f"{hardware.runtime}, driver {hardware.driver or 'unknown'}"
         )
 
-    async def _precision(self) -> str:
-        """The line of the memory table for this machine."""
-        return (await self._plan()).reason
+    def _hardware(self, config: WorkerConfig) -> Hardware:
+        """Probe the machine. Of several cards the engine of each sees its own."""
+        from piecework_model.machine.probe import probe
 
-    async def _fast_paths(self) -> str:
+        several = self._config is not None and bool(self._config.cards)
+        return probe(index=config.gpu_number if several else 0)
+
+    async def _precision(self, config: WorkerConfig) -> str:
+        """The line of the memory table for this machine."""
+        return (await self._plan(config)).reason
+
+    async def _fast_paths(self, config: WorkerConfig) -> str:
         """Which fast paths the engine would have, and why one is missing."""
         from piecework_model.checkpoint import dimensions, manifest
         from piecework_model.fast_paths import describe
@@ -392,14 +415,12 @@ class Checker:
 
         if self._is_running:
             return "the running worker told them with its log line 'engine ready'"
-        folder = checkpoint_of(self._need(self._config)) or manifest.bundled_checkpoint_path()
+        folder = checkpoint_of(config) or manifest.bundled_checkpoint_path()
         blueprint = await asyncio.to_thread(dimensions.read, folder)
-        return describe(await asyncio.to_thread(survey, blueprint, await self._plan()))
+        return describe(await asyncio.to_thread(survey, blueprint, await self._plan(config)))
 
     async def _audits(self) -> str:
-        """Compare the engine that would start with those of jobs that may still be challenged."""
-        from piecework_model.machine.probe import probe, profile_start
-
+        """Compare the engines that would start with those of jobs that may be challenged."""
         deployment = self._need(self._deployment)
         if deployment.disputes is None:
             return "this market has no disputes"
@@ -410,18 +431,20 @@ class Checker:
             return "the running worker watches its challenges"
         if not self._home.journal.exists():
             return "no job yet"
-        planned, digest = await self._plan(), self._need(self._model_digest)
-        need = planned.need
-        hardware = await asyncio.to_thread(probe)
-        start = profile_start(hardware, planned.kind, need.dtype, need.quantization)
+        starts = [
+            await self._start_of(name, own)
+            for name, own in self._need(self._config).of_cards
+            if own.backend == "diffusion"
+        ]
 
         def runs(model: ModelOffer) -> bool:
-            return model.digest == digest and model.profile.startswith(start)
+            return any(model.digest == d and model.profile.startswith(s) for d, s in starts)
 
+        shown = " and ".join(sorted({f"{start}…" for _, start in starts}))
         operator = parse_address("0x" + keystore_address(self._home.operator))
         journal = await SqliteJournal.open(self._home.journal, deployment.domain, operator)
         try:
-            found = await jobs_of_others(journal, now(self._time), runs, start + "…")
+            found = await jobs_of_others(journal, now(self._time), runs, shown)
         finally:
             await journal.close()
         if found is None:
@@ -429,25 +452,31 @@ class Checker:
         self._remarks.append(Fault(Code.ENGINE_CHANGED, found))
         return ""
 
-    async def _plan(self) -> PrecisionPlan:
-        from piecework_model.machine.planning import plan
-        from piecework_model.machine.probe import probe
+    async def _start_of(self, name: str, config: WorkerConfig) -> tuple[bytes, str]:
+        """The digest of a card's model, and the beginning of its profile."""
+        from piecework_model.machine.probe import profile_start
 
-        config = self._need(self._config)
+        planned, digest = await self._plan(config), self._need(self._model_digests.get(name))
+        hardware, need = await asyncio.to_thread(self._hardware, config), planned.need
+        return digest, profile_start(hardware, planned.kind, need.dtype, need.quantization)
+
+    async def _plan(self, config: WorkerConfig) -> PrecisionPlan:
+        from piecework_model.machine.planning import plan
+
         return await asyncio.to_thread(
             plan,
             checkpoint_of(config),
-            probe(),
+            self._hardware(config),
             device=config.device,
             precision=config.precision,
             sequences=config.slots,
             context_tokens=config.planned_context,
         )
 
-    async def _endpoints(self) -> str:
+    async def _endpoints(self, config: WorkerConfig) -> str:
         from piecework_node.vllm.link import survey
 
-        return await survey(vllm_settings(self._need(self._config)), self._time, logs.silent())
+        return await survey(vllm_settings(config), self._time, logs.silent())
 
     async def _ports(self) -> str:
         if self._is_running:

@@ -17,13 +17,16 @@ from piecework_node.console.model import (
     Earned,
     LiveCanvas,
     OpenBalance,
+    ShownCard,
     ShownMoney,
     ShownPrices,
     Snapshot,
 )
 from piecework_node.daemon.assembly import Components
+from piecework_node.daemon.engines import KeptCard
 from piecework_node.daemon.price_watch import Spent
 from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel
+from piecework_node.owner.readings import GpuReading
 from piecework_node.runtime.live import LiveJob
 from piecework_node.settlement.policy import settle_wei
 from piecework_node.times import now
@@ -217,19 +220,20 @@ class ConsoleFeed:
         """Take one sample of counters, energy and conditions."""
         p, clock, metrics = self._p, self._p.base.clock, self._p.base.metrics
         moment = clock.monotonic()
+        gpus, ours = self._gpus()
         drawn = self._meter.sample(
             moment,
             clock.wall(),
             tokens=metrics.tokens,
             steps=metrics.steps,
-            gpu=p.owner.readings.gpu,
-            ours=p.worker.pausing.now is None,
+            gpus=gpus,
+            ours=ours,
         )
         self._energy.add(drawn, metrics.tokens, busy=p.worker.active > 0)
         self._alerts.observe(self._conditions())
-        if p.base.engine.losses > self._losses:
+        if p.base.engines.losses > self._losses:
             self._alerts.event("engine-lost", "The engine was lost and is started again.")
-        self._losses = p.base.engine.losses
+        self._losses = p.base.engines.losses
         if self._booked_at is None or moment - self._booked_at >= BOOK_S:
             self._booked_at = moment
             await self._book.refresh(now(clock))
@@ -238,29 +242,44 @@ class ConsoleFeed:
         """What work took until now."""
         return Spent(self._energy.joules, self._energy.tokens, *self._book.costs())
 
+    def _gpus(self) -> tuple[dict[str, GpuReading | None], set[str]]:
+        """The readings by the number of the GPU, and the GPUs that work for us.
+
+        Two cards may watch one GPU. It draws its power once.
+        """
+        readings, ours = dict[str, GpuReading | None](), set[str]()
+        for one in self._p.base.engines:
+            number = str(one.config.gpu_number)
+            readings[number] = self._p.owners[one.card.name].readings.gpu
+            if one.card.pause is None and not one.card.failed:
+                ours.add(number)
+        return readings, ours
+
     def _conditions(self) -> dict[str, str]:
         """What lasts now, in words that name no host and no secret."""
         found = {
             fault.code.value: f"{fault.condition.meaning}. {fault.condition.remedy}."
             for fault in self._p.channels.faults.faults
         }
-        if self._p.worker.pausing.now is not None:
+        if self._p.worker.cards.pause is not None:
             found["paused"] = "Jobs are paused for the owner of the machine."
         return found
 
     async def snapshot(self, prices: ShownPrices) -> Snapshot:
         """Return everything that a console shows."""
         p, base = self._p, self._p.base
-        facts, time, pause = base.engine.facts, now(base.clock), self._p.worker.pausing.now
+        time, pause = now(base.clock), p.worker.cards.pause
+        cards = tuple(map(self._card, base.engines))
+        devices = {one.card.facts.device: 1 for one in base.engines if one.card.facts}
         why = tuple(fault.line for fault in p.channels.faults.faults)
         return Snapshot(
             at=time,
             state=self._state(),
             why=(pause.causes if pause is not None else ()) + why,
             operator=address_hex(base.operator.address),
-            model=facts.name if facts else "",
-            device=facts.device if facts else "",
-            precision=str(facts.details.get("precision", "")) if facts else "",
+            model=_each(card.model for card in cards),
+            device=_each(devices),
+            precision=_each(card.precision for card in cards),
             slots=p.worker.terms.slots,
             queue=p.worker.terms.queue,
             active=p.worker.active,
@@ -274,13 +293,32 @@ class ConsoleFeed:
             clients=self._book.by_client(),
             balance=self._balance(),
             rates=self._meter.rates,
-            gpu=p.owner.readings.gpu,
-            gpu_missing=p.owner.missing,
+            cards=cards,
             head_age_s=base.metrics.head_age_s,
             indexes=self._indexes(),
             alerts=tuple(self._alerts.last),
             money=money_of(base.deployment.payment_token, base.config),
             prices=prices,
+        )
+
+    def _card(self, one: KeptCard) -> ShownCard:
+        card, owner = one.card, self._p.owners[one.card.name]
+        state, why = "ready" if card.serves else "starting", card.failed
+        if card.failed:
+            state = "away"
+        elif card.pause is not None:
+            state, why = "paused", "; ".join(card.pause.causes)
+        facts = card.facts
+        return ShownCard(
+            name=card.name,
+            state=state,
+            why=why,
+            model=facts.name if facts else "",
+            precision=str(facts.details.get("precision", "")) if facts else "",
+            slots=card.slots,
+            active=self._p.runtime.load[card.name],
+            gpu=owner.readings.gpu,
+            missing=owner.missing,
         )
 
     def _balance(self) -> OpenBalance:
@@ -313,6 +351,11 @@ def money_of(token: Token, prices: OwnersPrices) -> ShownMoney:
 def short(text: str) -> str:
     """The first characters of an address or a name."""
     return text[:SHORT] + "…" if len(text) > SHORT else text
+
+
+def _each(texts: Iterable[str]) -> str:
+    """Different texts, each once."""
+    return ", ".join(dict.fromkeys(text for text in texts if text))
 
 
 def _canvases(jobs: Iterable[LiveJob]) -> Iterable[LiveCanvas]:

@@ -30,10 +30,12 @@ from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
+from piecework_node.daemon.card_pumps import CardPumps
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.evidence import answer_of
 from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
+from piecework_node.daemon.offered import offered, show_card, with_claims
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.price_watch import follow_market, price_watch
 from piecework_node.daemon.reach import (
@@ -50,18 +52,10 @@ from piecework_node.daemon.standing import StandingWatch
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
-from piecework_node.engine.benchmark_table import with_speeds
-from piecework_node.engine.link import (
-    EngineEvent,
-    EngineFacts,
-    EnginePaused,
-    EngineReady,
-    EngineResumed,
-)
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
-from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, publish
+from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, notice
 from piecework_node.metrics import Metrics
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
@@ -151,6 +145,9 @@ class Daemon:
         """`flags` are those of the command line. They go before the settings of the home."""
         self._p, self._base, self._ports = components, components.base, ports
         self._draining = asyncio.Event()
+        self._pumps = CardPumps(
+            components.base.engines, components.worker, components.channels.faults
+        )
         self._started = False
         self._grpc_port = 0
         self._published_at = 0.0
@@ -210,8 +207,8 @@ class Daemon:
     @property
     def _takes_jobs(self) -> bool:
         worker = self._p.worker
-        able = not worker.draining and worker.pausing.now is None
-        return able and self._p.channels.faults.stopping is None and self._base.engine.ready
+        able = not worker.draining and self._p.channels.faults.stopping is None
+        return able and any(card.serves for card in worker.cards)
 
     def metrics(self) -> bytes:
         self._gauges()
@@ -226,11 +223,17 @@ class Daemon:
     def drain(self) -> None:
         self._draining.set()
 
-    def pause(self, seconds: float | None) -> None:
-        self._p.owner.command(seconds)
+    @property
+    def cards(self) -> tuple[str, ...]:
+        return tuple(self._p.owners)
 
-    def resume(self) -> tuple[str, ...]:
-        return self._p.owner.lift()
+    def pause(self, seconds: float | None, card: str | None) -> None:
+        for owner in self._p.owners_of(card):
+            owner.command(seconds)
+
+    def resume(self, card: str | None) -> tuple[str, ...]:
+        left = [owner.lift() for owner in self._p.owners_of(card)]
+        return tuple(dict.fromkeys(cause for causes in left for cause in causes))
 
     async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
         return await self._settings.change(texts, unset)
@@ -260,7 +263,7 @@ class Daemon:
     def _state(self) -> str:
         if self._p.worker.draining:
             return "draining"
-        if self._p.worker.pausing.now is not None:
+        if self._p.worker.cards.pause is not None:
             return "paused"
         if self.ready:
             return "ready"
@@ -304,18 +307,18 @@ class Daemon:
         admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
         tasks.append(group.create_task(self._kept(self._relays.run), name="relays"))
-        events = aiter(base.engine.events())
-        tasks.append(group.create_task(self._kept(p.owner.run), name="owner"))
-        first = await self._first_ready(events)
-        if first is None:
+        tasks.append(group.create_task(self._kept(self._pumps.gone), name="gone cards"))
+        for one in base.engines:
+            name, owner = one.card.name, p.owners[one.card.name]
+            tasks.append(
+                group.create_task(self._kept(self._pumps.pump_of(one)), name=f"events {name}")
+            )
+            tasks.append(group.create_task(self._kept(owner.run), name=f"owner {name}"))
+        if not await self._first_ready():
             return
-        fault = p.worker.terms.credit_fault(first)
-        if fault is not None:
-            raise ConfigError(fault)
         await p.settler.check()
         await self._standing.look_if_told()
         loops: dict[str, Loop] = {
-            "engine events": lambda: self._pump(events),
             "settlement": p.settler.run,
             "ticks": self._ticks,
             "heartbeats": self._heartbeats,
@@ -327,7 +330,7 @@ class Daemon:
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         self._prices.begin()
         await self._relays.settled(FIRST_JOIN_S)
-        await self._issue(first)
+        await self._issue()
         shown = asyncio.Event()
         tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
         self._started = True
@@ -360,26 +363,17 @@ class Daemon:
         if why is not None:
             await self._p.worker.distrust(why)
 
-    async def _first_ready(self, events: Any) -> EngineFacts | None:
-        """Wait until the engine is loaded, or until the daemon shall stop."""
-        stopping = asyncio.ensure_future(self._draining.wait())
-        event: asyncio.Future[EngineEvent] | None = None
-        try:
-            while True:
-                event = asyncio.ensure_future(anext(events))
-                await asyncio.wait((stopping, event), return_when=asyncio.FIRST_COMPLETED)
-                if not event.done():
-                    return None
-                report = event.result()
-                if isinstance(report, EngineReady):
-                    return report.facts
-                if not isinstance(report, EnginePaused | EngineResumed):
-                    raise ConfigError("the engine failed before it was ready")
-                await self._p.worker.engine_event(report)
-        finally:
-            stopping.cancel()
-            if event is not None:
-                event.cancel()
+    async def _first_ready(self) -> bool:
+        """Wait until the engine of a card is loaded. Returns False if the daemon shall stop.
+
+        Raises:
+            ConfigError: no card can take jobs.
+        """
+        await self._until(lambda: self._draining.is_set() or self._pumps.decided)
+        if self._draining.is_set():
+            return False
+        self._pumps.check()
+        return True
 
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
@@ -400,8 +394,9 @@ class Daemon:
             "admin_port": admin_port,
             "admin_url": f"http://{host}:{admin_port}",
             "tls_certificate": "0x" + base.tls.digest.hex(),
-            "model": base.engine.facts.name if base.engine.facts else "",
-            "engine_pid": base.engine.pid,
+            "model": next((c.facts.name for c in self._p.worker.cards if c.facts), ""),
+            "engine_pid": base.engines.kept[0].backend.pid,
+            "cards": {one.card.name: one.backend.pid for one in base.engines},
             "exposure_bound": bound,
         }
         print(json.dumps(line), flush=True)
@@ -432,10 +427,6 @@ class Daemon:
                 self._p.steps.prune()
             await asyncio.sleep(PRUNE_PAUSE_S if pruned else PRUNE_INTERVAL_S)
 
-    async def _pump(self, events: Any) -> None:
-        async for event in events:
-            await self._p.worker.engine_event(event)
-
     async def _heartbeats(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
@@ -445,6 +436,7 @@ class Daemon:
         while True:
             await asyncio.sleep(TICK_S)
             self._disk.look()
+            self._pumps.look()
             await self._p.worker.tick()
             await self._p.keyring.rotate_if_due(self._base.config.sealing_key_rotation_s)
             self._grpc.serving(self.ready)
@@ -463,8 +455,8 @@ class Daemon:
                 shown.set()
                 self._published_at = self._base.clock.monotonic()
                 await self._until(lambda: self._offer_due() or self._retry_due())
-                if self._offer_due() and self._base.engine.facts is not None:
-                    await self._issue(self._base.engine.facts)
+                if self._offer_due():
+                    await self._issue()
 
     async def _publish(self, http: HttpReader, dates: Dates) -> None:
         base, current = self._base, self._p.board.current
@@ -505,23 +497,18 @@ class Daemon:
         key = self._p.keyring.current
         if key is None or not self._started or self._p.worker.draining:
             return False
-        return self._p.board.is_due(self._address(key), self._shown_load())
+        return self._p.board.is_due(self._address(key), self._entries())
 
-    def _shown_load(self) -> int:
-        """The load that the offer states. Of a worker that takes no jobs, every place is taken."""
-        worker = self._p.worker
-        return worker.active if self._takes_jobs else worker.terms.capacity
+    def _entries(self) -> list[OfferEntry]:
+        return offered(self._p.worker, takes_jobs=self._takes_jobs)
 
-    async def _issue(self, facts: EngineFacts) -> None:
+    async def _issue(self) -> None:
         p, base = self._p, self._base
         key = p.keyring.current
         if key is None:
             raise ConfigError("there is no sealing key")
-        signed = await p.board.issue(
-            with_speeds(base.home, facts),
-            self._address(key),
-            active=self._shown_load(),
-        )
+        entries = with_claims(self._entries(), base.home, p.runtime.recent)
+        signed = await p.board.issue(entries, self._address(key))
         p.worker.remember_offer(signed)
         base.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
 
@@ -552,7 +539,7 @@ class Daemon:
         await self._until(
             lambda: (
                 not p.worker.streams
-                or p.worker.pausing.now is not None
+                or p.worker.cards.pause is not None
                 or base.clock.monotonic() >= deadline
             )
         )
@@ -587,13 +574,16 @@ class Daemon:
         p, metrics = self._p, self._base.metrics
         p.channels.faults.show()
         metrics.kept_steps_bytes.set(p.steps.usage.used_bytes)
-        metrics.slots.set(self._base.config.slots)
+        metrics.slots.set(p.worker.terms.slots)
         metrics.connections.set(len(self._front.table))
         metrics.active.set(p.worker.active)
         metrics.streams.set(p.worker.streams)
         metrics.exposure.set(p.channels.exposure)
         metrics.unsettled.set(p.channels.unsettled)
         metrics.ready.set(int(self.ready))
+        metrics.pause.set(int(p.worker.cards.pause is not None))
+        for one in self._base.engines:
+            show_card(metrics, one.card, p.runtime.load[one.card.name], p.owners[one.card.name])
         desk = p.runtime.credit
         if desk is not None:
             metrics.strangers.set(desk.strangers)

@@ -114,7 +114,7 @@ class PriceWatch:
 
     def __init__(self, parts: PriceParts, settings: PriceSettings, own: OperatorTerms) -> None:
         """own: the terms as the settings say them."""
-        self._p, self._settings, self._own = parts, settings, own
+        self._p, self._settings, self.own = parts, settings, own
         self._state = PriceState()
         self._made: PriceDecision | None = None
         self._others: tuple[int, ...] | None = None
@@ -140,7 +140,7 @@ class PriceWatch:
 
     def configure(self, settings: PriceSettings, own: OperatorTerms) -> OperatorTerms:
         """Take other settings, and return the terms to ask with them."""
-        was_on, self._settings, self._own = self._settings.automatic_prices, settings, own
+        was_on, self._settings, self.own = self._settings.automatic_prices, settings, own
         if not settings.automatic_prices:
             self._made, self._others, self._state = None, None, PriceState()
             self._unknown, self.next_look_at = NOT_LOOKED, None
@@ -155,11 +155,11 @@ class PriceWatch:
         """The owner's terms with the prices that are asked now."""
         prices = self._own_prices()
         if self._made is None or prices is None:
-            return self._own
+            return self.own
         asked = prices.at(self._made.asked.blended)
-        steps = self._own.price_per_thousand_steps
+        steps = self.own.price_per_thousand_steps
         return replace(
-            self._own,
+            self.own,
             price_per_million_prompt_tokens=Amount(asked.prompt),
             price_per_million_output_tokens=Amount(asked.output),
             price_per_thousand_steps=Amount(asked.steps) if prices.steps else steps,
@@ -263,7 +263,7 @@ class PriceWatch:
         facts = next(iter(self._p.facts()), None)
         if facts is None:
             return None
-        own, counts = self._own, facts.service is Service.REPLAYABLE
+        own, counts = self.own, facts.service is Service.REPLAYABLE
         return OwnPrices(
             own.price_per_million_prompt_tokens,
             own.price_per_million_output_tokens,
@@ -338,7 +338,8 @@ def price_watch(p: Components, spent: Callable[[], Spent]) -> PriceWatch:
         p.board.change(terms)
 
     def facts() -> Sequence[EngineFacts]:
-        return () if base.engine.facts is None else (base.engine.facts,)
+        cards = (card for card in base.engines.cards if not card.failed)
+        return [card.facts for card in cards if card.facts is not None]
 
     token = base.deployment.payment_token
     parts = PriceParts(base.home.prices, token, facts, spent, ask, base.clock, base.log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from piecework.base import settings as loader
@@ -19,6 +19,8 @@ from piecework_node.daemon.changing import (
 )
 from piecework_node.daemon.price_watch import PriceWatch
 from piecework_node.errors import ConfigError
+from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.runtime.cards import EngineCard
 
 
 class Reconfigurer:
@@ -68,11 +70,8 @@ class Reconfigurer:
     def _check_credit(self, running: WorkerConfig) -> None:
         base = self._p.base
         amounts = running.amounts(base.deployment.payment_token)
-        facts = base.engine.facts
         terms = operator_terms(running, amounts, base.deployment.token)
-        fault = None if facts is None else terms.credit_fault(facts)
-        if fault is not None:
-            raise ConfigError(fault)
+        check_terms(base.engines.cards, terms)
 
     def _take_up(self, prepared: HomeChange, running: WorkerConfig) -> ChangeReport:
         p, base = self._p, self._p.base
@@ -86,6 +85,7 @@ class Reconfigurer:
             amounts = running.amounts(base.deployment.payment_token)
             terms = operator_terms(running, amounts, base.deployment.token)
             p.fees.settings = fee_settings(amounts)
+            judge_again(base.engines.cards, self._prices.own, terms)
             if p.runtime.credit is not None:
                 p.runtime.credit.terms = terms.credit
             until = p.board.current.offer.expires_at if p.board.current else None
@@ -99,3 +99,25 @@ class Reconfigurer:
             overridden=tuple(sorted(overridden)),
             offers_until=until,
         )
+
+
+def check_terms(cards: Iterable[EngineCard], terms: OperatorTerms) -> None:
+    """Check that a client could begin a job on each card that takes jobs now.
+
+    Raises:
+        ConfigError: none could, at these terms. The text names the card if there are several.
+    """
+    every = list(cards)
+    for card in every:
+        facts = card.engine.facts
+        fault = None if facts is None or card.failed else terms.credit_fault(facts)
+        if fault is not None:
+            raise ConfigError(f"card {card.name}: {fault}" if len(every) > 1 else fault)
+
+
+def judge_again(cards: Iterable[EngineCard], before: OperatorTerms, terms: OperatorTerms) -> None:
+    """Let a card take jobs that nobody could begin on at the terms of before."""
+    for card in cards:
+        facts = card.engine.facts
+        if facts is not None and card.failed == (before.credit_fault(facts) or ""):
+            card.failed = terms.credit_fault(facts) or ""

@@ -20,6 +20,7 @@ from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework.chain.reader import ChainReader, RegisteredWorker
 from piecework.chain.transactions import TransactionSender
 from piecework_node import config as settings
+from piecework_node.card_settings import tables_with
 from piecework_node.config import AMOUNTS, WorkerConfig
 from piecework_node.errors import HomeDiffers, NotFunded
 from piecework_node.home import Home
@@ -126,12 +127,12 @@ def check_asked(
     if home.config.is_file():
         there = settings.load(home.root, environment={})
         token = deployment.payment_token
-        differing = {n: v for n, v in asked.items() if not _is_same(there, n, v, token)}
+        differing = {n: v for n, v in asked.items() if not _is_so(there, n, v, token)}
         if differing:
             named = ", ".join(flags.get(name, name) for name in differing)
             raise HomeDiffers(
                 f"{named}: {shown(home.config)} says something else. "
-                f"To change it: {_remedy(differing)}"
+                f"To change it: {_remedy(there, differing)}"
             )
 
 
@@ -155,20 +156,30 @@ def check_registered(
         )
 
 
-def _remedy(differing: Mapping[str, Any]) -> str:
-    """The commands that change settings to these."""
+def _remedy(there: WorkerConfig, differing: Mapping[str, Any]) -> str:
+    """The commands that change settings to these, and what a person has to edit."""
     lines = []
-    pairs = {n: v for n, v in differing.items() if n != "payout"}
+    of_cards = {n: tables for n in differing if (tables := tables_with(there.cards, n))}
+    pairs = {n: v for n, v in differing.items() if n != "payout" and n not in of_cards}
     if "payout" in differing:
         lines.append(f"piecework worker payout {differing['payout']}")
     if pairs:
         words = " ".join(f"{name} {shlex.quote(_as_text(v))}" for name, v in pairs.items())
         lines.append(f"piecework worker set {words}")
+    for name, tables in of_cards.items():
+        lines.append(f"edit {name} in {' and '.join(tables)}")
     return "; ".join(lines)
 
 
 def _as_text(value: Any) -> str:
     return ",".join(value) if isinstance(value, tuple | list) else str(value)
+
+
+def _is_so(settings: WorkerConfig, name: str, asked: Any, token: Token) -> bool:
+    """Whether a setting says what is asked, in the tables of cards too."""
+    if not tables_with(settings.cards, name):
+        return _is_same(settings, name, asked, token)
+    return all(_is_same(own, name, asked, token) for _, own in settings.of_cards)
 
 
 def _is_same(settings: WorkerConfig, name: str, asked: Any, token: Token) -> bool:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Final
 
-from piecework_node.daemon.assembly import Components, Foundations
+from piecework_node.daemon.assembly import Components
+from piecework_node.daemon.engines import KeptCard
 from piecework_node.engine.link import EngineFacts
+from piecework_node.runtime.pause import Pause
 from piecework_protocol.credit import most_written_off
 from piecework_protocol.objects import Offer
 from piecework_protocol.service import service_name
@@ -32,13 +34,8 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
         "operator": address_hex(base.operator.address),
         "receiver": address_hex(worker.terms.receiver),
         "grpc_port": grpc_port,
-        "engine": {
-            "ready": base.engine.ready,
-            "pid": base.engine.pid,
-            "restarts": base.engine.losses,
-            **(_engine_status(base.engine.facts) if base.engine.facts else {}),
-            **_endpoints(base),
-        },
+        "engine": _engine_of(base.engines.kept[0]),
+        "cards": [_card_status(p, one) for one in base.engines],
         "slots": worker.terms.slots,
         "queue": worker.terms.queue,
         "active": worker.active,
@@ -61,16 +58,47 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
 
 
 def _pause_status(p: Components) -> dict[str, Any] | None:
-    """Why jobs pause, and until when. None: they run."""
-    pause = p.worker.pausing.now
-    if pause is None:
-        return None
+    """Why jobs pause on every card, and until when. None: they run on one."""
+    pause = p.worker.cards.pause
+    freed = sum(pausing.freed_bytes for pausing in p.worker.pausing.values())
+    return None if pause is None else _pause_members(p, pause, freed)
+
+
+def _pause_members(p: Components, pause: Pause, freed_bytes: int) -> dict[str, Any]:
     return {
         "causes": list(pause.causes),
         "seconds": round(p.base.clock.monotonic() - pause.began, 1),
         "ends_at": pause.ends_at,
         "gives_up_at": pause.gives_up_at,
-        "freed_bytes": p.worker.pausing.freed_bytes,
+        "freed_bytes": freed_bytes,
+    }
+
+
+def _engine_of(one: KeptCard) -> dict[str, Any]:
+    """What the engine of a card is, if it runs, and how it does."""
+    facts = one.backend.facts
+    return {
+        "ready": one.card.ready,
+        "pid": one.backend.pid,
+        "restarts": one.backend.losses,
+        **(_engine_status(facts) if facts else {}),
+        **_endpoints(one),
+    }
+
+
+def _card_status(p: Components, one: KeptCard) -> dict[str, Any]:
+    card, gpu = one.card, p.owners[one.card.name].readings.gpu
+    freed = p.worker.pausing[card.name].freed_bytes
+    return {
+        "name": card.name,
+        "serves": card.serves,
+        "failed": card.failed or None,
+        "pause": None if card.pause is None else _pause_members(p, card.pause, freed),
+        "slots": card.slots,
+        "queue": card.queue,
+        "active": p.runtime.load[card.name],
+        "engine": _engine_of(one),
+        "gpu": None if gpu is None else asdict(gpu),
     }
 
 
@@ -95,13 +123,13 @@ def exposure_bound(p: Components) -> int | None:
     return desk.bound if desk is not None else None
 
 
-def _endpoints(base: Foundations) -> dict[str, Any]:
+def _endpoints(one: KeptCard) -> dict[str, Any]:
     """The vLLM servers by their number in the settings. Their URLs may be private."""
-    if base.config.backend != "vllm":
+    if one.config.backend != "vllm":
         return {}
     from piecework_node.vllm.link import VllmLink
 
-    members = base.engine.endpoints if isinstance(base.engine, VllmLink) else ()
+    members = one.backend.endpoints if isinstance(one.backend, VllmLink) else ()
     return {
         "endpoints": [
             {

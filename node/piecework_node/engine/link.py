@@ -52,6 +52,13 @@ class EngineLost:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineGone:
+    """The engine cannot be started. It is tried again later, and its jobs do not wait for that."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class EngineReady:
     """The engine is ready, or ready again, to take requests."""
 
@@ -78,7 +85,7 @@ class ReplayedTrace:
     steps: tuple[StepOpening, ...]
 
 
-EngineEvent = Event | EngineLost | EngineReady | EnginePaused | EngineResumed
+EngineEvent = Event | EngineLost | EngineGone | EngineReady | EnginePaused | EngineResumed
 
 
 class EngineLink(Protocol):

@@ -14,7 +14,7 @@ within the canvases that may run ahead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,6 +23,7 @@ from piecework_model.requests import EncodedContent
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.faults import Fault
 from piecework_node.runtime.pause import Pause
+from piecework_node.runtime.requests import context_tokens
 from piecework_protocol.credit import PayerCredit, PayerStanding, ceiling, start_fault
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import Reason, Refusal
@@ -35,12 +36,12 @@ from piecework_protocol.limits import (
     MAX_DENOISING_STEPS,
     MAX_JOB_LIFETIME_S,
 )
-from piecework_protocol.objects import Job, Kind, ModelOffer, Offer, Parameters, Service
-from piecework_protocol.pricing import canvases_for, worst_case
+from piecework_protocol.objects import Kind, ModelOffer, Offer, Parameters, Service
+from piecework_protocol.pricing import worst_case
 from piecework_protocol.service import parameters_fault
 from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import ZERO_ADDRESS, Address, Amount, Digest, JobId, Timestamp
+from piecework_protocol.types import ZERO_ADDRESS, Address, Amount, JobId, Timestamp
 from piecework_protocol.worker_session import AcceptedJob
 
 MIN_FUNDING_LIFETIME_S: Final = 60
@@ -54,7 +55,7 @@ BLOCK_RETRY_S: Final = 12.0
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What a loaded model runs: in which class of service, and which kinds of jobs."""
+    """What an entry's cards run: in which class of service, and which kinds of jobs."""
 
     service: Service
     kinds: tuple[Kind, ...]
@@ -70,16 +71,19 @@ class AdmissionView:
     terms: OperatorTerms
     offer: Offer | None
     """The offer that the job names, if this worker signed it."""
-    serving: Mapping[Digest, Served]
-    """The models that are loaded."""
+    served: Served | None
+    """What cards run of the entry that the job names. None: none of them runs it."""
     active: int
-    """Jobs that run, wait or are being admitted."""
+    """Jobs that run, wait or are being admitted, on the cards of that entry."""
+    capacity: int
+    """Jobs that may run or wait on these cards at once."""
     engine_ready: bool
+    """Whether a job can be started on one of them."""
     draining: bool
     fault: Fault | None = None
     """Why no new work is taken on (wrong clock, wrong chain). None: all is well."""
     pause: Pause | None = None
-    """Set while the owner needs the machine."""
+    """Set while the owner needs all of these cards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +112,7 @@ class ChannelView:
     strangers_owe: Amount
     """What all payers without a mined deposit owe."""
     stranger_jobs: int
-    """Jobs of theirs that run, wait or are being admitted."""
+    """Jobs of theirs that run, wait or are being admitted, on the cards of the job's entry."""
     withdrawn: Amount = Amount(0)
     """What the payer took back in part. The deposit is without it."""
     account_signed: bool = False
@@ -178,11 +182,11 @@ def _model_served(s: SubmitJob, v: AdmissionView) -> None:
 
 
 def _model_loaded(s: SubmitJob, v: AdmissionView) -> None:
-    served = v.serving.get(s.job.model)
-    if served is None:
-        raise Refusal(Reason.UNKNOWN_MODEL, "this worker no longer serves that model")
-    _same_service(s.job.parameters, served.service)
-    if s.job.kind not in served.kinds:
+    if v.served is None:
+        message = "this worker no longer serves that model with that profile"
+        raise Refusal(Reason.UNKNOWN_MODEL, message)
+    _same_service(s.job.parameters, v.served.service)
+    if s.job.kind not in v.served.kinds:
         raise _wrong_kind(s.job.kind)
 
 
@@ -253,7 +257,7 @@ def _deadline_ahead(s: SubmitJob, v: AdmissionView) -> None:
 
 
 def _room(_: SubmitJob, v: AdmissionView) -> None:
-    if v.active >= v.terms.capacity:
+    if v.active >= v.capacity:
         raise Refusal(Reason.BUSY, "every slot and the queue are taken", retry_after_s=BUSY_RETRY_S)
 
 
@@ -318,7 +322,7 @@ def _earlier_receipts_paid(_s: SubmitJob, _v: AdmissionView, c: ChannelView) -> 
 
 
 def _room_for_strangers(_s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
-    if c.payer.is_stranger and c.stranger_jobs >= max(1, v.terms.capacity // 2):
+    if c.payer.is_stranger and c.stranger_jobs >= max(1, v.capacity // 2):
         raise Refusal(
             Reason.CREDIT_EXHAUSTED,
             "payers without a mined deposit have half of the places",
@@ -435,13 +439,6 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, content: EncodedConten
     _check_credit(v, c, ceiling(model, s.job, prompt_tokens, None, 1))
     job_id = JobId(v.domain.digest(s.job))
     return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
-
-
-def context_tokens(job: Job, model: ModelOffer) -> int:
-    """Count the tokens of the context that a job's canvases take. Those of a read take turns."""
-    kept = KINDS[job.kind].keeps_canvases
-    canvases = canvases_for(model, job.parameters.max_tokens) if kept else 1
-    return canvases * model.canvas_size
 
 
 def _check_funds(c: ChannelView, worst: Amount) -> None:

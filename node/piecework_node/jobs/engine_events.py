@@ -1,22 +1,31 @@
-"""Apply the engine's events to jobs: drafts, canvases, failures, a lost process."""
+"""Apply the engines' events to jobs: drafts, canvases, failures, lost and returned processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
 from piecework_model.requests import (
     CanvasEvent,
     CanvasFinish,
     DraftEvent,
+    Event,
     FailedEvent,
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineEvent, EngineLost
+from piecework_node.engine.link import (
+    EngineEvent,
+    EngineGone,
+    EngineLost,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+)
 from piecework_node.journal.records import EndedJob
 from piecework_node.keys.sealing import SealingKeyring
-from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.cards import EngineCard
+from piecework_node.runtime.jobs import NO_CARD, JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.runtime.requests import pack_ids
 from piecework_node.runtime.sink import FrameSink
@@ -43,29 +52,58 @@ _OUTPUTS: Final[Mapping[Kind, Callable[[CanvasEvent], Output]]] = {
 
 
 class EngineEventHandler:
-    """Takes the engine's events, one after the other."""
+    """Takes the events of each engine, one after the other."""
 
     def __init__(self, runtime: JobRuntime, keyring: SealingKeyring) -> None:
         self._runtime, self._keyring = runtime, keyring
 
-    async def take(self, event: EngineEvent) -> None:
-        """Apply one event."""
+    async def take(self, card: EngineCard, event: EngineEvent) -> None:
+        """Apply one event of a card."""
+        if isinstance(event, EngineLost):
+            self._runtime.metrics.engine_lost(card.name)
+            self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
+            await self._each(self._on(card), self._sequence_lost)
+        elif isinstance(event, EngineGone):
+            self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
+            await self._each(self._on(card), self._move)
+        elif isinstance(event, EngineReady):
+            await self._each(self._on(card), self._move)
+            await self._each(self._waiting_for(card), self._take_in)
+        elif not isinstance(event, EnginePaused | EngineResumed):
+            await self.reported(event)
+
+    async def reported(self, event: Event) -> None:
+        """Apply what is reported of a sequence, by its engine or by what serves openings."""
         if isinstance(event, DraftEvent):
             self._draft(event)
         elif isinstance(event, ProgressEvent):
             self._progress(event)
-        elif isinstance(event, CanvasEvent | FailedEvent | StoppedEvent):
+        else:
             job = self._runtime.sequences.get(event.request_id)
             if job is not None:
                 await self._runtime.attempt(self._sequence_event(job, event), job)
-        elif isinstance(event, EngineLost):
-            self._runtime.metrics.engine_lost()
-            self._runtime.metrics.note(now(self._runtime.clock), "engine", event.message)
-            for job in list(self._runtime.sequences.values()):
-                await self._runtime.attempt(self._sequence_lost(job), job)
-        else:
-            for job in list(self._runtime.sequences.values()):
-                await self._runtime.attempt(self._restart_sequence(job), job)
+
+    def _on(self, card: EngineCard) -> list[LiveJob]:
+        return [job for job in self._runtime.sequences.values() if job.card is card]
+
+    def _waiting_for(self, card: EngineCard) -> list[LiveJob]:
+        """The jobs of a card's entry that are on no card that can take a step."""
+        return [
+            job
+            for job in self._runtime.sequences.values()
+            if job.entry == card.entry and (job.card is None or not job.card.ready)
+        ]
+
+    async def _each(self, jobs: list[LiveJob], work: Callable[[LiveJob], Awaitable[None]]) -> None:
+        """Do something to sequences, one after the other. Some end or start again meanwhile."""
+
+        async def locked(job: LiveJob, sequence: str | None) -> None:
+            async with job.channel.lock:
+                if sequence is not None and job.sequence == sequence:
+                    await work(job)
+
+        for job, sequence in [(job, job.sequence) for job in jobs]:
+            await self._runtime.attempt(locked(job, sequence), job)
 
     def _progress(self, event: ProgressEvent) -> None:
         job = self._runtime.sequences.get(event.request_id)
@@ -201,28 +239,41 @@ class EngineEventHandler:
         await self._runtime.perform(job, job.session.failed(reason, message))
 
     async def _sequence_lost(self, job: LiveJob) -> None:
-        """Note that a running request is lost.
+        """Note that a running request is lost. The caller holds the channel's lock.
 
-        A job resumes once, after its last finished canvas. A second loss fails it.
+        A job resumes once, after its last finished canvas: at another card of its entry that has
+        room, or at its own when that is back. A second loss fails it.
         """
-        async with job.channel.lock:
-            if job.sequence is None:
-                return
-            job.engine_losses += 1
-            if job.leaving or job.sink is None:
-                self._runtime.sequence_ended(job)
-                await self._runtime.perform(job, job.session.engine_lost())
-            elif job.engine_losses > 1:
-                self._runtime.sequence_ended(job)
-                message = "the engine was lost twice under this job"
-                await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
+        job.engine_losses += 1
+        if job.leaving or job.sink is None:
+            self._runtime.sequence_ended(job)
+            await self._runtime.perform(job, job.session.engine_lost())
+        elif job.engine_losses > 1:
+            await self._fail(job, "the engine was lost twice under this job")
+        else:
+            await self._take_in(job)
 
-    async def _restart_sequence(self, job: LiveJob) -> None:
-        async with job.channel.lock:
-            if job.sequence is not None:
-                # What is served beside the engine may go on still.
-                self._runtime.drop_sequence(job)
-                await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
+    async def _take_in(self, job: LiveJob) -> None:
+        """Start a job at a card of its entry that has room for it."""
+        if self._runtime.cards.has_room(job.entry, self._runtime.load, job.context):
+            await self._move(job)
+
+    async def _move(self, job: LiveJob) -> None:
+        """Start a job again at a card of its entry. A job is never moved to another profile.
+
+        What is served beside the engines may go on still, so its sequence is dropped first.
+        """
+        self._runtime.drop_sequence(job)
+        if job.leaving:
+            await self._runtime.perform(job, job.session.engine_lost())
+        elif self._runtime.cards.can_keep(job.entry, self._runtime.load, job.context):
+            await self._runtime.perform(job, job.session.engine_restarted(job.channel.ledger))
+        else:
+            await self._fail(job, NO_CARD)
+
+    async def _fail(self, job: LiveJob, message: str) -> None:
+        self._runtime.drop_sequence(job)
+        await self._runtime.perform(job, job.session.failed(Reason.ENGINE_FAILED, message))
 
 
 def _leaves(job: LiveJob, event: CanvasEvent | StoppedEvent) -> tuple[Digest, ...]:

@@ -25,19 +25,21 @@ from piecework_node.journal.records import OfferIssued
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.fees import NO_FEES, OfferedFees
 from piecework_node.times import now
+from piecework_protocol import capacity, usual
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
 from piecework_protocol.objects import Endpoint, ModelOffer, Offer, Service
 from piecework_protocol.signing import Signer, sign
 from piecework_protocol.types import (
     Address,
+    Amount,
     Digest,
     PublicKey,
     Timestamp,
     Uint32,
     Uint64,
 )
-from piecework_protocol.usual import MEMBER, UsualJobs
+from piecework_protocol.usual import UsualJobs
 from piecework_protocol.wire import SignedOffer, encode_offer
 
 OFFER_CONTENT_TYPE: Final = "application/x-protobuf"
@@ -60,37 +62,47 @@ class OfferAddress:
     sealing_key: PublicKey
 
 
+@dataclass(frozen=True, slots=True)
+class OfferEntry:
+    """A line of an offer to be: what its cards run, and how busy they are.
+
+    active: jobs that run or wait. usual: what its jobs took until now.
+    """
+
+    facts: EngineFacts
+    slots: int
+    queue: int
+    active: int
+    usual: UsualJobs | None = None
+
+    @property
+    def key(self) -> tuple[Digest, str]:
+        """What tells it from other lines."""
+        return self.facts.digest, self.facts.profile
+
+    @property
+    def slots_free(self) -> int:
+        """How many jobs could start at once now."""
+        return max(0, self.slots - self.active)
+
+    @property
+    def queue_free(self) -> int:
+        """How many more could wait."""
+        return max(0, self.slots + self.queue - self.active - self.slots_free)
+
+
 def build_offer(
     terms: OperatorTerms,
-    facts: EngineFacts,
+    entries: Sequence[OfferEntry],
     address: OfferAddress,
     *,
     operator: Address,
     sequence: int,
     now: Timestamp,
-    active: int,
     fees: OfferedFees = NO_FEES,
-    usual: UsualJobs | None = None,
 ) -> Offer:
-    """Return the offer for this moment. `active` jobs run or wait. `usual`: what jobs took."""
-    model = ModelOffer(
-        name=facts.name,
-        digest=facts.digest,
-        profile=facts.profile,
-        kinds=Uint32(sum(kind.bit for kind in facts.kinds)),
-        service=facts.service,
-        price_per_million_prompt_tokens=terms.price_per_million_prompt_tokens,
-        price_per_million_output_tokens=terms.price_per_million_output_tokens,
-        price_per_thousand_steps=terms.price_per_thousand_steps,
-        max_context=Uint32(facts.max_context),
-        # A prompt has at least one token, and output takes whole canvases.
-        max_output=Uint32((facts.max_context - 1) // facts.canvas_size * facts.canvas_size),
-        canvas_size=Uint32(facts.canvas_size),
-        max_steps=Uint32(facts.max_steps),
-        tokens_per_second=Uint32(facts.tokens_per_second),
-        first_canvas_ms=Uint32(facts.first_canvas_ms),
-    )
-    free = slots_free(terms, active)
+    """Return the offer for this moment."""
+    replayable = any(entry.facts.service is Service.REPLAYABLE for entry in entries)
     return Offer(
         operator=operator,
         receiver=terms.receiver,
@@ -101,10 +113,10 @@ def build_offer(
         tls_certificate=address.tls_certificate,
         sealing_key=address.sealing_key,
         tokens=terms.tokens,
-        models=(model,),
-        slots=Uint32(terms.slots),
-        slots_free=Uint32(free),
-        queue_free=Uint32(max(0, terms.capacity - active - free)),
+        models=tuple(_line(terms, entry.facts) for entry in entries),
+        slots=Uint32(sum(entry.slots for entry in entries)),
+        slots_free=Uint32(sum(entry.slots_free for entry in entries)),
+        queue_free=Uint32(sum(entry.queue_free for entry in entries)),
         credit_first=terms.credit.first,
         credit_mined=terms.credit.mined,
         credit_max=terms.credit.most,
@@ -115,32 +127,71 @@ def build_offer(
         min_withdrawal_delay=terms.min_withdrawal_delay,
         min_deposit=terms.min_deposit,
         # Nothing of a best-effort job can be audited.
-        evidence_seconds=Uint64(terms.evidence_s if facts.service is Service.REPLAYABLE else 0),
-        details=_details(facts, usual),
+        evidence_seconds=Uint64(terms.evidence_s if replayable else 0),
+        details=_details(entries),
     )
 
 
-def _details(facts: EngineFacts, usual: UsualJobs | None) -> str:
-    """The facts that decide no payment. If there is no room for all, those of the engine go."""
-    claim = {} if usual is None else {MEMBER: [usual.members()]}
-    details = json.dumps({**facts.details, **claim}, sort_keys=True)
-    return details if len(details) <= MAX_DETAILS_BYTES else json.dumps(claim)
+def _line(terms: OperatorTerms, facts: EngineFacts) -> ModelOffer:
+    replayable = facts.service is Service.REPLAYABLE
+    return ModelOffer(
+        name=facts.name,
+        digest=facts.digest,
+        profile=facts.profile,
+        kinds=Uint32(sum(kind.bit for kind in facts.kinds)),
+        service=facts.service,
+        price_per_million_prompt_tokens=terms.price_per_million_prompt_tokens,
+        price_per_million_output_tokens=terms.price_per_million_output_tokens,
+        # vLLM counts no steps (clause 3.10).
+        price_per_thousand_steps=terms.price_per_thousand_steps if replayable else Amount(0),
+        max_context=Uint32(facts.max_context),
+        # A prompt has at least one token, and output takes whole canvases.
+        max_output=Uint32((facts.max_context - 1) // facts.canvas_size * facts.canvas_size),
+        canvas_size=Uint32(facts.canvas_size),
+        max_steps=Uint32(facts.max_steps),
+        tokens_per_second=Uint32(facts.tokens_per_second),
+        first_canvas_ms=Uint32(facts.first_canvas_ms),
+    )
 
 
-def slots_free(terms: OperatorTerms, active: int) -> int:
-    """How many jobs could start at once now."""
-    return max(0, terms.slots - active)
+def _details(entries: Sequence[OfferEntry]) -> str:
+    """The facts that decide no payment. If there is no room for all, those of the engines go."""
+    claims: dict[str, Any] = {}
+    if any(entry.usual is not None for entry in entries):
+        claims[usual.MEMBER] = [e.usual.members() if e.usual else None for e in entries]
+    if len(entries) == 1:
+        told = entries[0].facts.details
+    else:
+        claims[capacity.MEMBER] = [
+            capacity.EntryCapacity(e.slots, e.slots_free, e.queue_free).members() for e in entries
+        ]
+        told = {
+            "images": all(entry.facts.images for entry in entries),
+            "entries": [entry.facts.details for entry in entries],
+        }
+    details = json.dumps({**told, **claims}, sort_keys=True)
+    return details if len(details) <= MAX_DETAILS_BYTES else json.dumps(claims)
 
 
-def refresh_due(current: Offer, now: Timestamp, free: int, address: OfferAddress) -> bool:
+def refresh_due(
+    current: Offer, now: Timestamp, entries: Sequence[OfferEntry], address: OfferAddress
+) -> bool:
     """Whether to issue a new offer: half of its life is over, or it is no longer true.
 
-    free: how many jobs could start at once now.
+    An entry leaves at once. Its jobs would be refused.
     """
     age, life = now - current.issued_at, current.expires_at - current.issued_at
     if age * 2 >= life or age < 0 or current.sealing_key != address.sealing_key:
         return True
-    changed = current.slots_free != free or current.endpoints != address.endpoints
+    lines = [(model.digest, model.profile) for model in current.models]
+    wanted = [entry.key for entry in entries]
+    if not set(lines) <= set(wanted):
+        return True
+    changed = (
+        lines != wanted
+        or current.endpoints != address.endpoints
+        or current.slots_free != sum(entry.slots_free for entry in entries)
+    )
     return changed and age >= MIN_REFRESH_S
 
 
@@ -156,13 +207,8 @@ class OfferBoard:
         signer: Signer,
         clock: Clock,
         fees: Callable[[], OfferedFees] = lambda: NO_FEES,
-        usual: Callable[[EngineFacts], UsualJobs | None] = lambda facts: None,
     ) -> None:
-        """`fees` gives what an offer of now asks for a client's transactions.
-
-        `usual` gives what jobs of the engine's model took until now.
-        """
-        self._usual = usual
+        """`fees` gives what an offer of now asks for a client's transactions."""
         self._journal, self.terms, self._fees = journal, terms, fees
         self._domain, self._signer, self._clock = domain, signer, clock
         self._sequence: int | None = None
@@ -173,25 +219,20 @@ class OfferBoard:
         """Ask other terms from the next offer on, which is due at once."""
         self.terms, self._stale = terms, True
 
-    async def issue(self, facts: EngineFacts, address: OfferAddress, *, active: int) -> SignedOffer:
-        """Build, journal and sign the next offer.
-
-        A crash in between uses up the sequence number. `active` jobs run or wait.
-        """
+    async def issue(self, entries: Sequence[OfferEntry], address: OfferAddress) -> SignedOffer:
+        """Build, journal and sign the next offer. A crash in between uses up its number."""
         if self._sequence is None:
             self._sequence = await self._journal.last_sequence()
         self._sequence += 1
         self._stale = False
         offer = build_offer(
             self.terms,
-            facts,
+            entries,
             address,
             operator=self._signer.address,
             sequence=self._sequence,
             now=now(self._clock),
-            active=active,
             fees=self._fees(),
-            usual=self._usual(facts),
         )
         return await self._show(offer)
 
@@ -225,12 +266,11 @@ class OfferBoard:
         self.current = signed
         return signed
 
-    def is_due(self, address: OfferAddress, active: int) -> bool:
-        """Whether the current offer should be replaced."""
+    def is_due(self, address: OfferAddress, entries: Sequence[OfferEntry]) -> bool:
+        """Whether the current offer should be replaced by one of these entries."""
         if self.current is None or self._stale:
             return self.current is not None
-        free = slots_free(self.terms, active)
-        return refresh_due(self.current.offer, now(self._clock), free, address)
+        return refresh_due(self.current.offer, now(self._clock), entries, address)
 
 
 class HttpPoster(Protocol):

@@ -1,22 +1,20 @@
-"""Jobs of kind `open`: steps of a worker's earlier canvases, served beside the engine's own jobs.
+"""Jobs of kind `open`: steps of a worker's earlier canvases, served beside the engines' own jobs.
 
-To the worker this is an engine. It passes everything on to the real one, but jobs of this kind. For
-those it finds the steps, kept or computed again, and reports each as a finished canvas.
+To the worker this is an engine for jobs of this kind alone. It finds the steps, kept or computed
+again, and reports each as a finished canvas.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework_model.kinds.open import encode
 from piecework_model.requests import (
     CanvasEvent,
     CanvasFinish,
-    EncodedContent,
     Event,
     FailedEvent,
     GenerationRequest,
@@ -24,12 +22,12 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineEvent, EngineFacts, EngineLink, ReplayedTrace
+from piecework_node.engine.link import EngineLink
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import StoredJob
 from piecework_node.runtime.opener import CannotOpen, CanvasOpener
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
-from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds import KINDS
 from piecework_protocol.kinds.open import OpenContent, OpenOutput
 from piecework_protocol.objects import Kind
 from piecework_protocol.openings import StepOpening
@@ -44,9 +42,13 @@ Sink = Callable[[Event], Awaitable[None]]
 
 @dataclass(slots=True)
 class _Opening:
-    """A sequence of ours. limit: the first canvas that may not be reported yet."""
+    """A sequence of ours.
+
+    engine: of the card that the job is on. limit: the first canvas that may not be reported yet.
+    """
 
     request: GenerationRequest
+    engine: EngineLink
     asked: OpeningAsked
     limit: int
     canvas: int
@@ -57,10 +59,10 @@ class _Opening:
 
 
 class OpeningDesk:
-    """Implements `EngineLink` around the engine. `sink` takes the events of what is served here."""
+    """Implements `OpeningService`. `sink` takes the events of what is served here."""
 
-    def __init__(self, engine: EngineLink, opener: CanvasOpener, journal: Journal) -> None:
-        self._engine, self._opener, self._journal = engine, opener, journal
+    def __init__(self, opener: CanvasOpener, journal: Journal) -> None:
+        self._opener, self._journal = opener, journal
         self.sink: Sink | None = None
         """The worker sets it."""
         self._openings: dict[str, _Opening] = {}
@@ -68,46 +70,26 @@ class OpeningDesk:
         """One opening with soft embeddings at a time: they may have a hundred MB."""
         self._telling: set[asyncio.Task[None]] = set()
 
-    # --- EngineLink
+    # --- sequences
 
-    @property
-    def facts(self) -> EngineFacts | None:
-        return self._engine.facts
-
-    @property
-    def ready(self) -> bool:
-        return self._engine.ready
-
-    async def encode(self, content: Content) -> EncodedContent:
-        if isinstance(content, OpenContent):
-            return encode(content)
-        return await self._engine.encode(content)
-
-    async def replay(
-        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
-    ) -> ReplayedTrace:
-        return await self._engine.replay(request, steps=steps, wanted=wanted, soft=soft)
-
-    def start(self, request: GenerationRequest) -> None:
+    def start(self, request: GenerationRequest, engine: EngineLink) -> None:
         if request.opening is None:
-            self._engine.start(request)
-            return
-        opening = _Opening(request, request.opening, request.canvas_limit, len(request.committed))
+            raise ValueError("a request that opens nothing")
+        opening = _Opening(
+            request, engine, request.opening, request.canvas_limit, len(request.committed)
+        )
         self._openings[request.request_id] = opening
         opening.task = asyncio.create_task(self._serve(opening), name="opening")
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         opening = self._openings.get(request_id)
-        if opening is None:
-            self._engine.allow(request_id, canvas_limit)
-            return
-        opening.limit, opening.stopping = max(opening.limit, canvas_limit), False
-        opening.changed.set()
+        if opening is not None:
+            opening.limit, opening.stopping = max(opening.limit, canvas_limit), False
+            opening.changed.set()
 
-    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+    def stop(self, request_id: str) -> None:
         opening = self._openings.get(request_id)
         if opening is None:
-            self._engine.stop(request_id, finish_canvas=finish_canvas)
             return
         # A step that is found is reported at once, so no canvas is half done.
         opening.stopping = True
@@ -115,15 +97,6 @@ class OpeningDesk:
             opening.changed.set()
         elif opening.task is not None:
             opening.task.cancel()
-
-    def pause(self, *, free_memory: bool) -> None:
-        self._engine.pause(free_memory=free_memory)
-
-    def resume(self) -> None:
-        self._engine.resume()
-
-    def events(self) -> AsyncIterator[EngineEvent]:
-        return self._engine.events()
 
     async def close(self) -> None:
         """End what is served. The journal has what was reported."""
@@ -186,7 +159,7 @@ class OpeningDesk:
             # The one who stops it holds the channel's lock, which the report needs.
             self._tell_later(self._stopped(opening))
         except CannotOpen as error:
-            if self._engine.ready:  # otherwise the worker starts it again with the next engine
+            if opening.engine.ready:  # otherwise the worker starts it again with the next one
                 await self._tell(FailedEvent(name, "internal", str(error)))
         except MalformedInput as error:
             await self._tell(FailedEvent(name, "internal", str(error)))

@@ -61,5 +61,3 @@ class Patience:
     """For a voucher, while a job holds its place in the engine or after its end."""
     pause_s: int = 300
     """For the owner, who needs the machine. Then waiting jobs are handed back."""
-    pause_frees_memory: bool = False
-    """Whether a pause frees the GPU's memory."""

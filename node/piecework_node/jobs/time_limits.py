@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from piecework_node.jobs.terms import Patience
-from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.jobs import NO_CARD, JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.times import now
 from piecework_protocol.errors import Reason, Refusal
@@ -26,6 +26,9 @@ class TimeLimits:
                 await self._runtime.cancel(job, Reason.JOB_ENDED)
             elif not job.leaving and self._outlasts_the_pause(job):
                 await self._hand_back(job)
+            elif not job.leaving and self._has_no_card(job):
+                failed = job.session.failed(Reason.ENGINE_FAILED, NO_CARD)
+                await self._runtime.give_up(job, failed)
             since, sink = job.waiting_since, job.sink
             if sink is None or since is None or moment - since < self._patience.payment_s:
                 return
@@ -49,8 +52,13 @@ class TimeLimits:
 
     def _outlasts_the_pause(self, job: LiveJob) -> bool:
         """Whether a client has waited in a pause for as long as it was told (clause 3.12)."""
-        pause = self._runtime.pause
+        pause = self._runtime.pause_of(job)
         return pause is not None and job.sink is not None and pause.gives_up_at <= self._now()
+
+    def _has_no_card(self, job: LiveJob) -> bool:
+        """Whether a job was to start when no card of its entry was left, and none is coming."""
+        on_none = job.sequence is not None and job.card is None
+        return on_none and self._runtime.cards.known
 
     def _now(self) -> int:
         return now(self._runtime.clock)

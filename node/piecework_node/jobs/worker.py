@@ -16,11 +16,10 @@ A submission goes through these steps. Each one adds one guarantee:
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any, Final
 
+from piecework_model.kinds.open import encode
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineEvent, EnginePaused, EngineResumed
 from piecework_node.errors import (
@@ -32,12 +31,12 @@ from piecework_node.errors import (
     SaltUsed,
 )
 from piecework_node.jobs import admission, prompts
-from piecework_node.jobs.admission import AdmissionView, ChannelView, Served
 from piecework_node.jobs.engine_events import EngineEventHandler
 from piecework_node.jobs.pausing import Pausing
 from piecework_node.jobs.prompts import PromptQueue
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.time_limits import TimeLimits
+from piecework_node.jobs.views import AdmissionViews, Admitting, with_fewer
 from piecework_node.journal.records import (
     ChannelSeen,
     FundingAuthorized,
@@ -45,6 +44,7 @@ from piecework_node.journal.records import (
     StoredJob,
 )
 from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.runtime.cards import EngineCard, EngineCards, EngineEntry
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.credit import CreditDesk
 from piecework_node.runtime.faults import Code
@@ -58,7 +58,6 @@ from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.write_offs import written_off
 from piecework_node.times import now
 from piecework_protocol.content import content_digest
-from piecework_protocol.credit import PayerCredit
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import (
     CancelJob,
@@ -67,17 +66,15 @@ from piecework_protocol.frames import (
     SubmitJob,
 )
 from piecework_protocol.kinds.open import OpenContent
-from piecework_protocol.objects import Kind, Offer
+from piecework_protocol.objects import Kind
 from piecework_protocol.sealing import check_key, content_context, resume_context
 from piecework_protocol.states import ENDED_STATES, JobState
-from piecework_protocol.types import Address, Amount, Digest, JobId
+from piecework_protocol.types import JobId
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import AcceptedJob, StateRecord, WorkerSession
 
 RETRY_S: Final = 1.0
 """After which a client may try again when two of its own requests crossed."""
-KEPT_OFFER_S: Final = 60
-"""How long a job may still name an offer after it expired. Admission refuses it with a reason."""
 
 
 class Worker:
@@ -98,22 +95,20 @@ class Worker:
         self._runtime, self._channels, self._keyring = runtime, channels, keyring
         self._engine_events = EngineEventHandler(runtime, keyring)
         if runtime.openings is not None:
-            runtime.openings.sink = self._engine_events.take
+            runtime.openings.sink = self._engine_events.reported
         self._credit = runtime.credit = CreditDesk(channels, terms.credit)
         self._limits = TimeLimits(runtime, patience)
-        self.terms, self._log = terms, log
+        self._log = log
         self._openings = openings
-        self.pausing = Pausing(
-            runtime,
-            self._jobs,
-            longest_s=patience.pause_s,
-            free_memory=patience.pause_frees_memory,
-            log=log,
-        )
-        self.draining = False
-        self._admitting: dict[JobId, Address] = {}  # with payers, oldest first
+        self.pausing = {
+            card.name: Pausing(runtime, card, self._jobs, longest_s=patience.pause_s, log=log)
+            for card in runtime.cards
+        }
+        """By the name of the card."""
+        for card in runtime.cards:
+            runtime.metrics.begin_card(card.name)
+        self.views = AdmissionViews(runtime, channels, self._credit, terms)
         self._prompts = PromptQueue(terms.jobs_per_channel)
-        self._offers: dict[Digest, Offer] = {}
 
     # --- what others look at
 
@@ -128,9 +123,32 @@ class Worker:
         return self._channels
 
     @property
+    def cards(self) -> EngineCards:
+        """What the jobs run on."""
+        return self._runtime.cards
+
+    @property
+    def terms(self) -> OperatorTerms:
+        """What new jobs are held to."""
+        return self.views.terms
+
+    @terms.setter
+    def terms(self, terms: OperatorTerms) -> None:
+        self.views.terms = terms
+
+    @property
     def active(self) -> int:
         """Jobs that run, wait for a slot, or are being admitted."""
-        return len(self._runtime.sequences) + len(self._admitting)
+        return self.views.active
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing new is taken on, because the daemon is stopping."""
+        return self.views.draining
+
+    @draining.setter
+    def draining(self, draining: bool) -> None:
+        self.views.draining = draining
 
     @property
     def streams(self) -> int:
@@ -142,9 +160,7 @@ class Worker:
 
     def remember_offer(self, signed: SignedOffer) -> None:
         """Let jobs name this offer from now on. Call it when the offer is journaled."""
-        oldest = now(self._runtime.clock) - KEPT_OFFER_S
-        kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
-        self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
+        self.views.remember_offer(signed)
 
     def check_length(self, size: int) -> None:
         """Check the length of a submission, in bytes, before anything in it is looked at.
@@ -152,9 +168,9 @@ class Worker:
         Raises:
             Refusal: its prompt cannot fit.
         """
-        facts = self._runtime.engine.facts
-        if facts is not None:
-            prompts.check_sealed_length(size, facts.max_context)
+        contexts = [card.facts.max_context for card in self.cards if card.facts is not None]
+        if contexts:
+            prompts.check_sealed_length(size, max(contexts))
 
     def has_paid(self, submission: SubmitJob) -> bool:
         """Whether a submission is of a channel that has paid here, and is signed by it."""
@@ -162,7 +178,7 @@ class Worker:
         if channel is None or channel.ledger.cumulative <= 0:
             return False
         try:
-            admission.check_identity(submission, self._view(submission))
+            admission.check_identity(submission, self.views.worker(submission))
         except Refusal:
             return False
         return True
@@ -268,7 +284,7 @@ class Worker:
 
     async def _submit_identified(self, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         try:
-            admission.check_identity(submission, self._view(submission))
+            admission.check_identity(submission, self.views.worker(submission))
             return await self._submit_once(
                 submission, submission.job.id(self._runtime.domain), sink
             )
@@ -278,19 +294,21 @@ class Worker:
             ) from None
 
     async def _submit_once(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
-        if job_id in self._admitting:
+        if job_id in self.views.admitting:
             raise Refusal(
                 Reason.JOB_BUSY, "this job is being admitted right now", retry_after_s=RETRY_S
             )
-        self._admitting[job_id] = submission.channel.payer
+        entry = self.views.entry(submission)
+        self.views.admitting[job_id] = Admitting(submission.channel.payer, entry)
         try:
             known = await self._find_job(submission, job_id)
             if known is None:
                 return await self._admit_new(submission, job_id, sink)
+            self.views.admitting[job_id] = Admitting(submission.channel.payer, known.entry)
             returning = self._return_to(known, submission, sink)
             return await self._runtime.shielded(returning, known)
         finally:
-            self._admitting.pop(job_id, None)
+            self.views.admitting.pop(job_id, None)
 
     async def _find_job(self, submission: SubmitJob, job_id: JobId) -> LiveJob | None:
         channel = self._channels.get(submission.job.channel)
@@ -301,15 +319,15 @@ class Worker:
 
     async def _admit_new(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
         job = submission.job
-        admission.check_terms(submission, self._own_view(submission))
+        admission.check_terms(submission, self.views.own(submission))
         channel = await self._channels.find(job.channel, submission.channel)
         await self._channels.refresh(channel, authorization_in(submission))
         admission.check_channel(
-            submission, self._own_view(submission), self._channel_view(channel, submission)
+            submission, self.views.own(submission), self.views.channel(channel, submission)
         )
         await self._check_opening(channel, submission)
         async with self._prompts.turn(job.channel):
-            content = await self._open_content(submission, job_id)
+            content = await self._open_content(submission, job_id, self.views.entry(submission))
         return await self._runtime.shielded(self._admit_locked(channel, submission, content, sink))
 
     async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
@@ -335,8 +353,8 @@ class Worker:
             try:
                 accepted = admission.admit(
                     submission,
-                    self._own_view(submission),
-                    self._channel_view(channel, submission),
+                    self.views.own(submission),
+                    self.views.channel(channel, submission),
                     content,
                 )
             except Refusal:
@@ -382,7 +400,7 @@ class Worker:
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         """Send a returning client what it lacks, and go on if the job is not over."""
         if submission.received > job.session.canvases:
-            admission.check_taking_jobs(submission, self._own_view(submission))
+            admission.check_taking_jobs(submission, self.views.own(submission))
             message = "more receipts are claimed than were ever signed"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         if not job.session.is_known(submission.received, submission.last_receipt):
@@ -391,9 +409,10 @@ class Worker:
         content = NO_CONTENT
         if not job.leaving:
             running = int(job.sequence is not None)
-            admission.check_return(submission, self._view(submission, without=1 + running))
+            view = self.views.own(submission, job.entry)
+            admission.check_return(submission, with_fewer(view, running))
             async with self._prompts.turn(job.channel.id):
-                content = await self._open_content(submission, job.id)
+                content = await self._open_content(submission, job.id, job.entry)
             if content.prompt_tokens != job.session.accepted.prompt_tokens:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
         async with job.channel.lock:
@@ -468,14 +487,14 @@ class Worker:
             if job.sink is sink:
                 await self._runtime.detach(job)
 
-    async def engine_event(self, event: EngineEvent) -> None:
-        """Take the engine's events, one after the other."""
+    async def engine_event(self, card: EngineCard, event: EngineEvent) -> None:
+        """Take the events of a card's engine, one after the other."""
         if isinstance(event, EnginePaused):
-            self.pausing.paused(event)
+            self.pausing[card.name].paused(event)
         elif isinstance(event, EngineResumed):
-            self.pausing.resumed()
+            self.pausing[card.name].resumed()
         else:
-            await self._engine_events.take(event)
+            await self._engine_events.take(card, event)
 
     # --- time
 
@@ -523,9 +542,12 @@ class Worker:
 
     # --- views
 
-    async def _open_content(self, submission: SubmitJob, job_id: JobId) -> EncodedContent:
+    async def _open_content(
+        self, submission: SubmitJob, job_id: JobId, entry: EngineEntry | None
+    ) -> EncodedContent:
         job, domain = submission.job, self._runtime.domain
-        facts = self._runtime.engine.facts
+        card = None if entry is None else self.cards.encoder(entry)
+        facts = None if card is None else card.engine.facts
         try:
             prompt = self._keyring.open(submission.sealed_content, content_context(domain, job_id))
         except MalformedInput as error:
@@ -535,75 +557,21 @@ class Worker:
                 Reason.PROMPT_MISMATCH, "the prompt is not the one that the job commits to"
             )
         try:
-            if facts is None:
+            if card is None or facts is None:
                 raise EngineUnavailable("the engine is starting")
             content = await prompts.open_content(prompt, job, facts)
+            check_key(job.reply_key)
             if isinstance(content, OpenContent):
                 await self._runtime.check_opening(content, submission.channel.payer)
-            check_key(job.reply_key)
-            encoded = await self._runtime.engine.encode(content)
+                encoded = encode(content)
+            else:
+                encoded = await card.engine.encode(content)
             prompts.check_prompt(encoded.prompt_tokens, content, facts)
             return encoded
         except PromptRejected as error:
             raise Refusal(Reason.PROMPT_REFUSED, str(error)) from None
         except MalformedInput as error:
             raise Refusal(Reason.MALFORMED, str(error)) from None
-
-    def _view(self, submission: SubmitJob, *, without: int = 0) -> AdmissionView:
-        """What admission needs to know. `without`: jobs that do not count as active."""
-        engine = self._runtime.engine
-        facts = engine.facts
-        return AdmissionView(
-            now=now(self._runtime.clock),
-            domain=self._runtime.domain,
-            operator=self._runtime.signer.address,
-            terms=self.terms,
-            offer=self._offers.get(submission.job.offer),
-            serving={facts.digest: Served(facts.service, facts.kinds)} if facts else {},
-            active=max(0, self.active - without),
-            engine_ready=engine.ready,
-            draining=self.draining,
-            fault=self._channels.faults.stopping,
-            pause=self._runtime.pause,
-        )
-
-    def _stranger_jobs(self, account: PayerCredit, mine: JobId) -> int:
-        """Jobs of strangers that run, wait, or came before `mine`, if its payer is one."""
-        if not account.is_stranger:
-            return 0
-        running = {j.id: j.channel.stored.channel.payer for j in self._runtime.sequences.values()}
-        earlier = takewhile(lambda coming: coming[0] != mine, self._admitting.items())
-        payers = Counter(({**running, **dict(earlier)}).values())
-        return sum(count for p, count in payers.items() if self._credit.is_stranger(p))
-
-    def _own_view(self, submission: SubmitJob) -> AdmissionView:
-        """The view of a job that is itself being admitted and must not count against itself."""
-        return self._view(submission, without=1)
-
-    def _channel_view(self, channel: LiveChannel, submission: SubmitJob) -> ChannelView:
-        time, stored = now(self._runtime.clock), channel.stored
-        jobs = channel.jobs.values()
-        attached = {job.id for job in jobs if job.sink is not None}
-        known, offered = usable_funding(stored.funding, time), authorization_in(submission)
-        funding = better_funding(known, offered)
-        account = self._credit.payer(stored.channel.payer, channel)
-        return ChannelView(
-            ledger=stored.ledger,
-            state=channel.state_for_jobs,
-            deposit=channel.available,
-            withdrawn=Amount(stored.deposit - channel.available),
-            account_signed=funding is not None and funding == channel.account_signed,
-            fresh=self._channels.is_reliable(channel, funding),
-            funding=funding,
-            pooled=self._channels.pooled_for(channel),
-            reserved=channel.reserved,
-            attached=len(attached),
-            payer=account,
-            strangers_owe=self._credit.pool_of(account),
-            stranger_jobs=self._stranger_jobs(account, submission.job.id(self._runtime.domain)),
-            stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
-            closing=stored.close_signature is not None,
-        )
 
 
 def _salt_used() -> Refusal:

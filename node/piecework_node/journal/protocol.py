@@ -63,8 +63,12 @@ class Journal(Protocol):
         """Return the pairs of a channel that contradict each other, one of a kind."""
         ...
 
-    async def traced(self, offer: Digest, deadline: Timestamp) -> tuple[tuple[JobId, int], ...]:
-        """Return the canvases with leaves of an offer's jobs: the job and the index.
+    async def traced(
+        self, offer: Digest, entry: int, deadline: Timestamp
+    ) -> tuple[tuple[JobId, int], ...]:
+        """Return the canvases with leaves of the replayable jobs of an offer's entry.
+
+        Each is the job and the index of the canvas.
 
         deadline: jobs with an earlier one do not count.
         """

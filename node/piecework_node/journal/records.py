@@ -319,9 +319,11 @@ class StoredSealingKey:
 
 @dataclass(frozen=True, slots=True)
 class ReplayableJobs:
-    """How many jobs of an offer have their content kept, and the latest of their deadlines."""
+    """How many jobs of an offer's entry have their content kept, and their latest deadline."""
 
     offer: Digest
+    entry: int
+    """Index into the offer's models."""
     jobs: int
     deadline: Timestamp
 

@@ -69,12 +69,13 @@ _CANVAS_OF = (
     "JOIN jobs ON jobs.number = job WHERE channels.id = ? AND digest = ?"
 )
 _REPLAYABLE = (
-    "SELECT offer, count(*), max(deadline) FROM contents JOIN submissions USING (job) "
-    "JOIN jobs ON jobs.number = job WHERE deadline >= ? GROUP BY offer"
+    "SELECT offer, entry, count(*), max(deadline) FROM contents JOIN submissions USING (job) "
+    "JOIN jobs ON jobs.number = job WHERE deadline >= ? GROUP BY offer, entry"
 )
 _TRACED = (
-    "SELECT id, canvas FROM traces JOIN submissions USING (job) JOIN jobs ON jobs.number = job "
-    "WHERE offer = ? AND deadline >= ? ORDER BY job, canvas"
+    "SELECT id, canvas FROM traces JOIN contents USING (job) JOIN submissions USING (job) "
+    "JOIN jobs ON jobs.number = job "
+    "WHERE offer = ? AND entry = ? AND deadline >= ? ORDER BY job, canvas"
 )
 _NAMED = "SELECT id FROM jobs WHERE id >= ? AND id <= ? ORDER BY id LIMIT 2"
 _PAID_DIGESTS = (
@@ -166,9 +167,12 @@ def canvas_of(db: apsw.Connection, channel: ChannelId, receipt: Digest) -> tuple
 
 
 def replayable(db: apsw.Connection, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
-    """Return the jobs whose content is kept and whose deadline is no earlier, by offer."""
+    """Return the jobs whose content is kept and whose deadline is no earlier, by entry."""
     found: list[Any] = db.execute(_REPLAYABLE, (deadline,)).fetchall()
-    return tuple(ReplayableJobs(Digest(o), jobs, Timestamp(latest)) for o, jobs, latest in found)
+    return tuple(
+        ReplayableJobs(Digest(offer), entry, jobs, Timestamp(latest))
+        for offer, entry, jobs, latest in found
+    )
 
 
 def jobs_named(db: apsw.Connection, digits: str) -> tuple[JobId, ...]:
@@ -185,10 +189,10 @@ def paid(db: apsw.Connection, channel: ChannelId) -> tuple[Digest, ...]:
 
 
 def traced(
-    db: apsw.Connection, offer: Digest, deadline: Timestamp
+    db: apsw.Connection, offer: Digest, entry: int, deadline: Timestamp
 ) -> tuple[tuple[JobId, int], ...]:
-    """Return the canvases with leaves of an offer's jobs whose deadline is no earlier."""
-    found: list[Any] = db.execute(_TRACED, (offer, deadline)).fetchall()
+    """Return the canvases with leaves of an entry's jobs whose deadline is no earlier."""
+    found: list[Any] = db.execute(_TRACED, (offer, entry, deadline)).fetchall()
     return tuple((JobId(job), canvas) for job, canvas in found)
 
 

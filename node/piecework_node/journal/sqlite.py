@@ -71,10 +71,11 @@ CREATE TABLE traces (
     FOREIGN KEY (job, canvas) REFERENCES outputs (job, canvas)
 ) STRICT, WITHOUT ROWID;
 -- The content of a replayable job as its client sealed it. With a sealing key the job can be
--- replayed until its audit window is over.
+-- replayed until its audit window is over, by an engine with the profile of its entry of the offer.
 CREATE TABLE contents (
     job INTEGER PRIMARY KEY REFERENCES submissions (job),
-    sealed BLOB NOT NULL
+    sealed BLOB NOT NULL,
+    entry INTEGER NOT NULL
 ) STRICT;
 """
 SCHEMA: Final = Schema(
@@ -171,8 +172,10 @@ class SqliteJournal:
         found: list[Any] = await self._run(lambda: self._db.execute(query, (channel,)).fetchall())
         return tuple(ContradictionSeen(*row) for row in found)
 
-    async def traced(self, offer: Digest, deadline: Timestamp) -> tuple[tuple[JobId, int], ...]:
-        return await self._run(lambda: rows.traced(self._db, offer, deadline))
+    async def traced(
+        self, offer: Digest, entry: int, deadline: Timestamp
+    ) -> tuple[tuple[JobId, int], ...]:
+        return await self._run(lambda: rows.traced(self._db, offer, entry, deadline))
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         return await self._alone(lambda: rows.jobs(self._db, rows.OPEN_JOBS, ()))

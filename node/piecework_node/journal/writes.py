@@ -188,7 +188,8 @@ class JournalBatch:
         self.put("submissions", sql, (row[0], job.offer, frame))
         sealed = r.submission.sealed_content
         if sealed and job.parameters.service is Service.REPLAYABLE:
-            self.put("contents", "INSERT INTO contents VALUES (?, ?)", (row[0], sealed))
+            sql = "INSERT INTO contents (job, sealed, entry) VALUES (?, ?, ?)"
+            self.put("contents", sql, (row[0], sealed, job.entry))
         self.totals.moved(None, r.state)
 
     def state(self, r: StateRecord) -> None:

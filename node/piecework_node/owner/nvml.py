@@ -101,6 +101,15 @@ class MachineSenses:
         return shares
 
 
+def card_uuid(index: int) -> str | None:
+    """Return the name of a card that no other card ever has. None: NVML does not show it."""
+    try:
+        pynvml.nvmlInit()
+        return _text(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
+    except pynvml.NVMLError:
+        return None
+
+
 def power_limit(index: int) -> tuple[float | None, str]:
     """Return what a card may draw, in watts, or None and why that is not known."""
     try:

@@ -1,4 +1,4 @@
-"""Look at the machine once a second, and pause or resume jobs as the owner's rules say."""
+"""Look at a card once a second, and pause or resume its jobs as the owner's rules say."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MAX_FILE_BYTES: Final = 2**20
 
 
 class Brakes(Protocol):
-    """What stops all jobs (`jobs.pausing.Pausing`)."""
+    """What stops all jobs of a card (`jobs.pausing.Pausing`)."""
 
     @property
     def now(self) -> Pause | None: ...
@@ -56,22 +56,27 @@ class OwnerWatch:
         brakes: Brakes,
         home: Path,
         *,
+        card: str = "",
         own: Callable[[], frozenset[int]],
         clock: Clock,
         log: Any,
     ) -> None:
         """Read what the home holds. `own` names our processes.
 
+        card: the name of the card among several. Its files in the home have it too.
+
         Raises:
             ConfigError: a file of the home cannot be read, or a rule needs a card that is not seen.
         """
         check_rules(rules, senses)
-        self._rules, self._senses, self._brakes, self._home = rules, senses, brakes, home
+        self._rules, self._senses, self._brakes = rules, senses, brakes
         self._own, self._clock, self._log = own, clock, log
-        self._baseline = _read_baseline(home / BASELINE_FILE)
+        self._baseline_file = home / _of_card(BASELINE_FILE, card)
+        self._pause_file = home / _of_card(PAUSE_FILE, card)
+        self._baseline = _read_baseline(self._baseline_file)
         self._learned = Baseline()
         self._learns_until: float | None = None
-        self._word = _read_word(home / PAUSE_FILE)
+        self._word = _read_word(self._pause_file)
         self._measured_at: float | None = None
         """Monotonic time at which a measured cause was last seen in this pause."""
         self.readings = Readings()
@@ -106,13 +111,13 @@ class OwnerWatch:
         until = None if seconds is None else Timestamp(int(self._clock.wall() + seconds))
         self._word = OwnersWord(until)
         body = json.dumps({"until": until}).encode()
-        write_private(self._home / PAUSE_FILE, body, replace=True)
+        write_private(self._pause_file, body, replace=True)
         self.decide()
 
     def lift(self) -> tuple[str, ...]:
         """Lift the command. Return the causes that are left."""
         self._word = None
-        (self._home / PAUSE_FILE).unlink(missing_ok=True)
+        self._pause_file.unlink(missing_ok=True)
         return tuple(cause.text for cause in self.decide())
 
     def decide(self) -> list[Cause]:
@@ -155,7 +160,7 @@ class OwnerWatch:
         self._baseline = self._learned
         body = {n: [u.memory_bytes, u.share] for n, u in self._learned.programs.items()}
         data = json.dumps({"programs": body}, indent=1).encode()
-        write_private(self._home / BASELINE_FILE, data, replace=True)
+        write_private(self._baseline_file, data, replace=True)
         self._log.info("baseline learned", count=len(body))
 
 
@@ -172,6 +177,11 @@ def check_rules(rules: OwnerRules, senses: Senses, readings: Readings | None = N
         return
     for setting in untold(rules, gpu):
         raise ConfigError(f"{setting} is set, and this card or its driver does not tell that")
+
+
+def _of_card(file: str, card: str) -> str:
+    stem, dot, ending = file.partition(".")
+    return f"{stem}-{card}{dot}{ending}" if card else file
 
 
 def _read_baseline(path: Path) -> Baseline | None:

@@ -57,6 +57,7 @@ class Code(enum.Enum):
     JOURNAL_OLD = "journal-old"
     CHALLENGE_OPEN = "challenge-open"
     ENGINE_CHANGED = "engine-changed"
+    CARD_AWAY = "card-away"
     DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
@@ -196,6 +197,12 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         Stops.NOTHING,
         "Keep the earlier model, device and precision at hand until that time. If a challenge "
         "comes, start the worker with them, or a part of the stake is lost",
+    ),
+    Code.CARD_AWAY: Condition(
+        "a card of the worker takes no jobs",
+        Stops.NOTHING,
+        "Do what the text says. The worker tries the card again by itself, and a restart tries it "
+        "at once",
     ),
     Code.DISK_LOW: Condition(
         "the worker's disk is nearly full",

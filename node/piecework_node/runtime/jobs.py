@@ -11,19 +11,21 @@ When the disk fails, nothing is promised any more: `failure` raises and the daem
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
-from typing import Any, NoReturn, Protocol, TypeVar
+from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 from piecework.base.clock import Clock
 from piecework_model.jobs import generation_request
-from piecework_model.requests import Event
+from piecework_model.requests import Event, GenerationRequest
 from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
 from piecework_node.evidence.steps import StepKeeper
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import JournalRecord
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.cards import EngineCard, EngineCards
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.pause import Pause
@@ -42,16 +44,33 @@ from piecework_protocol.types import Address, Signature, Timestamp
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
 
 T = TypeVar("T")
+NO_CARD: Final = "no card with the profile of this job has a place for it"
 
 
-class OpeningService(EngineLink, Protocol):
-    """Where steps of earlier canvases come from (`jobs.opening.OpeningDesk`)."""
+class OpeningService(Protocol):
+    """Where steps of earlier canvases come from (`jobs.opening.OpeningDesk`).
+
+    Its sequences are named as those of an engine, and their events are the same.
+    """
 
     sink: Callable[[Event], Awaitable[None]] | None
     """Takes the events of what is served there."""
 
     async def check(self, content: OpenContent, payer: Address) -> None:
         """Raise `Refusal` if the steps cannot be asked for by this payer."""
+        ...
+
+    def start(self, request: GenerationRequest, engine: EngineLink) -> None:
+        """Start a request for steps. engine: of the card that the job is on."""
+        ...
+
+    def allow(self, request_id: str, canvas_limit: int) -> None:
+        """Let a sequence go on up to, not including, canvas `canvas_limit`."""
+        ...
+
+    def stop(self, request_id: str) -> None:
+        """End a sequence after what is found. A `StoppedEvent` follows, or its last canvas."""
+        ...
 
     async def close(self) -> None:
         """End what is served."""
@@ -64,7 +83,7 @@ class JobRuntime:
     def __init__(
         self,
         journal: Journal,
-        engine: EngineLink,
+        cards: EngineCards,
         *,
         domain: Domain,
         signer: Signer,
@@ -76,11 +95,10 @@ class JobRuntime:
     ) -> None:
         """`steps` keeps what the leaves of finished canvases commit to.
 
-        `openings` serves jobs of kind `open`, and passes all others on to `engine`.
+        `openings` serves jobs of kind `open`, and the engines of the cards serve all others.
         """
         self.steps, self.openings = steps, openings
-        self.journal = journal
-        self.engine: EngineLink = engine if openings is None else openings
+        self.journal, self.cards = journal, cards
         self._log = log
         self.domain, self.signer = domain, signer
         self.clock, self.metrics = clock, metrics
@@ -88,8 +106,6 @@ class JobRuntime:
         """Jobs by the name of their sequence in the engine."""
         self.credit: CreditDesk | None = None
         """What payers may owe. The worker sets it."""
-        self.pause: Pause | None = None
-        """Set while no job takes a step. The worker sets it."""
         self.recent = RecentJobs()
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -147,14 +163,13 @@ class JobRuntime:
             if isinstance(command, StartEngine):
                 self._start(job, command)
             elif isinstance(command, AllowCanvases):
-                if job.sequence is not None:
-                    self.engine.allow(job.sequence, self._limit(job, command.canvas_limit))
+                self._allow(job, command.canvas_limit)
                 self._end_wait(job)
-            elif not self.engine.ready or job.parked is not None:
+            elif job.card is None or not job.card.engine.ready:
                 self.drop_sequence(job)
                 return False
             elif job.sequence is not None:
-                self.engine.stop(job.sequence, finish_canvas=command.finish_canvas)
+                self._stop(job, job.card, job.sequence, finish_canvas=command.finish_canvas)
         return True
 
     def _start(self, job: LiveJob, command: StartEngine) -> None:
@@ -171,8 +186,7 @@ class JobRuntime:
         if job.parked is not None:
             self._start(job, job.parked)
         elif job.short_of_credit and job.sequence is not None and not job.leaving:
-            limit = job.session.canvas_limit(job.channel.ledger)
-            self.engine.allow(job.sequence, self._limit(job, limit))
+            self._allow(job, job.session.canvas_limit(job.channel.ledger))
         self._end_wait(job)
 
     def _end_wait(self, job: LiveJob) -> None:
@@ -185,6 +199,7 @@ class JobRuntime:
 
     def _start_sequence(self, job: LiveJob, command: StartEngine) -> None:
         self._sequence_number += 1
+        card = job.card = self.cards.choose(job.entry, self.load, job.context)
         job.sequence = f"{job.id.hex()}-{self._sequence_number}"
         self.sequences[job.sequence] = job
         job.progress = job.shown = None
@@ -198,11 +213,31 @@ class JobRuntime:
             tenant=job.channel.id.hex(),
             keep_records=self.steps is not None,
         )
-        facts = self.engine.facts
-        job.running = RunningRequest(
-            request, facts.vocab_size if facts else 0, facts.end_ids if facts else frozenset()
-        )
-        self.engine.start(request)
+        if card is not None:
+            facts = card.facts
+            job.running = RunningRequest(
+                request, facts.vocab_size if facts else 0, facts.end_ids if facts else frozenset()
+            )
+            if self.openings is not None and request.opening is not None:
+                self.openings.start(request, card.engine)
+            else:
+                card.engine.start(request)
+
+    def _allow(self, job: LiveJob, canvas_limit: int) -> None:
+        """Let a job's sequence go on, if it has one, as far as there is credit."""
+        if job.sequence is None or job.card is None:
+            return
+        limit = self._limit(job, canvas_limit)
+        if self.openings is not None and job.is_opening:
+            self.openings.allow(job.sequence, limit)
+        else:
+            job.card.engine.allow(job.sequence, limit)
+
+    def _stop(self, job: LiveJob, card: EngineCard, sequence: str, *, finish_canvas: bool) -> None:
+        if self.openings is not None and job.is_opening:
+            self.openings.stop(sequence)
+        else:
+            card.engine.stop(sequence, finish_canvas=finish_canvas)
 
     async def detach(self, job: LiveJob) -> None:
         """Note that a job's stream is gone. The caller holds the channel's lock."""
@@ -215,7 +250,7 @@ class JobRuntime:
 
         In a pause the canvas in progress is not charged (clause 3.12).
         """
-        if self.pause is not None and not job.leaving:
+        if self.pause_of(job) is not None and not job.leaving:
             await self.give_up(job, job.session.cancel(reason, paused=True))
         else:
             await self.perform(job, job.session.cancel(reason))
@@ -230,15 +265,15 @@ class JobRuntime:
 
     def drop_sequence(self, job: LiveJob) -> None:
         """Free a job's place in the engine, if it has one. What it still reports is ignored."""
-        sequence = job.sequence
+        sequence, card = job.sequence, job.card
         self.sequence_ended(job)
-        if sequence is not None:
-            self.engine.stop(sequence, finish_canvas=False)
+        if sequence is not None and card is not None:
+            self._stop(job, card, sequence, finish_canvas=False)
 
     def sequence_ended(self, job: LiveJob) -> None:
         """Note that the engine has nothing of a job any more."""
         sequence, job.sequence = job.sequence, None
-        job.progress = job.shown = job.parked = job.running = None
+        job.progress = job.shown = job.parked = job.running = job.card = None
         job.granted, job.short_of_credit = job.session.canvases, False
         if sequence is not None:
             del self.sequences[sequence]
@@ -266,15 +301,26 @@ class JobRuntime:
         """
         if job.leaving:
             return None
-        if self.pause is not None:
-            return self.pause.until
+        pause = self.pause_of(job)
+        if pause is not None:
+            return pause.until
         if job.short_of_credit and job.session.canvases >= job.granted:
             return Timestamp(now(self.clock) + int(BLOCK_S))
         return None
 
+    def pause_of(self, job: LiveJob) -> Pause | None:
+        """The pause in which a job waits: that of its card, or of every card of its entry."""
+        return job.card.pause if job.card is not None else self.cards.pause_of(job.entry)
+
+    @property
+    def load(self) -> Counter[str]:
+        """How many jobs run or wait on each card, by its name."""
+        return Counter(job.card.name for job in self.sequences.values() if job.card is not None)
+
     def _place(self, job: LiveJob) -> int:
-        """A job's place among those that wait for the engine, from 1. 0: it does not wait there."""
-        waiting = [other for other in self.sequences.values() if other.progress is None]
+        """A job's place among those that wait for its card, from 1. 0: it does not wait there."""
+        there = (other for other in self.sequences.values() if other.card is job.card)
+        waiting = [other for other in there if other.progress is None]
         return waiting.index(job) + 1 if job in waiting else 0
 
     def _limit(self, job: LiveJob, limit: int) -> int:

@@ -8,13 +8,15 @@ from typing import Final
 
 from piecework_model.requests import DraftEvent, EncodedContent, ProgressEvent
 from piecework_node.journal.records import StoredChannel
+from piecework_node.runtime.cards import EngineCard, EngineEntry, entry_of
 from piecework_node.runtime.funding import usable_funding
+from piecework_node.runtime.requests import context_tokens
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.credit import ChannelCredit, PayerStanding, ceiling
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.ledger import WorkerLedger
-from piecework_protocol.objects import EVERYTHING
+from piecework_protocol.objects import EVERYTHING, Kind
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ENDED_STATES, ChannelState, JobState
 from piecework_protocol.types import Amount, ChannelId, JobId
@@ -39,6 +41,8 @@ class LiveJob:
     drafts: bool = False
     sequence: str | None = None
     """The name of the job's sequence in the engine while it has one."""
+    card: EngineCard | None = None
+    """Where that sequence is. None: there is none, or no card of the job's entry is left."""
     running: RunningRequest | None = None
     """What that sequence runs. The last canvas may end after its stream, which `content` does not
     outlive.
@@ -76,6 +80,22 @@ class LiveJob:
     @property
     def id(self) -> JobId:
         return self.session.accepted.id
+
+    @property
+    def entry(self) -> EngineEntry:
+        """The model and the profile that the job is bound to."""
+        return entry_of(self.session.accepted.model)
+
+    @property
+    def context(self) -> int:
+        """The tokens that it takes of an engine's context at most."""
+        accepted = self.session.accepted
+        return accepted.prompt_tokens + context_tokens(accepted.job, accepted.model)
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether it asks for steps of an earlier canvas."""
+        return self.session.accepted.job.kind is Kind.OPEN
 
     @property
     def ended(self) -> bool:

@@ -12,12 +12,13 @@ from piecework.base.errors import PieceworkError
 from piecework_model.jobs import generation_request
 from piecework_model.kinds.open import encode
 from piecework_model.requests import GenerationRequest
-from piecework_node.engine.link import EngineFacts, EngineLink
+from piecework_node.engine.link import EngineFacts
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
 from piecework_node.evidence.steps import StepSource
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import StoredJob
 from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.runtime.cards import EngineCard, EngineCards, entry_of
 from piecework_node.runtime.requests import unpack_ids
 from piecework_node.runtime.traces import RunningRequest
 from piecework_protocol.eip712 import Domain
@@ -37,17 +38,21 @@ class CannotOpen(PieceworkError):
 
 
 class CanvasOpener:
-    """Opens the leaves of a worker's own canvases. `steps` has what is kept of them."""
+    """Opens the leaves of a worker's own canvases. `steps` has what is kept of them.
+
+    What is not kept is asked of a card with the model of the job, and of its profile if it has to
+    be replayed.
+    """
 
     def __init__(
         self,
         journal: Journal,
-        engine: EngineLink,
+        cards: EngineCards,
         keyring: SealingKeyring,
         domain: Domain,
         steps: StepSource | None = None,
     ) -> None:
-        self._journal, self._engine = journal, engine
+        self._journal, self._cards = journal, cards
         self._keyring, self._domain, self._steps = keyring, domain, steps
 
     def is_kept(self, job: JobId, canvas: int) -> bool:
@@ -110,9 +115,10 @@ class CanvasOpener:
         return record.fields()
 
     async def _record(self, stored: StoredJob, canvas: int) -> CanvasRecord:
-        facts, model = await self._engine_of(stored)
+        model = await self._model_of(stored)
+        card, facts = self._card_for(model, same_profile=False)
         try:
-            request = await self._request(stored, canvas)
+            request = await self._request(card, stored, canvas)
             accepted = AcceptedJob(
                 stored.id,
                 stored.submission.job,
@@ -129,13 +135,12 @@ class CanvasOpener:
     async def _replayed(
         self, stored: StoredJob, canvas: int, steps: Sequence[int], *, soft: bool
     ) -> tuple[StepOpening, ...]:
-        facts, model = await self._engine_of(stored)
+        model = await self._model_of(stored)
+        card, _ = self._card_for(model, same_profile=True)
         leaves = stored.canvases[canvas].leaves
-        if not runs(facts, model):
-            raise CannotOpen(f"the job ran on {model.profile}, and the engine is {facts.profile}")
         try:
-            request = await self._request(stored, canvas)
-            replayed = await self._engine.replay(
+            request = await self._request(card, stored, canvas)
+            replayed = await card.engine.replay(
                 request, steps=len(leaves) - 1, wanted=tuple(steps), soft=soft
             )
         except (EngineUnavailable, PromptRejected, ReplayDeclined, MalformedInput) as error:
@@ -144,20 +149,33 @@ class CanvasOpener:
             raise CannotOpen("the engine computes other numbers than it did for this job")
         return replayed.steps
 
-    async def _engine_of(self, stored: StoredJob) -> tuple[EngineFacts, ModelOffer]:
-        """Return the engine that runs and the model of the job, which it has."""
-        facts = self._engine.facts
+    async def _model_of(self, stored: StoredJob) -> ModelOffer:
         signed = await self._journal.offer(stored.submission.job.offer)
         model = None if signed is None else signed.offer.entry(stored.submission.job)
         if model is None:
             raise CannotOpen("the journal does not have the offer of this job any more")
-        if facts is None:
-            raise CannotOpen("the engine is not running")
-        if facts.digest != model.digest:
-            raise CannotOpen("the job is of another model than the one that runs now")
-        return facts, model
+        return model
 
-    async def _request(self, stored: StoredJob, committed: int) -> GenerationRequest:
+    def _card_for(self, model: ModelOffer, *, same_profile: bool) -> tuple[EngineCard, EngineFacts]:
+        """Return a running card with this model, and what it runs.
+
+        The one with the model's profile goes first, and of several the one that takes steps.
+        """
+        running = [(card, f) for card in self._cards if (f := card.engine.facts) is not None]
+        if not running:
+            raise CannotOpen("the engine is not running")
+        of_model = [(card, facts) for card, facts in running if facts.digest == model.digest]
+        if not of_model:
+            raise CannotOpen("the job is of another model than the one that runs now")
+        fitting = [(card, facts) for card, facts in of_model if card.entry == entry_of(model)]
+        if same_profile and not fitting:
+            others = " and ".join(sorted({facts.profile for _, facts in of_model}))
+            raise CannotOpen(f"the job ran on {model.profile}, and the engine is {others}")
+        return max(fitting or of_model, key=lambda found: found[0].serves)
+
+    async def _request(
+        self, card: EngineCard, stored: StoredJob, committed: int
+    ) -> GenerationRequest:
         """Make the request of a job again, with so many canvases committed.
 
         Raises:
@@ -174,7 +192,7 @@ class CanvasOpener:
         if isinstance(content, OpenContent):
             encoded, before = encode(content), ((),) * committed  # an opened step has no tokens
         else:
-            encoded = await self._engine.encode(content)
+            encoded = await card.engine.encode(content)
             before = tuple(self._committed(stored, index) for index in range(committed))
         return generation_request(
             "replay",
@@ -188,8 +206,3 @@ class CanvasOpener:
     def _committed(self, stored: StoredJob, canvas: int) -> tuple[int, ...]:
         context = resume_context(self._domain, stored.id, canvas)
         return unpack_ids(self._keyring.open(stored.canvases[canvas].resume_secret, context))
-
-
-def runs(facts: EngineFacts, model: ModelOffer) -> bool:
-    """Whether an engine has the weights and the last bits of an offered one."""
-    return (facts.digest, facts.profile) == (model.digest, model.profile)

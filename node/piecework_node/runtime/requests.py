@@ -1,10 +1,20 @@
-"""A job's finished canvases as bytes."""
+"""What a job takes of an engine, and its finished canvases as bytes."""
 
 from __future__ import annotations
 
 import struct
 
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds import KINDS
+from piecework_protocol.objects import Job, ModelOffer
+from piecework_protocol.pricing import canvases_for
+
+
+def context_tokens(job: Job, model: ModelOffer) -> int:
+    """Count the tokens of the context that a job's canvases take. Those of a read take turns."""
+    kept = KINDS[job.kind].keeps_canvases
+    canvases = canvases_for(model, job.parameters.max_tokens) if kept else 1
+    return canvases * model.canvas_size
 
 
 def pack_ids(ids: tuple[int, ...]) -> bytes:

@@ -151,9 +151,9 @@ class JobDriver:
         self._ended: JobEnded | None = None
         self._frame: WorkerFrame | None = None
         """The frame that is being looked at."""
-        self._heard = self._silent = False
+        self._heard = self._stalled = False
         """Whether the worker has sent a frame on the stream that is open now, and whether that
-        stream was given up because it did not get on."""
+        stream was given up on because the worker does not get on."""
         self._streams, self._new = 0, not replay
         self._worked_s = 0.0
 
@@ -212,16 +212,21 @@ class JobDriver:
         return bool(self._receipts) or self._replay
 
     @property
+    def _has_next_way(self) -> bool:
+        """Whether the job was presented over one address of several."""
+        return self._streams == 1 < len(self._job.offer.offer.endpoints)
+
+    @property
     def _attempts(self) -> int:
         """How often the job is presented again.
 
         Before the first canvas somebody else may deliver sooner: a stream that broke gets one more
-        try, and a worker that said nothing gets none.
+        try. A worker that said nothing gets one over its next address, and none if it has no other.
         """
         most = self._context.config.resume_attempts
         if self._must_come_back:
             return most
-        return 0 if self._silent else min(1, most)
+        return 0 if self._stalled else min(1, most)
 
     @property
     def _deadline(self) -> Timestamp:
@@ -242,7 +247,7 @@ class JobDriver:
             row = await context.channels.refresh_funding(job.channel_id)
         link = await context.links.to(job.offer.offer)
         session = self._session(row)
-        self._heard = self._silent = False
+        self._heard = self._stalled = False
         self._confirmed = 0
         self._streams += 1
         # The worker ends a job at its deadline; the stream outlives it by the time for the last
@@ -360,11 +365,12 @@ class JobDriver:
                 elif self._ended is not None:
                     return  # the next voucher carries this one's receipts again
                 elif self._caller.cancelled.is_set():
-                    self._silent = True
+                    self._stalled = True
                     raise WorkerUnreachable("the worker has fallen silent")
                 elif watchdog.left(loop.time()) <= 0:
-                    self._silent = True
-                    await self._say_goodbye(stream)
+                    self._stalled = not (watchdog.silent and self._has_next_way)
+                    if self._stalled:
+                        await self._say_goodbye(stream)
                     raise WorkerUnreachable(watchdog.why)
         finally:
             tasks = [task for task in (cancel, reading) if task is not None]

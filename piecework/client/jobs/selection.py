@@ -40,6 +40,7 @@ from piecework.client.journal.records import (
 )
 from piecework.client.limits import BROKEN_WORKER_REST_S, FULL_WORKER_WAIT_S
 from piecework.client.network.discovery import serves
+from piecework_protocol.capacity import EntryCapacity, capacity_of
 from piecework_protocol.errors import Reason
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.offers import takes_images
@@ -314,7 +315,8 @@ def _choice(
 ) -> Choice:
     offer, now = signed.offer, Timestamp(filters.now)
     share = reliability(estimate.memory, now)
-    seconds = estimate.seconds + _waiting(offer, estimate.seconds)
+    places = capacity_of(offer, model)
+    seconds = estimate.seconds + _waiting(places, estimate.seconds)
     fee = Amount(0) if estimate.opened else offer.open_fee
     price = estimate.expected + fee * _part_of_deposit(estimate, filters)
     return Choice(
@@ -329,7 +331,7 @@ def _choice(
         rate=estimate.rate,
         reliability=share,
         score=(price + seconds * filters.second_is_worth) / share,
-        full=_is_full(offer),
+        full=places.is_full,
         resting=is_resting(estimate.memory, now),
     )
 
@@ -339,15 +341,11 @@ def _part_of_deposit(estimate: _Estimate, filters: Filters) -> float:
     return min(1.0, estimate.ceiling / filters.deposit) if filters.deposit else 1.0
 
 
-def _is_full(offer: Offer) -> bool:
-    return offer.slots_free == 0 and offer.queue_free == 0
-
-
-def _waiting(offer: Offer, seconds: float) -> float:
+def _waiting(places: EntryCapacity, seconds: float) -> float:
     """Seconds until a job gets a slot: one job like this one ahead, or a queue full of them."""
-    if offer.slots_free:
+    if places.slots_free:
         return 0.0
-    return max(FULL_WORKER_WAIT_S, 2 * seconds) if _is_full(offer) else seconds
+    return max(FULL_WORKER_WAIT_S, 2 * seconds) if places.is_full else seconds
 
 
 def _at(paid: PaidTariff, choice: Choice) -> Amount:

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 from piecework.client.limits import ACCEPT_PATIENCE_S, FIRST_CANVAS_SLACK, QUEUE_PATIENCE_S
 
+_NOT_TAKEN = "the worker does not take the job"
+_FALLEN_SILENT = "the worker has fallen silent"
+_SILENCES = (_NOT_TAKEN, _FALLEN_SILENT)
+
 
 class Watchdog:
     """The waiting for one stream."""
@@ -69,11 +73,16 @@ class Watchdog:
         """What the wait ends for."""
         return self._end()[1]
 
+    @property
+    def silent(self) -> bool:
+        """Whether the wait ends because nothing comes. Then the way to the worker may be broken."""
+        return self.why in _SILENCES
+
     def _end(self) -> tuple[float, str]:
         if self._accepted is None:
             patience = max(self._stall_s, ACCEPT_PATIENCE_S)
-            return self._sent + patience, "the worker does not take the job"
-        ends = [(self._frame + self._stall_s, "the worker has fallen silent")]
+            return self._sent + patience, _NOT_TAKEN
+        ends = [(self._frame + self._stall_s, _FALLEN_SILENT)]
         if not self._started:
             ends += [
                 (self._advance + self._start_s, "the worker makes no progress"),

@@ -24,7 +24,8 @@ from piecework.market.explorer.layout import (
 )
 from piecework.market.history import MarketSample, SettledDay
 from piecework.market.listing import Entry, Query, Sort, blended_price
-from piecework_protocol.objects import Offer, Service
+from piecework_protocol.capacity import EntryCapacity, capacity_of
+from piecework_protocol.objects import Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import Timestamp, to_hex
 from piecework_protocol.usual import MEAN_STEPS, Source, price_with_steps, usual_jobs
@@ -145,7 +146,7 @@ def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
         Cell(money.price(model.price_per_million_prompt_tokens)),
         Cell(money.price(model.price_per_thousand_steps)),
         Cell(f"{model.tokens_per_second:,}"),
-        _slots(offer),
+        _slots(capacity_of(offer, model)),
         Cell(duration(offer.expires_at - now)),
     )
 
@@ -167,10 +168,10 @@ def _with_steps(entry: Entry, money: Money) -> Cell:
     return Cell(f"{middle} <small>{short_basis}</small>", title=basis)
 
 
-def _slots(offer: Offer) -> Cell:
-    if offer.slots_free:
-        return Cell(f"{offer.slots_free} of {offer.slots} free", "free")
-    waits = f"busy, {offer.queue_free} may wait" if offer.queue_free else "full"
+def _slots(places: EntryCapacity) -> Cell:
+    if places.slots_free:
+        return Cell(f"{places.slots_free} of {places.slots} free", "free")
+    waits = f"busy, {places.queue_free} may wait" if places.queue_free else "full"
     return Cell(waits, "full")
 
 

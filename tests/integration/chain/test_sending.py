@@ -5,13 +5,21 @@ The promise: one intention has one effect, whatever happens between signing and 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from piecework.chain import calls
 from piecework.chain.dev.anvil import Anvil
-from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
+from piecework.chain.dev.faucet import (
+    GIFT_WEI,
+    faucet_signer,
+    fund_native,
+    mint_tokens,
+    take_from_faucet,
+)
 from piecework.chain.errors import (
     FeeTooHigh,
     FeeTooLow,
@@ -26,7 +34,7 @@ from piecework.chain.fees import FeePolicy
 from piecework.chain.finality import at_depth
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc
+from piecework.chain.rpc import HttpRpc, JsonRpc
 from piecework.chain.transactions import (
     Finalized,
     Mined,
@@ -35,7 +43,7 @@ from piecework.chain.transactions import (
     TransactionSender,
     Unknown,
 )
-from piecework_protocol.types import Amount
+from piecework_protocol.types import Amount, to_hex
 from tests.support.chains import ETHER, POLL_S, USD, Chain, TestMarket, deployed, signer
 
 pytestmark = pytest.mark.process
@@ -50,6 +58,21 @@ async def market(anvil: Anvil) -> AsyncIterator[TestMarket]:
     async with deployed(anvil) as made:
         await made.give(WORKER.address, wei=ETHER)
         yield made
+
+
+class CountsNothing:
+    """A node that says of every key that it has sent nothing yet. Implements `JsonRpc`."""
+
+    def __init__(self, rpc: JsonRpc) -> None:
+        self._rpc, self.sent = rpc, 0
+
+    async def call(self, method: str, *params: Any) -> Any:
+        self.sent += method == "eth_sendRawTransaction"
+        counts = method == "eth_getTransactionCount"
+        return "0x0" if counts else await self._rpc.call(method, *params)
+
+    async def close(self) -> None:
+        await self._rpc.close()
 
 
 async def manual_mining(market: TestMarket) -> None:
@@ -331,3 +354,21 @@ async def test_a_chain_that_was_started_anew_is_recognized(anvil: Anvil) -> None
     async with Anvil() as fresh:
         with pytest.raises(WrongChain, match="there is no Escrow"):
             await ChainReader.connect(old, rpc_url=fresh.url)
+
+
+async def test_those_who_ask_the_faucet_at_once_all_get_their_gift(any_chain: Chain) -> None:
+    async with deployed(any_chain) as market:
+        askers = [signer(f"asker {n}").address for n in range(12)]
+        async with asyncio.TaskGroup() as tasks:
+            for asker in askers:
+                tasks.create_task(take_from_faucet(market.rpc, market.token, asker, Amount(USD)))
+        for asker in askers:
+            assert await market.reader.token_balance(market.token, asker) == USD
+            assert await market.rpc.call("eth_getBalance", to_hex(asker), "latest") == hex(GIFT_WEI)
+
+
+async def test_the_faucet_says_at_last_that_a_nonce_is_taken(market: TestMarket) -> None:
+    rpc = CountsNothing(market.rpc)
+    with pytest.raises(NonceTaken):
+        await fund_native(rpc, await faucet_signer(rpc), OTHER.address, 1, poll_s=POLL_S)
+    assert 10 < rpc.sent < 100

@@ -23,7 +23,7 @@ from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token, 
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.owner.readings import GpuReading
 from tests.support.browser import CONTRAST, OVERFLOW, Page, browser
-from tests.support.node.snapshots import CARD, a_snapshot
+from tests.support.node.snapshots import CARD, a_card, a_snapshot
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.process
@@ -71,10 +71,14 @@ class Shown:
     def drain(self) -> None:
         raise AssertionError("a reader presses no button")
 
-    def pause(self, seconds: float | None) -> None:
+    @property
+    def cards(self) -> tuple[str, ...]:
+        return ("0",)
+
+    def pause(self, seconds: float | None, card: str | None) -> None:
         raise AssertionError("a reader presses no button")
 
-    def resume(self) -> tuple[str, ...]:
+    def resume(self, card: str | None) -> tuple[str, ...]:
         raise AssertionError("a reader presses no button")
 
     async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
@@ -140,7 +144,7 @@ async def test_the_page_is_live_and_leaves_alone_what_somebody_reads(tmp_path: P
         assert await page.value("location.search") == ""
         await page.value("getSelection().selectAllChildren(document.querySelector('#gpu dl'))")
         busy = replace(CARD, temperature_c=84)
-        shown.snapshot = replace(shown.snapshot, state="paused", gpu=busy)
+        shown.snapshot = replace(shown.snapshot, state="paused", cards=(a_card(gpu=busy),))
         await becomes(page, "document.querySelector('#worker dd').textContent === 'paused'")
         assert "71 °C" in await page.value("document.querySelector('#gpu').textContent")
         await page.value("getSelection().removeAllRanges()")

@@ -10,6 +10,7 @@ import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.commands import _estimate as estimates
+from piecework_node.card_settings import CardSettings
 from piecework_node.console.estimate import Estimate
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ask_daemon
@@ -62,6 +63,36 @@ async def hold_to_a_pause(worker: WorkerProcess) -> None:
     console = Snapshot.from_json(await ask(worker, "/console/data"))
     assert console.why == ("piecework worker pause",) and console.model == "fake"
     assert console.balance.settlements_left is not None and console.money.usd_per_token is None
+
+
+async def test_one_of_two_cards_is_paused_and_the_worker_goes_on_with_the_other(
+    tmp_path: Path,
+) -> None:
+    cards = (
+        CardSettings(name="desk", device="cpu", slots=2),
+        CardSettings(name="big", device="cpu", slots=1),
+    )
+    async with EmbeddedChain() as chain, deployed(chain) as market:
+        worker = await WorkerProcess.register(
+            tmp_path / "worker", market.deployment, pace_s=0.01, rpc_url=chain.url, cards=cards
+        )
+        try:
+            assert set((await worker.start())["cards"]) == {"desk", "big"}
+            await until(lambda: is_in(worker, "ready", 3), within_s=30)
+            await ask_daemon(worker.home.root, "POST", "/pause", b'{"card": "desk"}')
+            await until(lambda: is_in(worker, "ready", 1), within_s=30)
+            desk, big = (await ask(worker, "/status"))["cards"]
+            assert desk["pause"]["causes"] == ["piecework worker pause"] and not desk["serves"]
+            assert big["pause"] is None and big["serves"]
+            console = Snapshot.from_json(await ask(worker, "/console/data"))
+            assert [(card.name, card.state) for card in console.cards] == [
+                ("desk", "paused"),
+                ("big", "ready"),
+            ]
+            await ask_daemon(worker.home.root, "POST", "/resume", b'{"card": "desk"}')
+            await until(lambda: is_in(worker, "ready", 3), within_s=30)
+        finally:
+            assert await worker.drain() == 0
 
 
 async def test_an_estimate_of_a_home_asks_its_chain_and_names_every_source(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.types import Uint32
 from tests.support.client_side import MONEY, PAYER, ask, collect, last, text_of
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Script, model_offer
-from tests.support.memory_worker import MemoryMarket
+from tests.support.memory_worker import MemoryMarket, Stall
 from tests.support.shipped import InlineExecutor
 from tests.support.virtual_time import LoopClock, simulate
 from tests.support.waiting import pass_time
@@ -36,8 +37,8 @@ class Scene:
         self.chain.deposit(PAYER.address, 100 * MONEY)
         self.folder, self.flags = folder, flags
 
-    def worker(self, name: str, kind: str, price: int) -> FakeWorker:
-        """Add a worker that is useless in this way."""
+    def worker(self, name: str, kind: str, price: int, *relays: str) -> FakeWorker:
+        """Add a worker that is useless in this way, with an address of its own or at relays."""
 
         async def gate(canvas: int) -> None:
             await pass_time(3600.0 if kind == "silent" else 0.3)
@@ -54,6 +55,7 @@ class Scene:
         greed = 5_000 if kind == "greedy" else 1
         model = model_offer(price=price * greed).replace(first_canvas_ms=Uint32(300))
         worker = FakeWorker(self.chain, self.clock, name=name, script=script, models=(model,))
+        worker.ways = tuple(Endpoint(Route.RELAYED, relay) for relay in relays)
         self.market.add(worker, name)
         if kind == "dead":
             self.market.dead.add(worker.endpoint)
@@ -161,6 +163,47 @@ def test_a_silent_worker_is_asked_again_when_it_is_the_only_one(tmp_path: Path) 
             await pass_time(120)
             events, _ = await timed_request(client, "y")
             assert text_of(events) == WHOLE
+        await scene.market.close()
+
+    simulate(play())
+
+
+@pytest.mark.parametrize("stall", Stall)
+def test_a_worker_whose_first_way_stalls_is_reached_over_the_next_one(
+    tmp_path: Path, stall: Stall
+) -> None:
+    async def play() -> None:
+        scene = Scene(tmp_path)
+        scene.market.stalls["one.example:7000"] = stall
+        relays = ("one.example:7000", "two.example:7000")
+        worker = scene.worker("only", "honest", 1_000_000, *relays)
+        async with scene.client() as client:
+            events, seconds = await timed_request(client, "x")
+            assert text_of(events) == WHOLE
+            assert seconds <= 40
+            spent = int(last(events).cost)
+            events, seconds = await timed_request(client, "y")
+            assert text_of(events) == WHOLE
+            assert seconds <= 5, "the way that stalled rests"
+            spent += last(events).cost
+        await scene.market.close()
+        assert worker.violations == []
+        assert worker.paid() == spent
+
+    simulate(play())
+
+
+def test_a_worker_that_is_silent_on_two_ways_is_left_after_both(tmp_path: Path) -> None:
+    async def play() -> None:
+        scene = Scene(tmp_path)
+        relays = tuple(f"{name}.example:7000" for name in ("one", "two", "three"))
+        scene.market.stalls.update(dict.fromkeys(relays, Stall.BOTH))
+        scene.worker("cheap", "honest", 900_000, *relays)
+        scene.worker("other", "honest", 1_000_000)
+        async with scene.client() as client:
+            events, seconds = await timed_request(client, "x")
+            assert text_of(events) == WHOLE
+            assert seconds <= 70
         await scene.market.close()
 
     simulate(play())

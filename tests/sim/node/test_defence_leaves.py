@@ -27,13 +27,15 @@ from tests.support.node.fake_port import FakePort
 from tests.support.node.harness import DOMAIN, Client, WorkerHarness
 
 
-async def served(seed: int = 3) -> tuple[WorkerHarness, StoredJob]:
+async def served(
+    seed: int = 3, *, profiles: tuple[str, ...] = (FACTS.profile,), entry: int = 0
+) -> tuple[WorkerHarness, StoredJob]:
     """A worker that has done a job of several canvases, started again since."""
-    harness = WorkerHarness()
+    harness = WorkerHarness(profiles=profiles)
     await harness.boot()
     client = Client(harness)
     client.open_on_chain()
-    line = client.job(seed, 40)
+    line = client.job(seed, 40, entry=entry)
     await client.submit(line)
     await client.finish(line)
     (job,) = harness.journal.jobs.values()
@@ -43,7 +45,7 @@ async def served(seed: int = 3) -> tuple[WorkerHarness, StoredJob]:
 
 
 def leaves_of(harness: WorkerHarness) -> JournalLeaves:
-    return JournalLeaves(harness.journal, harness.engine, harness.keyring, DOMAIN)
+    return JournalLeaves(harness.journal, harness.cards, harness.keyring, DOMAIN)
 
 
 def challenge(job: StoredJob, canvas: int, leaf: int, fields: int = 0b11) -> Challenge:
@@ -270,3 +272,24 @@ async def test_an_open_leaf_waits_for_the_chain_and_is_not_replayed_again() -> N
     disputes.refuses.clear()
     await defence.look()
     assert len(harness.engine.replayed) == len(disputes.prepared) == 1
+
+
+async def test_a_leaf_is_opened_by_a_card_with_the_profile_of_its_job() -> None:
+    harness, job = await served(profiles=(FACTS.profile, "fake-gpu"), entry=1)
+    await leaves_of(harness).open(challenge(job, 0, 1))
+    assert [len(engine.replayed) for engine in harness.engines] == [0, 1]
+    harness.engines[1].known = replace(FACTS, profile="fake-tpu")
+    with pytest.raises(CannotOpen, match="the job ran on fake-gpu, and the engine is fake-cpu and"):
+        await leaves_of(harness).open(challenge(job, 0, 1))
+
+
+async def test_a_card_that_is_replaced_is_a_fault_though_its_offer_has_others() -> None:
+    harness, _ = await served(profiles=(FACTS.profile, "fake-gpu"), entry=1)
+    disputes = FakeDisputes(FakePort(), time=int(harness.clock.now()))
+    defence = await defence_of(harness, disputes, leaves_of(harness))
+    await defence.look()
+    assert not harness.faults.is_failing(REACH)
+    harness.engines[1].known = replace(FACTS, profile="fake-tpu")
+    await defence.look()
+    (fault,) = harness.faults.failures(REACH)
+    assert "1 jobs" in fault.line and "ran on fake-gpu," in fault.line

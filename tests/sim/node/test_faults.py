@@ -125,8 +125,8 @@ class Simulation:
 
     async def lose_engine(self) -> None:
         if self.random.random() < 0.3:
-            await self.harness.worker.engine_event(self.harness.engine.lose())
-            await self.harness.worker.engine_event(self.harness.engine.come_back())
+            await self.harness.engine_event(self.harness.engine.lose())
+            await self.harness.engine_event(self.harness.engine.come_back())
 
     async def pass_time(self) -> None:
         self.harness.clock.advance(self.random.choice((0.5, 5.0, 31.0)))

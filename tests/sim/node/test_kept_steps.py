@@ -69,7 +69,7 @@ def only_job(harness: WorkerHarness) -> StoredJob:
 
 
 def leaves_of(harness: WorkerHarness) -> JournalLeaves:
-    return JournalLeaves(harness.journal, harness.engine, harness.keyring, DOMAIN, harness.steps)
+    return JournalLeaves(harness.journal, harness.cards, harness.keyring, DOMAIN, harness.steps)
 
 
 async def test_every_leaf_opens_from_what_is_kept_on_any_engine_after_a_kill(
@@ -107,6 +107,30 @@ async def test_what_is_not_kept_is_replayed_and_told_when_the_engine_has_changed
     told = await leaves.out_of_reach(Timestamp(int(harness.clock.now())))
     until = job.submission.job.deadline + CHALLENGE_SECONDS
     assert told is not None and told.startswith(f"1 jobs that may be challenged until {until} ran")
+
+
+async def test_jobs_of_a_profile_that_no_card_has_are_told_as_far_as_nothing_is_kept(
+    tmp_path: Path,
+) -> None:
+    harness = WorkerHarness(steps_folder=tmp_path / "steps", profiles=(FACTS.profile, "fake-gpu"))
+    await harness.boot()
+    client = Client(harness, deposit=10_000_000)
+    client.open_on_chain()
+    lines = [client.job(seed, 40, entry=entry) for seed, entry in ((3, 0), (4, 1), (5, 1))]
+    for line in lines:
+        await client.submit(line)
+        await client.finish(line)
+    await store(harness).close()
+    for path in (tmp_path / "steps").iterdir():
+        if lines[1].id.hex() not in path.name:
+            path.unlink()
+    await harness.boot()
+    now = Timestamp(int(harness.clock.now()))
+    assert await leaves_of(harness).out_of_reach(now) is None
+    harness.engines[1].known = replace(FACTS, profile="fake-tpu")
+    told = await leaves_of(harness).out_of_reach(now)
+    assert told is not None and told.startswith("1 jobs ")
+    assert told.endswith(f"ran on fake-gpu, and the engine is {FACTS.profile} and fake-tpu now")
 
 
 async def test_the_files_hold_no_text_and_no_token_in_the_clear(tmp_path: Path) -> None:

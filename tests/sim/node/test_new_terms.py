@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
+from piecework_node.daemon.reconfiguring import check_terms, judge_again
+from piecework_node.errors import ConfigError
 from piecework_node.jobs.offers import OfferBoard, refresh_due
+from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.runtime.cards import EngineCard
+from piecework_protocol.credit import CreditTerms
 from piecework_protocol.types import Amount
-from tests.support.node.fake_engine import FACTS
+from tests.support.node.fake_engine import FACTS, FakeEngine
 from tests.support.node.harness import (
     DOMAIN,
     OPERATOR,
@@ -14,6 +21,7 @@ from tests.support.node.harness import (
     Client,
     WorkerHarness,
     address_with,
+    entry,
 )
 
 DEARER = replace(
@@ -64,14 +72,53 @@ async def test_changed_terms_make_a_new_offer_due_at_once_and_only_once() -> Non
     address = address_with(key)
     board = OfferBoard(harness.journal, TERMS, domain=DOMAIN, signer=OPERATOR, clock=harness.clock)
     board.change(DEARER)
-    assert not board.is_due(address, 0)  # there is none yet to replace
-    first = await board.issue(FACTS, address, active=0)
-    assert not board.is_due(address, 0)
+    assert not board.is_due(address, [entry()])  # there is none yet to replace
+    first = await board.issue([entry()], address)
+    assert not board.is_due(address, [entry()])
     board.change(TERMS)
-    assert board.is_due(address, 0)
-    second = await board.issue(FACTS, address, active=0)
+    assert board.is_due(address, [entry()])
+    second = await board.issue([entry()], address)
     assert second.offer.sequence == first.offer.sequence + 1
     prices = [o.offer.models[0].price_per_thousand_steps for o in (first, second)]
     assert prices == [DEARER.price_per_thousand_steps, TERMS.price_per_thousand_steps]
-    assert not board.is_due(address, 0)
-    assert not refresh_due(second.offer, second.offer.issued_at, 3, address)
+    assert not board.is_due(address, [entry()])
+    assert not refresh_due(second.offer, second.offer.issued_at, [entry()], address)
+
+
+def crediting(first: int) -> OperatorTerms:
+    credit = CreditTerms(Amount(first), Amount(20_000), Amount(100_000), Amount(20_000))
+    return replace(TERMS, credit=credit)
+
+
+FAIR = crediting(7_000)
+
+
+def card(name: str, max_steps: int) -> tuple[EngineCard, FakeEngine]:
+    """A card with a model whose first canvas costs more the more steps it may take."""
+    engine = FakeEngine()
+    engine.known = replace(FACTS, max_steps=max_steps)
+    return EngineCard(name, engine, slots=1, queue=1), engine
+
+
+def test_terms_at_which_nobody_could_begin_on_a_card_are_refused_with_its_name() -> None:
+    (small, _), (large, engine) = card("a", 1), card("b", 10_000)
+    check_terms([small], FAIR)
+    with pytest.raises(ConfigError, match=r"^card b: credit_first is "):
+        check_terms([small, large], FAIR)
+    with pytest.raises(ConfigError, match=r"^credit_first is "):
+        check_terms([large], FAIR)
+    engine.lose()
+    check_terms([small, large], FAIR)
+
+
+def test_a_card_on_which_nobody_could_begin_takes_jobs_at_terms_that_let_them() -> None:
+    (small, _), (large, slow), (broken, _) = card("a", 1), card("b", 10_000), card("c", 1)
+    large.failed = FAIR.credit_fault(slow.known) or ""
+    assert large.failed
+    broken.failed = "the engine ended"
+    check_terms([small, large, broken], FAIR)
+    generous = crediting(20_000)
+    judge_again([small, large, broken], FAIR, generous)
+    assert [c.failed for c in (small, large, broken)] == ["", "", "the engine ended"]
+    judge_again([small, large], generous, FAIR)
+    assert small.failed == "" and large.failed.startswith("credit_first is ")

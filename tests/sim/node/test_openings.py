@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
 SEED, TOKENS, PROMPT = 3, 40, len(b"a fox")
 
 
-async def served(folder: Path | None = None) -> tuple[WorkerHarness, Client, StoredJob]:
-    """A worker that has done a job of several canvases, and is paid."""
-    harness = WorkerHarness(steps_folder=folder)
+async def served(
+    folder: Path | None = None, *, profiles: Sequence[str] = (FACTS.profile,)
+) -> tuple[WorkerHarness, Client, StoredJob]:
+    """A worker that has done a job of several canvases on its last card, and is paid."""
+    harness = WorkerHarness(steps_folder=folder, profiles=profiles)
     await harness.boot()
     client = Client(harness)
     client.open_on_chain()
-    line = client.job(SEED, TOKENS)
+    line = client.job(SEED, TOKENS, entry=len(profiles) - 1)
     await client.submit(line)
     await client.finish(line)
     (job,) = harness.journal.jobs.values()
@@ -195,10 +198,43 @@ async def test_an_engine_that_is_lost_meanwhile_costs_a_start(tmp_path: Path) ->
     harness, client, job = await served(tmp_path / "steps")
     canvas = max(range(len(job.canvases)), key=lambda k: len(job.canvases[k].leaves))
     line = await begun(client, content_of(job, canvas))
-    await harness.worker.engine_event(harness.engine.lose())
-    await harness.worker.engine_event(harness.engine.come_back())
+    await harness.engine_event(harness.engine.lose())
+    await harness.engine_event(harness.engine.come_back())
     await follow(client, line)
     assert len(line.receipts) == len(job.canvases[canvas].leaves) - 1
+
+
+TWO_CARDS = (FACTS.profile, "fake-gpu")
+
+
+@pytest.mark.parametrize("entry", [0, 1])
+async def test_the_card_with_the_profile_of_a_job_computes_its_steps_again(entry: int) -> None:
+    harness, client, job = await served(profiles=TWO_CARDS)
+    line = asking(client, content_of(job, 1), entry=entry)
+    await client.submit(line)
+    assert harness.runtime.load == {str(entry): 1}, "it has a place on the card that it names"
+    await follow(client, line)
+    outputs = [output for output in line.outputs if isinstance(output, OpenOutput)]
+    assert [leaf_of(o.fields) for o in outputs] == [*job.canvases[1].leaves[1:]]
+    assert [len(engine.replayed) for engine in harness.engines] == [0, 1]
+    assert not any(r.opening for engine in harness.engines for r in engine.started)
+
+
+async def test_an_opening_waits_for_its_card_and_fails_if_it_is_on_another_one() -> None:
+    harness, client, job = await served(profiles=TWO_CARDS)
+    await harness.engine_event(harness.engines[1].lose(), 1)
+    elsewhere = asking(client, content_of(job, 1), entry=0)
+    await client.submit(elsewhere)
+    await follow(client, elsewhere)
+    assert elsewhere.ended is not None and elsewhere.ended.reason is Reason.ENGINE_FAILED
+    assert elsewhere.amount == 0
+    await harness.engine_event(harness.engines[1].come_back(), 1)
+    line = asking(client, content_of(job, 1), 1, entry=1)
+    await client.submit(line)
+    await harness.engine_event(harness.engines[1].lose(), 1)
+    await harness.engine_event(harness.engines[1].come_back(), 1)
+    await follow(client, line)
+    assert len(line.receipts) == len(job.canvases[1].leaves) - 1
 
 
 async def test_a_challenged_opening_is_answered_when_the_job_that_it_opens_is_gone() -> None:
@@ -210,7 +246,7 @@ async def test_a_challenged_opening_is_answered_when_the_job_that_it_opens_is_go
     del harness.journal.contents[job.id], harness.journal.jobs[job.id]
     await harness.boot()
     harness.engine.known = replace(FACTS, profile="fake-gpu")
-    leaves = JournalLeaves(harness.journal, harness.engine, harness.keyring, DOMAIN)
+    leaves = JournalLeaves(harness.journal, harness.cards, harness.keyring, DOMAIN)
     for canvas, stored in enumerate(opened.canvases):
         for leaf in (0, 1):
             answer = await leaves.open(challenge(opened, canvas, leaf, 0x7F if leaf else 0x3F))

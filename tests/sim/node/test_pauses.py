@@ -34,20 +34,20 @@ async def started() -> tuple[WorkerHarness, Client, JobStream]:
 async def engine_says(harness: WorkerHarness) -> EngineEvent:
     """Hand the engine's own next event to the worker."""
     event = await harness.engine.queue.get()
-    await harness.worker.engine_event(event)
+    await harness.engine_event(event)
     return event
 
 
 async def pause(harness: WorkerHarness, ends_at: int | None = None) -> None:
     """Begin a pause, up to the engine's word that it stands still."""
     known = None if ends_at is None else Timestamp(ends_at)
-    harness.worker.pausing.pause(CAUSES, known)
+    harness.worker.pausing["0"].pause(CAUSES, known)
     await engine_says(harness)
 
 
 async def resume(harness: WorkerHarness) -> None:
     """End it, up to the engine's word that it goes on."""
-    harness.worker.pausing.resume()
+    harness.worker.pausing["0"].resume()
     await engine_says(harness)
 
 
@@ -79,7 +79,7 @@ async def test_a_pause_tells_every_client_at_once_until_when_and_so_does_its_end
     gives_up = harness.clock.now() + PATIENCE.pause_s
     await pause(harness)
     assert last_progress(line).paused_until == gives_up
-    harness.worker.pausing.pause(CAUSES, Timestamp(harness.clock.now() + 7))
+    harness.worker.pausing["0"].pause(CAUSES, Timestamp(harness.clock.now() + 7))
     assert last_progress(line).paused_until == harness.clock.now() + 7
     await resume(harness)
     assert last_progress(line).paused_until == 0
@@ -186,11 +186,11 @@ async def test_new_jobs_are_refused_by_name_and_told_when_to_ask_again() -> None
 async def test_a_pause_lasts_until_the_engine_has_its_memory_back() -> None:
     harness, _, line = await started()
     await pause(harness)
-    harness.worker.pausing.resume()
+    harness.worker.pausing["0"].resume()
     harness.worker.heartbeat()
     assert last_progress(line).paused_until > 0
     await engine_says(harness)
-    assert harness.worker.pausing.now is None
+    assert harness.worker.pausing["0"].now is None
 
 
 async def test_a_canvas_that_waits_for_credit_does_not_pause_the_one_in_progress() -> None:

@@ -103,7 +103,7 @@ async def test_a_cancel_while_the_engine_is_away_ends_the_job_at_once() -> None:
     harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await harness.worker.engine_event(harness.engine.lose())
+    await harness.engine_event(harness.engine.lose())
     line.cancel()
     await client.deliver(line)
     assert harness.journal.jobs[line.id].state is JobState.CANCELLED
@@ -460,14 +460,14 @@ async def test_a_job_whose_engine_is_lost_once_goes_on_and_is_failed_when_it_is_
     line = client.job(3, 64)
     await client.submit(line)
     await harness.engine_step(harness.engine.runnable()[0])
-    await harness.worker.engine_event(harness.engine.lose())
+    await harness.engine_event(harness.engine.lose())
     assert harness.journal.jobs[line.id].state is JobState.RUNNING
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(5))
     assert caught.value.reason is Reason.ENGINE_UNAVAILABLE
-    await harness.worker.engine_event(harness.engine.come_back())
+    await harness.engine_event(harness.engine.come_back())
     assert len(harness.engine.started[-1].committed) == 1
-    await harness.worker.engine_event(harness.engine.lose())
+    await harness.engine_event(harness.engine.lose())
     stored = harness.journal.jobs[line.id]
     assert (stored.state, stored.reason) == (JobState.FAILED, Reason.ENGINE_FAILED)
     await client.finish(line)
@@ -478,7 +478,7 @@ async def test_a_canvas_with_broken_numbers_is_never_signed_or_charged() -> None
     harness, client = await ready()
     line = client.job(3, 64)
     await client.submit(line)
-    await harness.worker.engine_event(harness.engine.fail(harness.engine.runnable()[0]))
+    await harness.engine_event(harness.engine.fail(harness.engine.runnable()[0]))
     stored = harness.journal.jobs[line.id]
     assert (stored.state, stored.canvases) == (JobState.FAILED, ())
     await client.finish(line)

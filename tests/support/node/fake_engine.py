@@ -216,7 +216,7 @@ class FakeEngine:
     def come_back(self) -> EngineReady:
         """The process is there again."""
         self.is_ready = True
-        return EngineReady(FACTS)
+        return EngineReady(self.known)
 
 
 def encoded(content: TextContent | ReadContent) -> EncodedContent:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from piecework.chain.authorizations import sign_opening
 from piecework_node import logs
+from piecework_node.daemon.offered import offered
 from piecework_node.engine.link import EngineEvent
 from piecework_node.evidence.steps import StepStore
-from piecework_node.jobs.offers import OfferAddress, build_offer
+from piecework_node.jobs.offers import OfferAddress, OfferEntry, build_offer
 from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import OfferIssued
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.cards import EngineCard, EngineCards
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
@@ -102,6 +104,11 @@ def address_with(sealing_key: PublicKey) -> OfferAddress:
     )
 
 
+def entry(active: int = 0, *, terms: OperatorTerms = TERMS) -> OfferEntry:
+    """The line of a worker with one card on which so many jobs run or wait."""
+    return OfferEntry(FACTS, terms.slots, terms.queue, active)
+
+
 class ListSink:
     """Implements `runtime.sink.FrameSink`: frames as bytes in a list."""
 
@@ -131,14 +138,19 @@ class WorkerHarness:
         terms: OperatorTerms = TERMS,
         patience: Patience = PATIENCE,
         make_engine: Callable[[KillSwitch], FakeEngine] = FakeEngine,
+        profiles: Sequence[str] = (FACTS.profile,),
         steps_folder: Path | None = None,
         evidence_bytes: int = 2**20,
     ) -> None:
-        """`steps_folder` is where steps are kept. None: they are not."""
+        """profiles: one for each card. Every card has the slots and the queue of the terms.
+
+        `steps_folder` is where steps are kept. None: they are not.
+        """
         self.steps_folder, self.evidence_bytes = steps_folder, evidence_bytes
         self.steps: StepStore | None = None
         self.runtime: JobRuntime
         self.terms, self.patience, self.make_engine = terms, patience, make_engine
+        self.profiles = profiles
         self.clock = FakeClock()
         self.journal = MemoryJournal(DOMAIN)
         self.chain: FakeEscrow = FakeEscrow()
@@ -153,7 +165,16 @@ class WorkerHarness:
         self.switch = switch or KillSwitch()
         self.journal.switch = self.switch
         self.lives += 1
-        self.engine = self.make_engine(self.switch)
+        self.engines = [self.make_engine(self.switch) for _ in self.profiles]
+        for engine, profile in zip(self.engines, self.profiles, strict=True):
+            engine.known = replace(FACTS, profile=profile)
+        self.engine = self.engines[0]
+        self.cards = EngineCards(
+            [
+                EngineCard(str(n), engine, slots=self.terms.slots, queue=self.terms.queue)
+                for n, engine in enumerate(self.engines)
+            ]
+        )
         self.keyring = await SealingKeyring.load(
             self.journal,
             OPERATOR.secret,
@@ -167,7 +188,7 @@ class WorkerHarness:
             await self.runtime.openings.close()  # the process of before is dead
         self.runtime = JobRuntime(
             self.journal,
-            self.engine,
+            self.cards,
             domain=DOMAIN,
             signer=OPERATOR,
             clock=self.clock,
@@ -175,8 +196,7 @@ class WorkerHarness:
             log=log,
             steps=self.steps,
             openings=OpeningDesk(
-                self.engine,
-                CanvasOpener(self.journal, self.engine, self.keyring, DOMAIN, self.steps),
+                CanvasOpener(self.journal, self.cards, self.keyring, DOMAIN, self.steps),
                 self.journal,
             ),
         )
@@ -230,12 +250,11 @@ class WorkerHarness:
         assert current is not None
         offer = build_offer(
             self.terms,
-            FACTS,
+            offered(self.worker, takes_jobs=any(card.serves for card in self.cards)),
             address_with(current),
             operator=OPERATOR.address,
             sequence=await self.journal.last_sequence() + 1,
             now=now(self.clock),
-            active=self.worker.active,
         )
         self.offer = SignedOffer(offer, sign(DOMAIN, offer, OPERATOR))
         await self.journal.append([OfferIssued(Digest(DOMAIN.digest(offer)), self.offer)])
@@ -244,17 +263,26 @@ class WorkerHarness:
         return self.offer
 
     async def engine_step(self, row: str) -> EngineEvent | None:
-        """Let one row of the engine go on, and hand its event to the worker."""
-        if row not in self.engine.runnable():
-            return None
-        event = self.engine.step(row)
-        await self.worker.engine_event(event)
-        return event
+        """Let one row of an engine go on, and hand its event to the worker."""
+        for card, engine in enumerate(self.engines):
+            if row in engine.runnable():
+                event = engine.step(row)
+                await self.engine_event(event, card)
+                return event
+        return None
+
+    async def engine_event(self, event: EngineEvent, card: int = 0) -> None:
+        """Hand an event of a card's engine to the worker."""
+        await self.worker.engine_event(list(self.cards)[card], event)
+
+    def runnable(self) -> list[str]:
+        """The rows of all engines that may go on."""
+        return [row for engine in self.engines for row in engine.runnable()]
 
     async def run_engine(self, limit: int = 1000) -> None:
         """Let the engine go on as long as it may."""
         for _ in range(limit):
-            rows = self.engine.runnable()
+            rows = self.runnable()
             if not rows:
                 return
             await self.engine_step(rows[0])
@@ -333,12 +361,13 @@ class Client(ScriptedClient):
         *,
         prompt: str | Content = "a fox",
         lifetime_s: int = 3600,
+        entry: int = 0,
         **changes: Any,
     ) -> JobStream:
         """A signed job with its sealed content, not submitted. `changes` are of its parameters."""
         deadline = self.harness.clock.now() + lifetime_s
         asked = parameters(seed, max_tokens).replace(**changes)
-        return JobStream.sealed(self, self.harness.offer, prompt, asked, deadline)
+        return JobStream.sealed(self, self.harness.offer, prompt, asked, deadline, entry=entry)
 
     async def submit(
         self, line: JobStream, *, funding: Funding | None = None, drafts: bool = False
@@ -383,7 +412,7 @@ class Client(ScriptedClient):
         for _ in range(rounds):
             moved = self.read(line) or await self.deliver(line)
             if not moved:
-                rows = self.harness.engine.runnable()
+                rows = self.harness.runnable()
                 if not rows:
                     return
                 await self.harness.engine_step(rows[0])

@@ -223,13 +223,14 @@ class MemoryJournal:
         return None
 
     async def replayable(self, deadline: Timestamp) -> tuple[ReplayableJobs, ...]:
-        found: dict[Digest, ReplayableJobs] = {}
+        found: dict[tuple[Digest, int], ReplayableJobs] = {}
         for job in self.jobs.values():
             signed = job.submission.job
             if job.id in self.contents and signed.deadline >= deadline:
-                known = found.get(signed.offer, ReplayableJobs(signed.offer, 0, Timestamp(0)))
+                key = signed.offer, int(signed.entry)
+                known = found.get(key, ReplayableJobs(*key, 0, Timestamp(0)))
                 latest = max(known.deadline, signed.deadline)
-                found[signed.offer] = ReplayableJobs(signed.offer, known.jobs + 1, latest)
+                found[key] = ReplayableJobs(*key, known.jobs + 1, latest)
         return tuple(found.values())
 
     async def jobs_named(self, digits: str) -> tuple[JobId, ...]:
@@ -246,14 +247,16 @@ class MemoryJournal:
     async def contradictions(self, channel: ChannelId) -> tuple[ContradictionSeen, ...]:
         return tuple(seen for (of, _), seen in sorted(self.seen.items()) if of == channel)
 
-    async def traced(self, offer: Digest, deadline: Timestamp) -> tuple[tuple[JobId, int], ...]:
-        return tuple(
-            (job.id, canvas.receipt.canvas)
-            for job in self.jobs.values()
-            if job.submission.job.offer == offer and job.submission.job.deadline >= deadline
-            for canvas in job.canvases
-            if canvas.leaves
-        )
+    async def traced(
+        self, offer: Digest, entry: int, deadline: Timestamp
+    ) -> tuple[tuple[JobId, int], ...]:
+        found = []
+        for job in self.jobs.values():
+            signed = job.submission.job
+            of_entry = (signed.offer, signed.entry) == (offer, entry)
+            if of_entry and job.id in self.contents and signed.deadline >= deadline:
+                found += [(job.id, c.receipt.canvas) for c in job.canvases if c.leaves]
+        return tuple(found)
 
     async def open_jobs(self) -> tuple[StoredJob, ...]:
         owing = {ref.job for book in self.books.values() for ref in book.ledger.unpaid}

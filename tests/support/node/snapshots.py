@@ -8,6 +8,7 @@ from piecework_node.console.model import (
     Earned,
     LiveCanvas,
     OpenBalance,
+    ShownCard,
     ShownMoney,
     ShownPrices,
     Snapshot,
@@ -32,6 +33,21 @@ WHY = (
     ("why", "moved one step towards the market"),
     ("market", "0.21 USDC, the median of 5 other operators"),
 )
+
+
+def a_card(name: str = "0", *, gpu: GpuReading | None = CARD) -> ShownCard:
+    """A busy card."""
+    return ShownCard(
+        name=name,
+        state="ready",
+        why="",
+        model="google/diffusiongemma-26b",
+        precision="int4",
+        slots=8,
+        active=3,
+        gpu=gpu,
+        missing="" if gpu else "NVML does not show card 0: Driver Not Loaded",
+    )
 
 
 def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
@@ -65,8 +81,7 @@ def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
         clients=(Earned("0xabcdef01…", 1000, 4000, 1_300_000_000), Earned("others", 204, 816, 1)),
         balance=OpenBalance(5_000_000, 0, 12_345, 8_000_000, "0.0123 coin", 340),
         rates=ConsoleRates(812.4, 96.1, 384.0 if gpu else None),
-        gpu=gpu,
-        gpu_missing="" if gpu else "NVML does not show card 0: Driver Not Loaded",
+        cards=(a_card(gpu=gpu),),
         head_age_s=3.2,
         indexes={"index.example": True, "other.example": False},
         alerts=(

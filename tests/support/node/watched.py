@@ -23,6 +23,7 @@ from piecework.chain.rpc import HttpRpc, JsonRpc
 from piecework_node import logs
 from piecework_node.journal.records import ChannelSeen, CloseAgreed, StoredChannel
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.cards import EngineCard, EngineCards
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
@@ -184,9 +185,9 @@ async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -
     log, metrics, clock = logs.silent(), Metrics(), chain.clock
     journal = MemoryJournal(reader.domain)
     port = ChainLink(reader, WORKER, FeePolicy())
-    engine = FakeEngine(KillSwitch())
+    cards = EngineCards([EngineCard("0", FakeEngine(KillSwitch()), slots=1, queue=0)])
     runtime = JobRuntime(
-        journal, engine, domain=reader.domain, signer=WORKER, clock=clock, metrics=metrics, log=log
+        journal, cards, domain=reader.domain, signer=WORKER, clock=clock, metrics=metrics, log=log
     )
     board = FaultBoard(clock, metrics, log, patience_s=OUTAGE_S)
     channels = Channels(runtime, port, board, refresh_s=10, outage_s=OUTAGE_S, log=log)

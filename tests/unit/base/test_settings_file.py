@@ -48,6 +48,34 @@ def test_a_new_setting_stands_at_the_end_below_its_description() -> None:
     assert rewritten(Shop, "", {"open": True}) == "# True or false.\nopen = true\n"
 
 
+TABLES = """\
+slots = 3
+places = [
+["here", "[[not a table]]"],
+]
+
+# ours
+[[shops]]
+slots = 4
+"""
+
+
+def test_a_new_setting_stands_before_the_tables_of_a_file() -> None:
+    text = rewritten(Shop, TABLES, {"slots": 5, "open": True})
+    table = text.partition("# ours\n")[2]
+    assert tomllib.loads(text) == {
+        "slots": 5,
+        "places": [["here", "[[not a table]]"]],
+        "open": True,
+        "shops": [{"slots": 4}],
+    }
+    assert table == "[[shops]]\nslots = 4\n"
+    only = rewritten(Shop, "[[shops]]\nslots = 4\n", {"slots": 5})
+    assert tomllib.loads(only) == {"slots": 5, "shops": [{"slots": 4}]}
+    with pytest.raises(SettingsError, match="Edit it"):
+        rewritten(Shop, TABLES, {}, ["shops"])
+
+
 def test_a_setting_goes_back_to_its_default_by_leaving_the_file() -> None:
     text = rewritten(Shop, WRITTEN, {}, ["slots", "places", "share"])
     assert tomllib.loads(text) == {"name": "Old"}

@@ -178,6 +178,19 @@ def test_a_full_worker_costs_waiting_time_and_is_no_reason_to_pay_any_price() ->
     assert names(choose(full, dear)) == [operator("full").address, operator("dear").address]
 
 
+def test_an_entry_that_is_full_counts_as_full_though_its_worker_has_free_slots() -> None:
+    model = offer("cards").offer.models[0]
+    lines = (model, model.replace(profile="another profile"))
+    places = [
+        {"slots": 1, "slots_free": 0, "queue_free": 0},
+        {"slots": 1, "slots_free": 1, "queue_free": 1},
+    ]
+    cards = offer("cards", models=lines, details=json.dumps({"capacity": places}))
+    assert cards.offer.slots_free > 0
+    full = {choice.model.profile: choice.full for choice in choose(cards).choices}
+    assert full == {model.profile: True, "another profile": False}
+
+
 def test_a_worker_that_asks_5000_times_as_much_gets_no_job_though_the_cheap_one_is_full() -> None:
     ranking = capped(priced("cheap", 1, **FULL), priced("dear", 5_000))
     assert names(ranking) == [operator("cheap").address]

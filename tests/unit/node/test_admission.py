@@ -45,6 +45,7 @@ from tests.support.node.harness import (
     TERMS,
     TOKEN,
     address_with,
+    entry,
     parameters,
 )
 
@@ -52,12 +53,11 @@ NOW = Timestamp(1_700_000_000)
 PAYER = LocalSigner(bytes(keccak256(b"payer")))
 OFFER = build_offer(
     TERMS,
-    FACTS,
+    (entry(),),
     address_with(PublicKey(bytes(32))),
     operator=OPERATOR.address,
     sequence=1,
     now=NOW,
-    active=0,
 )
 BEST_EFFORT_MODEL = OFFER.models[0].replace(
     service=Service.BEST_EFFORT, max_steps=Uint32(0), price_per_thousand_steps=Amount(0)
@@ -120,8 +120,9 @@ def good() -> AdmissionCase:
         operator=OPERATOR.address,
         terms=TERMS,
         offer=OFFER,
-        serving={FACTS.digest: Served(FACTS.service, FACTS.kinds)},
+        served=Served(FACTS.service, FACTS.kinds),
         active=0,
+        capacity=TERMS.capacity,
         engine_ready=True,
         draining=False,
     )
@@ -189,9 +190,7 @@ def best_effort(**changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
 def served_at_best_effort(c: AdmissionCase) -> AdmissionCase:
     """The same worker over an engine that honours no seed."""
     offer = OFFER.replace(models=(BEST_EFFORT_MODEL,))
-    seen = replace(
-        c.view, offer=offer, serving={FACTS.digest: Served(Service.BEST_EFFORT, FACTS.kinds)}
-    )
+    seen = replace(c.view, offer=offer, served=Served(Service.BEST_EFFORT, FACTS.kinds))
     return replace(c, view=seen, job=c.job.replace(offer=Digest(DOMAIN.digest(offer))))
 
 
@@ -209,11 +208,11 @@ REFUSALS: list[tuple[str, Callable[[AdmissionCase], AdmissionCase], Reason]] = [
     ("an offer nobody made", view(offer=None), Reason.UNKNOWN_OFFER),
     ("an expired offer", view(now=Timestamp(OFFER.expires_at + 6)), Reason.UNKNOWN_OFFER),
     ("a model that is not offered", job(model=Digest(bytes(32))), Reason.UNKNOWN_MODEL),
-    ("a model that is not loaded", view(serving={}), Reason.UNKNOWN_MODEL),
+    ("a model that is not loaded", view(served=None), Reason.UNKNOWN_MODEL),
     ("a best-effort job", best_effort(), Reason.WRONG_SERVICE),
     (
         "a model that has come to be served at best effort",
-        view(serving={FACTS.digest: Served(Service.BEST_EFFORT, FACTS.kinds)}),
+        view(served=Served(Service.BEST_EFFORT, FACTS.kinds)),
         Reason.WRONG_SERVICE,
     ),
     ("no tokens", parameter(max_tokens=0), Reason.BAD_PARAMETERS),
@@ -418,7 +417,7 @@ def test_a_best_effort_job_cannot_set(asked: dict[str, int]) -> None:
 
 
 def test_a_returning_job_keeps_the_class_that_it_was_let_in_on() -> None:
-    case = view(serving={FACTS.digest: Served(Service.BEST_EFFORT, FACTS.kinds)})(good())
+    case = view(served=Served(Service.BEST_EFFORT, FACTS.kinds))(good())
     with pytest.raises(Refusal) as caught:
         check_return(case.submission, case.view)
     assert caught.value.reason is Reason.WRONG_SERVICE

@@ -250,9 +250,7 @@ def test_no_model_takes_more_steps_than_the_protocol_allows() -> None:
 def test_a_wrong_class_of_service_says_which_one_is_served() -> None:
     case = replace(
         good(),
-        view=replace(
-            good().view, serving={MODEL.digest: Served(Service.BEST_EFFORT, (Kind.TEXT,))}
-        ),
+        view=replace(good().view, served=Served(Service.BEST_EFFORT, (Kind.TEXT,))),
     )
     with pytest.raises(Refusal, match="this model is served at best effort: it honours no seed"):
         admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))

@@ -75,6 +75,56 @@ def test_what_no_start_would_take_is_refused_and_changes_nothing(
     assert home.config.read_text() == WRITTEN
 
 
+OF_TWO_CARDS = """\
+payout = "{payout}"
+queue = 2
+
+# the big one
+[[cards]]
+name = "a"
+gpu_number = 0
+slots = 8
+
+[[cards]]
+gpu_number = 1
+precision = "int4"
+"""
+
+
+@pytest.mark.parametrize(
+    ("texts", "unset", "said"),
+    [
+        ({"slots": "4"}, (), r"slots: .* table 1 of \[\[cards\]\] \(card a\)\. Edit it there"),
+        ({}, ("precision",), r"precision: .* table 2 of \[\[cards\]\] \(card 1\)\."),
+        ({"gpu_number": "3"}, (), r"\(card a\) and table 2 of .*\(card 1\)"),
+        ({"cards": "x"}, (), "cards: a list of tables, one for each card. Edit config.toml"),
+        ({}, ("cards",), "cards: a list of tables"),
+    ],
+)
+def test_what_a_card_says_itself_is_refused_with_the_place_where_it_stands(
+    home: Home, texts: dict[str, str], unset: tuple[str, ...], said: str
+) -> None:
+    written = OF_TWO_CARDS.format(payout=PAYOUT)
+    home.config.write_text(written)
+    with pytest.raises(PieceworkError, match=said):
+        prepare_change(home, TOKEN, texts, unset)
+    assert home.config.read_text() == written
+
+
+def test_what_no_card_says_is_written_before_the_cards(home: Home) -> None:
+    home.config.write_text(OF_TWO_CARDS.format(payout=PAYOUT))
+    texts = {"queue": "5", "pause_gpu_share": "20", "price_per_thousand_steps": "0.002"}
+    prepare_change(home, TOKEN, texts).write()
+    after = settings.load(home.root, environment={})
+    assert [(own.slots, own.queue, own.pause_gpu_share) for _, own in after.of_cards] == [
+        (8, 5, 20),
+        (2, 5, 20),
+    ]
+    assert after.price_per_thousand_steps == "0.002 tUSDC"
+    text = home.config.read_text()
+    assert text.endswith(OF_TWO_CARDS.partition("queue = 2\n")[2]), "the tables are as before"
+
+
 def test_a_running_worker_takes_up_the_live_settings_alone() -> None:
     def made(**values: Any) -> settings.WorkerConfig:
         return settings.check({"payout": PAYOUT, **values})

@@ -18,6 +18,7 @@ from piecework.chain.addresses import DisputeTerms
 from piecework.chain.deployment import Deployment
 from piecework.demo.market import free_port
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
+from piecework_node.card_settings import CardSettings
 from piecework_node.daemon import registration as enrolment
 from piecework_node.daemon.check_results import (
     ITEMS,
@@ -61,6 +62,14 @@ def checkpoint(tmp_path: Path) -> Path:
 async def model_finding(
     root: Path, model: str | Path, store: str = "", item: str = "model", **settings: Any
 ) -> CheckResult:
+    findings = await findings_of(root, model, store, **settings)
+    return next(f for f in findings if f.item == item)
+
+
+async def findings_of(
+    root: Path, model: str | Path, store: str = "", **settings: Any
+) -> list[CheckResult]:
+    """What a check finds of a home whose chain is nowhere."""
     home = Home(root / "worker")
     payout = "0x00000000000000000000000000000000000000f1"
     values = {"payout": payout, "model": str(model), "model_store": store, **settings}
@@ -68,7 +77,7 @@ async def model_finding(
     findings = await Checker(home, "password").run()
     for finding in findings:
         assert (finding.result is Result.SUCCESS) == (not finding.code and not finding.remedy)
-    return next(f for f in findings if f.item == item)
+    return findings
 
 
 async def test_a_whole_checkpoint_is_held_to_its_manifest(tmp_path: Path, checkpoint: Path) -> None:
@@ -276,3 +285,28 @@ async def test_fast_paths_are_named_in_one_line(tmp_path: Path, checkpoint: Path
     assert finding.good and finding.detail == "none on a CPU"
     finding = await model_finding(tmp_path / "b", checkpoint, item="fast paths", device="cuda")
     assert not finding.good and "the settings ask for a GPU" in finding.detail
+
+
+async def test_each_of_several_cards_is_checked_by_its_own_settings(tmp_path: Path) -> None:
+    cards = (
+        CardSettings(name="exact", device="cpu", precision="float32"),
+        CardSettings(name="quick", device="cpu", precision="bfloat16"),
+        CardSettings(name="gone", device="cuda", gpu_number=7),
+    )
+    findings = await findings_of(tmp_path, "", cards=cards)
+    found = {(finding.card, finding.item): finding for finding in findings}
+    for card, item, code, detail in (
+        ("exact", "precision", "", "float32"),
+        ("quick", "precision", "", "bfloat16"),
+        ("quick", "owner", "", "jobs pause for the command"),
+        ("gone", "device", "device-missing", "the settings ask for a GPU"),
+    ):
+        finding = found[card, item]
+        assert (finding.code, detail in finding.detail) == (code, True), finding
+    assert len([item for card, item in found if not card and item == "audits"]) == 1
+    assert [card for card, item in found if item == "ports"] == [""]
+    checks = {
+        c["description"]: c for one in as_linkerd(findings)["categories"] for c in one["checks"]
+    }
+    assert checks["device of card gone"]["code"] == "device-missing"
+    assert found["gone", "device"].lines[0].startswith("FAIL  device of card gone the settings")

@@ -32,7 +32,7 @@ from piecework_node.owner.readings import GpuReading
 from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Timestamp
 from piecework_protocol.wire import SignedOffer
 from tests.support.clock import FakeClock
-from tests.support.node.snapshots import AT, CARD, a_snapshot
+from tests.support.node.snapshots import AT, CARD, a_card, a_snapshot
 
 MONEY = ShownMoney("USDC", 6, 1.0, 0.36)
 
@@ -126,7 +126,7 @@ def test_rates_are_those_of_the_last_minute() -> None:
     for second in range(121):
         tokens = 10 * max(0, second - 60)
         card = GpuReading("card", energy_j=1000.0 + 50 * second)
-        meter.sample(second, AT + second, tokens=tokens, steps=second, gpu=card, ours=True)
+        meter.sample(second, AT + second, tokens=tokens, steps=second, gpus={"0": card}, ours=["0"])
     assert meter.rates.tokens == 10 and meter.rates.steps == 1
     assert meter.rates.joules_per_thousand == 5000
 
@@ -134,16 +134,16 @@ def test_rates_are_those_of_the_last_minute() -> None:
 def test_energy_is_counted_for_our_work_alone_and_only_where_the_card_tells() -> None:
     meter = ConsoleMeter()
     hour = AT // HOUR_S
-    for second, watts, ours in ((0, 100.0, True), (2, 200.0, True), (4, 200.0, False)):
+    for second, watts, ours in ((0, 100.0, ["0"]), (2, 200.0, ["0"]), (4, 200.0, [])):
         card = GpuReading("card", power_w=watts)
-        meter.sample(second, hour * HOUR_S, tokens=0, steps=0, gpu=card, ours=ours)
-    meter.sample(6, hour * HOUR_S, tokens=0, steps=0, gpu=None, ours=True)
+        meter.sample(second, hour * HOUR_S, tokens=0, steps=0, gpus={"0": card}, ours=ours)
+    meter.sample(6, hour * HOUR_S, tokens=0, steps=0, gpus={"0": None}, ours=["0"])
     assert meter.hours == {hour: 300.0}
     assert meter.rates.joules_per_thousand is None
     for later in range(MAX_HOURS + 5):
         card = GpuReading("card", power_w=1.0)
         wall = (hour + later) * HOUR_S
-        meter.sample(10 + later, wall, tokens=0, steps=0, gpu=card, ours=True)
+        meter.sample(10 + later, wall, tokens=0, steps=0, gpus={"0": card}, ours=["0"])
     assert len(meter.hours) == MAX_HOURS
 
 
@@ -331,3 +331,37 @@ def test_energy_counts_while_jobs_run_and_its_tokens_where_the_card_tells() -> N
     assert (energy.joules, energy.tokens) == (40.0, 200), "an idle card costs no token"
     energy.add(10.0, 700, busy=False)
     assert (energy.joules, energy.tokens) == (40.0, 400), "its canvas ended in this second"
+
+
+# --- several cards
+
+
+def test_several_cards_have_a_line_each_and_one_card_has_a_list_of_facts() -> None:
+    hot = replace(a_card("desk"), state="paused", why="the card has 83 °C", active=0)
+    blind = a_card("cpu", gpu=None)
+    (drawn,) = [p for p in panels(replace(a_snapshot(), cards=(hot, blind))) if p.key == "gpu"]
+    assert drawn.title == "Cards"
+    assert [row[:3] for row in drawn.rows] == [
+        ("desk", "paused: the card has 83 °C", "0 of 8"),
+        ("cpu", "ready", "3 of 8"),
+    ]
+    assert drawn.rows[0][5:8] == ("71 °C", "312 W", "98 %")
+    assert drawn.rows[1][5:] == ("–",) * 5
+    (alone,) = [p for p in panels(a_snapshot()) if p.key == "gpu"]
+    assert alone.title == "GPU" and ("Temperature", "71 °C") in alone.rows
+
+
+def test_energy_is_the_sum_of_our_cards_and_unknown_if_one_of_them_does_not_tell() -> None:
+    meter, hour = ConsoleMeter(), AT // HOUR_S
+
+    def sample(at: float, *, ours: list[str], **watts: float | None) -> None:
+        gpus = {n: None if w is None else GpuReading(n, power_w=w) for n, w in watts.items()}
+        meter.sample(at, hour * HOUR_S, tokens=0, steps=0, gpus=gpus, ours=ours)
+
+    sample(0, ours=["a", "b"], a=100.0, b=50.0)
+    sample(2, ours=["a", "b"], a=100.0, b=50.0)
+    assert meter.hours == {hour: 300.0}
+    sample(4, ours=["a"], a=100.0, b=900.0)
+    assert meter.hours == {hour: 500.0}, "what a paused card draws is its owner's"
+    sample(6, ours=["a", "b"], a=100.0, b=None)
+    assert meter.hours == {hour: 500.0}

@@ -28,6 +28,7 @@ from piecework_protocol.types import (
 )
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS
 from tests.support.node.harness import TERMS as DAEMON_TERMS
+from tests.support.node.harness import entry
 from tests.support.pair import job
 
 TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
@@ -97,13 +98,12 @@ def test_a_model_whose_first_canvas_nobody_new_could_begin_is_named_with_the_lea
     work = asked.replace(parameters=asked.parameters.replace(max_steps=Uint32(MAX_STEPS)))
     model = build_offer(
         fits,
-        FACTS,
+        (entry(),),
         OfferAddress(
             (Endpoint(Route.DIRECT, "127.0.0.1:1"),), Digest(bytes(32)), PublicKey(bytes(32))
         ),
         operator=Address(bytes(20)),
         sequence=1,
         now=Timestamp(1),
-        active=0,
     ).models[0]
     assert ceiling(model, work, FIRST_PROMPT_TOKENS, None, 1) in (least, least - 1)

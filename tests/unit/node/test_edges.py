@@ -36,19 +36,21 @@ from piecework_node.jobs.offers import (
     OFFER_CONTENT_TYPE,
     IndexAnswer,
     OfferBoard,
+    OfferEntry,
     build_offer,
     publish,
     refresh_due,
 )
 from piecework_node.metrics import Metrics
+from piecework_protocol.capacity import EntryCapacity, capacity_of
 from piecework_protocol.errors import Reason
-from piecework_protocol.objects import Endpoint, Route
-from piecework_protocol.offers import check_terms
+from piecework_protocol.objects import Endpoint, Route, Service
+from piecework_protocol.offers import check_terms, takes_images
 from piecework_protocol.types import PublicKey, Timestamp
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
-from tests.support.node.harness import DOMAIN, OPERATOR, TERMS, address_with
+from tests.support.node.harness import DOMAIN, OPERATOR, TERMS, address_with, entry
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.snapshots import a_snapshot
 
@@ -56,15 +58,16 @@ KEY = PublicKey(bytes(32))
 ADDRESS = address_with(KEY)
 
 
-def offer(now: int = 1_700_000_000, *, active: int = 0) -> SignedOffer:
+def offer(
+    now: int = 1_700_000_000, *, active: int = 0, entries: Sequence[OfferEntry] = ()
+) -> SignedOffer:
     made = build_offer(
         TERMS,
-        FACTS,
+        entries or (entry(active),),
         ADDRESS,
         operator=OPERATOR.address,
         sequence=1,
         now=Timestamp(now),
-        active=active,
     )
     return SignedOffer(made, OPERATOR.sign(DOMAIN.digest(made)))
 
@@ -138,19 +141,53 @@ def test_an_offer_says_what_is_free(active: int, slots: int, queue: int) -> None
 
 
 def test_an_offer_is_renewed_at_half_its_life_or_when_it_is_not_true_any_more() -> None:
-    made = offer().offer
-    early = Timestamp(made.issued_at + 10)
-    assert not refresh_due(made, early, made.slots_free, ADDRESS)
-    assert refresh_due(made, early, made.slots_free - 1, ADDRESS)
-    assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free - 1, ADDRESS)
+    made, same, busier = offer().offer, (entry(),), (entry(1),)
+    soon, early = Timestamp(made.issued_at + 1), Timestamp(made.issued_at + 10)
+    assert not refresh_due(made, early, same, ADDRESS)
+    assert refresh_due(made, early, busier, ADDRESS)
+    assert not refresh_due(made, soon, busier, ADDRESS)
     other = replace(ADDRESS, sealing_key=PublicKey(bytes([1]) * 32))
-    assert refresh_due(made, early, made.slots_free, other)
+    assert refresh_due(made, early, same, other)
     moved = replace(ADDRESS, endpoints=(Endpoint(Route.RELAYED, "relay.example:7443"),))
-    assert refresh_due(made, early, made.slots_free, moved)
-    assert not refresh_due(made, Timestamp(made.issued_at + 1), made.slots_free, moved)
-    assert refresh_due(
-        made, Timestamp(made.issued_at + TERMS.offer_lifetime_s // 2), made.slots_free, ADDRESS
-    )
+    assert refresh_due(made, early, same, moved)
+    assert not refresh_due(made, soon, same, moved)
+    half = Timestamp(made.issued_at + TERMS.offer_lifetime_s // 2)
+    assert refresh_due(made, half, same, ADDRESS)
+
+
+def test_an_entry_leaves_the_offer_at_once_and_comes_back_with_the_next() -> None:
+    slow = replace(entry(), facts=replace(FACTS, profile="slow-cpu"))
+    both = offer(entries=(entry(), slow)).offer
+    alone = offer(entries=(entry(),)).offer
+    soon, early = Timestamp(both.issued_at + 1), Timestamp(both.issued_at + 10)
+    assert [model.profile for model in both.models] == [FACTS.profile, "slow-cpu"]
+    assert (both.slots, both.slots_free, both.queue_free) == (6, 6, 6)
+    assert refresh_due(both, soon, (entry(),), ADDRESS)
+    assert not refresh_due(alone, soon, (entry(), slow), ADDRESS)
+    assert refresh_due(alone, early, (entry(), slow), ADDRESS)
+
+
+def test_an_offer_of_several_entries_says_how_busy_each_is() -> None:
+    slow = replace(entry(), facts=replace(FACTS, profile="slow-cpu", images=True))
+    made = offer(entries=(entry(TERMS.capacity), slow)).offer
+    full, free = made.models
+    assert capacity_of(made, full) == EntryCapacity(3, 0, 0) and capacity_of(made, full).is_full
+    assert capacity_of(made, free) == EntryCapacity(3, 3, 3)
+    assert takes_images(made) is False, "not every entry does"
+    assert [told["hardware"] for told in json.loads(made.details)["entries"]] == ["none", "none"]
+    whole = EntryCapacity(made.slots, made.slots_free, made.queue_free)
+    for odd in ("", "[]", '{"capacity": 3}', '{"capacity": [{"slots": 1}, {}]}'):
+        assert capacity_of(made.replace(details=odd), full) == whole
+    boast = json.dumps({"capacity": [{"slots": 99, "slots_free": 99, "queue_free": 99}] * 2})
+    assert capacity_of(made.replace(details=boast), full) == whole
+    assert capacity_of(offer(active=1).offer, offer(active=1).offer.models[0]).slots_free == 2
+
+
+def test_an_entry_that_counts_no_steps_has_no_price_for_them() -> None:
+    loose = replace(FACTS, profile="vllm", service=Service.BEST_EFFORT, max_steps=0)
+    made = offer(entries=(entry(), replace(entry(), facts=loose))).offer
+    prices = [model.price_per_thousand_steps for model in made.models]
+    assert prices == [TERMS.price_per_thousand_steps, 0]
 
 
 async def test_sequence_numbers_grow_across_restarts() -> None:
@@ -159,7 +196,7 @@ async def test_sequence_numbers_grow_across_restarts() -> None:
     for _ in range(2):
         board = OfferBoard(journal, TERMS, domain=DOMAIN, signer=OPERATOR, clock=clock)
         for _ in range(2):
-            signed = await board.issue(FACTS, address_with(KEY), active=0)
+            signed = await board.issue((entry(),), address_with(KEY))
             numbers.append(signed.offer.sequence)
     assert numbers == [1, 2, 3, 4]
 
@@ -286,11 +323,13 @@ class Operations:
     def drain(self) -> None:
         self.pressed.append("drain")
 
-    def pause(self, seconds: float | None) -> None:
-        self.pressed.append(f"pause {seconds}")
+    cards = ("0", "big")
 
-    def resume(self) -> tuple[str, ...]:
-        self.pressed.append("resume")
+    def pause(self, seconds: float | None, card: str | None) -> None:
+        self.pressed.append(f"pause {seconds} {card}")
+
+    def resume(self, card: str | None) -> tuple[str, ...]:
+        self.pressed.append(f"resume {card}")
         return ("the schedule",)
 
     async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
@@ -413,8 +452,20 @@ async def test_a_pause_takes_seconds_or_lasts_until_it_is_lifted(
     await ask_daemon(home, "POST", "/pause")
     await ask_daemon(home, "POST", "/pause", b'{"seconds": 90}')
     lifted = await ask_daemon(home, "POST", "/resume")
-    assert operations.pressed == ["pause None", "pause 90", "resume"]
+    assert operations.pressed == ["pause None None", "pause 90 None", "resume None"]
     assert lifted == {"paused": True, "causes": ["the schedule"]}
+
+
+async def test_one_card_is_paused_and_a_card_that_is_not_there_is_refused(
+    admin: tuple[Operations, str, Path],
+) -> None:
+    operations, _, home = admin
+    await ask_daemon(home, "POST", "/pause", b'{"seconds": 90, "card": "big"}')
+    await ask_daemon(home, "POST", "/resume", b'{"card": "big"}')
+    assert operations.pressed == ["pause 90 big", "resume big"]
+    for path in ("/pause", "/resume"):
+        with pytest.raises(AdminError, match="the cards are 0, big"):
+            await ask_daemon(home, "POST", path, b'{"card": "small"}')
 
 
 @pytest.mark.parametrize("body", [b"x", b"[]", b'{"seconds": 0}', b'{"seconds": true}'])

@@ -70,13 +70,14 @@ class Owned:
         self.senses, self.brakes, self.clock = FakeSenses(), FakeBrakes(), FakeClock()
         self.watch = self.start()
 
-    def start(self) -> OwnerWatch:
+    def start(self, card: str = "") -> OwnerWatch:
         """The watch of another life of the daemon."""
         self.watch = OwnerWatch(
             self.rules,
             self.senses,
             self.brakes,
             self.home,
+            card=card,
             own=lambda: frozenset({4242}),
             clock=self.clock,
             log=logs.silent(),
@@ -93,6 +94,10 @@ class Owned:
     @property
     def texts(self) -> tuple[str, ...]:
         return self.brakes.now.causes if self.brakes.now is not None else ()
+
+
+def files(home: Path) -> list[str]:
+    return sorted(file.name for file in home.iterdir())
 
 
 def at(day: int, hour: int, minute: int = 0) -> datetime:
@@ -151,6 +156,20 @@ def test_the_settings_become_the_rules() -> None:
     assert rules.describe() == (
         "the command, the schedule, 20 % of the card's time, 512 MiB of its memory"
     )
+
+
+async def test_each_of_several_cards_is_paused_by_its_own_command_over_a_restart(
+    tmp_path: Path,
+) -> None:
+    desk, other = Owned(tmp_path, OwnerRules()), Owned(tmp_path, OwnerRules())
+    desk.start("desk").command(None)
+    await other.start("big").look()
+    assert desk.brakes.now is not None and other.brakes.now is None
+    assert files(tmp_path) == ["pause-desk.json"]
+    await desk.start("desk").look()
+    assert desk.texts == ("piecework worker pause",)
+    desk.watch.lift()
+    assert not files(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from piecework_node.daemon.offered import with_claims
+from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import ChannelSeen, EndedJob, StoredJob
@@ -27,6 +29,7 @@ from tests.support.node.harness import (
     Client,
     WorkerHarness,
     address_with,
+    entry,
 )
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.records import CHANNEL_ID, KEY, RECEIPT, SUBMISSION
@@ -105,7 +108,8 @@ async def test_the_journal_gives_the_newest_jobs_oldest_first(
     await disk.close()
 
 
-async def test_an_offer_says_what_the_worker_measured() -> None:
+async def test_an_offer_says_what_the_worker_measured(tmp_path: Path) -> None:
+    home = Home(tmp_path)
     recent = window(*[ended(60, 100)] * ENOUGH_JOBS)
     board = OfferBoard(
         MemoryJournal(DOMAIN),
@@ -113,13 +117,14 @@ async def test_an_offer_says_what_the_worker_measured() -> None:
         domain=DOMAIN,
         signer=OPERATOR,
         clock=FakeClock(),
-        usual=recent.usual,
     )
-    offer = (await board.issue(FACTS, address_with(KEY), active=0)).offer
+    lines = with_claims((entry(),), home, recent)
+    offer = (await board.issue(lines, address_with(KEY))).offer
     assert usual_jobs(offer, offer.models[0]) == recent.usual(FACTS)
     assert json.loads(offer.details)["hardware"] == "none"
     large = replace(FACTS, details={"hardware": "x" * MAX_DETAILS_BYTES})
-    offer = (await board.issue(large, address_with(KEY), active=0)).offer
+    lines = with_claims((replace(entry(), facts=large),), home, recent)
+    offer = (await board.issue(lines, address_with(KEY))).offer
     assert usual_jobs(offer, offer.models[0]) == recent.usual(FACTS)
     assert len(offer.details) <= MAX_DETAILS_BYTES
 

@@ -10,6 +10,7 @@ import pytest
 
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import RegisteredWorker
+from piecework_node.card_settings import CardSettings
 from piecework_node.daemon.registration import check_asked, check_registered, prepare_home
 from piecework_node.errors import HomeDiffers
 from piecework_node.home import Home
@@ -58,6 +59,18 @@ def test_other_settings_are_refused_by_name_with_the_command_that_changes_them(
         check_asked(home, MARKET, asked, flags={"payout": "--payout", "indexes": "--index"})
     said = f"{named}: {home.config} says something else. To change it: piecework worker {line}"
     assert str(caught.value) == said
+
+
+def test_a_flag_is_held_to_the_tables_of_cards_too(tmp_path: Path) -> None:
+    cards = (CardSettings(name="a", gpu_number=0, slots=4), CardSettings(gpu_number=1))
+    made = Home(tmp_path / "worker")
+    prepare_home(made, MARKET, {**VALUES, "cards": cards}, "password", Timestamp(1_800_000_000))
+    check_asked(made, MARKET, {"payout": PAYOUT, "queue": 4})
+    for asked in (2, 4):
+        with pytest.raises(HomeDiffers) as caught:
+            check_asked(made, MARKET, {"slots": asked})
+        assert str(caught.value).startswith("slots: ")
+        assert str(caught.value).endswith("edit slots in table 1 of [[cards]] (card a)")
 
 
 def test_a_stake_and_an_owner_that_are_registered_are_not_replaced_by_flags() -> None:

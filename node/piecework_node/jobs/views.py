@@ -1,0 +1,147 @@
+"""What admission is told of a submission, out of the running worker."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from typing import Final
+
+from piecework_node.jobs.admission import AdmissionView, ChannelView, Served
+from piecework_node.jobs.terms import OperatorTerms
+from piecework_node.runtime.cards import EngineEntry, entry_of
+from piecework_node.runtime.channels import Channels
+from piecework_node.runtime.credit import CreditDesk
+from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
+from piecework_node.runtime.jobs import JobRuntime
+from piecework_node.runtime.live import LiveChannel
+from piecework_node.times import now
+from piecework_protocol.credit import PayerCredit
+from piecework_protocol.frames import SubmitJob
+from piecework_protocol.objects import ModelOffer, Offer
+from piecework_protocol.types import Address, Amount, Digest, JobId
+from piecework_protocol.wire import SignedOffer
+
+KEPT_OFFER_S: Final = 60
+"""How long a job may still name an offer after it expired. Admission refuses it with a reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitting:
+    """A submission that is being looked at: who pays for it, and what it is bound to, if known."""
+
+    payer: Address
+    entry: EngineEntry | None
+
+
+class AdmissionViews:
+    """Makes the values that `admission` decides by."""
+
+    def __init__(
+        self, runtime: JobRuntime, channels: Channels, credit: CreditDesk, terms: OperatorTerms
+    ) -> None:
+        self._runtime, self._channels = runtime, channels
+        self._credit, self.terms = credit, terms
+        self.draining = False
+        self.admitting: dict[JobId, Admitting] = {}
+        """What is being looked at, oldest first."""
+        self._offers: dict[Digest, Offer] = {}
+
+    def remember_offer(self, signed: SignedOffer) -> None:
+        """Let jobs name this offer from now on. Call it when the offer is journaled."""
+        oldest = now(self._runtime.clock) - KEPT_OFFER_S
+        kept = {d: offer for d, offer in self._offers.items() if offer.expires_at > oldest}
+        self._offers = {**kept, Digest(self._runtime.domain.digest(signed.offer)): signed.offer}
+
+    @property
+    def active(self) -> int:
+        """Jobs that run, wait for a slot, or are being admitted."""
+        return len(self._runtime.sequences) + len(self.admitting)
+
+    def active_on(self, entry: EngineEntry | None) -> int:
+        """Count the jobs that take a place among those of an entry. None: of any.
+
+        A job that waits on a paused card takes none on the others.
+        """
+        able = self._runtime.cards.able(entry)
+        running = sum(
+            (job.card is None or not job.card.ready or job.card in able)
+            for job in self._runtime.sequences.values()
+            if entry is None or job.entry == entry
+        )
+        coming = (one for one in self.admitting.values() if entry in (None, one.entry))
+        return running + sum(1 for _ in coming)
+
+    def entry(self, submission: SubmitJob) -> EngineEntry | None:
+        """What a submission is bound to. None: its offer is not known, or has no such entry."""
+        offer = self._offers.get(submission.job.offer)
+        model: ModelOffer | None = None if offer is None else offer.entry(submission.job)
+        return None if model is None else entry_of(model)
+
+    def worker(self, submission: SubmitJob, bound: EngineEntry | None = None) -> AdmissionView:
+        """What is known for a submission. bound: the entry of a job that was admitted before."""
+        entry = bound or self.entry(submission)
+        facts = self._runtime.cards.served(entry)
+        return AdmissionView(
+            now=now(self._runtime.clock),
+            domain=self._runtime.domain,
+            operator=self._runtime.signer.address,
+            terms=self.terms,
+            offer=self._offers.get(submission.job.offer),
+            served=Served(facts.service, facts.kinds) if facts else None,
+            active=self.active_on(entry),
+            capacity=sum(card.capacity for card in self._runtime.cards.able(entry)),
+            engine_ready=self._runtime.cards.is_ready_for(entry),
+            draining=self.draining,
+            fault=self._channels.faults.stopping,
+            pause=self._runtime.cards.pause_of(entry),
+        )
+
+    def _stranger_jobs(self, account: PayerCredit, submission: SubmitJob) -> int:
+        """Jobs of strangers on an entry that run, wait, or came before this one of a stranger."""
+        if not account.is_stranger:
+            return 0
+        mine, entry = submission.job.id(self._runtime.domain), self.entry(submission)
+        running = {
+            job.id: job.channel.stored.channel.payer
+            for job in self._runtime.sequences.values()
+            if job.entry == entry
+        }
+        earlier = takewhile(lambda coming: coming[0] != mine, self.admitting.items())
+        coming = {job: one.payer for job, one in earlier if one.entry == entry}
+        payers = Counter((running | coming).values())
+        return sum(count for p, count in payers.items() if self._credit.is_stranger(p))
+
+    def own(self, submission: SubmitJob, bound: EngineEntry | None = None) -> AdmissionView:
+        """The view of a job that is itself being admitted and must not count against itself."""
+        return with_fewer(self.worker(submission, bound), 1)
+
+    def channel(self, channel: LiveChannel, submission: SubmitJob) -> ChannelView:
+        time, stored = now(self._runtime.clock), channel.stored
+        jobs = channel.jobs.values()
+        attached = {job.id for job in jobs if job.sink is not None}
+        known, offered = usable_funding(stored.funding, time), authorization_in(submission)
+        funding = better_funding(known, offered)
+        account = self._credit.payer(stored.channel.payer, channel)
+        return ChannelView(
+            ledger=stored.ledger,
+            state=channel.state_for_jobs,
+            deposit=channel.available,
+            withdrawn=Amount(stored.deposit - channel.available),
+            account_signed=funding is not None and funding == channel.account_signed,
+            fresh=self._channels.is_reliable(channel, funding),
+            funding=funding,
+            pooled=self._channels.pooled_for(channel),
+            reserved=channel.reserved,
+            attached=len(attached),
+            payer=account,
+            strangers_owe=self._credit.pool_of(account),
+            stranger_jobs=self._stranger_jobs(account, submission),
+            stray_unpaid=any(ref.job not in attached for ref in stored.ledger.unpaid),
+            closing=stored.close_signature is not None,
+        )
+
+
+def with_fewer(view: AdmissionView, count: int) -> AdmissionView:
+    """Return a view in which so many jobs fewer take places."""
+    return replace(view, active=max(0, view.active - count))
