@@ -251,6 +251,7 @@ class Daemon:
             "seen_by": self._indexes.seen_by,
             "shown_by": self._reach.shown_by,
             "reached": self._reach.reached,
+            "dialled_by": list(self._reach.dialled_by),
             "relays": self._relays.states,
         }
 
@@ -348,7 +349,10 @@ class Daemon:
         base = self._base
         async with HttpReader(REACH_LIMITS) as http:
             market = base.deployment.domain
-            onlooker = Onlooker(base.config.indexes, http, base.operator, market, base.clock)
+            config = base.config
+            onlooker = Onlooker(
+                config.indexes, http, base.operator, market, base.clock, relays=config.relays
+            )
             await look_at(onlooker, self._reach, self._p.board.current)
             looked.set()
             await keep_looking(onlooker, self._reach, lambda: self._p.board.current)

@@ -1,4 +1,4 @@
-"""What `piecework worker status` and `estimate` say of automatic prices."""
+"""What `piecework worker status` and `estimate` say of prices, and of who reaches the worker."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ def price_rows(prices: dict[str, Any]) -> list[Row]:
     if due is not None:
         rows.append(("  next look", datetime.fromtimestamp(due, UTC).strftime("%H:%M:%S UTC")))
     return rows
+
+
+def reached_line(status: dict[str, Any]) -> str:
+    """Return what became of dials from outside, and who dialled, from `/status`."""
+    found = ", ".join(f"{address} {word}" for address, word in status["reached"].items())
+    return f"{found} (by {', '.join(status['dialled_by'])})" if found else "-"
 
 
 def running_prices(root: Path) -> dict[str, Any] | None:
