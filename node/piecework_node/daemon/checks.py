@@ -286,8 +286,8 @@ class Checker:
                 return "the running worker knows no answer yet"
             by = ", ".join(self._status["dialled_by"])
             self._judge_dials(reached, by)
-            said = ", ".join(f"{address} {word}" for address, word in reached.items())
-            return f"{said}, says {by}"
+            found = ", ".join(f"{address} {word}" for address, word in reached.items())
+            return f"{found}, says {by}"
         if not config.listens:
             return "through relays alone. The running worker has them dialled"
         host, port = split_endpoint(config.bind)

@@ -86,13 +86,14 @@ async def test_a_relay_dials_a_worker_whose_market_has_no_index(
         assert f"relay {first} reached {worker.endpoint}" in lines
         ready = await worker.start()
         try:
-            # The first relay has dialled for this operator less than a minute ago.
-            assert ready["dialled_by"] == [f"relay {made.names[1]}"]
+            # A relay that has dialled for this operator less than a minute ago leaves it to others.
+            (by,) = ready["dialled_by"]
+            assert by in {f"relay {name}" for name in made.names}
             everywhere = (worker.endpoint, *made.names)
             assert ready["reached"] == dict.fromkeys(everywhere, "reached")
             assert ready["can_earn"]
             said = await worker_command(worker, "status")
-            assert f"(by relay {made.names[1]})" in said.out
+            assert f"(by {by})" in said.out
         finally:
             assert await worker.drain() == 0
 
