@@ -29,7 +29,7 @@ COPY constraints.txt ./
 COPY requirements requirements
 # The libraries first: their layers stay when only our sources change.
 RUN pip install --no-cache-dir --require-hashes -r requirements/worker.lock -r requirements/chain.lock \
-      --no-deps
+      -r requirements/postgres.lock --no-deps
 RUN if [ -z "$PIP_EXTRA_INDEX_URL" ]; then \
       pip install --no-cache-dir --require-hashes --no-deps -r requirements/torch.lock; \
     else \

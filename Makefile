@@ -13,8 +13,12 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
-# anvil and forge for the contracts; viem and cast for the examples of the documents.
-NPM := contracts tests/integration/docs/npm
+# anvil and forge for the contracts; viem and cast for the examples of the documents; axe-core for
+# the pages.
+NPM := contracts tests/integration/docs/npm tests/support/npm
+# Akash's schema of manifests, one file of a large package. A test knows its SHA-256.
+SDL := build/schemas/akash-sdl.yaml
+AKASH := @akashnetwork/chain-sdk@1.0.0-alpha.25
 PIP := $(BIN)/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 demo: .venv/.demo
@@ -42,7 +46,7 @@ check: .venv/.dev
 contracts:
 	contracts/tools/check.sh
 
-unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json)
+unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json) $(SDL)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
 	@$(BIN)/coverage combine --quiet
@@ -95,8 +99,13 @@ docs: reference
 reference: .venv/.dev
 	@$(BIN)/python -P -m docs.tools.reference
 
+$(SDL):
+	@mkdir -p $(@D)
+	cd $(@D) && npm pack --silent $(AKASH) && tar -xzOf akashnetwork-chain-sdk-*.tgz package/dist/sdl-schema.yaml > $(@F).new
+	@rm $(@D)/akashnetwork-chain-sdk-*.tgz && mv $@.new $@
+
 %/node_modules/.package-lock.json: %/package-lock.json
-	@command -v npm >/dev/null || { echo "error: the contract tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
+	@command -v npm >/dev/null || { echo "error: the tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }
 	cd $* && npm ci --ignore-scripts --no-audit --no-fund
 
 .venv/bin/python:

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -30,8 +31,11 @@ from bench.report import environment, percentile
 from piecework.base.clock import SystemClock
 from piecework.base.connections import ConnectionLimits, parse_networks
 from piecework.base.http_server import HttpServer, serving
+from piecework.market.history import DAY_S
+from piecework.market.limits import SAMPLE_INTERVAL_S
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
+from piecework.market.storage.database import open_database
 from piecework_protocol.types import Amount, Timestamp, Uint32, Uint64
 from piecework_protocol.wire import encode_offer
 from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
@@ -71,27 +75,30 @@ def signed(number: int, sequence: int, now: int) -> bytes:
     )
 
 
-def serve(count: int, pipe: Connection) -> None:
+def serve(count: int, place: str | None, pipe: Connection) -> None:
     """The process of the index."""
     with tempfile.TemporaryDirectory() as folder:
-        asyncio.run(_serve(count, Path(folder), pipe))
+        asyncio.run(_serve(count, Path(folder), place, pipe))
 
 
-async def _serve(count: int, folder: Path, pipe: Connection) -> None:
+async def _serve(count: int, folder: Path, place: str | None, pipe: Connection) -> None:
     chain, now = FakeChain(), int(time.time())
-    store = OfferStore(folder / "market.db", chain.domain, TOKEN)
+    database = await open_database(place or folder / "market.db")
+    store = await OfferStore.open(database, chain.domain, TOKEN, Timestamp(now))
     trusted = parse_networks(("127.0.0.1",))
     index = IndexServer(store, chain, EXPLORER, clock=SystemClock(), trusted_proxies=trusted)
     for number in range(count):
         chain.register(operator(f"worker-{number}").address, receiver(f"worker-{number}"))
         await index.accept(signed(number, 1, now))
-    store.record(Timestamp(now))
+    market = store.catalogue.sample(Timestamp(now))
+    for ago in range(0, DAY_S, SAMPLE_INTERVAL_S):
+        await store.history.take(replace(market, at=Timestamp(now - ago)), ())
     limits = ConnectionLimits(total=256, per_address=128, trusted=trusted)
     server = HttpServer(index.application(), limits, on_refused=index.metrics.connection_refused)
     async with serving(server, "127.0.0.1", 0) as bound:
         pipe.send(bound.url)
         await asyncio.to_thread(pipe.recv)
-    store.close()
+    await store.close()
 
 
 def _addresses() -> Iterator[dict[str, str]]:
@@ -147,10 +154,11 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--offers", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=300)
+    parser.add_argument("--database", help="postgresql://… instead of a SQLite file")
     chosen = parser.parse_args(arguments)
     here, there = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
-    process = context.Process(target=serve, args=(chosen.offers, there))
+    process = context.Process(target=serve, args=(chosen.offers, chosen.database, there))
     process.start()
     try:
         url = here.recv()

@@ -77,6 +77,12 @@ def main() -> None:
         _without(_resolve(_requirements(["provenance", "gateway", "market"])), client),
     )
     _write(
+        "postgres",
+        "What an index on PostgreSQL needs beside a client.",
+        HOW.format("-r requirements/client.lock -r requirements/postgres.lock"),
+        _without(_resolve(_requirements(["postgres", "gateway", "market"])), client),
+    )
+    _write(
         "build",
         "What builds the wheel.",
         HOW.format("-r requirements/build.lock"),

@@ -31,6 +31,7 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
     "console": frozenset({"textual"}),
     "gateway": frozenset({"backports", "jsonschema", "prometheus_client", "regex"}),
     "market": frozenset({"prometheus_client"}),
+    "postgres": frozenset({"asyncpg"}),
     "provenance": frozenset({"c2pa"}),
     "vllm": frozenset(
         {

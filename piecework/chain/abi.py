@@ -5,8 +5,9 @@ Source: the contract ABI specification, https://docs.soliditylang.org/en/latest/
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,9 @@ _STANDARD_ERRORS: tuple[dict[str, Any], ...] = (
     {"type": "error", "name": "Error", "inputs": [{"name": "message", "type": "string"}]},
     {"type": "error", "name": "Panic", "inputs": [{"name": "code", "type": "uint256"}]},
 )
+
+
+_PLAIN: frozenset[type[Any]] = frozenset({bool, bytes, int, str})
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,15 @@ class Interface:
     constructor: tuple[str, ...]
 
     def encode(self, name: str, arguments: Sequence[Any]) -> bytes:
-        """Call data: selector and arguments. Addresses are 20 bytes, structs are tuples."""
+        """Call data: selector and arguments. Addresses are 20 bytes. A struct is a tuple, or a
+        dataclass with the same members in the same order."""
         function = self.functions[name]
-        return function.selector + _encode(function.inputs, arguments)
+        return function.selector + _encode(function.inputs, [_in_abi(one) for one in arguments])
 
     def encode_constructor(self, arguments: Sequence[Any]) -> bytes:
         """Creation code with the constructor's arguments appended."""
-        return load_artifact(self.contract).bytecode + _encode(self.constructor, arguments)
+        given = [_in_abi(one) for one in arguments]
+        return load_artifact(self.contract).bytecode + _encode(self.constructor, given)
 
     def decode(self, name: str, data: bytes) -> tuple[Any, ...]:
         """The results of a call; addresses as 20 bytes. `BadAnswer` for data of another shape."""
@@ -101,6 +107,25 @@ def interface(contract: str) -> Interface:
     functions = _functions([e for e in abi if e["type"] == "function"])
     events = {e["name"]: _event(e) for e in abi if e["type"] == "event"}
     return Interface(contract, functions, events, constructor)
+
+
+def _in_abi(value: Any) -> Any:
+    """Return a value as the encoder takes it: dataclasses as tuples, enums as their numbers."""
+    kind: type[Any] = type(value)
+    if kind in _PLAIN:
+        return value
+    if isinstance(value, tuple | list):
+        return [_in_abi(one) for one in value]
+    if isinstance(value, enum.IntEnum):
+        return int(value)
+    if is_dataclass(kind):
+        return tuple([_in_abi(getattr(value, name)) for name in _members(kind)])
+    return value
+
+
+@cache
+def _members(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))
 
 
 def decode_values(types: Sequence[str], data: bytes, what: str) -> tuple[Any, ...]:

@@ -54,20 +54,7 @@ class Claim:
     def as_tuple(self) -> tuple[Any, ...]:
         """The Solidity struct Claim."""
         v = self.voucher
-        return (channel_tuple(self.channel), v.cumulative, v.count, v.receipts_root, self.signature)
-
-
-def channel_tuple(channel: Channel) -> tuple[Any, ...]:
-    """The Solidity struct Channel."""
-    return (
-        channel.payer,
-        channel.authorizer,
-        channel.receiver,
-        channel.operator,
-        channel.token,
-        channel.withdrawal_delay,
-        channel.salt,
-    )
+        return (self.channel, v.cumulative, v.count, v.receipts_root, self.signature)
 
 
 # --- channels
@@ -94,7 +81,7 @@ def fund(
 ) -> Call:
     """Open or top up a channel to the total `funded` out of the payer's pool; by the payer or with
     its FundChannel signature. `fee` goes from the pool to the receiver."""
-    members = (channel_tuple(channel), funded, fee, deadline, signature)
+    members = (channel, funded, fee, deadline, signature)
     return _escrow(deployment, "fund", 150_000 + _checking(signature), *members)
 
 
@@ -104,7 +91,7 @@ def open_with_authorization(
     """Open or top up a channel out of the payer's own tokens, by its EIP-3009 signature; anybody
     may send it."""
     o = opening
-    members = (channel_tuple(channel), o.amount, o.fee, o.valid_after, o.valid_before, o.signature)
+    members = (channel, o.amount, o.fee, o.valid_after, o.valid_before, o.signature)
     return _escrow(deployment, "openWithAuthorization", 220_000 + _checking(o.signature), *members)
 
 
@@ -142,7 +129,7 @@ def request_withdrawal(
 
     `amount` may be `EVERYTHING`, which closes the channel. `nonce` counts the channel's requests.
     """
-    members = (channel_tuple(channel), amount, nonce, deadline, signature)
+    members = (channel, amount, nonce, deadline, signature)
     return _escrow(deployment, "requestWithdrawal", 90_000 + _checking(signature), *members)
 
 
@@ -155,13 +142,13 @@ def cancel_withdrawal(
     signature: PayerSignature = BY_PAYER,
 ) -> Call:
     """Call the pending request off; by the payer, or with its CancelWithdrawal signature."""
-    members = (channel_tuple(channel), nonce, deadline, signature)
+    members = (channel, nonce, deadline, signature)
     return _escrow(deployment, "cancelWithdrawal", 80_000 + _checking(signature), *members)
 
 
 def withdraw(deployment: Deployment, channel: Channel) -> Call:
     """After the delay, by anybody: what was asked for goes to the payer's pooled balance."""
-    return _escrow(deployment, "withdraw", 110_000, channel_tuple(channel))
+    return _escrow(deployment, "withdraw", 110_000, channel)
 
 
 def push_payout(deployment: Deployment, token: Address, receiver: Address) -> Call:
@@ -212,10 +199,8 @@ def withdraw_balance_for(
     deployment: Deployment, order: WithdrawPooled, signature: PayerSignature
 ) -> Call:
     """Carry out an owner's signed order over its pooled balance; the sender gets the fee."""
-    o = order
-    members = (o.owner, o.token, o.amount, o.to, o.fee, o.nonce, o.deadline)
     gas = 200_000 + _checking(signature)
-    return _escrow(deployment, "withdrawBalanceFor", gas, members, signature)
+    return _escrow(deployment, "withdrawBalanceFor", gas, order, signature)
 
 
 # --- registry
@@ -225,9 +210,7 @@ def register(
     deployment: Deployment, registration: Registration, operator_signature: Signature = NO_SIGNATURE
 ) -> Call:
     """Register a worker with the sender's stake; needs `approve` for the registry before."""
-    return _registry(
-        deployment, "register", 550_000, _registration(registration), operator_signature
-    )
+    return _registry(deployment, "register", 550_000, registration, operator_signature)
 
 
 def register_with_permit(
@@ -240,7 +223,7 @@ def register_with_permit(
     stake."""
     signed = (operator_signature, permit.permit.deadline, permit.signature)
     what = "registerWithPermit"
-    return _registry(deployment, what, 600_000, _registration(registration), *signed)
+    return _registry(deployment, what, 600_000, registration, *signed)
 
 
 def add_stake(deployment: Deployment, operator: Address, amount: Amount) -> Call:
@@ -343,10 +326,6 @@ def _registry(deployment: Deployment, what: str, gas: int, *arguments: Any) -> C
 
 def _token(token: Address, what: str, gas: int, *arguments: Any) -> Call:
     return Call(what, token, interface("TestToken").encode(what, arguments), gas)
-
-
-def _registration(r: Registration) -> tuple[Any, ...]:
-    return (r.operator, r.owner, r.payout, r.stake, r.endpoint, r.nonce, r.deadline)
 
 
 def _checking(signature: PayerSignature) -> int:

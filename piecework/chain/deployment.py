@@ -40,6 +40,7 @@ from piecework.chain.limits import (
 )
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address, Amount, Seconds, parse_address, to_hex
+from piecework_protocol.views import as_json
 
 VERSION: Final = 2
 _REQUIRED: Final = ("version", "chain_id", "token", "terms")
@@ -126,7 +127,7 @@ class Deployment:
             },
             "from_block": self.from_block,
             "rpc_url": self.rpc_url,
-            "disputes": None if self.disputes is None else _dispute_terms_json(self.disputes),
+            "disputes": as_json(self.disputes),
         }
         return {name: value for name, value in values.items() if value is not None}
 
@@ -222,16 +223,6 @@ def dispute_terms_of(found: bytes) -> DisputeTerms:
         return _dispute_terms({"disputes": loads(found)})
     except ValueError as error:
         raise BadDeployment(f"the terms of a dispute contract: {error}") from error
-
-
-def _dispute_terms_json(terms: DisputeTerms) -> dict[str, Any]:
-    return {
-        "proving_cost": terms.proving_cost,
-        "min_bond_wei": terms.min_bond_wei,
-        "verdict_fee": terms.verdict_fee,
-        "committee": [to_hex(member) for member in terms.committee],
-        "threshold": terms.threshold,
-    }
 
 
 def _dispute_terms(raw: Mapping[str, Any]) -> DisputeTerms:

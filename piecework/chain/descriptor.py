@@ -37,6 +37,7 @@ from piecework_protocol.types import (
     parse_hex,
     to_hex,
 )
+from piecework_protocol.views import members
 
 FORMAT: Final = "piecework-market/1"
 MARKET_NAME: Final = "Piecework Market"
@@ -84,11 +85,8 @@ class MarketDescriptor:
         return _canonical(
             {
                 "format": FORMAT,
-                "sequence": self.sequence,
+                **members(self, "sequence", "indexes", "relays", "faucet"),
                 "deployment": self.deployment.to_json(),
-                "indexes": list(self.indexes),
-                "relays": list(self.relays),
-                "faucet": self.faucet,
             }
         )
 

@@ -11,7 +11,6 @@ from piecework.chain.calls import Call
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, BadDeployment
 from piecework.chain.events import Log
-from piecework.chain.evidence_calls import leaf_tuple
 from piecework.chain.logs import LogSearch
 from piecework.chain.rpc import JsonRpc, data_bytes
 from piecework_protocol.disputes import ChallengeStatus, OpenedLeaf
@@ -48,10 +47,6 @@ class Challenge:
     fields: int
     token: Address
     amount: Amount
-
-    def as_tuple(self) -> tuple[Any, ...]:
-        """The Solidity struct Challenge."""
-        return tuple(getattr(self, name) for name in self.__slots__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +138,17 @@ def challenge(deployment: Deployment, question: bytes, bond_wei: int) -> Call:
 def answer(deployment: Deployment, asked: Challenge, leaf: OpenedLeaf) -> Call:
     """Open the leaf. By anybody: the bond is the operator's."""
     size = sum(map(len, leaf.fields))
-    return _call(deployment, "answer", 200_000 + 60 * size, asked.as_tuple(), leaf_tuple(leaf))
+    return _call(deployment, "answer", 200_000 + 60 * size, asked, leaf)
 
 
 def conclude(deployment: Deployment, asked: Challenge) -> Call:
     """End a challenge whose time is over. By anybody."""
-    return _call(deployment, "conclude", 300_000, asked.as_tuple())
+    return _call(deployment, "conclude", 300_000, asked)
 
 
 def escalate(deployment: Deployment, asked: Challenge) -> Call:
     """Bring an answered challenge to the committee. By its challenger, after `approve`."""
-    return _call(deployment, "escalate", 200_000, asked.as_tuple())
+    return _call(deployment, "escalate", 200_000, asked)
 
 
 def judge(
@@ -167,7 +162,7 @@ def judge(
 ) -> Call:
     """Carry out a verdict: the votes of exactly as many members as the threshold. By anybody."""
     signatures = [votes[member] for member in sorted(votes)]
-    members = (asked.as_tuple(), guilty, leaf_root, deadline, signatures)
+    members = (asked, guilty, leaf_root, deadline, signatures)
     return _call(deployment, "judge", 300_000 + 80_000 * len(votes), *members)
 
 
@@ -222,7 +217,7 @@ class DisputeReader:
 
     async def challenge_id(self, asked: Challenge) -> Bytes32:
         """The id of a challenge."""
-        (found,) = await self._view("challengeId", asked.as_tuple())
+        (found,) = await self._view("challengeId", asked)
         return Bytes32(found)
 
     async def open_of(self, channel: ChannelId) -> Bytes32 | None:

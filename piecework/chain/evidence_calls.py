@@ -5,93 +5,73 @@
 
 from __future__ import annotations
 
-import dataclasses
-import enum
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from piecework.chain.abi import interface
 from piecework_protocol.disputes import OpenedLeaf, TraceRule
-from piecework_protocol.eip712 import TypedData
 from piecework_protocol.objects import Acceptance, Channel, Job, ModelOffer, Offer, Receipt
 from piecework_protocol.types import Address, Bytes32, Signature
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The job that evidence is about, and its channel."""
+    """The job that evidence is about, and its channel: the Solidity struct JobOfChannel."""
 
     channel: Channel
     job: Job
 
-    def as_tuple(self) -> tuple[Any, ...]:
-        """The Solidity struct JobOfChannel."""
-        return struct_tuple(self.channel), struct_tuple(self.job)
-
 
 @dataclass(frozen=True, slots=True)
 class ReceiptEvidence:
-    """A receipt with its operator's signature."""
+    """A receipt with its operator's signature: the Solidity struct SignedReceipt."""
 
     receipt: Receipt
     signature: Signature
 
-    def as_tuple(self) -> tuple[Any, ...]:
-        """The Solidity struct SignedReceipt."""
-        return struct_tuple(self.receipt), self.signature
-
 
 @dataclass(frozen=True, slots=True)
 class PinEvidence:
-    """A pinned position under the root of a canvas leaf. `index` is its place among the pins."""
+    """A pinned position under the root of a canvas leaf: the Solidity struct Pin.
+
+    `index` is its place among the pins.
+    """
 
     position: int
     token: int
     index: int
     siblings: tuple[Bytes32, ...]
 
-    def as_tuple(self) -> tuple[Any, ...]:
-        """The Solidity struct Pin."""
-        return self.position, self.token, self.index, list(self.siblings)
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TraceEvidence:
     """What shows that a trace breaks a rule. The contract's `TraceProof` says what each needs."""
 
     rule: TraceRule
-    leaves: tuple[OpenedLeaf, ...]
     position: int = 0
+    leaves: tuple[OpenedLeaf, ...]
     pin_count: int = 0
     pins: tuple[PinEvidence, ...] = ()
     output: bytes = b""
 
-    def as_tuple(self) -> tuple[Any, ...]:
-        """The Solidity struct TraceProof."""
-        leaves = [leaf_tuple(leaf) for leaf in self.leaves]
-        pins = [pin.as_tuple() for pin in self.pins]
-        return int(self.rule), self.position, leaves, self.pin_count, pins, self.output
-
 
 def prove_equivocation(subject: Subject, one: ReceiptEvidence, other: ReceiptEvidence) -> bytes:
     """Two receipts for one canvas."""
-    return _encode("proveEquivocation", subject, one.as_tuple(), other.as_tuple())
+    return _encode("proveEquivocation", subject, one, other)
 
 
 def prove_broken_chain(subject: Subject, earlier: ReceiptEvidence, later: ReceiptEvidence) -> bytes:
     """Receipts of two canvases that follow each other and do not form a chain."""
-    return _encode("proveBrokenChain", subject, earlier.as_tuple(), later.as_tuple())
+    return _encode("proveBrokenChain", subject, earlier, later)
 
 
 def prove_broken_beginning(subject: Subject, first: ReceiptEvidence) -> bytes:
     """A receipt of canvas 0 that does not begin a chain."""
-    return _encode("proveBrokenBeginning", subject, first.as_tuple())
+    return _encode("proveBrokenBeginning", subject, first)
 
 
 def prove_excess(subject: Subject, over: ReceiptEvidence) -> bytes:
     """More steps than the job allows, or more money than its ceiling."""
-    return _encode("proveExcess", subject, over.as_tuple())
+    return _encode("proveExcess", subject, over)
 
 
 def prove_overcharge(subject: Subject, over: ReceiptEvidence, offer: Offer) -> bytes:
@@ -102,7 +82,7 @@ def prove_overcharge(subject: Subject, over: ReceiptEvidence, offer: Offer) -> b
     """
     entry = offer.models[subject.job.entry]
     opening = (_words(offer), [model.struct_hash() for model in offer.models], _words(entry))
-    return _encode("proveOvercharge", subject, over.as_tuple(), opening)
+    return _encode("proveOvercharge", subject, over, opening)
 
 
 def prove_acceptances(
@@ -117,31 +97,15 @@ def prove_acceptances(
 
 def prove_trace(subject: Subject, signed: ReceiptEvidence, evidence: TraceEvidence) -> bytes:
     """A trace that breaks an exact rule."""
-    return _encode("proveTrace", subject, signed.as_tuple(), evidence.as_tuple())
+    return _encode("proveTrace", subject, signed, evidence)
 
 
 def ask(
     challenger: Address, subject: Subject, signed: ReceiptEvidence, leaf: int, fields: int
 ) -> bytes:
     """The question of a challenge: the fields of a leaf, bit i for field i."""
-    members = (challenger, subject.as_tuple(), signed.as_tuple(), leaf, fields)
+    members = (challenger, subject, signed, leaf, fields)
     return interface("EvidenceVerifier").encode("ask", members)
-
-
-def leaf_tuple(leaf: OpenedLeaf) -> tuple[Any, ...]:
-    """The Solidity struct OpenedLeaf."""
-    return leaf.index, list(leaf.digests), list(leaf.fields), list(leaf.siblings)
-
-
-def struct_tuple(value: TypedData) -> tuple[Any, ...]:
-    """A signed object as its Solidity struct: the same members in the same order."""
-    return tuple(_member(getattr(value, field.name)) for field in dataclasses.fields(value))
-
-
-def _member(value: Any) -> Any:
-    if isinstance(value, TypedData):
-        return struct_tuple(value)
-    return int(value) if isinstance(value, enum.IntEnum) else value
 
 
 def _words(value: Offer | ModelOffer) -> list[bytes]:
@@ -150,5 +114,5 @@ def _words(value: Offer | ModelOffer) -> list[bytes]:
     return [encoded[i : i + 32] for i in range(0, len(encoded), 32)]
 
 
-def _encode(name: str, subject: Subject, *members: Sequence[Any]) -> bytes:
-    return interface("EvidenceVerifier").encode(name, (subject.as_tuple(), *members))
+def _encode(name: str, subject: Subject, *members: object) -> bytes:
+    return interface("EvidenceVerifier").encode(name, (subject, *members))

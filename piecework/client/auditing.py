@@ -12,11 +12,11 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.base.files import FileError, write_private
@@ -33,20 +33,15 @@ from piecework.client.jobs.events import (
 from piecework.client.jobs.run import Caller
 from piecework.client.journal.learning import learn_broken
 from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
-from piecework_protocol.errors import MalformedInput
-from piecework_protocol.evidence.check import check_evidence
+from piecework_protocol.evidence.check import broken_rules, check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import read_openings
-from piecework_protocol.rules import Case, check
-from piecework_protocol.trace import CanvasRecord, StepField, StepRecord
 from piecework_protocol.types import Address, JobId
 
 AUDIT_CLAUSE: Final = "7.2 in an audit"
 """The trace is that of the model, the seed and the steps that the receipt names."""
 MAX_REPORT_BYTES: Final = 64 * 1024
-OpenSteps: TypeAlias = Mapping[int, Mapping[StepField, bytes]]
-"""The fields of steps, by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,55 +145,14 @@ def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> C
 
     Raises:
         EvidenceRefused: The evidence does not hold.
-        MalformedInput: The openings file is malformed.
+        MalformedInput: The openings file is malformed, or is not of this canvas.
     """
     proven = check_evidence(evidence)
-    shown = evidence.canvases[canvas]
-    accepted = evidence.acceptance
-    record, steps = _open_steps(openings, shown.leaves) if openings else (None, {})
-    case = Case(
-        evidence.domain,
-        evidence.job.job,
-        proven.model,
-        tuple(one.receipt for one in evidence.canvases[: canvas + 1]),
-        prompt_tokens=accepted.acceptance.prompt_tokens if accepted is not None else None,
-        outline=proven.content.outline if proven.content is not None else None,
-        leaves=shown.leaves,
-        record=record,
-        steps=steps,
-        output=proven.outputs[canvas] if proven.outputs is not None else None,
-    )
-    found = tuple(
-        f"rule {finding.rule.value} ({finding.rule.name.lower()}): {finding.text}"
-        + ("" if finding.step is None else f" (step {finding.step})")
-        for finding in check(case)
-    )
+    opened = read_openings(openings) if openings else None
+    found = tuple(map(str, broken_rules(evidence, proven, canvas, opened)))
     outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
-    return CanvasReport(AuditLevel.RULES, outcome, canvas, found, steps=shown.receipt.steps)
-
-
-def _open_steps(data: bytes, leaves: Sequence[bytes] | None) -> tuple[CanvasRecord, OpenSteps]:
-    """Read the record of a canvas and the fields of its steps, and hold them to the leaves.
-
-    What is not under a leaf says nothing about the worker: anybody can write such a file.
-    """
-    if not leaves:
-        raise MalformedInput("the evidence has no leaves of this canvas, so no opening can be held")
-    opened = read_openings(data)
-    if opened.canvas is None:
-        raise MalformedInput("this is no openings file: it lacks the canvas")
-    record, steps = opened.canvas, {}
-    for one in opened.steps:
-        step = StepRecord.parse(one.fields)
-        if step.step + 1 >= len(leaves) or step.leaf() != leaves[step.step + 1]:
-            raise MalformedInput(
-                f"this is no openings file of this canvas: step {step.step} is not the one that "
-                "was committed"
-            )
-        steps[step.step] = dict(zip(StepField, one.fields, strict=True))
-    if record.leaf() != leaves[0]:
-        raise MalformedInput("this is no openings file of this canvas: it has another canvas leaf")
-    return record, steps
+    steps = evidence.canvases[canvas].receipt.steps
+    return CanvasReport(AuditLevel.RULES, outcome, canvas, found, steps=steps)
 
 
 def choose_canvas(evidence: EvidenceFile, entropy: Callable[[int], bytes]) -> int | None:

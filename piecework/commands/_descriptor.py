@@ -104,15 +104,12 @@ def say_market(descriptor: MarketDescriptor, signer: Address) -> None:
 def market_json(descriptor: MarketDescriptor, signer: Address) -> dict[str, Any]:
     """The same for programs."""
     from piecework_protocol.types import address_hex
+    from piecework_protocol.views import members
 
     deployment = descriptor.deployment
     return {
         "signer": address_hex(signer),
-        "sequence": descriptor.sequence,
+        **members(descriptor, "sequence", "indexes", "relays", "faucet"),
         "deployment": deployment.to_json(),
-        "escrow": address_hex(deployment.escrow),
-        "registry": address_hex(deployment.registry),
-        "indexes": list(descriptor.indexes),
-        "relays": list(descriptor.relays),
-        "faucet": descriptor.faucet,
+        **members(deployment, "escrow", "registry"),
     }

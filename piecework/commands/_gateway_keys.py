@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Home, Json, existing
+from piecework.commands._client.home import Home, Json, existing
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -150,7 +150,9 @@ def _ends(text: str | None, now: Timestamp) -> Timestamp:
 
 
 def _row(store: Store, key: ApiKey, now: Timestamp) -> dict[str, Any]:
-    used, limits = store.budgets.used(key.name, now), key.limits
+    from piecework_protocol.views import as_json
+
+    used = store.budgets.used(key.name, now)
     state = "valid" if key.is_valid(now) else "revoked" if key.revoked_at else "expired"
     return {
         "name": key.name,
@@ -158,9 +160,7 @@ def _row(store: Store, key: ApiKey, now: Timestamp) -> dict[str, Any]:
         "created_at": key.created_at,
         "expires_at": key.expires_at or None,
         "revoked_at": key.revoked_at or None,
-        "per_day": limits.per_day,
-        "per_month": limits.per_month,
-        "max_price": limits.max_price,
+        **as_json(key.limits),
         "spent_today": used.day,
         "spent_this_month": used.month,
         "held": used.held,

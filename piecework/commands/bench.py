@@ -76,7 +76,7 @@ def bench(
             f"{line['steps_per_canvas']:>13.1f} {line['first_canvas_ms']:>13.0f} ms"
         )
     if home is not None:
-        from piecework.commands import _estimate as estimates
+        from piecework.commands._worker import estimate as estimates
 
         estimator = estimates.Estimator(home, estimates.EstimateWishes())
         estimates.show(estimates.here(estimator), estimator, as_json=False)

@@ -7,15 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from piecework.commands import (
-    _client_audit,
-    _client_dispute,
-    _client_evidence,
-    _client_money,
-    _client_move,
-)
 from piecework.commands import _common as common
-from piecework.commands._client_home import (
+from piecework.commands._client import audit, dispute, evidence, money, move
+from piecework.commands._client.home import (
     Home,
     Json,
     PasswordFile,
@@ -80,7 +74,7 @@ def init(
     nothing and says what to edit.
     """
     from piecework.client.setup import set_up
-    from piecework_protocol.types import to_hex
+    from piecework_protocol.views import members
 
     folder = common.home("client", home)
     made = common.run(
@@ -95,9 +89,7 @@ def init(
     )
     facts = {
         "home": str(folder),
-        "payer": to_hex(made.payer),
-        "authorizer": to_hex(made.authorizer),
-        "created": list(made.created),
+        **members(made, "payer", "authorizer", "created"),
     }
     if json:
         common.print_json(facts)
@@ -122,7 +114,7 @@ def offers(
 
     Every offer is verified here. An index is not trusted.
     """
-    from piecework.commands._client_views import offers_view, rate_line
+    from piecework.commands._client.views import offers_view, rate_line
 
     async def read(client: PieceworkClient) -> dict[str, Any]:
         return offers_view(await client.offers(), await client.rates())
@@ -173,7 +165,7 @@ def quote(
 
     Nothing is sent to a worker.
     """
-    from piecework.commands._client_views import quote_view, rate_line
+    from piecework.commands._client.views import quote_view, rate_line
 
     token = market_token_of(home)
     request = _request(
@@ -250,7 +242,7 @@ def run(
         )
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        from piecework.commands._client_views import result_view
+        from piecework.commands._client.views import result_view
         from piecework.commands._terminal import choose
 
         if request is not None:
@@ -278,7 +270,7 @@ def receipts(
     json: Json = False,
 ) -> None:
     """List and prove the receipts of paid canvases."""
-    from piecework.commands._client_views import receipts_view
+    from piecework.commands._client.views import receipts_view
 
     view = with_client(home, password_file, lambda client: receipts_view(client, job))
     token = market_token_of(home)
@@ -298,11 +290,11 @@ def receipts(
         raise typer.Exit(1)
 
 
-_client_money.register(app)
-_client_audit.register(app)
-_client_dispute.register(app)
-_client_move.register(app)
-app.add_typer(_client_evidence.app, name="evidence", help="Export what proves a job.")
+money.register(app)
+audit.register(app)
+dispute.register(app)
+move.register(app)
+app.add_typer(evidence.app, name="evidence", help="Export what proves a job.")
 
 
 # --- shared

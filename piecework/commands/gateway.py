@@ -49,7 +49,7 @@ def serve(
     if context.invoked_subcommand is not None:
         common.no_options_before(context)
         return
-    from piecework.commands._client_home import open_config
+    from piecework.commands._client.home import open_config
 
     flags = {
         "indexes": tuple(index) if index else None,

@@ -42,6 +42,13 @@ def start(
     rpc: Annotated[
         str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")
     ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="PIECEWORK_MARKET_DATABASE",
+            help="postgresql://… that several instances share, instead of a file in the home.",
+        ),
+    ] = None,
     max_connections: Annotated[
         int, typer.Option(min=8, max=100_000, help="Connections held at once.")
     ] = 1024,
@@ -76,7 +83,8 @@ def start(
         common.fail(str(error), 2)
     limits = http_limits(max_connections, CONNECTIONS_PER_ADDRESS, trusted)
     shown = _Shown(public_url, _dollars(token_usd), _template(transaction_url))
-    common.run(_serve((deployment, rpc), folder, (host, port), limits, shown))
+    place = database or folder / STORE
+    common.run(_serve((deployment, rpc), (folder, place), (host, port), limits, shown))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +116,12 @@ def _template(text: str | None) -> str | None:
 
 async def _serve(
     market: tuple[Path, str | None],
-    folder: Path,
+    home: tuple[Path, Path | str],
     address: tuple[str, int],
     limits: ConnectionLimits,
     shown: _Shown,
 ) -> None:
+    from piecework.base.clock import SystemClock
     from piecework.base.http_server import DEAF, HttpServer, serving
     from piecework.chain.deployment import Deployment
     from piecework.chain.reader import ChainReader
@@ -120,15 +129,19 @@ async def _serve(
     from piecework.market.explorer.layout import Money
     from piecework.market.offer_store import OfferStore
     from piecework.market.server import ExplorerSettings, IndexServer
+    from piecework.market.storage.database import open_database
+    from piecework_protocol.types import Timestamp
 
     logs_to_stderr()
-    (host, port), (file, rpc) = address, market
+    (host, port), (file, rpc), (folder, place) = address, market, home
     deployment = Deployment.load(file)
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
-        store = OfferStore(folder / STORE, deployment.domain, deployment.token)
+        database = await open_database(place)
         money = Money(deployment.payment_token, shown.usd)
         settings = ExplorerSettings(money, shown.url, shown.transactions)
         try:
+            now = Timestamp(int(SystemClock().wall()))
+            store = await OfferStore.open(database, deployment.domain, deployment.token, now)
             index = IndexServer(store, reader, settings, trusted_proxies=limits.trusted)
             server = HttpServer(
                 index.application(),
@@ -147,7 +160,7 @@ async def _serve(
                 common.print_json({**ready, "home": str(folder), "chain_id": deployment.chain_id})
                 await until_told_to_stop()
         finally:
-            store.close()
+            await database.close()
 
 
 @app.command()

@@ -144,16 +144,13 @@ def verify(
 
 
 def _view(pulled: Pulled) -> dict[str, Any]:
+    from piecework_protocol.views import members
+
     return {
         "repository": pulled.model.repository,
-        "revisions": list(pulled.revisions),
-        "commit": pulled.commit,
+        **members(pulled, "revisions", "commit", "digest"),
         "folder": str(pulled.folder),
-        "files": pulled.files,
-        "size_bytes": pulled.size_bytes,
-        "present_bytes": pulled.present_bytes,
-        "complete": pulled.complete,
-        "digest": None if pulled.digest is None else "0x" + pulled.digest.hex(),
+        **members(pulled, "files", "size_bytes", "present_bytes", "complete"),
     }
 
 

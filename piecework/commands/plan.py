@@ -93,7 +93,7 @@ def _say_table(table: Sequence[Need]) -> None:
 
 def _say_earnings(home: Path, sizes: frozenset[int]) -> None:
     """What cards of these sizes would earn, with the model of a home. Without sizes: all."""
-    from piecework.commands import _estimate as estimates
+    from piecework.commands._worker import estimate as estimates
     from piecework_node.console.cards import CARDS
 
     estimator = estimates.Estimator(home, estimates.EstimateWishes())
@@ -113,6 +113,7 @@ def _choice(blueprint: Blueprint, device: Device, sequences: int, context: int) 
     """What a device would run, or why it runs nothing."""
     from piecework_model.checkpoint.memory import choose
     from piecework_model.errors import DeviceError
+    from piecework_protocol.views import members
 
     try:
         choice = choose(blueprint, device, sequences=sequences, context=context)
@@ -121,19 +122,16 @@ def _choice(blueprint: Blueprint, device: Device, sequences: int, context: int) 
     need = choice.need
     return {
         "device": device.name,
-        "precision": need.precision,
-        "offloaded": need.offloaded,
+        **members(need, "precision", "offloaded"),
         "reason": choice.reason,
     }
 
 
 def _row(need: Need) -> dict[str, Any]:
+    from piecework_protocol.views import members
+
     return {
-        "precision": need.precision,
-        "context": need.context,
+        **members(need, "precision", "context"),
         "rows": need.sequences,
-        "weights_bytes": need.weights_bytes,
-        "kv_bytes": need.kv_bytes,
-        "work_bytes": need.work_bytes,
-        "device_bytes": need.device_bytes,
+        **members(need, "weights_bytes", "kv_bytes", "work_bytes", "device_bytes"),
     }

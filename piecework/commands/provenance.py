@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Home
+from piecework.commands._client.home import Home
 
 app = common.group()
 

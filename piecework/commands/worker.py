@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands import _worker_changes, _worker_evidence, _worker_leave, _worker_update
+from piecework.commands._worker import changes, evidence, leave, update
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -156,7 +156,7 @@ def join(
     It asks for what is missing. Run again, it follows the market's indexes and relays. A key that
     changed is refused, and so is another chain, token or other terms.
     """
-    from piecework.commands import _join
+    from piecework.commands._worker import join
     from piecework_node.home import Home
 
     place = Home(common.home("worker", home))
@@ -165,10 +165,10 @@ def join(
     given |= _model_settings(model) if model else {}
     # An empty flag is an answer too.
     asked = {n: v for n, v in given.items() if v or n in _asked(context)}
-    wishes = _join.Wishes(
+    wishes = join.Wishes(
         asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
     )
-    done = _join.join(place, url, wishes, password_file, _FLAG_OF_SETTING)
+    done = join.join(place, url, wishes, password_file, _FLAG_OF_SETTING)
     _print_steps(done, as_json=False)
     if no_start:
         return
@@ -319,7 +319,7 @@ def start(
 @app.command()
 def status(*, home: HomeOption = None, json: Json = False) -> None:
     """Show what the running worker does, earns and misses."""
-    from piecework.commands._views import price_rows, reached_line
+    from piecework.commands._worker.views import price_rows, reached_line
 
     body = _ask(home, "GET", "/status")
     token = _token(home)
@@ -407,7 +407,7 @@ def top(
     if web:
         common.say(common.guard(lambda: console_url(root)))
         return
-    from piecework.commands._console import ConsoleApp
+    from piecework.commands._worker.console import ConsoleApp
 
     common.guard(lambda: console_url(root))
     ConsoleApp(root).run()
@@ -441,7 +441,7 @@ def estimate(
     Speed times the prices that the market asks now times utilisation, less power and gas. What is
     not known is a dash.
     """
-    from piecework.commands import _estimate as estimates
+    from piecework.commands._worker import estimate as estimates
     from piecework_node.console.cards import CARDS
 
     wishes = estimates.EstimateWishes(usd_per_token, usd_per_kwh, utilization, watts)
@@ -562,7 +562,7 @@ def recover(*, home: HomeOption = None, json: Json = False) -> None:
         common.say(f"{item:10} {detail}")
 
 
-_worker_evidence.register(app)
+evidence.register(app)
 
 
 def _print_table(root: Path, first: str, last: str, *, jobs: bool) -> None:
@@ -615,6 +615,6 @@ def _ask(home: Path | None, method: str, path: str, body: bytes = b"") -> dict[s
     return common.run(ask_daemon(common.home("worker", home), method, path, body))
 
 
-_worker_changes.register(app)
-_worker_leave.register(app)
-_worker_update.register(app)
+changes.register(app)
+leave.register(app)
+update.register(app)

@@ -71,9 +71,6 @@ class Balances:
     def total(self) -> int:
         return self.payer + self.receiver + self.escrow
 
-    def to_json(self) -> dict[str, int]:
-        return {"payer": self.payer, "receiver": self.receiver, "escrow": self.escrow}
-
 
 @dataclass(frozen=True, slots=True)
 class Customer:

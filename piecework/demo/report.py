@@ -14,6 +14,7 @@ from piecework.demo.market import Balances
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Voucher
 from piecework_protocol.types import Address, Signature, to_hex
+from piecework_protocol.views import as_json, members
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,7 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
         "problems": verdict(evidence),
         "domain": {"chain_id": domain.chain_id, "escrow": to_hex(domain.verifying_contract)},
         "payer": to_hex(evidence.payer),
-        "token": {
-            "address": to_hex(evidence.token.address or b""),
-            "symbol": evidence.token.symbol,
-            "decimals": evidence.token.decimals,
-        },
+        "token": members(evidence.token, "address", "symbol", "decimals"),
         "text": first.text,
         "model": first.accepted.model if first.accepted else None,
         "model_digest": to_hex(first.accepted.model_digest) if first.accepted else None,
@@ -89,9 +86,7 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
         "receipts": [_receipt(p) for p in evidence.receipts],
         "receipts_root": to_hex(voucher.receipts_root),
         "voucher": {
-            "channel": to_hex(voucher.channel),
-            "cumulative": voucher.cumulative,
-            "count": voucher.count,
+            **members(voucher, "channel", "cumulative", "count"),
             "signature": to_hex(evidence.voucher_signature),
         },
         "settlement_tx": to_hex(evidence.settlements[-1].log.transaction)
@@ -101,7 +96,7 @@ def to_json(evidence: Evidence) -> dict[str, Any]:
         "fees": evidence.fees,
         "gas_used": gas,
         "gas": {**evidence.gas, "per_job": gas // jobs},
-        "balances": {"before": evidence.before.to_json(), "after": evidence.after.to_json()},
+        "balances": {"before": as_json(evidence.before), "after": as_json(evidence.after)},
         "worker": evidence.worker,
         "timings_ms": {name: round(value, 1) for name, value in evidence.timings_ms.items()},
     }
@@ -111,8 +106,7 @@ def _job(result: JobResult) -> dict[str, Any]:
     ended = result.ended
     return {
         "job_id": to_hex(ended.job) if ended else None,
-        "prompt": result.prompt,
-        "text": result.text,
+        **members(result, "prompt", "text"),
         "canvases": ended.canvases if ended else 0,
         "tokens": ended.output_tokens if ended else 0,
         "denoising_steps": ended.denoising_steps if ended else 0,
@@ -125,23 +119,10 @@ def _job(result: JobResult) -> dict[str, Any]:
 
 
 def _receipt(proven: ProvenReceipt) -> dict[str, Any]:
-    receipt = proven.row.receipt
+    receipt = as_json(proven.row.receipt)
     return {
-        "job_id": to_hex(receipt.job),
-        "canvas": receipt.canvas,
-        "output_digest": to_hex(receipt.output_digest),
-        "trace_root": to_hex(receipt.trace_root),
-        "steps": receipt.steps,
-        "units": receipt.units,
-        "amount": receipt.amount,
-        "finish": int(receipt.finish),
-        "total_prompt_tokens": receipt.total_prompt_tokens,
-        "total_units": receipt.total_units,
-        "total_steps": receipt.total_steps,
-        "total_amount": receipt.total_amount,
-        "previous": to_hex(receipt.previous),
-        "signature": to_hex(proven.row.signature),
-        "digest": to_hex(proven.row.digest),
-        "leaf_index": proven.row.leaf_index,
-        "proof": [to_hex(s) for s in proven.proof.siblings] if proven.proof else None,
+        "job_id": receipt.pop("job"),
+        **receipt,
+        **members(proven.row, "signature", "digest", "leaf_index"),
+        "proof": as_json(proven.proof.siblings) if proven.proof else None,
     }

@@ -85,9 +85,9 @@ class AuditDesk:
         """What was taken in."""
         return self._store.audits
 
-    def of(self, operator: Address) -> WorkerAudits:
+    async def of(self, operator: Address) -> WorkerAudits:
         """Return the audits of a worker, newest first."""
-        return self.audits.of(operator)
+        return await self.audits.of(operator)
 
     async def _publish(self, request: web.Request) -> web.Response:
         self._take(self._addresses, peer_key(client_address(request, self._trusted)))
@@ -107,7 +107,7 @@ class AuditDesk:
         try:
             async with self._turn:
                 file = await asyncio.to_thread(read, data)
-                self._require_ours(file.evidence)
+                await self._require_ours(file.evidence)
                 checked = await asyncio.to_thread(judge, file)
         finally:
             self._waiting -= 1
@@ -120,12 +120,12 @@ class AuditDesk:
             text = "the chain does not answer"
             raise Declined(503, "chain_unavailable", text, retry_after_s=5) from None
         now = Timestamp(int(self._clock.wall()))
-        return self.audits.put(checked, data, channel.payer, paid.settled, now)
+        return await self.audits.put(checked, data, channel.payer, paid.settled, now)
 
-    def _require_ours(self, evidence: EvidenceFile) -> None:
+    async def _require_ours(self, evidence: EvidenceFile) -> None:
         if evidence.domain != self._chain.domain:
             raise Declined(400, "other_market", "the evidence is of another chain or escrow")
-        if self._store.last(evidence.channel.operator) is None:
+        if await self._store.last(evidence.channel.operator) is None:
             raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
 
     def _take(self, limiter: RateLimiter, key: str) -> None:
@@ -136,11 +136,11 @@ class AuditDesk:
 
     async def _evidence(self, request: web.Request) -> web.Response:
         audit = _audit(request)
-        return _file(self.audits.evidence(audit), f"evidence-{audit.hex()[:16]}.json")
+        return _file(await self.audits.evidence(audit), f"evidence-{audit.hex()[:16]}.json")
 
     async def _report(self, request: web.Request) -> web.Response:
         audit = _audit(request)
-        return _file(self.audits.report(audit), f"audit-{audit.hex()[:16]}.json")
+        return _file(await self.audits.report(audit), f"audit-{audit.hex()[:16]}.json")
 
 
 def _audit(request: web.Request) -> Bytes32:

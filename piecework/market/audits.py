@@ -10,21 +10,19 @@ worker signed receipts for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-import apsw
-
 from piecework.base.jsons import loads
-from piecework.market.errors import Declined, OfferStoreError
+from piecework.market.errors import Declined
 from piecework.market.limits import (
     AUDITS_KEPT,
     AUDITS_KEPT_PER_REPORTER,
     MAX_AUDIT_FINDINGS,
     MAX_AUDIT_STORE_BYTES,
 )
+from piecework.market.storage.database import MarketDatabase, Row, Statements
+from piecework.market.storage.schema import AUDIT_BYTES
 from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.file import write_evidence
 from piecework_protocol.evidence.reports import (
@@ -47,42 +45,30 @@ from piecework_protocol.types import (
     to_hex,
 )
 
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS audits (
-    id BLOB PRIMARY KEY, operator BLOB NOT NULL, job BLOB NOT NULL, canvas INTEGER NOT NULL,
-    level INTEGER NOT NULL, outcome INTEGER NOT NULL, bearing TEXT NOT NULL,
-    reporter BLOB NOT NULL, charged TEXT NOT NULL, settled TEXT NOT NULL, findings TEXT NOT NULL,
-    received_at INTEGER NOT NULL, evidence BLOB NOT NULL, report BLOB NOT NULL,
-    UNIQUE (job, canvas, level, reporter)
-) STRICT;
-CREATE INDEX IF NOT EXISTS audits_of_workers ON audits (operator, received_at);
+_PUT: Final = """
+INSERT INTO audits VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
 """
-# What is proven stays longest, then what is new.
-_PUT: Final = "INSERT OR REPLACE INTO audits VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-_SIZE: Final = "SELECT coalesce(sum(length(evidence) + length(report)), 0) FROM audits"
 _COUNTS: Final = (
     "SELECT count(DISTINCT CASE WHEN bearing = 'proven' THEN job END), "
     "count(CASE WHEN bearing = 'checked' THEN 1 END), "
     "count(CASE WHEN bearing = 'reported' AND outcome = 0 THEN 1 END), "
     "count(CASE WHEN bearing = 'reported' AND outcome = 1 THEN 1 END), "
-    "count(DISTINCT reporter) FROM audits WHERE operator = ?"
+    "count(DISTINCT reporter) FROM audits WHERE operator = $1"
 )
-_EARLIER: Final = (
-    "SELECT 1 FROM audits WHERE job = ? AND canvas = ? AND level = ? AND reporter = ? "
-    "AND bearing = 'proven'"
-)
+# What is proven stays longest, then what is new.
+_ORDER: Final = "ORDER BY bearing = 'proven' DESC, received_at DESC, id"
 _OF: Final = (
-    "SELECT id, operator, job, canvas, level, outcome, bearing, reporter, charged, settled, "
-    "findings, received_at FROM audits WHERE operator = ? "
-    "ORDER BY bearing = 'proven' DESC, received_at DESC, id LIMIT ?"
+    "SELECT id, operator, job, canvas, level, outcome, bearing, reporter, charged, settled, "  # noqa: S608
+    f"findings, received_at FROM audits WHERE operator = $1 {_ORDER} LIMIT $2"
 )
-_DROP_OF_REPORTER: Final = (
-    "DELETE FROM audits WHERE id IN (SELECT id FROM audits WHERE operator = ? AND reporter = ? "
-    "ORDER BY bearing = 'proven' DESC, received_at DESC, id LIMIT -1 OFFSET ?)"
+_EARLIER: Final = "job = $1 AND canvas = $2 AND level = $3 AND reporter = $4"
+_OVER_ITS_SHARE: Final = (
+    "operator = $1 AND reporter = $2 AND id NOT IN "  # noqa: S608
+    f"(SELECT id FROM audits WHERE operator = $1 AND reporter = $2 {_ORDER} LIMIT $3)"
 )
-_DROP: Final = (
-    "DELETE FROM audits WHERE id IN (SELECT id FROM audits WHERE operator = ? "
-    "ORDER BY bearing = 'proven' DESC, received_at DESC, id LIMIT -1 OFFSET ?)"
+_OVER_ALL: Final = (
+    "operator = $1 AND id NOT IN "  # noqa: S608
+    f"(SELECT id FROM audits WHERE operator = $1 {_ORDER} LIMIT $2)"
 )
 
 
@@ -196,14 +182,16 @@ def channel_of(checked: CheckedReport) -> ChannelId:
 
 
 class AuditStore:
-    """The audits of one index. Used from one thread. Reading may raise `apsw.Error`."""
+    """The audits in a database, which several instances may share.
 
-    def __init__(self, db: apsw.Connection) -> None:
-        self._db = db
-        db.execute(SCHEMA)
-        self._held_bytes = self._size()
+    Every method may raise `OfferStoreError`.
+    """
 
-    def put(
+    def __init__(self, database: MarketDatabase, max_bytes: int = MAX_AUDIT_STORE_BYTES) -> None:
+        """`max_bytes`: of all evidence and reports in the database."""
+        self._db, self._max_bytes = database, max_bytes
+
+    async def put(
         self,
         checked: CheckedReport,
         data: bytes,
@@ -221,69 +209,80 @@ class AuditStore:
             OfferStoreError: The database cannot be written.
         """
         shown = _shown(checked, data, reporter, settled, now)
-        if self.report(shown.id) is not None:
-            return True, shown
-        earlier = self._rows(_EARLIER, (shown.job, shown.canvas, int(shown.level), reporter))
-        if earlier and shown.bearing is not Bearing.PROVEN:
-            raise Declined(409, "proven", "a proven failure of this canvas is here already")
         evidence = write_evidence(checked.file.evidence)
-        if self._held_bytes + len(evidence) + len(data) > MAX_AUDIT_STORE_BYTES:
-            raise Declined(503, "audits_full", "this index holds as much evidence as it can")
-        values = (
-            shown.id,
-            shown.operator,
-            shown.job,
-            shown.canvas,
-            int(shown.level),
-            int(shown.outcome),
-            shown.bearing.value,
-            shown.reporter,
-            str(shown.charged),
-            str(shown.settled),
-            json.dumps(shown.findings),
-            now,
-            evidence,
-            data,
-        )
-        with self._change():
-            self._db.execute(_PUT, values)
-            mine = (shown.operator, shown.reporter, AUDITS_KEPT_PER_REPORTER)
-            self._db.execute(_DROP_OF_REPORTER, mine)
-            self._db.execute(_DROP, (shown.operator, AUDITS_KEPT))
-            self._held_bytes = self._size()
+        # All of it under the lock of writers, so that two instances keep the bounds together.
+        async with self._db.change() as db:
+            if await db.rows("SELECT 1 FROM audits WHERE id = $1", shown.id):
+                return True, shown
+            about = (shown.job, shown.canvas, int(shown.level), reporter)
+            await _require_unproven(db, about, shown)
+            gone = await _drop(db, _EARLIER, *about)
+            await db.rows(_PUT, *_values(shown), evidence, data)
+            gone += await _drop(
+                db, _OVER_ITS_SHARE, shown.operator, reporter, AUDITS_KEPT_PER_REPORTER
+            )
+            gone += await _drop(db, _OVER_ALL, shown.operator, AUDITS_KEPT)
+            await self._account(db, len(evidence) + len(data) - gone)
         return False, shown
 
-    def of(self, operator: Address, most: int = AUDITS_KEPT) -> WorkerAudits:
+    async def of(self, operator: Address, most: int = AUDITS_KEPT) -> WorkerAudits:
         """Return what is known of a worker."""
-        ((failures, checked, passes, fails, reporters),) = self._rows(_COUNTS, (operator,))
-        rows = self._rows(_OF, (operator, most))
+        ((failures, checked, passes, fails, reporters),) = await self._db.rows(_COUNTS, operator)
+        rows = await self._db.rows(_OF, operator, most)
         counts = AuditCounts(failures, checked, passes, fails, reporters)
         return WorkerAudits(counts, tuple(map(_read, rows)))
 
-    def evidence(self, audit: Bytes32) -> bytes | None:
+    async def evidence(self, audit: Bytes32) -> bytes | None:
         """Return the evidence file of an audit, as `piecework verify-reply` reads it."""
-        rows = self._rows("SELECT evidence FROM audits WHERE id = ?", (audit,))
-        return rows[0][0] if rows else None
+        rows = await self._db.rows("SELECT evidence FROM audits WHERE id = $1", audit)
+        return bytes(rows[0][0]) if rows else None
 
-    def report(self, audit: Bytes32) -> bytes | None:
+    async def report(self, audit: Bytes32) -> bytes | None:
         """Return the signed report file of an audit, as it came."""
-        rows = self._rows("SELECT report FROM audits WHERE id = ?", (audit,))
-        return rows[0][0] if rows else None
+        rows = await self._db.rows("SELECT report FROM audits WHERE id = $1", audit)
+        return bytes(rows[0][0]) if rows else None
 
-    def _size(self) -> int:
-        ((held,),) = self._rows(_SIZE)
-        return int(held)
+    async def _account(self, db: Statements, more: int) -> None:
+        """Keep the sum of all bytes. `Declined`, which takes the change back, if it is too much."""
+        ((before,),) = await db.rows("SELECT value FROM meta WHERE key = $1", AUDIT_BYTES)
+        held = int(before) + more
+        if more > 0 and held > self._max_bytes:
+            raise Declined(503, "audits_full", "this index holds as much evidence as it can")
+        await db.rows("UPDATE meta SET value = $2 WHERE key = $1", AUDIT_BYTES, str(held))
 
-    def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        return self._db.execute(sql, values).fetchall()
 
-    @contextmanager
-    def _change(self) -> Iterator[None]:
-        try:
-            with self._db:
-                yield
-        except apsw.Error as error:
-            raise OfferStoreError(f"the index's database failed: {error}") from error
+async def _require_unproven(db: Statements, about: tuple[Any, ...], shown: ShownAudit) -> None:
+    earlier = await db.rows(f"SELECT bearing FROM audits WHERE {_EARLIER}", *about)  # noqa: S608
+    proven = earlier and Bearing(earlier[0][0]) is Bearing.PROVEN
+    if proven and shown.bearing is not Bearing.PROVEN:
+        raise Declined(409, "proven", "a proven failure of this canvas is here already")
+
+
+async def _drop(db: Statements, where: str, *values: Any) -> int:
+    """Delete audits. Return how many bytes their evidence and reports had."""
+    rows = await db.rows(
+        f"DELETE FROM audits WHERE {where} RETURNING length(evidence) + length(report)",  # noqa: S608
+        *values,
+    )
+    return sum(row[0] for row in rows)
+
+
+def _values(shown: ShownAudit) -> tuple[Any, ...]:
+    """The columns of an audit, without its files."""
+    return (
+        shown.id,
+        shown.operator,
+        shown.job,
+        shown.canvas,
+        int(shown.level),
+        int(shown.outcome),
+        shown.bearing.value,
+        shown.reporter,
+        str(shown.charged),
+        str(shown.settled),
+        json.dumps(shown.findings),
+        shown.received_at,
+    )
 
 
 def _shown(
@@ -306,7 +305,7 @@ def _shown(
     )
 
 
-def _read(row: tuple[Any, ...]) -> ShownAudit:
+def _read(row: Row) -> ShownAudit:
     (audit, operator, job, canvas, level, outcome, bearing, reporter, *rest) = row
     charged, settled, findings, received_at = rest
     return ShownAudit(

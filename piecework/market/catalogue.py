@@ -1,20 +1,20 @@
 """The live offers in every order that a reader asks for. Pure, and kept sorted as offers come.
 
-Ten thousand workers renew their offers twice a minute, and nobody waits for a sort of them all. An
-offer is put at its place in each order when it comes, and its JSON is written once. What has to
-look at every offer (a filter, the sums by model) is done once a second in a large market.
+Ten thousand workers renew their offers twice a minute, and nobody waits for a look through them
+all. An offer is put at its place in each order when it comes, the sums of the market and of each
+model are changed by what it changes, and its JSON is written once. What has expired leaves before
+anything is read. Only a filter looks at every offer, once a second in a large market.
 """
 
 from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from typing import Any, Final, TypeAlias
 
-from piecework.market.history import MarketSample, sample
+from piecework.market.history import MarketSample
 from piecework.market.limits import MAX_PAGE_BYTES
 from piecework.market.listing import (
     Entry,
@@ -23,10 +23,10 @@ from piecework.market.listing import (
     Sort,
     blended_price,
     matches,
-    models_json,
     offer_json,
     worker_json,
 )
+from piecework.market.served import ServedModels
 from piecework_protocol.capacity import capacity_of
 from piecework_protocol.types import Address, Timestamp
 
@@ -73,15 +73,13 @@ class _Second:
 
     now: Timestamp
     found: dict[Query, _Matching] = field(default_factory=dict)
-    models: dict[str, Any] | None = None
-    sample: MarketSample | None = None
 
 
 class Catalogue:
     """Offers by operator, and their models in each order."""
 
     def __init__(self, exact: int = EXACT_OFFERS) -> None:
-        """With more than `exact` offers, a reader sees a new one after a second at most."""
+        """With more than `exact` offers, a filter shows a new one after a second at most."""
         self._exact = exact
         self._offers: dict[Address, Listed] = {}
         self._operators: list[Address] = []
@@ -89,6 +87,10 @@ class Catalogue:
         self._ends: list[tuple[Timestamp, Address]] = []
         """When offers expire, sorted."""
         self._orders: dict[Sort, list[tuple[Key, Entry]]] = {sort: [] for sort in Sort}
+        self._firsts: dict[Sort, list[Key]] = {sort: [] for sort in Sort}
+        """The first place of each worker in each order."""
+        self._slots = self._slots_free = 0
+        self._models = ServedModels()
         self._texts: dict[Address, str] = {}
         self._second = _Second(Timestamp(0))
 
@@ -110,9 +112,14 @@ class Catalogue:
         self._offers[offer.operator] = listed
         insort(self._operators, offer.operator)
         insort(self._ends, (offer.expires_at, offer.operator))
-        for sort, order in self._orders.items():
-            for item in _items(sort, listed):
-                insort(order, item, key=_key)
+        self._slots += offer.slots
+        self._slots_free += offer.slots_free
+        self._models.add(listed)
+        for sort in Sort:
+            items = _items(sort, listed)
+            for item in items:
+                insort(self._orders[sort], item, key=_key)
+            insort(self._firsts[sort], min(key for key, _ in items))
 
     def remove(self, operator: Address) -> None:
         """Forget the offer of a worker, if there is one."""
@@ -121,37 +128,60 @@ class Catalogue:
         if listed is None:
             return
         self._forget()
+        offer = listed.signed.offer
         del self._operators[bisect_left(self._operators, operator)]
-        del self._ends[bisect_left(self._ends, (listed.signed.offer.expires_at, operator))]
-        for sort, order in self._orders.items():
-            for key, _ in _items(sort, listed):
+        del self._ends[bisect_left(self._ends, (offer.expires_at, operator))]
+        self._slots -= offer.slots
+        self._slots_free -= offer.slots_free
+        self._models.remove(listed)
+        for sort in Sort:
+            items, order, firsts = _items(sort, listed), self._orders[sort], self._firsts[sort]
+            for key, _ in items:
                 del order[bisect_left(order, key, key=_key)]
+            del firsts[bisect_left(firsts, min(key for key, _ in items))]
+
+    def expire(self, now: Timestamp) -> int:
+        """Forget the offers that have expired. Return how many they were."""
+        gone = self._ends[: bisect_right(self._ends, (now, _LAST))]
+        for _, operator in gone:
+            self.remove(operator)
+        return len(gone)
 
     def count(self, now: Timestamp) -> int:
         """Return how many offers have not expired."""
-        return len(self._ends) - self._first_live(now)
+        self.expire(now)
+        return len(self._offers)
 
-    def live(self, now: Timestamp) -> tuple[Listed, ...]:
-        """Return the offers that have not expired, in the order in which they will."""
-        return tuple(self._offers[operator] for _, operator in self._ends[self._first_live(now) :])
-
-    def expired(self, now: Timestamp) -> tuple[Address, ...]:
-        """Return the workers whose offers have expired."""
-        return tuple(operator for _, operator in self._ends[: self._first_live(now)])
+    def live(self, now: Timestamp) -> Sequence[Address]:
+        """Return the workers whose offers have not expired, sorted."""
+        self.expire(now)
+        return tuple(self._operators)
 
     def find(self, query: Query, now: Timestamp) -> FoundEntries:
         """Return one page of models at workers."""
-        entries = self._matching(query, now).entries
-        return FoundEntries(entries[query.offset : query.offset + query.limit], len(entries))
+        self.expire(now)
+        page = slice(query.offset, query.offset + query.limit)
+        if query.is_filtered:
+            entries = self._matching(query, now).entries
+            return FoundEntries(entries[page], len(entries))
+        order = self._orders[query.sort]
+        return FoundEntries(tuple(entry for _, entry in order[page]), len(order))
 
     def offers_text(self, query: Query, now: Timestamp) -> str:
         """Return one page of offers as JSON. Each stands once, at the place of its best model.
 
         A page ends early at `MAX_PAGE_BYTES`, and with one offer at least.
         """
-        found = self._matching(query, now).operators
+        self.expire(now)
+        page = slice(query.offset, query.offset + query.limit)
+        if query.is_filtered:
+            found = self._matching(query, now).operators
+            total, shown = len(found), found[page]
+        else:
+            total = len(self._offers)
+            shown = tuple(operator for _, operator, _ in self._firsts[query.sort][page])
         texts, size = list[str](), 0
-        for operator in found[query.offset : query.offset + query.limit]:
+        for operator in shown:
             # One that was withdrawn since is gone from the page. The next second counts without.
             if operator in self._offers:
                 text = self._text(operator)
@@ -159,49 +189,44 @@ class Catalogue:
                 if texts and size > MAX_PAGE_BYTES:
                     break
                 texts.append(text)
-        return f'{{"offers": [{", ".join(texts)}], "total": {len(found)}}}'
+        return f'{{"offers": [{", ".join(texts)}], "total": {total}}}'
 
     def workers(self, query: Query, now: Timestamp) -> dict[str, Any]:
         """Return one page of workers, by operator, as JSON values."""
-        live = (
-            offer
-            for operator in self._operators
-            if (offer := self._offers[operator]).signed.offer.expires_at > now
-        )
-        page = islice(live, query.offset, query.offset + query.limit)
-        return {"workers": [worker_json(one, now) for one in page], "total": self.count(now)}
+        self.expire(now)
+        page = self._operators[query.offset : query.offset + query.limit]
+        shown = [worker_json(self._offers[operator], now) for operator in page]
+        return {"workers": shown, "total": len(self._operators)}
 
-    def models(self, now: Timestamp) -> dict[str, Any]:
-        """Return every model with its sums, as JSON values."""
-        second = self._second_of(now)
-        if second.models is None:
-            second.models = models_json(self._priced(now))
-        return second.models
+    def models(self, now: Timestamp, limit: int, offset: int = 0) -> dict[str, Any]:
+        """Return one page of models with their sums, those of most workers first."""
+        self.expire(now)
+        return {"models": self._models.page(limit, offset), "total": len(self._models)}
 
     def sample(self, now: Timestamp) -> MarketSample:
         """Return the figures of the market."""
-        second = self._second_of(now)
-        if second.sample is None:
-            prices = [price for price, _ in self._priced(now)]
-            second.sample = sample(self.live(now), now, prices)
-        return second.sample
-
-    def _priced(self, now: Timestamp) -> Iterator[tuple[int, Entry]]:
-        """Give each live model at each worker with its blended price, cheapest first."""
-        for key, entry in self._orders[Sort.PRICE]:
-            if entry.listed.signed.offer.expires_at > now:
-                yield key[0], entry
+        self.expire(now)
+        prices, speeds = self._orders[Sort.PRICE], self._orders[Sort.SPEED]
+        count = len(prices)
+        return MarketSample(
+            now,
+            len(self._offers),
+            len(self._models),
+            self._slots,
+            self._slots_free,
+            prices[0][0][0] if prices else None,
+            prices[(count - 1) // 2][0][0] if prices else None,
+            # Fastest first: the lower of two in the middle is the later one.
+            speeds[count // 2][1].model.tokens_per_second if speeds else None,
+            speeds[0][1].model.tokens_per_second if speeds else None,
+        )
 
     def _matching(self, query: Query, now: Timestamp) -> _Matching:
         second = self._second_of(now)
         every = replace(query, limit=0, offset=0)
         found = second.found.get(every)
         if found is None:
-            entries = tuple(
-                entry
-                for _, entry in self._orders[query.sort]
-                if entry.listed.signed.offer.expires_at > now and matches(entry, query)
-            )
+            entries = tuple(entry for _, entry in self._orders[query.sort] if matches(entry, query))
             operators = dict.fromkeys([e.listed.signed.offer.operator for e in entries])
             found = _Matching(entries, tuple(operators))
             if len(second.found) < MAX_KEPT_QUERIES:
@@ -217,10 +242,6 @@ class Catalogue:
         if len(self._offers) <= self._exact:
             self._second = _Second(Timestamp(0))
 
-    def _first_live(self, now: Timestamp) -> int:
-        """Return the place in `_ends` of the first offer that has not expired."""
-        return bisect_right(self._ends, (now, _LAST))
-
     def _text(self, operator: Address) -> str:
         text = self._texts.get(operator)
         if text is None:
@@ -228,11 +249,10 @@ class Catalogue:
         return text
 
 
-def _items(sort: Sort, listed: Listed) -> Iterator[tuple[Key, Entry]]:
-    value, operator = _VALUES[sort], listed.signed.offer.operator
-    for place, model in enumerate(listed.signed.offer.models):
-        entry = Entry(listed, model)
-        yield (value(entry), operator, place), entry
+def _items(sort: Sort, listed: Listed) -> list[tuple[Key, Entry]]:
+    value, offer = _VALUES[sort], listed.signed.offer
+    entries = [Entry(listed, model) for model in offer.models]
+    return [((value(e), offer.operator, place), e) for place, e in enumerate(entries)]
 
 
 def _key(item: tuple[Key, Entry]) -> Key:

@@ -3,52 +3,27 @@
 Samples and uptime are what this index saw, and another one saw something else. Settlements are the
 chain's: they are read from final blocks only, so that no reorganization takes them back.
 
-It shares the database of the offers. A day is 86,400 s of Unix time.
+What workers paid to themselves is counted apart. A day is 86,400 s of Unix time.
 """
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
-from typing import Any, Final
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any, Final, TypeAlias
 
-import apsw
-
-from piecework.chain.events import ChannelOpened, EscrowEvent, Settled
-from piecework.market.limits import HISTORY_DAYS, SAMPLE_INTERVAL_S, SETTLEMENTS_KEPT
-from piecework.market.listing import Listed, blended_price
-from piecework_protocol.types import Address, Amount, Bytes32, Timestamp
+from piecework.market.limits import (
+    HISTORY_DAYS,
+    SAMPLE_INTERVAL_S,
+    SAMPLED_AT_ONCE,
+    SETTLEMENTS_KEPT,
+)
+from piecework.market.storage.database import MarketDatabase, Row, Statements
+from piecework.market.storage.schema import OF_ALL
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
 DAY_S: Final = 86_400
-SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS samples (
-    at INTEGER PRIMARY KEY, workers INTEGER NOT NULL, models INTEGER NOT NULL,
-    slots INTEGER NOT NULL, slots_free INTEGER NOT NULL, lowest_price INTEGER, median_price INTEGER,
-    median_speed INTEGER, highest_speed INTEGER
-) STRICT;
-CREATE TABLE IF NOT EXISTS sampled_days (day INTEGER PRIMARY KEY, samples INTEGER NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS worker_days (
-    operator BLOB NOT NULL, day INTEGER NOT NULL, first_sample INTEGER NOT NULL,
-    samples INTEGER NOT NULL, PRIMARY KEY (operator, day)
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS opened_channels (
-    channel BLOB PRIMARY KEY, operator BLOB NOT NULL, token BLOB NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS settlements (
-    block INTEGER NOT NULL, log INTEGER NOT NULL, at INTEGER NOT NULL, operator BLOB NOT NULL,
-    hash BLOB NOT NULL, amount TEXT NOT NULL, PRIMARY KEY (block, log)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS settlements_of ON settlements (operator, block, log);
-CREATE TABLE IF NOT EXISTS settled_days (
-    day INTEGER NOT NULL, operator BLOB NOT NULL, amount TEXT NOT NULL, payments INTEGER NOT NULL,
-    PRIMARY KEY (day, operator)
-) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS settled_days_of ON settled_days (operator, day);
-CREATE TABLE IF NOT EXISTS market_days (
-    day INTEGER PRIMARY KEY, amount TEXT NOT NULL, payments INTEGER NOT NULL
-) STRICT;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +56,67 @@ class Uptime:
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A channel came to be. `own`: as `settlements.is_own` says."""
+
+    channel: ChannelId
+    operator: Address
+    token: Address
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Paid:
+    """The worker of a channel was paid."""
+
+    channel: ChannelId
+    amount: Amount
+    block: int
+    log: int
+    at: Timestamp
+    transaction: Bytes32
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A channel has no more payments."""
+
+    channel: ChannelId
+
+
+ChannelEvent: TypeAlias = Opened | Paid | Closed
+
+
+@dataclass(frozen=True, slots=True)
 class Settlement:
-    """One payment on chain to a worker's channel, in base units of the market's token."""
+    """One payment on chain to a worker's channel, in base units of the market's token.
+
+    `own`: the channel was the worker's own, as `settlements.is_own` says.
+    """
 
     block: int
     at: Timestamp
     transaction: Bytes32
     amount: Amount
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SettledSum:
+    """What was settled, without what workers paid to themselves, which is in `own_…`."""
+
+    amount: Amount = Amount(0)
+    payments: int = 0
+    own_amount: Amount = Amount(0)
+    own_payments: int = 0
+
+    def __add__(self, other: SettledSum) -> SettledSum:
+        return SettledSum(
+            Amount(self.amount + other.amount),
+            self.payments + other.payments,
+            Amount(self.own_amount + other.own_amount),
+            self.own_payments + other.own_payments,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,199 +124,207 @@ class SettledDay:
     """What was settled on one day."""
 
     day: int
-    amount: Amount
-    payments: int
-
-
-def sample(
-    offers: Sequence[Listed], now: Timestamp, prices: Sequence[int] | None = None
-) -> MarketSample:
-    """Return the figures of the market now.
-
-    prices: of all models at all workers, sorted, if they are known.
-    """
-    signed = [listed.signed.offer for listed in offers]
-    models = [model for offer in signed for model in offer.models]
-    if prices is None:
-        prices = sorted(map(blended_price, models))
-    speeds = sorted(model.tokens_per_second for model in models)
-    return MarketSample(
-        now,
-        len(signed),
-        len({model.digest for model in models}),
-        sum(offer.slots for offer in signed),
-        sum(offer.slots_free for offer in signed),
-        prices[0] if prices else None,
-        statistics.median_low(prices) if prices else None,
-        statistics.median_low(speeds) if speeds else None,
-        speeds[-1] if speeds else None,
-    )
+    settled: SettledSum
 
 
 class MarketHistory:
-    """The tables above. Used from one thread. Every method may raise `apsw.Error`."""
+    """The tables above. Every method may raise `OfferStoreError`."""
 
-    def __init__(self, db: apsw.Connection, token: Address) -> None:
+    def __init__(self, database: MarketDatabase, token: Address) -> None:
         """`token`: the one that amounts are in. Payments in another one are not counted."""
-        self._db, self._token = db, token
-        db.execute(SCHEMA)
-        self._sum_up()
+        self._db, self._token = database, token
 
     # --- what this index sees
 
-    def take(self, offers: Sequence[Listed], now: Timestamp) -> None:
-        """Write a sample, and that these workers were there. Forget what is too old."""
-        now = Timestamp(now // SAMPLE_INTERVAL_S * SAMPLE_INTERVAL_S)
-        row, day = sample(offers, now), now // DAY_S
-        with self._db:
-            if self._rows("SELECT 1 FROM samples WHERE at = ?", (now,)):
-                return
-            self._db.execute(
-                "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", _integers(astuple(row))
-            )
-            self._db.execute(
-                "INSERT INTO sampled_days VALUES (?, 1)"
-                " ON CONFLICT (day) DO UPDATE SET samples = samples + 1",
-                (day,),
-            )
-            (number,) = self._rows("SELECT samples FROM sampled_days WHERE day = ?", (day,))[0]
-            self._db.executemany(
-                "INSERT INTO worker_days VALUES (?, ?, ?, 1)"
-                " ON CONFLICT (operator, day) DO UPDATE SET samples = samples + 1",
-                [(listed.signed.offer.operator, day, number) for listed in offers],
-            )
-            self._forget(now)
+    async def take(self, market: MarketSample, workers: Sequence[Address]) -> None:
+        """Write a sample, and that these workers were there. Forget what is too old.
 
-    def samples(self, since: Timestamp) -> tuple[MarketSample, ...]:
+        Of several instances on one database the first one writes it.
+        """
+        now = Timestamp(market.at // SAMPLE_INTERVAL_S * SAMPLE_INTERVAL_S)
+        row, day = replace(market, at=now), now // DAY_S
+        async with self._db.change() as db:
+            if not await db.rows(
+                "INSERT INTO samples VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+                " ON CONFLICT DO NOTHING RETURNING at",
+                *_integers(astuple(row)),
+            ):
+                return
+            ((number,),) = await db.rows(
+                "INSERT INTO sampled_days VALUES ($1, 1) ON CONFLICT (day)"
+                " DO UPDATE SET samples = sampled_days.samples + 1 RETURNING samples",
+                day,
+            )
+            for part in _parts(workers):
+                places = ", ".join(f"(${at}, $1, $2, 1)" for at in range(3, len(part) + 3))
+                await db.rows(
+                    f"INSERT INTO worker_days VALUES {places} ON CONFLICT (operator, day)"  # noqa: S608
+                    " DO UPDATE SET samples = worker_days.samples + 1",
+                    day,
+                    number,
+                    *part,
+                )
+                await asyncio.sleep(0)
+            await self._forget(db, now)
+
+    async def samples(self, since: Timestamp) -> tuple[MarketSample, ...]:
         """Return the samples from a moment on, oldest first."""
-        rows = self._rows("SELECT * FROM samples WHERE at >= ? ORDER BY at", (since,))
+        rows = await self._db.rows("SELECT * FROM samples WHERE at >= $1 ORDER BY at", since)
         return tuple(MarketSample(Timestamp(row[0]), *row[1:]) for row in rows)
 
-    def uptime(self, operator: Address) -> Uptime | None:
+    async def uptime(self, operator: Address) -> Uptime | None:
         """Return how often a worker was there, or None for one that no sample has seen.
 
         Its first day counts from the first sample that saw it.
         """
-        rows = self._rows(
-            "SELECT day, first_sample, samples FROM worker_days WHERE operator = ? ORDER BY day",
-            (operator,),
+        rows = await self._db.rows(
+            "SELECT day, first_sample, samples FROM worker_days WHERE operator = $1 ORDER BY day",
+            operator,
         )
         if not rows:
             return None
         day, first, _ = rows[0]
-        ((taken,),) = self._rows("SELECT sum(samples) FROM sampled_days WHERE day >= ?", (day,))
-        since = Timestamp(day * DAY_S)
+        days = await self._db.rows("SELECT samples FROM sampled_days WHERE day >= $1", day)
+        taken, since = sum(row[0] for row in days), Timestamp(day * DAY_S)
         return Uptime(sum(row[2] for row in rows), taken - (first - 1), since)
 
     # --- what the chain says
 
-    @property
-    def read_to(self) -> int | None:
-        """The last block whose events were taken over."""
-        rows = self._rows("SELECT value FROM meta WHERE key = 'settled_to'")
-        return int(rows[0][0]) if rows else None
+    async def read_to(self) -> int | None:
+        """Return the last block whose events were taken over."""
+        return await _read_to(self._db)
 
-    def take_events(
-        self, events: Iterable[EscrowEvent], times: dict[int, Timestamp], last: int
-    ) -> None:
-        """Take over the openings and payments of final blocks up to `last`, in chain order.
+    async def take_events(
+        self, events: Iterable[ChannelEvent], before: int | None, last: int
+    ) -> bool:
+        """Take over the events of final blocks up to `last`, in chain order.
 
-        times: when the block of each payment was.
+        Returns False, and takes none, if `before` is not where the history is. Then another
+        instance on the same database was here in between.
         """
-        with self._db:
+        async with self._db.change() as db:
+            if await _read_to(db) != before:
+                return False
             for event in events:
-                if isinstance(event, ChannelOpened):
-                    terms = (event.channel, event.terms.operator, event.terms.token)
-                    self._db.execute(
-                        "INSERT OR IGNORE INTO opened_channels VALUES (?, ?, ?)", terms
-                    )
-                elif isinstance(event, Settled):
-                    self._settled(event, times[event.log.block])
-            self._db.execute("INSERT OR REPLACE INTO meta VALUES ('settled_to', ?)", (str(last),))
+                if isinstance(event, Opened):
+                    await self._opened(db, event)
+                elif isinstance(event, Closed):
+                    await db.rows("DELETE FROM open_channels WHERE channel = $1", event.channel)
+                else:
+                    await _settled(db, event)
+            await db.rows(
+                "INSERT INTO meta VALUES ('settled_to', $1)"
+                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                str(last),
+            )
+        return True
 
-    def settlements(self, operator: Address) -> tuple[Settlement, ...]:
+    async def settlements(self, operator: Address) -> tuple[Settlement, ...]:
         """Return the last payments to a worker's channels, newest first."""
-        rows = self._rows(
-            "SELECT block, at, hash, amount FROM settlements WHERE operator = ?"
-            " ORDER BY block DESC, log DESC LIMIT ?",
-            (operator, SETTLEMENTS_KEPT),
+        rows = await self._db.rows(
+            "SELECT block, at, hash, amount, own FROM settlements WHERE operator = $1"
+            " ORDER BY block DESC, log DESC LIMIT $2",
+            operator,
+            SETTLEMENTS_KEPT,
         )
         return tuple(
-            Settlement(block, Timestamp(at), Bytes32(hash_), Amount(int(amount)))
-            for block, at, hash_, amount in rows
+            Settlement(block, Timestamp(at), Bytes32(hash_), Amount(int(amount)), bool(own))
+            for block, at, hash_, amount, own in rows
         )
 
-    def settled(self, operator: Address | None = None) -> tuple[SettledDay, ...]:
-        """Return what was settled on each day, oldest first: to one worker, or to all."""
-        if operator is None:
-            rows = self._rows("SELECT day, amount, payments FROM market_days ORDER BY day")
-        else:
-            rows = self._rows(
-                "SELECT day, amount, payments FROM settled_days WHERE operator = ? ORDER BY day",
-                (operator,),
-            )
-        return tuple(SettledDay(day, Amount(int(amount)), count) for day, amount, count in rows)
+    async def settled(self, operator: Address | None = None) -> tuple[SettledDay, ...]:
+        """Return what was settled on each of the last days: to one worker, or to all."""
+        rows = await self._db.rows(
+            "SELECT day, amount, payments, own_amount, own_payments FROM settled_days"
+            " WHERE operator = $1 ORDER BY day DESC LIMIT $2",
+            operator or OF_ALL,
+            HISTORY_DAYS,
+        )
+        return tuple(SettledDay(row[0], _sum(row[1:])) for row in reversed(rows))
+
+    async def settled_in_all(self, operator: Address | None = None) -> SettledSum:
+        """Return what was ever settled: to one worker, or to all."""
+        rows = await self._db.rows(
+            "SELECT amount, payments, own_amount, own_payments FROM settled_totals"
+            " WHERE operator = $1",
+            operator or OF_ALL,
+        )
+        return _sum(rows[0]) if rows else SettledSum()
 
     # --- inside
 
-    def _settled(self, event: Settled, at: Timestamp) -> None:
-        rows = self._rows(
-            "SELECT operator, token FROM opened_channels WHERE channel = ?", (event.channel,)
-        )
-        if not rows or rows[0][1] != self._token:
-            return
-        operator, log = rows[0][0], event.log
-        self._db.execute(
-            "INSERT INTO settlements VALUES (?, ?, ?, ?, ?, ?)",
-            (log.block, log.index, at, operator, log.transaction, str(event.amount)),
-        )
-        self._db.execute(
-            "DELETE FROM settlements WHERE (block, log) IN (SELECT block, log FROM settlements"
-            " WHERE operator = ? ORDER BY block DESC, log DESC LIMIT -1 OFFSET ?)",
-            (operator, SETTLEMENTS_KEPT),
-        )
-        day = at // DAY_S
-        known = self._rows(
-            "SELECT amount, payments FROM settled_days WHERE day = ? AND operator = ?",
-            (day, operator),
-        )
-        self._db.execute(
-            "INSERT OR REPLACE INTO settled_days VALUES (?, ?, ?, ?)",
-            (day, operator, *_increased(known, event.amount, 1)),
-        )
-        self._add_to_market(day, event.amount, 1)
+    async def _opened(self, db: Statements, event: Opened) -> None:
+        # A channel in another token is not kept, so that its payments are those of no channel.
+        if event.token == self._token:
+            await db.rows(
+                "INSERT INTO open_channels VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                event.channel,
+                event.operator,
+                int(event.own),
+            )
 
-    def _add_to_market(self, day: int, amount: int, payments: int) -> None:
-        known = self._rows("SELECT amount, payments FROM market_days WHERE day = ?", (day,))
-        self._db.execute(
-            "INSERT OR REPLACE INTO market_days VALUES (?, ?, ?)",
-            (day, *_increased(known, amount, payments)),
-        )
-
-    def _sum_up(self) -> None:
-        """Fill the sums of all workers, which a database of before does not have."""
-        with self._db:
-            if self._rows("SELECT 1 FROM market_days LIMIT 1"):
-                return
-            for day, amount, count in self._rows("SELECT day, amount, payments FROM settled_days"):
-                self._add_to_market(day, int(amount), count)
-
-    def _forget(self, now: Timestamp) -> None:
+    async def _forget(self, db: Statements, now: Timestamp) -> None:
         first = now - HISTORY_DAYS * DAY_S
-        self._db.execute("DELETE FROM samples WHERE at < ?", (first,))
-        for table in ("sampled_days", "worker_days"):
-            self._db.execute(f"DELETE FROM {table} WHERE day < ?", (first // DAY_S,))  # noqa: S608
-
-    def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
-        return self._db.execute(sql, values).fetchall()
+        await db.rows("DELETE FROM samples WHERE at < $1", first)
+        for table in ("sampled_days", "worker_days", "settled_days"):
+            await db.rows(f"DELETE FROM {table} WHERE day < $1", first // DAY_S)  # noqa: S608
 
 
-def _increased(known: Sequence[tuple[str, int]], amount: int, payments: int) -> tuple[str, int]:
-    """Add to an amount and a count. Amounts are text: they have more than SQLite's 63 bits."""
-    before, count = known[0] if known else ("0", 0)
-    return str(int(before) + amount), count + payments
+async def _read_to(db: Statements) -> int | None:
+    rows = await db.rows("SELECT value FROM meta WHERE key = 'settled_to'")
+    return int(rows[0][0]) if rows else None
+
+
+async def _settled(db: Statements, event: Paid) -> None:
+    rows = await db.rows(
+        "SELECT operator, own FROM open_channels WHERE channel = $1", event.channel
+    )
+    if not rows:
+        return
+    operator, own = bytes(rows[0][0]), rows[0][1]
+    values = (event.block, event.log, event.at, operator, event.transaction, str(event.amount), own)
+    await db.rows("INSERT INTO settlements VALUES ($1, $2, $3, $4, $5, $6, $7)", *values)
+    await db.rows(
+        "DELETE FROM settlements WHERE operator = $1 AND (block, log) NOT IN (SELECT block, log"
+        " FROM settlements WHERE operator = $1 ORDER BY block DESC, log DESC LIMIT $2)",
+        operator,
+        SETTLEMENTS_KEPT,
+    )
+    paid = SettledSum(event.amount, 1)
+    if own:
+        paid = SettledSum(own_amount=event.amount, own_payments=1)
+    for party in (operator, OF_ALL):
+        await _increase(db, "settled_days", {"operator": party, "day": event.at // DAY_S}, paid)
+        await _increase(db, "settled_totals", {"operator": party}, paid)
+
+
+async def _increase(db: Statements, table: str, key: dict[str, Any], paid: SettledSum) -> None:
+    """Add to a row of sums. Only one transaction runs at a time, so nothing comes in between."""
+    where = " AND ".join(f"{name} = ${at}" for at, name in enumerate(key, 1))
+    sums = "amount, payments, own_amount, own_payments"
+    rows = await db.rows(f"SELECT {sums} FROM {table} WHERE {where}", *key.values())  # noqa: S608
+    now = _sum(rows[0]) + paid if rows else paid
+    values = (str(now.amount), now.payments, str(now.own_amount), now.own_payments)
+    places = ", ".join(f"${at}" for at in range(1, len(key) + 5))
+    changes = ", ".join(f"{name} = excluded.{name}" for name in sums.split(", "))
+    await db.rows(
+        f"INSERT INTO {table} VALUES ({places}) ON CONFLICT ({', '.join(key)})"  # noqa: S608
+        f" DO UPDATE SET {changes}",
+        *key.values(),
+        *values,
+    )
+
+
+def _sum(row: Row) -> SettledSum:
+    amount, payments, own_amount, own_payments = row
+    return SettledSum(Amount(int(amount)), payments, Amount(int(own_amount)), own_payments)
+
+
+def _parts(operators: Sequence[Address]) -> Iterator[Sequence[Address]]:
+    for start in range(0, len(operators), SAMPLED_AT_ONCE):
+        yield operators[start : start + SAMPLED_AT_ONCE]
 
 
 def _integers(values: tuple[Any, ...]) -> tuple[int | None, ...]:
-    """SQLite keeps 63 bits. A price that is larger is no price to compare by."""
+    """A database keeps 63 bits. A price that is larger is no price to compare by."""
     return tuple(None if v is None else min(v, 2**63 - 1) for v in values)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import enum
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from piecework.base.jsons import loads
@@ -14,16 +14,18 @@ from piecework.market.errors import Declined
 from piecework.market.limits import (
     DEFAULT_LISTED_OFFERS,
     MAX_LISTED_OFFERS,
-    MAX_OFFERS,
+    MAX_OFFSET,
 )
 from piecework_protocol.capacity import capacity_of
 from piecework_protocol.limits import MAX_DETAILS_DEPTH
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
-from piecework_protocol.types import Address, Amount, Digest, Timestamp, to_hex
+from piecework_protocol.types import Amount, Timestamp
 from piecework_protocol.usual import assumed, price_with_steps, usual_jobs
 from piecework_protocol.views import as_json, members
 from piecework_protocol.wire import SignedOffer
+
+PARAMETERS: Final = ("model", "max_price", "min_speed", "service", "sort", "limit", "offset")
 
 
 class Sort(enum.Enum):
@@ -55,6 +57,12 @@ class Query:
     offset: int = 0
 
     @property
+    def is_filtered(self) -> bool:
+        """Whether it leaves some out."""
+        wanted = (self.model, self.max_price, self.min_speed, self.service)
+        return any(value is not None for value in wanted)
+
+    @property
     def url(self) -> str:
         """The address of the page that shows this."""
         standard = Query()
@@ -71,12 +79,9 @@ class Query:
         return f"/?{urlencode(chosen)}" if chosen else "/"
 
     @classmethod
-    def parse(cls, parameters: Mapping[str, str]) -> Query:
-        """From a URL's query; `Declined` (400) names what is wrong."""
-        unknown = sorted(
-            set(parameters)
-            - {"model", "max_price", "min_speed", "service", "sort", "limit", "offset"}
-        )
+    def parse(cls, parameters: Mapping[str, str], only: Collection[str] = PARAMETERS) -> Query:
+        """From a URL's query, with these parameters. `Declined` (400) names what is wrong."""
+        unknown = sorted(set(parameters) - set(only))
         if unknown:
             raise Declined(400, "unknown_parameter", f"unknown parameter {unknown[0][:64]!r}")
         try:
@@ -92,7 +97,7 @@ class Query:
             service=_service(parameters.get("service", "")),
             sort=sort,
             limit=DEFAULT_LISTED_OFFERS if limit is None else limit,
-            offset=_number(parameters, "offset", MAX_OFFERS) or 0,
+            offset=_number(parameters, "offset", MAX_OFFSET) or 0,
         )
 
 
@@ -161,61 +166,6 @@ def model_json(offer: Offer, model: ModelOffer) -> dict[str, Any]:
         "measured": measured_json(offer, model),
         "capacity": capacity_of(offer, model).members(),
     }
-
-
-@dataclass(slots=True)
-class _Served:
-    """One model as the workers that serve it describe it."""
-
-    lowest: int
-    names: set[str] = field(default_factory=set)
-    services: set[str] = field(default_factory=set)
-    workers: set[Address] = field(default_factory=set)
-    """A worker may offer a model in several entries."""
-    slots_free: int = 0
-    fastest: int = 0
-    context: int = 0
-
-
-def models_json(entries: Iterable[tuple[int, Entry]]) -> dict[str, Any]:
-    """Every model that somebody serves, by digest: names are claims, the digest is the model.
-
-    entries: each model at each worker, behind its `blended_price`.
-    """
-    served: dict[Digest, _Served] = {}
-    for price, entry in entries:
-        offer, model = entry.listed.signed.offer, entry.model
-        row = served.get(model.digest)
-        if row is None:
-            row = served[model.digest] = _Served(price)
-        row.names.add(model.name)
-        row.services.add(service_name(model.service))
-        if offer.operator not in row.workers:
-            row.workers.add(offer.operator)
-            row.slots_free += _free_for(offer, model.digest)
-        row.lowest = min(row.lowest, price)
-        row.fastest = max(row.fastest, model.tokens_per_second)
-        row.context = max(row.context, model.max_context)
-    rows = [
-        {
-            "digest": to_hex(digest),
-            "names": sorted(row.names),
-            "services": sorted(row.services),
-            "workers": len(row.workers),
-            "slots_free": row.slots_free,
-            "lowest_blended_price_per_million_output_tokens": row.lowest,
-            "fastest_tokens_per_second": row.fastest,
-            "max_context": row.context,
-        }
-        for digest, row in served.items()
-    ]
-    return {"models": sorted(rows, key=lambda row: (-int(str(row["workers"])), row["digest"]))}
-
-
-def _free_for(offer: Offer, model: Digest) -> int:
-    """Free slots of a worker for a model, over all entries that it has of it."""
-    mine = (capacity_of(offer, one).slots_free for one in offer.models if one.digest == model)
-    return min(offer.slots_free, sum(mine))
 
 
 def worker_json(listed: Listed, now: Timestamp) -> dict[str, Any]:

@@ -7,7 +7,8 @@
     POST /v1/dial     a registered operator's signed request to be dialled (`piecework.dialback`)
     POST /v1/audits   a client's signed report of an audit (`protocol.evidence.reports`)
     GET  /v1/workers/OPERATOR/audits   GET /v1/audits/ID (its evidence)   GET /v1/audits/ID/report
-    GET  /v1/models   GET /v1/workers   GET /v1/history   GET /health   GET /metrics
+    GET  /v1/models   GET /v1/workers   ?limit= &offset=
+    GET  /v1/history   GET /health   GET /metrics
     GET  /   GET /workers/OPERATOR   the explorer
 
 Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the
@@ -22,7 +23,7 @@ import base64
 import contextlib
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
 import structlog
@@ -45,6 +46,7 @@ from piecework.market.limits import (
     ADDRESS_POSTS_PER_MINUTE,
     ADDRESS_READ_BURST,
     ADDRESS_READS_PER_MINUTE,
+    DEFAULT_LISTED_OFFERS,
     MAX_BUCKETS,
     MAX_STANDINGS,
     OPERATOR_POST_BURST,
@@ -55,6 +57,7 @@ from piecework.market.limits import (
 from piecework.market.listing import Listed, Query
 from piecework.market.metrics import MarketMetrics
 from piecework.market.offer_store import OfferStore
+from piecework.market.rounds import repeat
 from piecework.market.settlements import EventSource, follow
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
@@ -94,6 +97,12 @@ class Registered(Standing, Protocol):
 
     @property
     def stake(self) -> Amount: ...
+
+    @property
+    def owner(self) -> Address: ...
+
+    @property
+    def payout(self) -> Address: ...
 
 
 class Registry(EventSource, ChannelSource, Protocol):
@@ -153,6 +162,7 @@ class IndexServer:
         self._reads = _limiter(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST)
         self._operators = _limiter(OPERATOR_POSTS_PER_MINUTE, OPERATOR_POST_BURST)
         self._standings: OrderedDict[Address, tuple[float, Registered | None]] = OrderedDict()
+        self._rows = offers.OfferRows(settings.money)
         self._log = structlog.get_logger("market")
         market = registry.domain
         public_only = market.chain_id not in DEVELOPMENT_CHAIN_IDS
@@ -193,7 +203,7 @@ class IndexServer:
         except OfferStoreError as error:
             self._log.error("database", error=str(error))
             response = self._decline(
-                Declined(503, "storage", "the index cannot write at the moment")
+                Declined(503, "storage", "the index's database does not answer")
             )
         response.headers[hdrs.X_CONTENT_TYPE_OPTIONS] = "nosniff"
         if request.method == "GET":
@@ -258,8 +268,9 @@ class IndexServer:
             ) from None
         listed = Listed(signed, data, stake, now)
         if not known:
-            self._store.is_known(signed)  # again: another post may have come during the await
-            self._store.put(listed, now)
+            # Another post, or another instance, may have been first since the check above.
+            known = not await self._store.put(listed, now)
+        if not known:
             self.metrics.accepted()
         return known, listed
 
@@ -320,7 +331,7 @@ class IndexServer:
     async def _last_offer(self, request: web.Request) -> web.Response:
         """So that a worker whose journal was rolled back sees what it has signed."""
         operator = _operator(request)
-        data = self._store.last(operator)
+        data = await self._store.last(operator)
         if data is None:
             raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
         offer = wire.decode_offer(data).offer
@@ -333,8 +344,10 @@ class IndexServer:
         }
         return web.json_response(body)
 
-    async def _models(self, _: web.Request) -> web.Response:
-        return web.json_response(self._store.catalogue.models(self._now()))
+    async def _models(self, request: web.Request) -> web.Response:
+        query = Query.parse(request.query, only=("limit", "offset"))
+        models = self._store.catalogue.models(self._now(), query.limit, query.offset)
+        return web.json_response(models)
 
     async def _workers(self, request: web.Request) -> web.Response:
         query = Query.parse(request.query)
@@ -342,37 +355,41 @@ class IndexServer:
 
     async def _worker_audits(self, request: web.Request) -> web.Response:
         operator = _operator(request)
-        if self._store.last(operator) is None:
+        if await self._store.last(operator) is None:
             raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
-        return web.json_response(self._audits.of(operator).to_json())
+        return web.json_response((await self._audits.of(operator)).to_json())
 
     async def _history(self, _: web.Request) -> web.Response:
         history, since = self._store.history, self._now() - DAY_S
         body = {
-            "samples": [asdict(one) for one in history.samples(Timestamp(since))],
-            "settled": [asdict(day) for day in history.settled()],
+            "samples": [asdict(one) for one in await history.samples(Timestamp(since))],
+            "settled": [{"day": one.day, **asdict(one.settled)} for one in await history.settled()],
+            "settled_in_all": asdict(await history.settled_in_all()),
         }
         return web.json_response(body)
 
     async def _page(self, request: web.Request) -> web.Response:
         query, now, history = Query.parse(request.query), self._now(), self._store.history
+        # A table for people. Programs read more at once from /v1/offers.
+        query = replace(query, limit=min(query.limit, DEFAULT_LISTED_OFFERS))
         overview = offers.Overview(
             self._store.catalogue.find(query, now),
-            self._store.catalogue.models(now),
+            self._store.catalogue.models(now, offers.MAX_SHOWN_MODELS),
             self._store.catalogue.sample(now),
-            history.samples(Timestamp(now - DAY_S)),
-            history.settled(),
+            await history.samples(Timestamp(now - DAY_S)),
+            await history.settled(),
+            await history.settled_in_all(),
         )
         url = self._settings.url or _origin(request)
-        return _html(offers.render(overview, query, url, self._settings.money))
+        return _html(offers.render(overview, query, url, self._rows))
 
     async def _worker_page(self, request: web.Request) -> web.Response:
         operator, now, history = _operator(request), self._now(), self._store.history
         listed = self._store.catalogue.get(operator)
         if listed is not None and listed.signed.offer.expires_at <= now:
             listed = None
-        uptime = history.uptime(operator)
-        if listed is None and uptime is None and self._store.last(operator) is None:
+        uptime = await history.uptime(operator)
+        if listed is None and uptime is None and await self._store.last(operator) is None:
             raise Declined(404, "unknown_worker", "this index has seen no offer of that worker")
         stake = None
         with contextlib.suppress(ChainError):
@@ -383,10 +400,11 @@ class IndexServer:
             listed,
             stake,
             uptime,
-            history.settlements(operator),
-            history.settled(operator),
+            await history.settlements(operator),
+            await history.settled(operator),
+            await history.settled_in_all(operator),
             self._settings.transactions,
-            self._audits.of(operator),
+            await self._audits.of(operator),
         )
         return _html(worker.render(shown, now, self._settings.money))
 
@@ -402,10 +420,16 @@ class IndexServer:
         return Timestamp(int(self._clock.wall()))
 
     async def _working(self, _: web.Application) -> AsyncIterator[None]:
+        store, log = self._store, self._log
         tasks = (
-            asyncio.create_task(self._sweep_forever(), name="market sweep"),
             asyncio.create_task(
-                follow(self._store.history, self._registry, self._log), name="market settlements"
+                # Expired offers are not shown anyway, so that a failed round may wait.
+                repeat(self._sweep, log.error, "database", SWEEP_INTERVAL_S, SWEEP_INTERVAL_S),
+                name="market sweep",
+            ),
+            asyncio.create_task(store.follow(self._clock), name="market offers"),
+            asyncio.create_task(
+                follow(store.history, self._registry, log), name="market settlements"
             ),
         )
         yield
@@ -413,15 +437,9 @@ class IndexServer:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _sweep_forever(self) -> None:
-        while True:
-            await asyncio.sleep(SWEEP_INTERVAL_S)
-            try:
-                self._store.sweep(self._now())
-                self._store.record(self._now())
-            except OfferStoreError as error:
-                # Expired offers are not shown anyway, and the next round tries again.
-                self._log.error("database", error=str(error))
+    async def _sweep(self) -> None:
+        self._store.sweep(self._now())
+        await self._store.record(self._now())
 
 
 def _origin(request: web.Request) -> str:

@@ -15,11 +15,12 @@ The compact form is what a worker keeps: fields without soft embeddings, compres
 
 from __future__ import annotations
 
+import enum
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from piecework.base.jsons import loads
 from piecework_protocol.encoding import Reader, Writer
@@ -37,6 +38,8 @@ MAX_KEPT_BYTES: Final = 1024 + MAX_DENOISING_STEPS * MAX_STEP_BYTES
 _KEPT_VERSION: Final = 1
 _COMPRESSION: Final = 1
 """The fastest. A step's canvas repeats the one before it, which any level finds."""
+OpenSteps: TypeAlias = Mapping[int, Mapping[StepField, bytes]]
+"""The fields of steps, by step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +79,53 @@ def read_openings(data: bytes) -> OpenedCanvas:
         MalformedInput: It is not such a file.
     """
     try:
-        body = loads(data)
-        if body["format"] != FORMAT or len(body["steps"]) > MAX_DENOISING_STEPS:
-            raise MalformedInput(f"the format is not {FORMAT}")
-        return OpenedCanvas(_canvas(body["canvas"]), tuple(_step(one) for one in body["steps"]))
-    except KeyError as error:
-        raise MalformedInput(f"this is no openings file: it lacks {error}") from None
-    except (TypeError, ValueError, AttributeError, MalformedInput) as error:
+        return openings_of(loads(data))
+    except (ValueError, MalformedInput) as error:
         raise MalformedInput(f"this is no openings file: {error}") from None
+
+
+def openings_of(body: Any) -> OpenedCanvas:
+    """Read the JSON object of an openings file. Only its form is checked here.
+
+    Raises:
+        MalformedInput: It is not such an object. The text names the place.
+    """
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise MalformedInput(f"the format is not {FORMAT}")
+    for name in ("canvas", "steps"):
+        if name not in body:
+            raise MalformedInput(f"it lacks {name!r}")
+    steps = body["steps"]
+    if not isinstance(steps, list) or len(steps) > MAX_DENOISING_STEPS:
+        raise MalformedInput(f"steps is not a list of at most {MAX_DENOISING_STEPS}")
+    canvas = body["canvas"]
+    return OpenedCanvas(
+        None if canvas is None else CanvasRecord.parse(_fields(canvas, "canvas", CanvasField)),
+        tuple(_step(one, f"steps[{i}]") for i, one in enumerate(steps)),
+    )
+
+
+def held_to(leaves: Sequence[bytes] | None, opened: OpenedCanvas) -> tuple[CanvasRecord, OpenSteps]:
+    """Hold an opened canvas to the leaves that the worker signed. Returns its record and its steps.
+
+    What is not under a leaf says nothing about the worker: anybody can write it.
+
+    Raises:
+        MalformedInput: There are no leaves, or what is open is not under them.
+    """
+    if not leaves:
+        raise MalformedInput("the evidence has no leaves of this canvas, so no opening can be held")
+    if opened.canvas is None:
+        raise MalformedInput("the canvas is not open")
+    if opened.canvas.leaf() != leaves[0]:
+        raise MalformedInput("the opened canvas is not the one that was committed")
+    steps = {}
+    for one in opened.steps:
+        step = StepRecord.parse(one.fields)
+        if step.step + 1 >= len(leaves) or step.leaf() != leaves[step.step + 1]:
+            raise MalformedInput(f"the opened step {step.step} is not the one that was committed")
+        steps[step.step] = dict(zip(StepField, one.fields, strict=True))
+    return opened.canvas, steps
 
 
 def write_openings(canvas: CanvasRecord, steps: Sequence[StepOpening]) -> bytes:
@@ -102,22 +144,29 @@ def write_openings(canvas: CanvasRecord, steps: Sequence[StepOpening]) -> bytes:
     return json.dumps(body, separators=(",", ":")).encode() + b"\n"
 
 
-def _canvas(fields: Any) -> CanvasRecord | None:
-    return CanvasRecord.parse([_bytes(field) for field in fields]) if fields else None
-
-
-def _step(body: Any) -> StepOpening:
-    fields = tuple(_bytes(field) for field in body["fields"])
-    if len(fields) != len(StepField):
-        raise MalformedInput(f"a step has {len(StepField)} fields")
+def _step(body: Any, where: str) -> StepOpening:
+    if not isinstance(body, dict) or not {"fields", "soft"} <= body.keys():
+        raise MalformedInput(f"{where}: it does not have the members 'fields' and 'soft'")
+    fields = _fields(body["fields"], f"{where}.fields", StepField)
     soft = body["soft"]
-    return StepOpening(fields, None if soft is None else _bytes(soft))
+    return StepOpening(fields, None if soft is None else _bytes(soft, f"{where}.soft"))
 
 
-def _bytes(text: str) -> bytes:
-    if not text.startswith("0x"):
-        raise ValueError("bytes begin with 0x")
-    return bytes.fromhex(text[2:])
+def _fields(listed: Any, where: str, layout: type[enum.IntEnum]) -> tuple[bytes, ...]:
+    if not isinstance(listed, list) or len(listed) != len(layout):
+        raise MalformedInput(f"{where}: it does not have {len(layout)} fields")
+    return tuple(_bytes(one, f"{where}[{i}]") for i, one in enumerate(listed))
+
+
+def _bytes(text: Any, where: str) -> bytes:
+    if isinstance(text, str):
+        try:
+            found = bytes.fromhex(text.removeprefix("0x"))
+        except ValueError:
+            found = b""
+        if _hexed(found) == text:
+            return found
+    raise MalformedInput(f"{where}: it is not 0x and lower-case hex")
 
 
 def _hexed(data: bytes) -> str:

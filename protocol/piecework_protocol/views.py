@@ -9,11 +9,18 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from piecework_protocol.objects import ModelOffer, Offer, Service
 from piecework_protocol.service import service_name
 from piecework_protocol.types import to_hex
+
+PRICES: Final = (
+    "price_per_million_prompt_tokens",
+    "price_per_million_output_tokens",
+    "price_per_thousand_steps",
+)
+"""The prices of a model in an offer."""
 
 K = TypeVar("K", bound=Hashable)
 

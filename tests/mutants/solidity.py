@@ -1,15 +1,17 @@
 """Mutation testing of the contracts with forge.
 
 Each mutant changes one operator, guard, effect or modifier of one line. It is killed when it does
-not compile or when a test fails. There are more mutants than fit into half an hour, so a run draws
-them in a seeded order until its time is over; another seed draws others. FILE, such as
-Disputes.sol, draws those of one file alone.
+not compile or when a test fails. One whose tests take longer than `MUTANT_TIMEOUT_S` is undecided:
+gas ends every loop, so only a busy machine takes that long. There are more mutants than fit into
+half an hour, so a run draws them in a seeded order until its time is over; another seed draws
+others. FILE, such as Disputes.sol, draws those of one file alone.
 
     python -m tests.mutants.solidity [SECONDS [SEED [FILE]]]
 """
 
 from __future__ import annotations
 
+import enum
 import os
 import random
 import re
@@ -17,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +47,7 @@ FAST = {"FOUNDRY_PROFILE": "mutants"}
 # What holds the released bytes would kill every mutant, and the gas figures most of them.
 SKIPPED = "GasTest|ReleaseTest"
 SLOW = "InvariantTest|VectorsTest|MerkleTest"
-MUTANT_TIMEOUT_S = 300
+MUTANT_TIMEOUT_S = 900
 SWAPS = (
     (r"(?<![<>=!])<=", "<"),
     (r"(?<![<>=!-])<(?![<=])", "<="),
@@ -64,6 +67,14 @@ SWAPS = (
 )
 EFFECT = re.compile(r"^\s*[\w.\[\]]+(?:\.\w+|\[\w+\])*\s*[+-]?=(?!=)[^;]*;\s*$")
 NO_CODE = re.compile(r"^\s*(//|/\*|\*|import\b|pragma\b|error\b|event\b|using\b|contract\b)")
+
+
+class Verdict(enum.Enum):
+    """What the tests say of a mutant."""
+
+    KILLED = "killed"
+    SURVIVED = "survived"
+    UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +120,13 @@ def stage() -> None:
             link.symlink_to(target)
 
 
-def passes() -> bool:
-    """Whether the staged project builds and all its tests pass. The slow ones come second."""
-    return _passes("--no-match-contract", f"{SKIPPED}|{SLOW}") and _passes("--match-contract", SLOW)
+def tested() -> Verdict:
+    """Build and test the staged project. The slow tests come second."""
+    first = _tested("--no-match-contract", f"{SKIPPED}|{SLOW}")
+    return _tested("--match-contract", SLOW) if first is Verdict.SURVIVED else first
 
 
-def _passes(*which: str) -> bool:
+def _tested(*which: str) -> Verdict:
     forge = PROJECT / "node_modules" / ".bin" / "forge"
     command = [str(forge), "test", *which, "--fail-fast"]
     try:
@@ -127,11 +139,11 @@ def _passes(*which: str) -> bool:
             timeout=MUTANT_TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return False
-    return ran.returncode == 0
+        return Verdict.UNDECIDED
+    return Verdict.KILLED if ran.returncode else Verdict.SURVIVED
 
 
-def survives(mutant: Mutant) -> bool:
+def verdict_on(mutant: Mutant) -> Verdict:
     """Try one mutant, and put the source back."""
     path = PROJECT / "src" / mutant.file
     original = path.read_text()
@@ -139,7 +151,7 @@ def survives(mutant: Mutant) -> bool:
     lines[mutant.line] = mutant.after
     try:
         path.write_text("\n".join(lines) + "\n")
-        return passes()
+        return tested()
     finally:
         path.write_text(original)
 
@@ -154,17 +166,26 @@ def main() -> int:
         mutant for file in files for mutant in mutants(file, (PROJECT / "src" / file).read_text())
     ]
     random.Random(seed).shuffle(every)
-    if not passes():
+    unchanged = tested()
+    if unchanged is Verdict.UNDECIDED:
+        raise SystemExit(f"the contracts' tests take more than {MUTANT_TIMEOUT_S} s each: too busy")
+    if unchanged is Verdict.KILLED:
         raise SystemExit("the contracts fail their own tests: run make contracts")
-    started, tried, alive = time.monotonic(), 0, 0
+    started, counts = time.monotonic(), Counter[Verdict]()
     for mutant in every:
         if time.monotonic() - started > seconds:
             break
-        tried += 1
-        if survives(mutant):
-            alive += 1
-            print(f"survived  {mutant}", flush=True)
-    print(f"contracts: {tried - alive} of {tried} mutants killed; {len(every)} exist, seed {seed}")
+        verdict = verdict_on(mutant)
+        counts[verdict] += 1
+        if verdict is not Verdict.KILLED:
+            print(f"{verdict.value:9}  {mutant}", flush=True)
+    decided = counts[Verdict.KILLED] + counts[Verdict.SURVIVED]
+    each = (time.monotonic() - started) / max(1, counts.total())
+    print(
+        f"contracts: {counts[Verdict.KILLED]} of {decided} mutants killed, "
+        f"{counts[Verdict.UNDECIDED]} undecided; seed {seed}. {each:.0f} s each, so all "
+        f"{len(every)} take {each * len(every) / 3600:.1f} hours"
+    )
     return 0
 
 

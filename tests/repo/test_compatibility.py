@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from pathlib import Path
+
+from tests.support.source_facts import facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "apps" / "compatibility.md"
@@ -13,10 +14,9 @@ PAGE = ROOT / "docs" / "apps" / "compatibility.md"
 def names() -> set[str]:
     """The names of all tests."""
     return {
-        node.name
+        name
         for path in (ROOT / "tests").rglob("test_*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for _, name, _ in facts_of(path).functions
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel
 from docs.tools import reference
 from piecework_protocol.states import CHANNEL_TABLE, JOB_TABLE, mermaid
 from tests.support.documents import CODE, DATA, Block, blocks, pages
+from tests.support.source_facts import facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("bench", "contracts", "model", "node", "piecework", "protocol")
@@ -40,6 +40,8 @@ GLOSSARY_TERMS = (
 )
 SOLIDITY = re.compile(r"^```solidity\n.*?^```$", re.MULTILINE | re.DOTALL)
 """forge formats it, to a width of its own."""
+END = "\x01"
+"""Between the strings of the program."""
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -205,11 +207,11 @@ def test_every_message_of_the_troubleshooting_page_is_one_that_the_code_prints()
     text = (ROOT / "docs" / "troubleshooting.md").read_text()
     quoted = re.findall(r"^### `(.+)`$", text, re.MULTILINE)
     assert len(quoted) > 20
-    said = code_strings()
+    said = END.join(words for path in sources() for words in facts_of(path).strings)
     unknown = []
     for message in quoted:
         parts = [re.escape(part) for part in message.split("…")]
-        if not any(re.search(".*".join(parts), words, re.DOTALL) for words in said):
+        if not re.search(f"[^{END}]*".join(parts), said):
             unknown.append(message)
     assert not unknown, "\n".join(unknown)
 
@@ -220,19 +222,6 @@ def test_every_fault_code_is_in_the_troubleshooting_page_and_in_the_reference() 
     for page in ("troubleshooting.md", "reference/errors.md"):
         text = (ROOT / "docs" / page).read_text()
         assert [code.value for code in Code if f"| `{code.value}` |" not in text] == [], page
-
-
-def code_strings() -> list[str]:
-    """Every string in the program, with a mark where it has a placeholder."""
-    found = []
-    for path in sources():
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(re.sub(r"\{\w*\}", "\0", node.value))
-            elif isinstance(node, ast.JoinedStr):
-                parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
-                found.append("".join(str(part) for part in parts))
-    return found
 
 
 # --- code blocks

@@ -1,4 +1,8 @@
-"""What deploy/ gives to Prometheus and Grafana names metrics and labels that the programs have."""
+"""What deploy/ gives to Prometheus and Grafana is PromQL, about metrics and labels of the programs.
+
+A parser of PromQL reads every query. promtool comes with no package of Python or npm. It was run
+by hand (docs/owners/console.md says how).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import promql_parser
 import pytest
 import yaml
 from prometheus_client import Metric
@@ -19,8 +24,9 @@ from piecework_protocol.errors import Reason
 from piecework_protocol.states import JobState
 
 DEPLOY: Final = Path(__file__).resolve().parents[2] / "deploy"
-NAME: Final = re.compile(r"\b(?:piecework_\w+|up)\b(\{[^}]*\})?")
-LABEL: Final = re.compile(r"(\w+)=~?\"([^\"]*)\"")
+DURATION: Final = re.compile(r"(?:\d+(?:ms|[smhdwy]))+")
+OF_COUNTERS: Final = frozenset({"rate", "irate", "increase"})
+COUNTED: Final = ("_total", "_bucket", "_count", "_sum")
 OF_PROMETHEUS: Final = frozenset({"job", "instance"})
 
 
@@ -64,17 +70,30 @@ def expressions() -> Iterator[str]:
 
 
 def faults(expression: str, known: dict[str, frozenset[str]]) -> list[str]:
-    """What an expression names that the worker does not have."""
-    found: list[str] = []
-    for match in NAME.finditer(expression):
-        name = match.group().partition("{")[0]
-        if name not in known:
-            found.append(f"no metric {name}")
+    """What is wrong with an expression for a worker that has these samples."""
+    try:
+        tree = promql_parser.parse(expression)
+    except ValueError as error:
+        return [f"no PromQL: {error}"]
+    selectors, found = list[Any](), list[str]()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, promql_parser.VectorSelector):
+            selectors.append(node)
+        if isinstance(node, promql_parser.Call) and node.func.name in OF_COUNTERS:
+            (asked,) = node.args
+            if not asked.vector_selector.name.endswith(COUNTED):
+                found.append(f"{node.func.name} of {asked.vector_selector.name}, no counter")
+
+    promql_parser.walk(tree, visit)
+    for selector in selectors:
+        if selector.name not in known:
+            found.append(f"no metric {selector.name}")
             continue
-        for label, _ in LABEL.findall(match.group(1) or ""):
-            if label not in known[name] | OF_PROMETHEUS:
-                found.append(f"{name} has no label {label}")
-    return found if NAME.search(expression) else ["it names no metric"]
+        for label in {matcher.name for matcher in selector.matchers.matchers}:
+            if label not in known[selector.name] | OF_PROMETHEUS:
+                found.append(f"{selector.name} has no label {label}")
+    return found if selectors else ["it names no metric"]
 
 
 @pytest.mark.parametrize("expression", sorted(set(expressions())))
@@ -84,9 +103,18 @@ def test_every_expression_names_what_the_worker_has(expression: str) -> None:
 
 @pytest.mark.parametrize(
     "expression",
-    ["piecework_redy == 0", 'piecework_fault{kode="x"} == 1', "piecework_jobs == 1", "1 > 0"],
+    [
+        "piecework_redy == 0",
+        'piecework_fault{kode="x"} == 1',
+        "piecework_jobs == 1",
+        "1 > 0",
+        "rate(piecework_jobs_total[5m]",
+        "rate(piecework_jobs_total)",
+        "rate(piecework_ready[5m]) > 0",
+        "piecework_ready = 0",
+    ],
 )
-def test_a_name_that_the_worker_does_not_have_is_noticed(expression: str) -> None:
+def test_what_the_worker_does_not_have_or_is_no_promql_is_noticed(expression: str) -> None:
     assert faults(expression, registry())
 
 
@@ -95,6 +123,28 @@ def test_the_state_of_a_failed_transaction_is_spelt_as_the_worker_spells_it() ->
 
     states = {s for e in expressions() for s in re.findall(r'state="(\w+)"', e)}
     assert states and states <= {state.value for state in TxState}
+
+
+def test_every_rule_has_the_form_that_prometheus_reads() -> None:
+    body = yaml.safe_load((DEPLOY / "alerts.yml").read_text())
+    assert body.keys() == {"groups"}
+    for group in body["groups"]:
+        assert group.keys() == {"name", "rules"}
+    for rule in rules():
+        assert {"alert", "expr", "labels", "annotations"} <= rule.keys()
+        assert rule.keys() <= {"alert", "expr", "for", "labels", "annotations"}
+        assert DURATION.fullmatch(rule.get("for", "0s")), rule["alert"]
+        for template in rule["annotations"].values():
+            assert template.count("{{") == template.count("}}")
+
+
+def test_the_variables_of_the_dashboard_ask_for_what_the_worker_has() -> None:
+    known = registry()
+    queries = [v["query"] for v in dashboard()["templating"]["list"] if v["type"] == "query"]
+    asked = [re.fullmatch(r"label_values\((\w+), (\w+)\)", query) for query in queries]
+    assert asked
+    for found in asked:
+        assert found is not None and found[2] in known[found[1]] | OF_PROMETHEUS
 
 
 def test_every_alert_has_a_severity_a_summary_and_a_remedy() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from piecework.base.explain import CONTAINING, EXTRAS
 from tests.repo.test_documents import ROOT, sources
 from tests.support import distributions
 from tests.support.distributions import PROJECT, declared, installed_with, modules_of
+from tests.support.source_facts import facts_of
 
 UNSAFE_START = re.compile(r"python[\d.]*\"?,? \"?-m\"?,? \"?(?P<module>piecework[\w.]*)")
 SHIPPED = ("piecework", "piecework_model", "piecework_node", "piecework_protocol")
@@ -29,6 +29,7 @@ LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "torch": (("worker",), ("worker",)),
     "chain": (("chain",), ("worker",)),
     "provenance": (("provenance",), ("client",)),
+    "postgres": (("postgres",), ("client",)),
     "build": ((), ()),
 }
 OF_ITS_OWN = {"halmos", "agents-newer", "agents-older", "agents-aider"}
@@ -38,16 +39,12 @@ STARTED_BY_TEXT = ("docker-compose.yml", "Makefile", "Dockerfile", ".ci/run")
 
 def unsafe_starts(path: Path) -> list[str]:
     """Where a Python file starts a module of ours as a child without `-P`."""
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
-        if not isinstance(node, ast.Tuple | ast.List | ast.Call):
-            continue
-        items = node.args if isinstance(node, ast.Call) else node.elts
-        words = [str(i.value) if isinstance(i, ast.Constant) else "" for i in items]
-        for before, option, module in zip(words, words[1:], words[2:], strict=False):
-            if option == "-m" and before != "-P" and module.startswith("piecework"):
-                found.append(f"{path.relative_to(ROOT)}:{node.lineno} {module}")
-    return found
+    return [
+        f"{path.relative_to(ROOT)}:{line} {module}"
+        for line, words in facts_of(path).started
+        for before, option, module in zip(words, words[1:], words[2:], strict=False)
+        if option == "-m" and before != "-P" and module.startswith("piecework")
+    ]
 
 
 def test_every_child_process_ignores_the_modules_of_the_current_folder() -> None:
@@ -99,14 +96,7 @@ def test_the_line_about_a_missing_package_names_the_extras_that_pyproject_has() 
 
 def _imported_names() -> set[str]:
     """The top-level names in the import statements of what is shipped."""
-    found = set()
-    for path in sources():
-        for node in ast.walk(ast.parse(path.read_text(), str(path))):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found.add(node.module.partition(".")[0])
-    return found
+    return {module.partition(".")[0] for path in sources() for _, module in facts_of(path).imports}
 
 
 def test_the_classifiers_name_only_pythons_that_the_bounds_allow() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import re
@@ -14,6 +13,7 @@ import pytest
 
 from piecework_protocol import generate as schema
 from tests.repo.test_documents import IMPORT_PACKAGES, ROOT, sources
+from tests.support.source_facts import HOLE, facts_of
 
 LONGEST_FUNCTION_LINES = 60
 LONGEST_MODULE_LINES = 620
@@ -22,22 +22,35 @@ BANNED_IMPORTS = {"pickle", "cPickle", "dill", "marshal", "shelve", "torch.seria
 BANNED_CALLS = {"eval", "exec", "torch.load", "yaml.load", "os.system", "time.sleep"}
 
 
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(), str(path))
-
-
 def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def test_the_rules_see_what_they_are_about(tmp_path: Path) -> None:
+    path = tmp_path / "module.py"
+    path.write_text(
+        "import pickle, os.path as p\nfrom torch.serialization import load\n"
+        "class Stray(Exception): pass\n"
+        "async def f():\n    time.sleep(0)\n    await asyncio.sleep(0.1)\n"
+        "    return (await ask()).json(), f'{a} lacks {b}', [x, '-m', 'piecework']\n"
+    )
+    facts = facts_of(path)
+    assert facts.imports == [(1, "pickle"), (1, "os.path"), (2, "torch.serialization")]
+    assert [(kind.name, kind.bases) for kind in facts.classes] == [("Stray", {"Exception"})]
+    assert facts.functions == [(4, "f", 4)]
+    calls = {(call.line, call.name, call.argument) for call in facts.calls}
+    assert {(5, "time.sleep", "0"), (6, "asyncio.sleep", "0.1"), (7, ".json", "")} <= calls
+    assert facts.started == [(7, ["", "-m", "piecework"])]
+    assert f"{HOLE} lacks {HOLE}" in facts.strings
+
+
 def test_no_function_is_longer_than_a_screen() -> None:
-    long = []
-    for path in sources():
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or 0) - node.lineno + 1
-                if lines > LONGEST_FUNCTION_LINES:
-                    long.append(f"{relative(path)}:{node.lineno} {node.name} has {lines} lines")
+    long = [
+        f"{relative(path)}:{at} {name} has {lines} lines"
+        for path in sources()
+        for at, name, lines in facts_of(path).functions
+        if lines > LONGEST_FUNCTION_LINES
+    ]
     assert not long, "\n".join(long)
 
 
@@ -55,15 +68,10 @@ def test_no_module_is_where_everything_meets() -> None:
 def test_nothing_unpickles_evaluates_or_sleeps() -> None:
     found = []
     for path in sources():
-        for node in ast.walk(tree(path)):
-            names: list[str] = []
-            if isinstance(node, ast.Import):
-                names = [a.name for a in node.names if a.name in BANNED_IMPORTS]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""] if (node.module or "") in BANNED_IMPORTS else []
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) in BANNED_CALLS:
-                names = [ast.unparse(node.func)]
-            found += [f"{relative(path)}:{node.lineno} {name}" for name in names]  # type: ignore[attr-defined]
+        facts = facts_of(path)
+        banned = [(line, name) for line, name in facts.imports if name in BANNED_IMPORTS]
+        banned += [(call.line, call.name) for call in facts.calls if call.name in BANNED_CALLS]
+        found += [f"{relative(path)}:{line} {name}" for line, name in banned]
     assert not found, "\n".join(found)
 
 
@@ -79,13 +87,11 @@ def test_json_from_outside_is_held_to_a_depth() -> None:
     for path in sources():
         if path.relative_to(ROOT).parts[:2] not in shells:
             continue
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                name = ast.unparse(node.func)
-                if name in {"json.loads", "json.load"} or node.func.attr == "json":
-                    found.append(
-                        f"{relative(path)}:{node.lineno} {name}; use piecework.base.jsons.loads"
-                    )
+        for call in facts_of(path).calls:
+            if call.name in {"json.loads", "json.load"} or call.name.endswith(".json"):
+                found.append(
+                    f"{relative(path)}:{call.line} {call.name}; use piecework.base.jsons.loads"
+                )
     assert not found, "\n".join(found)
 
 
@@ -116,11 +122,9 @@ def test_the_tests_sleep_in_one_place_only() -> None:
     for path in (ROOT / "tests").rglob("*.py"):
         if path == ROOT / "tests" / "support" / "waiting.py":
             continue
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in SLEEPS:
-                argument = ast.unparse(node.args[0]) if node.args else ""
-                if argument != "0":
-                    found.append(f"{relative(path)}:{node.lineno} use tests.support.waiting")
+        for call in facts_of(path).calls:
+            if call.name in SLEEPS and call.argument != "0":
+                found.append(f"{relative(path)}:{call.line} use tests.support.waiting")
     assert not found, "\n".join(found)
 
 
@@ -132,9 +136,9 @@ def test_no_class_name_exists_twice() -> None:
         for path in paths:
             if "/v2/" in relative(path):
                 continue
-            for node in ast.walk(tree(path)):
-                if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                    places.setdefault(node.name, []).append(f"{relative(path)}:{node.lineno}")
+            for kind in facts_of(path).classes:
+                if not kind.name.startswith("_"):
+                    places.setdefault(kind.name, []).append(f"{relative(path)}:{kind.line}")
         assert len(places) > 20
         twice = {name: where for name, where in places.items() if len(where) > 1}
         assert not twice, twice
@@ -146,11 +150,9 @@ def test_every_error_that_others_may_see_has_one_root() -> None:
     for path in sources():
         if path.relative_to(ROOT).parts[0] == "bench":
             continue
-        for node in ast.walk(tree(path)):
-            if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
-                continue
-            if {ast.unparse(base) for base in node.bases} & {"Exception", "BaseException"}:
-                strays.append(f"{relative(path)}:{node.lineno} {node.name}")
+        for kind in facts_of(path).classes:
+            if not kind.name.startswith("_") and kind.bases & {"Exception", "BaseException"}:
+                strays.append(f"{relative(path)}:{kind.line} {kind.name}")
     assert [stray.rpartition(" ")[2] for stray in strays] == ["PieceworkError"], strays
 
 

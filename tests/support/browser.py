@@ -65,6 +65,13 @@ OVERFLOW: Final = """(() => {
 """What stands out of the window, or out of its own box."""
 
 
+AXE_FILE: Final = Path(__file__).parent / "npm" / "node_modules" / "axe-core" / "axe.min.js"
+RUN_AXE: Final = """axe.run(document, {resultTypes: ["violations"], runOnly: [
+  "wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}).then((found) =>
+  found.violations.flatMap((rule) => rule.nodes.map((node) =>
+    `${rule.id} (${rule.impact}): ${rule.help}: ${node.html.slice(0, 120)}`)))"""
+
+
 class Page:
     """A tab of a running browser."""
 
@@ -109,6 +116,14 @@ class Page:
         )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    async def axe(self) -> list[str]:
+        """Run axe-core in the page. Return what breaks WCAG 2.2 AA or its best practices."""
+        assert AXE_FILE.is_file(), "axe-core is not installed: npm ci in tests/support/npm"
+        source = await asyncio.to_thread(AXE_FILE.read_text, encoding="utf-8")
+        await self.value(f"{source};0")
+        found: list[str] = await self.value(RUN_AXE)
+        return found
 
     async def screenshot(self, path: Path) -> None:
         """Write a picture of the whole page, for people."""

@@ -11,10 +11,9 @@ from piecework_node.engine.link import EngineFacts
 from piecework_node.runtime.pause import Pause
 from piecework_protocol.credit import most_written_off
 from piecework_protocol.objects import Offer
-from piecework_protocol.service import service_name
-from piecework_protocol.types import address_hex, to_hex
+from piecework_protocol.types import address_hex
 from piecework_protocol.usual import price_with_steps, usual_jobs
-from piecework_protocol.views import members
+from piecework_protocol.views import PRICES, members
 
 DAY_S: Final = 24 * 3600
 
@@ -66,10 +65,8 @@ def _pause_status(p: Components) -> dict[str, Any] | None:
 
 def _pause_members(p: Components, pause: Pause, freed_bytes: int) -> dict[str, Any]:
     return {
-        "causes": list(pause.causes),
+        **members(pause, "causes", "ends_at", "gives_up_at"),
         "seconds": round(p.base.clock.monotonic() - pause.began, 1),
-        "ends_at": pause.ends_at,
-        "gives_up_at": pause.gives_up_at,
         "freed_bytes": freed_bytes,
     }
 
@@ -90,12 +87,9 @@ def _card_status(p: Components, one: KeptCard) -> dict[str, Any]:
     card, gpu = one.card, p.owners[one.card.name].readings.gpu
     freed = p.worker.pausing[card.name].freed_bytes
     return {
-        "name": card.name,
-        "serves": card.serves,
+        **members(card, "name", "serves", "slots", "queue"),
         "failed": card.failed or None,
         "pause": None if card.pause is None else _pause_members(p, card.pause, freed),
-        "slots": card.slots,
-        "queue": card.queue,
         "active": p.runtime.load[card.name],
         "engine": _engine_of(one),
         "gpu": None if gpu is None else asdict(gpu),
@@ -108,11 +102,8 @@ def _credit_status(p: Components) -> dict[str, int] | None:
     if desk is None:
         return None
     return {
-        "owed": desk.owed,
-        "strangers": desk.strangers,
+        **members(desk, "owed", "strangers", "left", "at_limit"),
         "strangers_limit": desk.terms.strangers,
-        "left": desk.left,
-        "at_limit": desk.at_limit,
         "per_day": most_written_off(desk.terms, every_s, DAY_S),
     }
 
@@ -146,15 +137,10 @@ def _endpoints(one: KeptCard) -> dict[str, Any]:
 def _engine_status(facts: EngineFacts) -> dict[str, Any]:
     return {
         "model": facts.name,
-        "digest": to_hex(facts.digest),
-        "service": service_name(facts.service),
+        **members(facts, "digest", "service", "profile", "device"),
         "kinds": [kind.name.lower() for kind in facts.kinds],
-        "profile": facts.profile,
-        "device": facts.device,
         "precision": facts.details.get("precision", ""),
-        "tokens_per_second": facts.tokens_per_second,
-        "steps_per_second": facts.steps_per_second,
-        "first_canvas_ms": facts.first_canvas_ms,
+        **members(facts, "tokens_per_second", "steps_per_second", "first_canvas_ms"),
     }
 
 
@@ -162,14 +148,8 @@ def _offer_status(offer: Offer) -> dict[str, Any]:
     model = offer.models[0]
     usual = usual_jobs(offer, model)
     return {
-        "sequence": offer.sequence,
-        "endpoint": offer.endpoint,
-        "expires_at": offer.expires_at,
-        "slots_free": offer.slots_free,
-        "queue_free": offer.queue_free,
-        "price_per_million_prompt_tokens": model.price_per_million_prompt_tokens,
-        "price_per_million_output_tokens": model.price_per_million_output_tokens,
-        "price_per_thousand_steps": model.price_per_thousand_steps,
+        **members(offer, "sequence", "endpoint", "expires_at", "slots_free", "queue_free"),
+        **members(model, *PRICES),
         "with_steps": {
             "p50": price_with_steps(model, usual.steps_p50),
             "p90": price_with_steps(model, usual.steps_p90),

@@ -50,26 +50,26 @@ def _found(
     try:
         record = CanvasRecord.parse(canvas_leaf.fields)
     except MalformedInput:
-        yield TraceEvidence(TraceRule.CANVAS_LEAF, (canvas_leaf,))
+        yield TraceEvidence(rule=TraceRule.CANVAS_LEAF, leaves=(canvas_leaf,))
         return
     said = (record.canvas, record.kind, record.seed, record.parameters, record.content)
     parameters = job.parameters
     mine = (receipt.canvas, job.kind, parameters.seed, parameters.struct_hash(), job.content)
     if said != mine:
-        yield TraceEvidence(TraceRule.CANVAS_LEAF, (canvas_leaf,))
+        yield TraceEvidence(rule=TraceRule.CANVAS_LEAF, leaves=(canvas_leaf,))
         return
     both = (canvas_leaf, step_leaf)
     try:
         step = StepRecord.parse(step_leaf.fields)
     except MalformedInput:
-        yield TraceEvidence(TraceRule.STEP_LEAF, both)
+        yield TraceEvidence(rule=TraceRule.STEP_LEAF, leaves=both)
         return
     if (step.canvas, step.step, step.size) != (
         receipt.canvas,
         step_leaf.index - 1,
         record.size,
     ):
-        yield TraceEvidence(TraceRule.STEP_LEAF, both)
+        yield TraceEvidence(rule=TraceRule.STEP_LEAF, leaves=both)
         return
     yield from _random(record, step, both)
     yield from _output(shown, step_leaf)
@@ -83,18 +83,18 @@ def _random(
         ids = RandomIds(record.seed, record.canvas, 0, IdPurpose.INITIAL, record.vocab_size)
         for place, token in enumerate(read_ids(step.before)):
             if token != ids.at(place):
-                yield TraceEvidence(TraceRule.INITIAL_CANVAS, both, position=place)
+                yield TraceEvidence(rule=TraceRule.INITIAL_CANVAS, leaves=both, position=place)
     ids = RandomIds(record.seed, record.canvas, step.step, IdPurpose.RENOISE, record.vocab_size)
     accepted = read_bits(step.accepted, record.size)
     for place, token in enumerate(read_ids(step.after)):
         if not accepted[place] and token != ids.at(place):
-            yield TraceEvidence(TraceRule.RENOISE, both, position=place)
+            yield TraceEvidence(rule=TraceRule.RENOISE, leaves=both, position=place)
 
 
 def _output(shown: CanvasEvidence, step_leaf: OpenedLeaf) -> Iterator[TraceEvidence]:
     if shown.output is None or step_leaf.index != shown.receipt.steps:
         return
-    evidence = TraceEvidence(TraceRule.OUTPUT, (step_leaf,), output=shown.output)
+    evidence = TraceEvidence(rule=TraceRule.OUTPUT, leaves=(step_leaf,), output=shown.output)
     try:
         output = TextOutput.decode(shown.output)
     except MalformedInput:

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
 
 import structlog
 from aiohttp import hdrs, web
 
+from piecework.base.amounts import Token
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.connections import Networks
 from piecework.base.http_server import BodyReader
@@ -27,14 +27,16 @@ from piecework.client.gateway.endpoints import Endpoints
 from piecework.client.gateway.failures import SYSTEMONE, failure, translated
 from piecework.client.gateway.formats.common import ApiError, FormatOptions
 from piecework.client.gateway.formats.decisions import metadata
-from piecework.client.gateway.formats.models import model_list
+from piecework.client.gateway.formats.models import ModelPage, model_entry, model_list
 from piecework.client.gateway.idempotency import Idempotency
 from piecework.client.gateway.keys import BUDGET, Access
 from piecework.client.gateway.line import WaitingLine
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.packings import BODY_PACKINGS
+from piecework.client.jobs.output_rates import RateOf
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.limits import MAX_CONTENT_BYTES
+from piecework_protocol.objects import Offer
 
 # JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no
 # prompt.
@@ -136,29 +138,28 @@ class Gateway:
 
     # --- the rest
 
-    async def _models(self, _: web.Request) -> web.Response:
-        models = await self._model_list()
-        found = list(models.values())
+    async def _models(self, request: web.Request) -> web.Response:
+        page = ModelPage.parse(request.query)
+        found = model_list(*await self._offered(), page=page)
         # `models` is what TypeSafe's SDK reads, at the same path.
-        typesafe = [metadata(model) for model in found]
-        return web.json_response({"object": "list", "data": found, "models": typesafe})
+        return web.json_response({**found, "models": [metadata(m) for m in found["data"]]})
 
     async def _model(self, request: web.Request) -> web.Response:
         name = request.match_info["model"]
-        models = await self._model_list()
-        if name not in models:
+        found = model_entry(name, *await self._offered())
+        if found is None:
             message = f"nobody serves the model {name!r}"
             raise ApiError(
                 404, "invalid_request_error", message, code="model_not_found", param="model"
             )
-        return web.json_response(models[name])
+        return web.json_response(found)
 
-    async def _model_list(self) -> dict[str, dict[str, Any]]:
+    async def _offered(self) -> tuple[list[Offer], RateOf, Token, Decimal | None]:
+        """What the entries of models are made of."""
         found = await self._client.offers()
-        offers = (signed.offer for signed in found.offers)
+        offers = [signed.offer for signed in found.offers]
         rates = await self._client.rates()
-        token, usd_price = self._client.payment_token, self._options.token_usd_price
-        return model_list(offers, rates, token, usd_price)
+        return offers, rates, self._client.payment_token, self._options.token_usd_price
 
     async def _health(self, _: web.Request) -> web.Response:
         body = {"status": "ok", "running": self._line.running, "waiting": self._line.waiting}

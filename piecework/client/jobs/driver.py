@@ -561,11 +561,12 @@ class JobDriver:
             return learn_length(memory, now, usage.output_tokens, ended=by_itself)
 
         paid = PaidTariff(
+            model.digest,
             model.price_per_million_prompt_tokens,
             model.price_per_million_output_tokens,
             model.price_per_thousand_steps,
         )
-        done = JobDone(model.digest, measure, length, paid)
+        done = JobDone(measure, length, paid)
         return Lesson(lambda memory: learn(memory, now, success=True), done)
 
     # --- session

@@ -291,6 +291,7 @@ class PaidTariff:
     They are those of its offer: a million prompt tokens, a million output tokens, a thousand steps.
     """
 
+    model: Digest
     prompt: Amount
     output: Amount
     steps: Amount

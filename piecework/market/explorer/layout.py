@@ -18,6 +18,7 @@ from typing import Final
 
 from piecework.base.amounts import Token
 from piecework.base.text import one_line
+from piecework.market.history import SettledSum
 from piecework_protocol.types import Address, Timestamp, to_hex
 
 REFRESH_S: Final = 10
@@ -50,9 +51,9 @@ input, select, button { font: inherit; color: inherit; background: var(--card); 
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums;
   border: 1px solid var(--line) }
 caption { text-align: left; padding: .4rem 0; color: var(--soft) }
-th, td { text-align: left; padding: .5rem .6rem; border-top: 1px solid var(--line);
-  white-space: nowrap; max-width: 16rem; overflow: hidden; text-overflow: ellipsis }
+th, td { text-align: left; padding: .5rem .6rem; border-top: 1px solid var(--line) }
 td.n, th.n { text-align: right } th { background: var(--card) }
+td a { overflow-wrap: anywhere } td code { white-space: nowrap }
 small { color: var(--soft) }
 code { font: .85em ui-monospace, monospace }
 pre { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;
@@ -67,7 +68,7 @@ figure polyline { fill: none; stroke: var(--mark); stroke-width: 2;
   vector-effect: non-scaling-stroke }
 figure rect { fill: var(--mark) }
 details summary { cursor: pointer; min-height: 2rem }
-@media (max-width: 68rem) {
+@media (max-width: 84rem) {
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
   table, tbody, tr, td, caption { display: block; width: 100% }
   table { border: 0 }
@@ -184,6 +185,15 @@ def facts(*pairs: tuple[str, str]) -> str:
     """Return figures with their labels. The figures are HTML."""
     items = "".join(f"<li><b>{figure}</b> {escape(label)}</li>" for figure, label in pairs)
     return f'<ul class="facts">{items}</ul>'
+
+
+def settled_facts(paid: SettledSum, money: Money) -> tuple[tuple[str, str], ...]:
+    """Return what was settled for `facts`. What workers paid to themselves stands apart."""
+    symbol = money.token.symbol
+    earned = (money.price(paid.amount), f"{symbol} settled on chain")
+    if not paid.own_payments:
+        return (earned,)
+    return (earned, (money.price(paid.own_amount), f"{symbol} that workers paid to themselves"))
 
 
 def table(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
@@ -18,20 +19,23 @@ from piecework.market.explorer.layout import (
     duration,
     facts,
     page,
+    settled_facts,
     short,
     table,
     written,
 )
-from piecework.market.history import MarketSample, SettledDay
-from piecework.market.listing import Entry, Query, Sort, blended_price
+from piecework.market.history import MarketSample, SettledDay, SettledSum
+from piecework.market.listing import Entry, Listed, Query, Sort, blended_price
 from piecework_protocol.capacity import EntryCapacity, capacity_of
 from piecework_protocol.objects import Service
 from piecework_protocol.service import service_name
-from piecework_protocol.types import Timestamp, to_hex
+from piecework_protocol.types import Address, Digest, Timestamp, to_hex
 from piecework_protocol.usual import MEAN_STEPS, Source, price_with_steps, usual_jobs
 
 MAX_SHOWN_MODELS: Final = 100
-"""Rows of the table of models. /v1/models has all."""
+"""Rows of the table of models. /v1/models has all, page by page."""
+MAX_KEPT_ROWS: Final = 4096
+"""Rows that are made once: those of the first pages in each order."""
 TITLE: Final = "Piecework market"
 SERVICES: Final = {Service.REPLAYABLE: "replayable", Service.BEST_EFFORT: "best effort"}
 ORDERS: Final = {
@@ -78,10 +82,11 @@ class Overview:
 
     Attributes:
         found: One page of offers.
-        models: As `listing.models_json` has them.
+        models: As `Catalogue.models` has them.
         now: The sample of this moment.
         samples: The last day's, oldest first.
-        settled: What was settled on each day, oldest first.
+        settled: What was settled on each of the last days, oldest first.
+        in_all: What was ever settled.
     """
 
     found: FoundEntries
@@ -89,17 +94,41 @@ class Overview:
     now: MarketSample
     samples: Sequence[MarketSample]
     settled: Sequence[SettledDay]
+    in_all: SettledSum
 
 
-def render(overview: Overview, query: Query, url: str, money: Money) -> str:
+class OfferRows:
+    """Rows of offers. Each is made once for an offer: only its last cell changes with time."""
+
+    def __init__(self, money: Money) -> None:
+        self.money = money
+        self._kept: OrderedDict[tuple[Address, Digest, str], _Row] = OrderedDict()
+
+    def cells(self, entry: Entry, now: Timestamp) -> tuple[Cell, ...]:
+        """Return the row of one model at one worker, for `OFFER_COLUMNS`."""
+        key = (entry.listed.signed.offer.operator, entry.model.digest, entry.model.profile)
+        row = self._kept.get(key)
+        if row is None or row.listed is not entry.listed:
+            row = self._kept[key] = _Row(entry.listed, _lasting_cells(entry, self.money))
+            while len(self._kept) > MAX_KEPT_ROWS:
+                self._kept.popitem(last=False)
+        return (*row.cells, _lives(entry, now))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    listed: Listed
+    cells: tuple[Cell, ...]
+
+
+def render(overview: Overview, query: Query, url: str, rows: OfferRows) -> str:
     """Return the page. `url`: where readers reach this index."""
-    now = overview.now
-    volume = sum(day.amount for day in overview.settled)
+    now, money = overview.now, rows.money
     figures = facts(
         (f"{now.workers:,}", "workers"),
         (f"{now.models:,}", "models"),
         (f"{now.slots_free:,} of {now.slots:,}", "free slots"),
-        (money.price(volume), f"{money.token.symbol} settled on chain"),
+        *settled_facts(overview.in_all, money),
     )
     body = "\n".join(
         (
@@ -110,7 +139,7 @@ def render(overview: Overview, query: Query, url: str, money: Money) -> str:
             table(
                 _CAPTION,
                 OFFER_COLUMNS,
-                (offer_cells(entry, now.at, money) for entry in overview.found.entries),
+                (rows.cells(entry, now.at) for entry in overview.found.entries),
                 "No live offer fits.",
             ),
             _pager(query, overview.found.total),
@@ -127,6 +156,14 @@ signature and the chain.</p>"""
 
 def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
     """Return the row of one model at one worker, for `OFFER_COLUMNS`."""
+    return (*_lasting_cells(entry, money), _lives(entry, now))
+
+
+def _lives(entry: Entry, now: Timestamp) -> Cell:
+    return Cell(duration(entry.listed.signed.offer.expires_at - now))
+
+
+def _lasting_cells(entry: Entry, money: Money) -> tuple[Cell, ...]:
     offer, model = entry.listed.signed.offer, entry.model
     operator = to_hex(offer.operator)
     link = "/?" + urlencode({"model": model.name})
@@ -147,7 +184,6 @@ def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
         Cell(money.price(model.price_per_thousand_steps)),
         Cell(f"{model.tokens_per_second:,}"),
         _slots(capacity_of(offer, model)),
-        Cell(duration(offer.expires_at - now)),
     )
 
 
@@ -189,11 +225,11 @@ def _charts(overview: Overview, money: Money) -> str:
         "Free slots over the last day": ([(s.at, s.slots_free) for s in points], "{:,}".format),
     }
     lines = [charts.line(title, values, show) for title, (values, show) in shown.items()]
-    days = overview.settled[-90:]
-    payments = sum(day.payments for day in days)
+    days = overview.settled
+    payments = sum(day.settled.payments for day in days)
     settled = charts.bars(
         f"{money.token.symbol} settled a day",
-        [day.amount for day in days],
+        [day.settled.amount for day in days],
         money.token.number,
         f"{counted(payments, 'payment')} on {counted(len(days), 'day')}",
     )
@@ -254,11 +290,11 @@ def _models_table(models: dict[str, Any], money: Money) -> str:
             Cell(f"{m['fastest_tokens_per_second']:,}"),
             Cell(f"{m['max_context']:,}"),
         )
-        for m in models["models"][:MAX_SHOWN_MODELS]
+        for m in models["models"]
     )
     caption = "By digest: the name is what workers call it, the digest is what it is."
-    if len(models["models"]) > MAX_SHOWN_MODELS:
-        caption += f" {MAX_SHOWN_MODELS:,} of {len(models['models']):,}, those of most workers."
+    if models["total"] > MAX_SHOWN_MODELS:
+        caption += f" {MAX_SHOWN_MODELS:,} of {models['total']:,}, those of most workers."
     return table(caption, MODEL_COLUMNS, rows, "Nobody serves a model right now.")
 
 

@@ -17,12 +17,13 @@ from piecework.market.explorer.layout import (
     counted,
     facts,
     page,
+    settled_facts,
     short,
     table,
     written,
 )
 from piecework.market.explorer.offers import OFFER_COLUMNS, offer_cells
-from piecework.market.history import SettledDay, Settlement, Uptime
+from piecework.market.history import SettledDay, SettledSum, Settlement, Uptime
 from piecework.market.listing import Entry, Listed
 from piecework_protocol.types import Address, Amount, Timestamp, to_hex
 
@@ -44,7 +45,8 @@ class WorkerFacts:
         stake: What it has bonded, None if it is not registered or the chain does not answer.
         uptime: None if no sample of this index has seen it.
         settlements: Its last payments, newest first.
-        settled: What it was paid on each day, oldest first.
+        settled: What it was paid on each of the last days, oldest first.
+        in_all: What it was ever paid.
         explorer: A block explorer's address of a transaction, with `{}` for its hash, or None.
         audits: What clients reported, and what their evidence shows.
     """
@@ -55,24 +57,24 @@ class WorkerFacts:
     uptime: Uptime | None
     settlements: Sequence[Settlement]
     settled: Sequence[SettledDay]
+    in_all: SettledSum
     explorer: str | None
     audits: WorkerAudits
 
 
 def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
     """Return the page."""
-    days = worker.settled[-90:]
-    total = sum(day.amount for day in worker.settled)
+    days = worker.settled
     figures = facts(
         ("–" if worker.stake is None else money.price(worker.stake), "stake"),
         (_share(worker.uptime), _uptime_label(worker.uptime)),
-        (money.price(total), f"{money.token.symbol} settled on chain"),
-        (f"{sum(day.payments for day in worker.settled):,}", "payments"),
+        *settled_facts(worker.in_all, money),
+        (f"{worker.in_all.payments:,}", "payments"),
         (f"{worker.audits.counts.failures:,}", "proven failures"),
     )
     chart = charts.bars(
         f"{money.token.symbol} settled a day",
-        [day.amount for day in days],
+        [day.settled.amount for day in days],
         money.token.number,
         f"payments on {counted(len(days), 'day')}",
     )
@@ -91,7 +93,8 @@ def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
             audits.section(worker.audits, money),
             "<h2>Payments</h2>",
             table(
-                "The last payments to this worker's channels, from final blocks.",
+                "The last payments to this worker's channels, from final blocks. Those to itself "
+                "are in no sum of its earnings.",
                 PAYMENT_COLUMNS,
                 (_payment(one, worker.explorer, money) for one in worker.settlements),
                 "The chain has paid this worker nothing yet.",
@@ -132,7 +135,7 @@ def _payment(one: Settlement, explorer: str | None, money: Money) -> tuple[Cell,
         shown = f'<a href="{escape(explorer.replace("{}", hash_))}" rel="noreferrer">{shown}</a>'
     return (
         Cell(f'<time datetime="{at.isoformat()}">{at:%Y-%m-%d %H:%M:%S}</time>'),
-        Cell(money.price(one.amount)),
+        Cell(money.price(one.amount) + (" <small>to itself</small>" if one.own else "")),
         Cell(f"{one.block:,}"),
         Cell(shown, title=hash_),
     )

@@ -7,6 +7,7 @@ offers for an operator) is not said here.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,7 +19,9 @@ from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.file import CanvasEvidence, Contradiction, EvidenceFile
 from piecework_protocol.kinds import KINDS, Content, Output
 from piecework_protocol.objects import Acceptance, Finish, ModelOffer, Receipt, Voucher
+from piecework_protocol.openings import OpenedCanvas, held_to
 from piecework_protocol.pricing import Usage, usage_of
+from piecework_protocol.rules import Case, Finding, check
 from piecework_protocol.service import leaves_fault, parameters_fault
 from piecework_protocol.signing import recover, signed_by
 from piecework_protocol.types import Address, Amount, Bytes32, Digest, JobId, Timestamp
@@ -279,6 +282,33 @@ def _vouchers_contradict(first: Voucher, second: Voucher) -> bool:
         return first != second
     earlier, later = sorted((first, second), key=lambda voucher: voucher.count)
     return earlier.cumulative > later.cumulative
+
+
+def broken_rules(
+    evidence: EvidenceFile, proven: ProvenJob, canvas: int, opened: OpenedCanvas | None
+) -> Sequence[Finding]:
+    """Apply the rules to a canvas. Without openings they see receipts, leaves and output only.
+
+    proven: from `check_evidence` of the same file.
+
+    Raises:
+        MalformedInput: What is opened is not what was signed.
+    """
+    shown, accepted = evidence.canvases[canvas], evidence.acceptance
+    record, steps = (None, {}) if opened is None else held_to(shown.leaves, opened)
+    case = Case(
+        evidence.domain,
+        evidence.job.job,
+        proven.model,
+        tuple(one.receipt for one in evidence.canvases[: canvas + 1]),
+        prompt_tokens=None if accepted is None else accepted.acceptance.prompt_tokens,
+        outline=None if proven.content is None else proven.content.outline,
+        leaves=shown.leaves,
+        record=record,
+        steps=steps,
+        output=None if proven.outputs is None else proven.outputs[canvas],
+    )
+    return check(case)
 
 
 def digests_of(evidence: EvidenceFile) -> tuple[Digest, ...]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
-from piecework_protocol.evidence.check import ProvenJob, check_evidence, digests_of
+from piecework_protocol.evidence.check import ProvenJob, broken_rules, check_evidence, digests_of
 from piecework_protocol.evidence.file import (
     EvidenceFile,
     canonical,
@@ -30,14 +30,12 @@ from piecework_protocol.evidence.file import (
 )
 from piecework_protocol.evidence.members import (
     data,
-    entries,
     hexed,
     number,
     of_names,
     taken,
     written,
 )
-from piecework_protocol.limits import MAX_CANVAS_TOKENS, MAX_DENOISING_STEPS
 from piecework_protocol.objects import (
     Acceptance,
     AuditLevel,
@@ -45,10 +43,9 @@ from piecework_protocol.objects import (
     AuditReport,
     Receipt,
 )
-from piecework_protocol.openings import FORMAT as OPENINGS_FORMAT
-from piecework_protocol.rules import Case, Finding, check
+from piecework_protocol.openings import openings_of
+from piecework_protocol.rules import Finding
 from piecework_protocol.signing import Signer, sign, signed_by
-from piecework_protocol.trace import CanvasField, CanvasRecord, StepField, StepRecord
 from piecework_protocol.types import (
     SIGNATURE_BYTES,
     Digest,
@@ -64,7 +61,6 @@ MEMBERS: Final = ("format", "report", "signature", "canvas", "evidence", "openin
 MAX_REPORT_FILE_BYTES: Final = 4 * 2**20
 """48 opened steps of a released canvas in hex take half a MiB, the leaves of a thousand canvases
 three."""
-MAX_FIELD_BYTES: Final = 8 * MAX_CANVAS_TOKENS + 64
 
 
 class Bearing(enum.Enum):
@@ -217,7 +213,7 @@ def check_report(file: ReportFile) -> CheckedReport:
     rules = _broken_rules(evidence, proven, file.canvas, file.openings)
     if report.level is AuditLevel.RULES and (report.outcome is AuditOutcome.FAIL) != bool(rules):
         raise EvidenceRefused("report.outcome", "the rules say otherwise")
-    findings = (*_contradictions(evidence), *map(_words, rules))
+    findings = (*_contradictions(evidence), *map(str, rules))
     bearing = Bearing.REPORTED
     if findings:
         bearing = Bearing.PROVEN
@@ -243,59 +239,8 @@ def _broken_rules(
     canvas: int,
     openings: Mapping[str, Any] | None,
 ) -> Sequence[Finding]:
-    shown, accepted = evidence.canvases[canvas], evidence.acceptance
-    record, steps = (None, {}) if openings is None else _opened(openings, shown.leaves)
-    case = Case(
-        evidence.domain,
-        evidence.job.job,
-        proven.model,
-        tuple(one.receipt for one in evidence.canvases[: canvas + 1]),
-        prompt_tokens=None if accepted is None else accepted.acceptance.prompt_tokens,
-        outline=None if proven.content is None else proven.content.outline,
-        leaves=shown.leaves,
-        record=record,
-        steps=steps,
-        output=None if proven.outputs is None else proven.outputs[canvas],
-    )
-    return check(case)
-
-
-def _words(finding: Finding) -> str:
-    at = "" if finding.step is None else f" (step {finding.step})"
-    return f"rule {finding.rule.value} ({finding.rule.name.lower()}): {finding.text}{at}"
-
-
-def _opened(
-    openings: Mapping[str, Any], leaves: Sequence[Digest] | None
-) -> tuple[CanvasRecord, dict[int, dict[StepField, bytes]]]:
-    """Read the record of a canvas and its opened steps, and hold them to the signed leaves.
-
-    What is not under a leaf says nothing about the worker: anybody can write it.
-    """
-    if openings["format"] != OPENINGS_FORMAT:
-        raise EvidenceRefused("openings.format", f"it is not {OPENINGS_FORMAT}")
-    if not leaves:
-        raise EvidenceRefused("openings", "the evidence has no leaves of this canvas")
     try:
-        record = CanvasRecord.parse(_fields(openings["canvas"], "openings.canvas", CanvasField))
-        if record.leaf() != leaves[0]:
-            raise EvidenceRefused("openings.canvas", "it is not the canvas that was signed")
-        steps = {}
-        for i, one in enumerate(entries(openings["steps"], "openings.steps", MAX_DENOISING_STEPS)):
-            where = f"openings.steps[{i}]"
-            given = one if isinstance(one, dict) else {}
-            fields = _fields(given.get("fields"), f"{where}.fields", StepField)
-            step = StepRecord.parse(fields)
-            if step.step + 1 >= len(leaves) or step.leaf() != leaves[step.step + 1]:
-                raise EvidenceRefused(where, "it is not the step that was signed")
-            steps[step.step] = dict(zip(StepField, fields, strict=True))
+        opened = None if openings is None else openings_of(openings)
+        return broken_rules(evidence, proven, canvas, opened)
     except MalformedInput as error:
         raise EvidenceRefused("openings", str(error)) from None
-    return record, steps
-
-
-def _fields(raw: Any, where: str, layout: type[enum.IntEnum]) -> list[bytes]:
-    listed = entries(raw, where, len(layout))
-    if len(listed) != len(layout):
-        raise EvidenceRefused(where, f"it does not have {len(layout)} fields")
-    return [data(one, f"{where}[{i}]", MAX_FIELD_BYTES) for i, one in enumerate(listed)]

@@ -58,3 +58,8 @@ class Finding:
     rule: RuleNumber
     step: int | None
     text: str
+
+    def __str__(self) -> str:
+        """Give one line: the rule, what is broken, and at which step."""
+        at = "" if self.step is None else f" (step {self.step})"
+        return f"rule {self.rule.value} ({self.rule.name.lower()}): {self.text}{at}"

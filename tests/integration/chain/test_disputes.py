@@ -218,14 +218,16 @@ async def test_an_invented_trace_is_caught_by_an_exact_rule(court: Disputed) -> 
     answered = await court.reader.answer_to(opened.id, opened.log.block)
     assert answered is not None
     canvas_leaf = invented.open(0, field_bits([CanvasField.HEADER, CanvasField.PINNED]))
-    shown = TraceEvidence(TraceRule.INITIAL_CANVAS, (canvas_leaf, answered.leaf), position=5)
+    shown = TraceEvidence(
+        rule=TraceRule.INITIAL_CANVAS, leaves=(canvas_leaf, answered.leaf), position=5
+    )
     proof = evidence_calls.prove_trace(invented.subject, invented.signed, shown)
     await market.run(STRANGER, disputes.prove(court.deployment, proof))
     assert await court.stake() == 0
     assert (await court.reader.credits_of(PAYER.address)).tokens == REWARD
     honest = await serve(market, PAYER, OPERATOR, 1)
     leaves = (honest.open(0, 17), honest.open(1, 2))
-    shown = TraceEvidence(TraceRule.INITIAL_CANVAS, leaves, position=5)
+    shown = TraceEvidence(rule=TraceRule.INITIAL_CANVAS, leaves=leaves, position=5)
     proof = evidence_calls.prove_trace(honest.subject, honest.signed, shown)
     with pytest.raises(TransactionReverted, match="NotBroken"):
         await market.run(STRANGER, disputes.prove(court.deployment, proof))

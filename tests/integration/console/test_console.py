@@ -15,7 +15,7 @@ from textual.widgets import DataTable, Static
 
 from piecework.base.connections import Refused
 from piecework.base.listener import bind
-from piecework.commands._console import ConsoleApp, PanelView
+from piecework.commands._worker.console import ConsoleApp, PanelView
 from piecework_node.console.model import Snapshot
 from piecework_node.console.page import render
 from piecework_node.console.panels import panels
@@ -120,6 +120,7 @@ async def test_the_page_fits_and_is_readable_at_every_width_in_both_schemes(
                     await page.resize(width, 900, scheme)
                     await page.show(render(shown))
                     found = await page.value(OVERFLOW) + await page.value(CONTRAST)
+                    found += await page.axe()
                     assert not found, (width, scheme, found)
 
 
@@ -132,6 +133,8 @@ async def test_the_assertions_notice_what_stands_out_and_what_is_too_pale(tmp_pa
         await page.show(broken)
         assert "the page" in await page.value(OVERFLOW)
         assert len(await page.value(CONTRAST)) == 1
+        rules = {line.partition(" ")[0] for line in await page.axe()}
+        assert {"color-contrast", "document-title", "html-has-lang", "landmark-one-main"} <= rules
 
 
 async def test_the_page_is_live_and_leaves_alone_what_somebody_reads(tmp_path: Path) -> None:

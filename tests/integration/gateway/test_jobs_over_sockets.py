@@ -21,7 +21,6 @@ from piecework.client.journal.records import ChannelStatus, JobStatus
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol import wire
 from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
@@ -43,7 +42,8 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import EXPLORER, TOKEN, TOKEN_INFO, FakeChain
+from tests.support.databases import an_offer_store
+from tests.support.fake_chain import EXPLORER, TOKEN_INFO, FakeChain
 from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
 from tests.support.offers import offer, operator, receiver
 from tests.support.relays import running_relay
@@ -235,9 +235,8 @@ async def test_no_text_is_left_on_disk(
 async def test_offers_come_through_an_index_that_is_not_believed(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, worker: FakeWorker
 ) -> None:
-    market = IndexServer(
-        OfferStore(tmp_path / "market.db", chain.domain, TOKEN), chain, EXPLORER, clock=clock
-    )
+    store = await an_offer_store(tmp_path / "market.db", chain.domain)
+    market = IndexServer(store, chain, EXPLORER, clock=clock)
     chain.register(operator("retired").address, receiver("retired"))
     await market.accept(wire.encode_offer(offer("retired", now=clock.now())))
     await market.accept(wire.encode_offer(worker.offer()))

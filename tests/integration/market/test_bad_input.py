@@ -29,7 +29,6 @@ from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework.market.explorer.layout import Money
-from piecework.market.offer_store import OfferStore
 from piecework.market.server import ExplorerSettings, IndexServer
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.errors import Reason
@@ -38,6 +37,7 @@ from piecework_protocol.types import Amount
 from piecework_protocol.wire import SignedOffer, encode_client_frame
 from tests.support.chains import TestMarket, channel_of, deployed, signer
 from tests.support.client_side import ask, collect
+from tests.support.databases import an_offer_store
 from tests.support.node.bad_jobs import BAD_JOBS, Scene
 from tests.support.node.harness import parameters
 from tests.support.node.wire_client import SERVICE, WireClient
@@ -217,7 +217,8 @@ async def test_a_text_leaves_no_trace_in_files_logs_metrics_status_or_index(
     caplog.set_level(logging.DEBUG)
     async with deployed(embedded_chain) as market:
         deployment = market.deployment
-        store = OfferStore(tmp_path / "market.db", deployment.domain, deployment.token)
+        file = tmp_path / "market.db"
+        store = await an_offer_store(file, deployment.domain, deployment.token)
         settings = ExplorerSettings(Money(deployment.payment_token))
         async with TestServer(IndexServer(store, market.reader, settings).application()) as index:
             url = str(index.make_url("")).rstrip("/")

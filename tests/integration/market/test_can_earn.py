@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestServer
 
+from piecework.base.clock import SystemClock
 from piecework.base.http import host_of
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.market.explorer.layout import Money
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import ExplorerSettings, IndexServer
+from piecework.market.storage.database import open_database
 from piecework_node.daemon.admin import ask_daemon
+from piecework_protocol.types import Timestamp
 from tests.support.chains import TestMarket, deployed
 from tests.support.worker_process import WorkerProcess
 
@@ -25,12 +28,17 @@ pytestmark = pytest.mark.process
 @asynccontextmanager
 async def an_index(folder: Path, market: TestMarket) -> AsyncIterator[str]:
     deployment = market.deployment
-    store = OfferStore(folder / "market.db", deployment.domain, deployment.token)
+    store = await OfferStore.open(
+        await open_database(folder / "market.db"),
+        deployment.domain,
+        deployment.token,
+        Timestamp(int(SystemClock().wall())),
+    )
     settings = ExplorerSettings(Money(deployment.payment_token))
     server = IndexServer(store, market.reader, settings)
     async with TestServer(server.application()) as running:
         yield str(running.make_url("")).rstrip("/")
-    store.close()
+    await store.close()
 
 
 async def started(worker: WorkerProcess) -> tuple[dict[str, Any], dict[str, Any]]:

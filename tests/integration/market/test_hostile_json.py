@@ -19,13 +19,13 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.client.gateway.server import Gateway, GatewayOptions
 from piecework.client.network.indexes import IndexReader
-from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.index_pages import parse_page
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock, open_client
-from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
+from tests.support.databases import an_offer_store
+from tests.support.fake_chain import EXPLORER, FakeChain
 from tests.support.offers import offer, operator, receiver
 
 LIMIT_OF_PY_ECC = 100_000
@@ -55,9 +55,8 @@ async def index(tmp_path: Path) -> AsyncIterator[Http]:
     chain = FakeChain()
     for name in ("worker", "other"):
         chain.register(operator(name).address, receiver(name))
-    market = IndexServer(
-        OfferStore(tmp_path / "market.db", chain.domain, TOKEN), chain, EXPLORER, clock=FakeClock()
-    )
+    store = await an_offer_store(tmp_path / "market.db", chain.domain)
+    market = IndexServer(store, chain, EXPLORER, clock=FakeClock())
     async with TestClient(TestServer(market.application())) as http:
         yield http
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.commands import _estimate as estimates
+from piecework.commands._worker import estimate as estimates
 from piecework_node.card_settings import CardSettings
 from piecework_node.console.estimate import Estimate
 from piecework_node.console.model import Snapshot

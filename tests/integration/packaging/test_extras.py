@@ -42,7 +42,7 @@ PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("piecework.client.provenance",),
     ),
     "provenance": (("piecework.client", "piecework.commands.provenance"), ()),
-    "console": (("piecework.commands._console",), ()),
+    "console": (("piecework.commands._worker.console",), ()),
     "market": (("piecework.market", "piecework.commands.market"), ()),
     "vllm": (
         ("piecework_node", "piecework.commands.worker", "piecework.commands.models"),

@@ -56,7 +56,7 @@ def test_what_is_chosen_is_within_the_cap_of_those_that_answer(
     paid = {}
     if last_paid is not None:
         amounts = (Amount(n * last_paid) for n in (50_000, 200_000, 1_000))
-        paid = {model().digest: PaidTariff(*amounts)}
+        paid = {model().digest: PaidTariff(model().digest, *amounts)}
     known = Memories(memories, tariffs=paid)
     filters = Filters(now=NOW, token=TOKEN_INFO, price_cap=FACTOR)
     ranking = rank(ask(max_tokens=1024), offers, known, filters)

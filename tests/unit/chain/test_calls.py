@@ -3,19 +3,23 @@ encoder."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from web3 import Web3
 
-from piecework.chain import calls
+from piecework.chain import calls, disputes
 from piecework.chain.abi import interface
-from piecework.chain.artifacts import load_artifact
+from piecework.chain.artifacts import CONTRACTS, load_artifact
 from piecework.chain.authorizations import Permit, sign_deposit, sign_opening, sign_permit
 from piecework.chain.calls import Call, Claim
 from piecework.chain.deployment import Deployment
+from piecework.chain.evidence_calls import PinEvidence, ReceiptEvidence, Subject, TraceEvidence
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
 from piecework.chain.packing import settle_packed
+from piecework_protocol.disputes import OpenedLeaf
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.frames import FundingAuthorization
@@ -23,6 +27,9 @@ from piecework_protocol.objects import (
     EVERYTHING,
     Channel,
     FundChannel,
+    Job,
+    Parameters,
+    Receipt,
     Registration,
     Voucher,
     WithdrawPooled,
@@ -197,3 +204,42 @@ def test_both_kinds_of_funding_become_the_call_that_submits_them(length: int) ->
     opening = replace(OPENING, signature=signature)
     by_token = calls.submit_funding(MARKET, CHANNEL, opening)
     assert by_token == calls.open_with_authorization(MARKET, CHANNEL, opening)
+
+
+STRUCTS = {
+    "Challenge": disputes.Challenge,
+    "Channel": Channel,
+    "Job": Job,
+    "JobOfChannel": Subject,
+    "OpenedLeaf": OpenedLeaf,
+    "Parameters": Parameters,
+    "Pin": PinEvidence,
+    "Receipt": Receipt,
+    "Registration": Registration,
+    "SignedReceipt": ReceiptEvidence,
+    "TraceProof": TraceEvidence,
+    "WithdrawPooled": WithdrawPooled,
+}
+
+
+def structs_in(entries: Iterable[Any]) -> Iterator[tuple[str, list[str]]]:
+    for entry in entries:
+        if "components" in entry:
+            kind = entry["internalType"].removeprefix("struct ").removesuffix("[]")
+            yield kind, [member["name"] for member in entry["components"]]
+            yield from structs_in(entry["components"])
+
+
+def test_a_class_that_is_passed_as_a_struct_has_the_members_of_the_struct_in_their_order() -> None:
+    found: dict[str, list[str]] = {}
+    for contract in CONTRACTS:
+        for entry in load_artifact(contract).abi:
+            found |= dict(structs_in(entry.get("inputs", [])))
+    named = {
+        kind: [
+            "".join(part.title() if i else part for i, part in enumerate(f.name.split("_")))
+            for f in fields(cls)
+        ]
+        for kind, cls in STRUCTS.items()
+    }
+    assert named == {kind: found[kind] for kind in STRUCTS}

@@ -19,7 +19,6 @@ from piecework.client.reports import (
     sign_report,
 )
 from piecework.client.wallet import Wallet
-from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol import wire
 from piecework_protocol.errors import EvidenceRefused
@@ -29,8 +28,9 @@ from piecework_protocol.evidence.reports import AuditFound, ReportFile, check_re
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.types import Bytes32, Timestamp, keccak256, to_hex
 from tests.support.client_side import FakeClock
+from tests.support.databases import an_offer_store
 from tests.support.evidence import PAYER, Story, evidence
-from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
+from tests.support.fake_chain import EXPLORER, FakeChain
 from tests.support.offers import offer, operator, receiver
 
 WALLET = Wallet(PAYER, PAYER)
@@ -110,7 +110,7 @@ async def test_an_index_takes_a_published_report_and_says_why_it_takes_another_n
 ) -> None:
     chain = FakeChain()
     chain.register(operator("worker").address, receiver("worker"))
-    store = OfferStore(tmp_path / "market.db", chain.domain, TOKEN)
+    store = await an_offer_store(tmp_path / "market.db", chain.domain)
     market = IndexServer(store, chain, EXPLORER, clock=FakeClock())
     async with TestServer(market.application()) as server:
         url = str(server.make_url("/"))
@@ -119,6 +119,7 @@ async def test_an_index_takes_a_published_report_and_says_why_it_takes_another_n
         assert said["http://127.0.0.1:1"].startswith("not taken: ")
         await market.accept(wire.encode_offer(offer()))
         assert await publish(signed(), (url,)) == {url: "taken: reported"}
+    await store.close()
 
 
 def test_what_cannot_be_reported_is_refused() -> None:

@@ -98,6 +98,6 @@ def test_the_list_of_models_says_which_take_images() -> None:
         ([blind, seeing], ["text", "image"]),
     ):
         rates = partial(OutputRate.of, memories=Memories(), now=Timestamp(NOW))
-        (entry,) = model_list(offers, rates, TOKEN_INFO).values()
+        (entry,) = model_list(offers, rates, TOKEN_INFO)["data"]
         assert entry["input_modalities"] == modalities
         assert entry["output_modalities"] == ["text"]

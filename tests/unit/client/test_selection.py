@@ -224,7 +224,7 @@ def test_those_that_do_not_answer_or_rest_set_no_cap() -> None:
 def test_what_was_paid_last_is_never_too_much() -> None:
     cheap, known = priced("cheap", 1), priced("known", 10)
     digest = known.offer.models[0].digest
-    paid = PaidTariff(Amount(500_000), Amount(2_000_000), Amount(10_000))
+    paid = PaidTariff(digest, Amount(500_000), Amount(2_000_000), Amount(10_000))
     assert len(capped(cheap, known).choices) == 1
     assert len(capped(cheap, known, memories=Memories(tariffs={digest: paid})).choices) == 2
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from piecework.base.amounts import Token
-from piecework.commands._join import suggested_prices
+from piecework.commands._worker.join import suggested_prices
 from piecework_node.daemon.joining import PriceSuggestion
 
 

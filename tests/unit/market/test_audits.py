@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import apsw
 import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.chain.records import ChannelOnChain
+from piecework.market.audits import AuditStore
+from piecework.market.errors import Declined
 from piecework.market.limits import (
     ADDRESS_AUDIT_BURST,
     AUDITS_KEPT_PER_REPORTER,
@@ -19,16 +23,20 @@ from piecework.market.limits import (
 )
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
+from piecework.market.storage.database import MarketDatabase, open_database
+from piecework.market.storage.schema import AUDIT_BYTES, STEPS
+from piecework.market.storage.sqlite import DIALECT
 from piecework_protocol import wire
 from piecework_protocol.evidence.check import check_evidence
-from piecework_protocol.evidence.file import read_evidence
-from piecework_protocol.evidence.reports import ReportFile, read_report, write_report
-from piecework_protocol.objects import AuditLevel
+from piecework_protocol.evidence.file import read_evidence, write_evidence
+from piecework_protocol.evidence.reports import ReportFile, check_report, read_report, write_report
+from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount, ChannelId, to_hex
+from piecework_protocol.types import Amount, ChannelId, Timestamp, to_hex
 from tests.support.client_side import FakeClock
+from tests.support.databases import START, Cluster, an_offer_store
 from tests.support.evidence import PAYER, Story
-from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
+from tests.support.fake_chain import EXPLORER, FakeChain
 from tests.support.offers import offer, operator, receiver
 from tests.support.reported import FAILED, PASSED, SILENT, invented_trace, report
 
@@ -38,26 +46,32 @@ AUDITS = f"/v1/workers/{WORKER}/audits"
 
 
 class AuditIndex:
-    """A running index that knows one worker."""
+    """A market with one worker, and indexes of it on one database."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: Path | str) -> None:
         self.chain, self.clock = FakeChain(), FakeClock()
         self.chain.register(operator("worker").address, receiver("worker"))
-        self.file = folder / "market.db"
+        self.place = place
+        self.stores: list[OfferStore] = []
 
-    def server(self) -> TestServer:
-        store = OfferStore(self.file, self.chain.domain, TOKEN)
+    async def server(self) -> TestServer:
+        """One more index."""
+        store = await an_offer_store(self.place, self.chain.domain, now=self.clock.now())
+        self.stores.append(store)
         return TestServer(IndexServer(store, self.chain, EXPLORER, clock=self.clock).application())
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> AuditIndex:
-    return AuditIndex(tmp_path)
+async def index(place: Path | str) -> AsyncIterator[AuditIndex]:
+    running = AuditIndex(place)
+    yield running
+    for store in running.stores:
+        await store.close()
 
 
 @pytest.fixture
 async def http(index: AuditIndex) -> AsyncIterator[Http]:
-    async with TestClient(index.server()) as client:
+    async with TestClient(await index.server()) as client:
         await client.post("/v1/offers", data=wire.encode_offer(offer()))
         yield client
 
@@ -138,7 +152,7 @@ async def test_what_does_not_hold_is_declined(http: Http) -> None:
 
 
 async def test_an_index_takes_no_audit_of_a_worker_that_it_has_not_seen(index: AuditIndex) -> None:
-    async with TestClient(index.server()) as client:
+    async with TestClient(await index.server()) as client:
         assert await refused(await post(client, report())) == (404, "unknown_worker")
         assert await refused(await client.get(AUDITS)) == (404, "unknown_worker")
 
@@ -184,6 +198,130 @@ async def test_audits_are_rate_limited_by_address_and_by_client(http: Http) -> N
 
 async def test_audits_survive_a_restart(index: AuditIndex, http: Http) -> None:
     made = await (await post(http, invented_trace())).json()
-    async with TestClient(index.server()) as again:
+    async with TestClient(await index.server()) as again:
         found = await (await again.get(AUDITS)).json()
         assert [one["id"] for one in found["audits"]] == [made["id"]]
+
+
+# --- the database
+
+
+@pytest.fixture
+async def databases(place: Path | str) -> AsyncIterator[list[MarketDatabase]]:
+    """One database, as two instances have opened it."""
+    both = [await open_database(place) for _ in range(2)]
+    yield both
+    for one in both:
+        await one.close()
+
+
+async def put(store: AuditStore, file: ReportFile) -> bool:
+    """Keep a report as the desk does. Returns whether it was there already."""
+    now = Timestamp(START)
+    data = write_report(file)
+    known, _ = await store.put(check_report(file), data, PAYER.address, Amount(0), now)
+    return known
+
+
+async def held(database: MarketDatabase) -> tuple[int, int]:
+    """How many bytes the audits have, as they are and as the index has counted."""
+    ((found,),) = await database.rows(
+        "SELECT coalesce(sum(length(evidence) + length(report)), 0) FROM audits"
+    )
+    ((counted,),) = await database.rows("SELECT value FROM meta WHERE key = $1", AUDIT_BYTES)
+    return int(found), int(counted)
+
+
+def of_seed(seed: int, outcome: AuditOutcome = FAILED) -> ReportFile:
+    return report(AuditLevel.REPLAY, outcome, story=replace(SILENT, seed=seed))
+
+
+async def test_the_bound_of_bytes_holds_over_all_indexes_of_one_database(
+    databases: list[MarketDatabase],
+) -> None:
+    made = [of_seed(seed) for seed in range(3)]
+    room = sum(len(write_report(one)) + len(write_evidence(one.evidence)) for one in made[:2])
+    first, second = (AuditStore(one, room) for one in databases)
+    assert not await put(first, made[0])
+    assert not await put(second, made[1])
+    for store in (first, second):
+        with pytest.raises(Declined) as declined:
+            await put(store, made[2])
+        assert (declined.value.status, declined.value.code) == (503, "audits_full")
+    assert await held(databases[0]) == (room, room)
+    # What takes the place of as much fits.
+    assert not await put(first, of_seed(1, PASSED))
+    assert await held(databases[1]) == (room, room)
+
+
+async def test_what_is_dropped_gives_its_bytes_back(databases: list[MarketDatabase]) -> None:
+    store = AuditStore(databases[0])
+    await put(store, invented_trace())
+    for seed in range(AUDITS_KEPT_PER_REPORTER + 2):
+        await put(store, of_seed(seed))
+    assert len((await store.of(operator("worker").address)).audits) == AUDITS_KEPT_PER_REPORTER
+    found, counted = await held(databases[1])
+    assert found == counted > 0
+
+
+async def test_indexes_on_one_database_show_the_same_audits(
+    databases: list[MarketDatabase],
+) -> None:
+    stores = [AuditStore(one) for one in databases]
+    known = await asyncio.gather(*(put(store, of_seed(1)) for store in stores))
+    assert sorted(known) == [False, True]
+    story = replace(SILENT, contradictory=True)
+    await put(stores[0], report(AuditLevel.REPLAY, PASSED, story=story))
+    with pytest.raises(Declined, match="proven"):
+        await put(stores[1], report(AuditLevel.REPLAY, PASSED))
+    one, other = [await store.of(operator("worker").address) for store in stores]
+    assert one == other and one.counts.failures == 1
+    for each in one.audits:
+        assert await stores[0].evidence(each.id) == await stores[1].evidence(each.id) is not None
+
+
+@pytest.mark.process
+async def test_a_report_to_one_instance_is_on_the_pages_of_the_other(postgres: Cluster) -> None:
+    index = AuditIndex(postgres.database())
+    async with TestClient(await index.server()) as here, TestClient(await index.server()) as there:
+        await here.post("/v1/offers", data=wire.encode_offer(offer()))
+        made = await (await post(there, invented_trace())).json()
+        assert (await post(here, invented_trace())).status == 200
+        for http in (here, there):
+            assert (await (await http.get(AUDITS)).json())["failures"] == 1
+            page = await (await http.get(f"/workers/{WORKER}")).text()
+            assert f"/v1/audits/{made['id']}" in page
+            given = await (await http.get(f"/v1/audits/{made['id']}")).read()
+            assert read_evidence(given) == invented_trace().evidence
+    for store in index.stores:
+        await store.close()
+
+
+OF_BEFORE = """
+CREATE TABLE audits (
+    id BLOB PRIMARY KEY, operator BLOB NOT NULL, job BLOB NOT NULL, canvas INTEGER NOT NULL,
+    level INTEGER NOT NULL, outcome INTEGER NOT NULL, bearing TEXT NOT NULL,
+    reporter BLOB NOT NULL, charged TEXT NOT NULL, settled TEXT NOT NULL, findings TEXT NOT NULL,
+    received_at INTEGER NOT NULL, evidence BLOB NOT NULL, report BLOB NOT NULL,
+    UNIQUE (job, canvas, level, reporter)
+) STRICT;
+CREATE INDEX audits_of_workers ON audits (operator, received_at);
+"""
+"""The table of files that were made before their schemas were counted."""
+
+
+async def test_a_file_of_before_keeps_its_audits(tmp_path: Path) -> None:
+    newer, older = tmp_path / "newer.db", tmp_path / "older.db"
+    database = await open_database(newer)
+    await put(AuditStore(database), invented_trace())
+    (row,) = await database.rows("SELECT * FROM audits")
+    expected = await AuditStore(database).of(operator("worker").address)
+    await database.close()
+    with apsw.Connection(str(older)) as file:
+        file.execute(DIALECT.words(STEPS[0]) + OF_BEFORE)
+        file.execute(f"INSERT INTO audits VALUES ({', '.join('?' * len(row))})", tuple(row))  # noqa: S608
+    database = await open_database(older)
+    assert await AuditStore(database).of(operator("worker").address) == expected
+    found, counted = await held(database)
+    assert found == counted > 0
+    await database.close()

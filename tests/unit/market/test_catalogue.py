@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from statistics import median_low
 from typing import Any
 
 from hypothesis import given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from piecework.client.limits import MAX_INDEX_BYTES
 from piecework.market.catalogue import Catalogue
+from piecework.market.history import MarketSample
 from piecework.market.limits import MAX_PAGE_BYTES
 from piecework.market.listing import (
     Entry,
@@ -115,16 +117,57 @@ def test_a_page_is_that_of_a_sort_of_all(offers: list[Listed], query: Query, pas
     page = first[query.offset : query.offset + query.limit]
     assert answer["total"] == len(unique)
     assert answer["offers"] == json.loads(json.dumps([offer_json(one) for one in page]))
-    for gone in catalogue.expired(now):
-        catalogue.remove(gone)
-    assert catalogue.find(query, now) == found
-    assert set(catalogue.live(now)) == {
-        x for x in known.values() if x.signed.offer.expires_at > now
-    }
+    live = [x for x in known.values() if x.signed.offer.expires_at > now]
+    assert list(catalogue.live(now)) == sorted(x.signed.offer.operator for x in live)
+    assert catalogue.expire(now) == 0
 
 
-def test_in_a_large_market_a_new_offer_is_seen_after_a_second_and_a_withdrawn_one_at_once() -> None:
-    catalogue, everything = Catalogue(exact=0), Query()
+@settings(max_examples=100, deadline=None)
+@given(st.lists(puts, max_size=12), st.integers(0, 9))
+def test_the_sums_are_those_of_a_look_through_all(offers: list[Listed], passed: int) -> None:
+    catalogue, known = Catalogue(), dict[Address, Listed]()
+    for one in offers:
+        catalogue.put(one)
+        known[one.signed.offer.operator] = one
+    now = Timestamp(START + passed)
+    live = [x.signed.offer for x in known.values() if x.signed.offer.expires_at > now]
+    models = [m for o in live for m in o.models]
+    prices, speeds = [blended_price(m) for m in models], [m.tokens_per_second for m in models]
+    assert catalogue.sample(now) == MarketSample(
+        now,
+        len(live),
+        len({m.digest for m in models}),
+        sum(o.slots for o in live),
+        sum(o.slots_free for o in live),
+        min(prices, default=None),
+        median_low(prices) if prices else None,
+        median_low(speeds) if speeds else None,
+        max(speeds, default=None),
+    )
+    expected = []
+    for digest in {m.digest for m in models}:
+        of_it = [m for m in models if m.digest == digest]
+        serving = [o for o in live if any(m.digest == digest for m in o.models)]
+        expected.append(
+            {
+                "digest": to_hex(digest),
+                "names": sorted({m.name for m in of_it}),
+                "services": ["replayable"],
+                "workers": len(serving),
+                "slots_free": sum(o.slots_free for o in serving),
+                "lowest_blended_price_per_million_output_tokens": min(map(blended_price, of_it)),
+                "fastest_tokens_per_second": max(m.tokens_per_second for m in of_it),
+                "max_context": max(m.max_context for m in of_it),
+            }
+        )
+    expected.sort(key=lambda row: (-int(str(row["workers"])), str(row["digest"])))
+    assert catalogue.models(now, 1000) == {"models": expected, "total": len(expected)}
+    pages = [catalogue.models(now, 1, at)["models"] for at in range(len(expected) + 1)]
+    assert [row for page in pages for row in page] == expected
+
+
+def test_in_a_large_market_a_filter_shows_a_new_offer_a_second_later_and_no_withdrawn_one() -> None:
+    catalogue, everything = Catalogue(exact=0), Query(min_speed=0)
     catalogue.put(listed("a", (1,), 9, 1, 0))
     first = Timestamp(START)
     assert catalogue.find(everything, first).total == 1
@@ -135,14 +178,35 @@ def test_in_a_large_market_a_new_offer_is_seen_after_a_second_and_a_withdrawn_on
     later = Timestamp(START + 1)
     shown = json.loads(catalogue.offers_text(everything, later))
     assert [one["operator"] for one in shown["offers"]] == [to_hex(operator("b").address)]
+    catalogue.put(listed("c", (1,), 9, 1, 0))
+    assert catalogue.find(Query(), later).total == 2
 
 
 def test_a_worker_with_two_entries_of_one_model_counts_once() -> None:
     catalogue = Catalogue()
     catalogue.put(listed("a", (1, 2, 3), 9, 1, 0))
-    rows = catalogue.models(Timestamp(START))["models"]
+    rows = catalogue.models(Timestamp(START), 10)["models"]
     assert [row["workers"] for row in rows] == [1, 1]
     assert [row["slots_free"] for row in rows] == [1, 1]
+
+
+def test_free_slots_of_a_model_are_those_of_its_entries_and_leave_with_the_offer() -> None:
+    catalogue, now = Catalogue(), Timestamp(START)
+    places = [{"slots": 2, "slots_free": free, "queue_free": 0} for free in (2, 0, 1)]
+    models = tuple(
+        model(f"model-{at % 2}", price_per_million_output_tokens=Amount(at)) for at in (0, 1, 2)
+    )
+    signed = offer(
+        "a", START, models=models, slots_free=Uint32(4), details=json.dumps({"capacity": places})
+    )
+    other = listed("b", (1,), 9, 1, 0)
+    catalogue.put(Listed(signed, encode_offer(signed), Amount(0), now))
+    catalogue.put(other)
+    rows = {row["names"][0]: row["slots_free"] for row in catalogue.models(now, 10)["models"]}
+    assert rows == {"model-0": 3 + 1, "model-1": 0}
+    catalogue.remove(operator("a").address)
+    (row,) = catalogue.models(now, 10)["models"]
+    assert (row["names"], row["slots_free"]) == (["model-0"], 1)
 
 
 def test_workers_come_by_operator_and_page_by_page_to_the_end() -> None:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler
 from piecework.dialback import MAX_DIALS
-from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
 from piecework_protocol.dialling import (
     MAX_DIAL_BYTES,
@@ -29,7 +29,8 @@ from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Address, Digest, Signature, Timestamp
 from tests.support.client_side import FakeClock
-from tests.support.fake_chain import DOMAIN, EXPLORER, TOKEN, FakeChain
+from tests.support.databases import an_offer_store
+from tests.support.fake_chain import DOMAIN, EXPLORER, FakeChain
 from tests.support.offers import offer, operator, receiver
 from tests.support.tls_listener import tls_listener
 from tests.unit.market.test_server import Http, code, post
@@ -45,18 +46,32 @@ async def loopback(host: str, port: int) -> Sequence[str]:
 class DiallingIndex:
     """An index whose names all lead to this machine."""
 
+    server: IndexServer
+    """While it is served."""
+
     def __init__(self, folder: Path, domain: Domain = DOMAIN) -> None:
         self.chain, self.clock = FakeChain(domain), FakeClock()
         self.chain.register(WORKER.address, receiver("worker"))
-        self._folder = folder
-        self.use(domain, self.clock)
+        self._folder, self._domain = folder, domain
+        self._serves_by: Clock = self.clock
 
     def use(self, domain: Domain, clock: Clock) -> None:
         """Serve another market, by another clock."""
-        self.chain.domain = domain
+        self.chain.domain = self._domain = domain
+        self._serves_by = clock
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[web.Application]:
+        """Its application, with a database of its own."""
+        domain, clock = self._domain, self._serves_by
         dialler = None if domain is PUBLIC else Dialler(public_only=False, resolve=loopback)
-        store = OfferStore(self._folder / f"market-{domain.chain_id}.db", domain, TOKEN)
+        place = self._folder / f"market-{domain.chain_id}.db"
+        store = await an_offer_store(place, domain, now=int(clock.wall()))
         self.server = IndexServer(store, self.chain, EXPLORER, clock=clock, dialler=dialler)
+        try:
+            yield self.server.application()
+        finally:
+            await store.close()
 
     def request(
         self,
@@ -79,7 +94,7 @@ class DiallingIndex:
 
 @asynccontextmanager
 async def served(index: DiallingIndex) -> AsyncIterator[Http]:
-    async with TestClient(TestServer(index.server.application())) as http:
+    async with index.opened() as application, TestClient(TestServer(application)) as http:
         yield http
 
 
@@ -158,8 +173,8 @@ async def test_while_the_chain_is_away_nothing_is_dialled(tmp_path: Path) -> Non
 
 async def test_too_many_dials_at_once_are_put_off_and_cost_no_rate(tmp_path: Path) -> None:
     index = DiallingIndex(tmp_path)
-    index.server.dials.under_way = MAX_DIALS
     async with served(index) as http:
+        index.server.dials.under_way = MAX_DIALS
         declined = await dial(http, index.request("worker.example:1"))
         assert (declined.status, await code(declined)) == (503, "dials_busy")
         index.server.dials.under_way = 0

@@ -23,7 +23,8 @@ from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.types import Amount, Digest, Timestamp, Uint32, Uint64, keccak256, to_hex
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock
-from tests.support.fake_chain import TOKEN, TOKEN_INFO, FakeChain
+from tests.support.databases import an_offer_store
+from tests.support.fake_chain import DOMAIN, TOKEN_INFO, FakeChain
 from tests.support.offers import model, offer, operator, receiver
 from tests.unit.market.test_history import channel, opened, settled
 
@@ -61,18 +62,17 @@ class Shown(HTMLParser):
 class Explorer:
     """An index of three workers with a past."""
 
-    def __init__(self, folder: Path, settings: ExplorerSettings) -> None:
-        self.chain, self.clock = FakeChain(), FakeClock()
+    def __init__(self, store: OfferStore, settings: ExplorerSettings) -> None:
+        self.chain, self.clock, self.store = FakeChain(), FakeClock(), store
         for name in NAMES:
             self.chain.register(operator(name).address, receiver(name))
-        self.store = OfferStore(folder / "market.db", self.chain.domain, TOKEN)
         self.server = IndexServer(self.store, self.chain, settings, clock=self.clock)
 
     async def fill(self) -> None:
         now = int(self.clock.wall())
         for name in NAMES:
             await self.server.accept(encode_offer(offer(name, now)))
-        self.store.record(Timestamp(now))
+        await self.store.record(Timestamp(now))
         terms = channel("worker", 1)
         self.chain.events = [opened(1, terms), settled(2, terms, 1_500_000)]
         self.chain.final_block = 2
@@ -80,9 +80,16 @@ class Explorer:
 
 
 @pytest.fixture
-async def explorer(tmp_path: Path) -> Explorer:
+async def store(tmp_path: Path) -> AsyncIterator[OfferStore]:
+    opened = await an_offer_store(tmp_path / "market.db", DOMAIN)
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def explorer(store: OfferStore) -> Explorer:
     money = Money(TOKEN_INFO, Decimal(2))
-    made = Explorer(tmp_path, ExplorerSettings(money, "https://i.example", "https://s/tx/{}"))
+    made = Explorer(store, ExplorerSettings(money, "https://i.example", "https://s/tx/{}"))
     await made.fill()
     return made
 
@@ -109,8 +116,8 @@ async def test_the_market_is_shown_in_tokens_and_in_dollars_that_the_operator_se
     assert "1 token is $2" in page.text
 
 
-async def test_nobody_is_believed_about_dollars(tmp_path: Path) -> None:
-    plain = Explorer(tmp_path, ExplorerSettings(Money(TOKEN_INFO)))
+async def test_nobody_is_believed_about_dollars(store: OfferStore) -> None:
+    plain = Explorer(store, ExplorerSettings(Money(TOKEN_INFO)))
     await plain.fill()
     async with TestClient(TestServer(plain.server.application())) as http:
         assert "$" not in (await shown(http, "/")).text
@@ -144,7 +151,7 @@ async def test_a_hostile_offer_breaks_no_page(explorer: Explorer, http: Http) ->
     )
     await explorer.server.accept(encode_offer(evil))
     now = Timestamp(int(explorer.clock.wall()))
-    explorer.store.history.take(explorer.store.catalogue.live(now), Timestamp(now + 300))
+    await explorer.store.record(Timestamp(now + 299))
     explorer.clock.advance(299)
     for path in ("/", f"/workers/{WORKER}", "/?sort=speed&limit=1000"):
         response = await http.get(path)
@@ -185,6 +192,23 @@ async def test_a_strange_host_header_is_no_error_of_ours(explorer: Explorer, hos
         answer = await asyncio.wait_for(reader.read(), 10)
         assert answer.split()[1] in (b"200", b"400")
         writer.close()
+
+
+async def test_every_model_is_reached_page_by_page(explorer: Explorer, http: Http) -> None:
+    many = tuple(
+        model(f"m-{number}", digest=Digest(keccak256(f"{number}".encode()))) for number in range(5)
+    )
+    now = int(explorer.clock.wall())
+    await explorer.server.accept(
+        encode_offer(offer("worker", now, sequence=Uint64(2), models=many))
+    )
+    rows, total = list[dict[str, Any]](), 1
+    while len(rows) < total:
+        page = await (await http.get(f"/v1/models?limit=4&offset={len(rows)}")).json()
+        assert 0 < len(page["models"]) <= 4
+        rows, total = [*rows, *page["models"]], page["total"]
+    assert len({row["digest"] for row in rows}) == total == 6
+    assert (await http.get("/v1/models?sort=price")).status == 400
 
 
 async def test_every_offer_is_reached_page_by_page(http: Http) -> None:
@@ -231,3 +255,16 @@ async def test_the_past_is_there_for_programs_too(http: Http) -> None:
     body = await (await http.get("/v1/history")).json()
     assert [one["workers"] for one in body["samples"]] == [3]
     assert [day["amount"] for day in body["settled"]] == [1_500_000]
+    assert body["settled_in_all"]["payments"] == 1
+
+
+async def test_what_a_worker_pays_to_itself_is_shown_apart(explorer: Explorer, http: Http) -> None:
+    mine = channel("worker", 2, payer=operator("worker").address)
+    explorer.chain.events += [opened(3, mine), settled(4, mine, 9_000_000)]
+    explorer.chain.final_block = 4
+    await catch_up(explorer.store.history, explorer.chain)
+    for path in ("/", f"/workers/{WORKER}"):
+        page = await shown(http, path)
+        assert "1.50 $3.00 tUSDC settled on chain" in page.text
+        assert "9.00 $18.00 tUSDC that workers paid to themselves" in page.text
+    assert "9.00 $18.00 to itself" in page.text

@@ -24,6 +24,7 @@ from piecework.market.errors import OfferStoreError
 from piecework.market.limits import ADDRESS_READ_BURST, OPERATOR_POST_BURST
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import IndexServer
+from piecework.market.storage.database import open_database
 from piecework_node.keys.tls import create_tls
 from piecework_protocol import wire
 from piecework_protocol.eip712 import Domain
@@ -40,6 +41,7 @@ from piecework_protocol.types import (
 )
 from piecework_protocol.usual import MEMBER, Source, UsualJobs
 from tests.support.client_side import FakeClock
+from tests.support.databases import an_offer_store
 from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
 from tests.support.offers import model, offer, operator, receiver
 
@@ -49,15 +51,18 @@ Http = TestClient[Any, Any]
 class Index:
     """A running index with a clock and a chain of its own."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, place: Path | str) -> None:
         self.chain, self.clock = FakeChain(), FakeClock()
         for name in ("worker", "other", "third"):
             self.chain.register(operator(name).address, receiver(name))
-        self.file = folder / "market.db"
+        self.place = place
+        self.stores: list[OfferStore] = []
 
-    def market(self, *trusted: str) -> IndexServer:
+    async def market(self, *trusted: str) -> IndexServer:
+        store = await an_offer_store(self.place, self.chain.domain, now=self.clock.now())
+        self.stores.append(store)
         return IndexServer(
-            OfferStore(self.file, self.chain.domain, TOKEN),
+            store,
             self.chain,
             EXPLORER,
             clock=self.clock,
@@ -66,13 +71,16 @@ class Index:
 
 
 @pytest.fixture
-def index(tmp_path: Path) -> Index:
-    return Index(tmp_path)
+async def index(place: Path | str) -> AsyncIterator[Index]:
+    running = Index(place)
+    yield running
+    for store in running.stores:
+        await store.close()
 
 
 @pytest.fixture
 async def http(index: Index) -> AsyncIterator[Http]:
-    async with TestClient(TestServer(index.market().application())) as client:
+    async with TestClient(TestServer((await index.market()).application())) as client:
         yield client
 
 
@@ -112,9 +120,9 @@ async def test_the_same_offer_again_is_fine_and_an_older_one_is_not(http: Http) 
 
 
 async def test_an_old_offer_cannot_come_back_after_a_restart_or_an_expiry(index: Index) -> None:
-    async with TestClient(TestServer(index.market().application())) as first:
+    async with TestClient(TestServer((await index.market()).application())) as first:
         await post(first, offer(sequence=Uint64(9)))
-    async with TestClient(TestServer(index.market().application())) as second:
+    async with TestClient(TestServer((await index.market()).application())) as second:
         assert len((await (await second.get("/v1/offers")).json())["offers"]) == 1
         index.clock.advance(301)
         assert (await (await second.get("/v1/offers")).json())["offers"] == []
@@ -223,7 +231,7 @@ async def read_from(source: str, url: str) -> int:
 async def test_clients_behind_a_tls_proxy_that_is_trusted_count_by_their_own_address(
     index: Index, trusted: tuple[str, ...], status: int
 ) -> None:
-    market = index.market(*trusted)
+    market = await index.market(*trusted)
     server = HttpServer(
         market.application(),
         ConnectionLimits(64, 64, trusted=parse_networks(trusted)),
@@ -247,7 +255,7 @@ class SetBackClock(FakeClock):
 
 async def test_a_clock_that_is_set_back_locks_no_reader_out(index: Index) -> None:
     clock = index.clock = SetBackClock()
-    async with TestClient(TestServer(index.market().application())) as http:
+    async with TestClient(TestServer((await index.market()).application())) as http:
         for _ in range(ADDRESS_READ_BURST):
             assert (await http.get("/v1/models")).status == 200
         assert (await http.get("/v1/models")).status == 429
@@ -255,10 +263,12 @@ async def test_a_clock_that_is_set_back_locks_no_reader_out(index: Index) -> Non
         assert (await http.get("/v1/models")).status == 200
 
 
-def test_a_database_of_another_chain_is_refused(tmp_path: Path) -> None:
-    OfferStore(tmp_path / "m.db", Domain(1, Address(bytes(20))), TOKEN).close()
+async def test_a_database_of_another_chain_is_refused(place: Path | str) -> None:
+    await (await an_offer_store(place, Domain(1, Address(bytes(20))))).close()
+    database = await open_database(place)
     with pytest.raises(OfferStoreError, match="made for chain 1, not 2"):
-        OfferStore(tmp_path / "m.db", Domain(2, Address(bytes(20))), TOKEN)
+        await OfferStore.open(database, Domain(2, Address(bytes(20))), TOKEN, Timestamp(0))
+    await database.close()
 
 
 # --- reading

@@ -270,7 +270,7 @@ def test_openings_that_the_worker_never_committed_to_blame_nobody(
         (body, "is not the one that was committed"),
         ({**body, "canvas": body["canvas"][::-1]}, "no openings file"),
         ({"format": body["format"], "steps": body["steps"]}, "lacks 'canvas'"),
-        (json.loads(opened(honest, worker, 1)) | {"steps": []}, "another canvas leaf"),
+        (json.loads(opened(honest, worker, 1)) | {"steps": []}, "the opened canvas is not"),
     ):
         with pytest.raises(MalformedInput, match=why):
             audit_rules(honest.evidence, 0, json.dumps(changed).encode())

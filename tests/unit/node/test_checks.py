@@ -223,7 +223,7 @@ async def test_an_address_that_the_index_cannot_dial_fails_with_its_remedy(tmp_p
 async def served_at(index: DiallingIndex, deployment: Deployment) -> AsyncIterator[str]:
     """An index of the market of a deployment, on a port of its own."""
     index.use(deployment.domain, SystemClock())
-    async with TestServer(index.server.application()) as server:
+    async with index.opened() as application, TestServer(application) as server:
         yield str(server.make_url("")).rstrip("/")
 
 

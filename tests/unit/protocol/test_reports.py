@@ -113,3 +113,24 @@ def test_a_report_that_does_not_hold_names_its_member(
 ) -> None:
     with pytest.raises(EvidenceRefused, match=f"^{member}"):
         check_report(change(report()))
+
+
+def test_malformed_openings_are_refused_with_their_place() -> None:
+    file = invented_trace()
+    assert file.openings is not None
+    opened = file.openings
+    (step, *_) = opened["steps"]
+    first, *rest = step["fields"]
+    for changes, place in (
+        ({"format": "piecework-openings/2"}, "format"),
+        ({"canvas": None}, "the canvas is not open"),
+        ({"canvas": opened["canvas"][1:]}, "canvas: it does not have 6 fields"),
+        ({"steps": {}}, "steps is not a list"),
+        ({"steps": [step, 7]}, r"steps\[1\]: "),
+        ({"steps": [{"fields": step["fields"]}]}, r"steps\[0\]: .*'soft'"),
+        ({"steps": [{"fields": rest, "soft": None}]}, r"steps\[0\]\.fields: .* 7 fields"),
+        ({"steps": [{"fields": [first.upper(), *rest], "soft": None}]}, r"steps\[0\]\.fields\[0\]"),
+        ({"steps": [{**step, "soft": "0x 00"}]}, r"steps\[0\]\.soft"),
+    ):
+        with pytest.raises(EvidenceRefused, match=f"^openings: .*{place}"):
+            check_report(replace(file, openings={**opened, **changes}))

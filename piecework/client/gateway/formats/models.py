@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Any, Final
 
 from piecework.base.amounts import Token
-from piecework.client.gateway.formats.common import token_object
+from piecework.client.gateway.formats.common import bad, token_object
 from piecework.client.jobs.output_rates import OutputRate, RateOf
 from piecework_protocol.objects import Kind, ModelOffer, Offer
 from piecework_protocol.offers import takes_images
 from piecework_protocol.views import ListedModel, listed_models, members
 
+MAX_LISTED_MODELS: Final = 1000
+"""An entry takes 2 KB. Anybody with a stake may offer 64 models."""
 _MILLION: Final = 1_000_000
 _STEPS: Final = 1_000
 TEXT_PARAMETERS: Final = (
@@ -43,19 +46,56 @@ _FEATURES: Final[dict[Kind, tuple[str, ...]]] = {
 _MORE_FEATURES: Final = ("tools", "json_mode", "structured_outputs", "reasoning")
 
 
+@dataclass(frozen=True, slots=True)
+class ModelPage:
+    """Which models are asked for: `limit` of them, behind the name `after`."""
+
+    limit: int = MAX_LISTED_MODELS
+    after: str = ""
+
+    @classmethod
+    def parse(cls, parameters: Mapping[str, str]) -> ModelPage:
+        """Read a URL's query. Raises `ApiError` (400)."""
+        limit = parameters.get("limit", str(MAX_LISTED_MODELS))
+        if not limit.isascii() or not limit.isdecimal() or len(limit) > 9 or int(limit) < 1:
+            bad("limit is a whole number above 0", "limit")
+        return cls(min(int(limit), MAX_LISTED_MODELS), parameters.get("after", ""))
+
+    def cut(self, names: Iterable[str]) -> tuple[list[str], bool]:
+        """Return the names of the page, sorted, and whether there are more behind it."""
+        behind = sorted(name for name in names if name > self.after)
+        return behind[: self.limit], len(behind) > self.limit
+
+
+WHOLE: Final = ModelPage()
+
+
+def model_entry(
+    name: str, offers: Iterable[Offer], rates: RateOf, token: Token, usd: Decimal | None = None
+) -> dict[str, Any] | None:
+    """Return the entry of one model, or None if nobody serves it. As `model_list` has it."""
+    model = listed_models(offers, lambda model: model.name).get(name)
+    return None if model is None else _entry(name, model, rates, token, usd)
+
+
 def model_list(
-    offers: Iterable[Offer], rates: RateOf, token: Token, usd_price: Decimal | None = None
-) -> dict[str, dict[str, Any]]:
-    """The entries of `/v1/models`, by name.
+    offers: Iterable[Offer],
+    rates: RateOf,
+    token: Token,
+    usd_price: Decimal | None = None,
+    page: ModelPage = WHOLE,
+) -> dict[str, Any]:
+    """One page of `/v1/models`, sorted by name, in the form of OpenAI's lists.
 
     Prices under `pricing` are dollars for one token, as texts, when the price of the currency in
     dollars is known. `completion` has the denoising steps in it, so that it can be multiplied with
     a count of tokens. Those under `piecework` are base units of `token`.
     """
-    return {
-        name: _entry(name, model, rates, token, usd_price)
-        for name, model in listed_models(offers, lambda model: model.name).items()
-    }
+    models = listed_models(offers, lambda model: model.name)
+    names, more = page.cut(models)
+    data = [_entry(name, models[name], rates, token, usd_price) for name in names]
+    ends = {"first_id": names[0], "last_id": names[-1]} if names else {}
+    return {"object": "list", "data": data, "has_more": more, **ends}
 
 
 def _entry(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Earlier, Home, Json, PasswordFile, with_client
+from piecework.commands._client.home import Earlier, Home, Json, PasswordFile, with_client
 
 if TYPE_CHECKING:
     from piecework.client.disputes.walk import DisputeReport, DisputeWalk
@@ -96,12 +96,9 @@ def _print(report: DisputeReport) -> None:
 
 
 def _view(report: DisputeReport) -> dict[str, Any]:
-    return {
-        "stage": report.stage.value,
-        "text": report.text,
-        "deadline": report.deadline,
-        "over": report.over,
-    }
+    from piecework_protocol.views import members
+
+    return members(report, "stage", "text", "deadline", "over")
 
 
 def _line(view: dict[str, Any]) -> str:

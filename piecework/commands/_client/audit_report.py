@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import safe, with_client
+from piecework.commands._client.home import safe, with_client
 
 if TYPE_CHECKING:
     from piecework.client.auditing import CanvasReport

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Home, Json, existing, open_config
+from piecework.commands._client.home import Home, Json, existing, open_config
 
 
 def register(app: typer.Typer) -> None:

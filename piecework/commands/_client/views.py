@@ -25,7 +25,7 @@ from piecework.commands._terminal import JobProgress
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Address, Timestamp, to_hex
 from piecework_protocol.usual import MEAN_STEPS, Source
-from piecework_protocol.views import as_json, members
+from piecework_protocol.views import PRICES, as_json, members
 
 
 def offers_view(found: Found, rates: RateOf) -> dict[str, Any]:
@@ -52,10 +52,8 @@ def offers_view(found: Found, rates: RateOf) -> dict[str, Any]:
 def rate_view(rate: OutputRate) -> dict[str, Any]:
     """What a million output tokens cost with their denoising steps, and who says so."""
     return {
-        "expected": rate.expected,
+        **members(rate, "expected", "claimed_p50", "claimed_p90"),
         "own_jobs": round(rate.own_jobs, 1),
-        "claimed_p50": rate.claimed_p50,
-        "claimed_p90": rate.claimed_p90,
         "claimed_jobs": rate.claim.jobs,
         "source": rate.claim.source.value,
     }
@@ -86,12 +84,7 @@ def quote_view(quote: Quote) -> dict[str, Any]:
     choice = quote.choice
     return {
         "usage": members(choice.usage, "prompt_tokens", "output_tokens", "denoising_steps"),
-        "prices": members(
-            choice.model,
-            "price_per_million_prompt_tokens",
-            "price_per_million_output_tokens",
-            "price_per_thousand_steps",
-        ),
+        "prices": members(choice.model, *PRICES),
         "with_steps": rate_view(choice.rate),
         **members(choice, "expected", "ceiling", "fee"),
         **members(quote, "why", "unfit"),

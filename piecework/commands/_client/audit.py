@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, TypeVar
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._audit_report import Telling, say, tell
-from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
+from piecework.commands._client.audit_report import Telling, say, tell
+from piecework.commands._client.home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
     from piecework.client.auditing import CanvasReport
@@ -208,17 +208,15 @@ def _exit_code(report: CanvasReport) -> int:
 
 
 def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, json: bool) -> None:
+    from piecework_protocol.views import members
+
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
     if json:
         common.print_json(
             {
                 "level": level,
                 "outcome": outcome,
-                "canvas": report.canvas,
-                "steps": report.steps,
-                "findings": list(report.findings),
-                "reason": report.reason,
-                "seconds": report.seconds,
+                **members(report, "canvas", "steps", "findings", "reason", "seconds"),
                 "report": told,
             }
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import Home, Json, PasswordFile, safe, with_client
+from piecework.commands._client.home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
     from piecework.client.sdk import PieceworkClient

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._worker_changes import (
+from piecework.commands._worker.changes import (
     HomeOption,
     Json,
     OwnerKey,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._client_home import (
+from piecework.commands._client.home import (
     Earlier,
     Home,
     Json,
@@ -73,7 +73,7 @@ def deposit(
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
         from piecework.chain.dev.faucet import take_from_faucet
-        from piecework.commands._deposits import deposit_now, relay_from, sign_to
+        from piecework.commands._client.deposits import deposit_now, relay_from, sign_to
         from piecework_protocol.types import Amount
 
         if relay is not None:
@@ -99,7 +99,7 @@ def deposit(
 
 def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
     """Show where the client's money is, and what is reserved why."""
-    from piecework.commands._client_views import balance_view
+    from piecework.commands._client.views import balance_view
 
     view = with_client(home, password_file, balance_view)
     token = market_token_of(home)
@@ -126,7 +126,7 @@ def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json
 
 def channels(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
     """List payment channels and their state."""
-    from piecework.commands._client_views import channels_view
+    from piecework.commands._client.views import channels_view
 
     rows = with_client(home, password_file, channels_view)
     token = market_token_of(home)
@@ -159,7 +159,7 @@ def close(
     """
 
     async def work(client: PieceworkClient) -> list[dict[str, Any]]:
-        from piecework.commands._client_views import closings_view
+        from piecework.commands._client.views import closings_view
 
         chosen = [client.store.channel_named(text) for text in channel or ()]
         if not chosen:
@@ -216,7 +216,7 @@ def withdraw(
     valid_s = int(valid_hours * 3600)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        from piecework.commands._orders import WayOut, carry_out
+        from piecework.commands._client.orders import WayOut, carry_out
 
         way = WayOut(wanted, receiver, from_channel, cancel, gasless, cost, valid_s, relay)
         return await carry_out(client, way)
@@ -260,7 +260,7 @@ def recover(*, home: Home = None, password_file: PasswordFile = None, json: Json
     Channels come from the chain, what was paid comes from the workers. The command can be repeated.
     Then close them, or go on using them.
     """
-    from piecework.commands._client_views import recovery_view
+    from piecework.commands._client.views import recovery_view
 
     token = market_token_of(home)
     rows = with_client(home, password_file, recovery_view)
@@ -298,7 +298,7 @@ def invoice(
     Every line is one event of the escrow in a final block. The command fails if anything differs by
     a base unit.
     """
-    from piecework.commands._client_views import invoice_view, write_csv
+    from piecework.commands._client.views import invoice_view, write_csv
 
     token = market_token_of(home)
     start = 0 if since is None else int(since.replace(tzinfo=UTC).timestamp())

@@ -11,9 +11,10 @@ from piecework.base.errors import UsageError
 from piecework.chain.authorizations import SignedWithdrawal
 from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient
-from piecework.commands._client_views import closings_view, withdrawal_view
-from piecework.commands._signed_files import read_signed, write_signed
-from piecework_protocol.types import Address, to_hex
+from piecework.commands._client.signed_files import read_signed, write_signed
+from piecework.commands._client.views import closings_view, withdrawal_view
+from piecework_protocol.types import Address
+from piecework_protocol.views import members
 
 
 class NotAWithdrawal(UsageError):
@@ -73,6 +74,4 @@ async def relay_from(client: PieceworkClient, file: Path) -> dict[str, Any]:
         await read_signed(file, "a signed withdrawal", NotAWithdrawal)
     )
     mined = await client.funds.orders.relay(signed)
-    order = signed.order
-    sent = {"amount": order.amount, "fee": order.fee, "to": to_hex(order.to)}
-    return {**sent, "block": mined.block}
+    return {**members(signed.order, "amount", "fee", "to"), "block": mined.block}

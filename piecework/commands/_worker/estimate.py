@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from piecework.commands import _common as common
-from piecework.commands._views import price_rows, running_prices
+from piecework.commands._worker.views import price_rows, running_prices
 
 HOST_GIB = 64
 CONTEXT = 8192

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._worker_changes import HomeOption, place_of
+from piecework.commands._worker.changes import HomeOption, place_of
 
 if TYPE_CHECKING:
     from piecework_node.daemon.updating import Installation, WorkerService

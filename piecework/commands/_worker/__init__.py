@@ -1,0 +1,1 @@
+"""What `piecework worker` is made of. Other commands use its estimate of earnings."""

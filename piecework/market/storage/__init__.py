@@ -1,0 +1,1 @@
+"""Where an index keeps its rows: SQLite for one instance, PostgreSQL for several."""

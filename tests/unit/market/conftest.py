@@ -1,0 +1,7 @@
+"""The databases that the tests of an index use."""
+
+from __future__ import annotations
+
+from tests.support.databases import place, postgres
+
+__all__ = ["place", "postgres"]
