@@ -1,4 +1,4 @@
-"""Faults of a worker's relays with real processes: they are dialled, killed, frozen and come back.
+"""Faults of a worker's relays and index with real processes: killed, frozen, wrong, and back.
 
 Worker, relays and chain are what owners run. Nothing here needs a network namespace.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,8 +16,12 @@ from typing import Any
 
 import pytest
 
+from piecework.base.http import HttpLimits, HttpReader, host_of
+from piecework.chain.deploy import deploy
 from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.demo.market import free_port
 from piecework_node.daemon.admin import ask_daemon
+from piecework_protocol.index_pages import parse_page
 from tests.integration.market.test_changes import worker_command
 from tests.integration.relay.test_behind_a_router import (
     PAYER,
@@ -25,7 +30,7 @@ from tests.integration.relay.test_behind_a_router import (
     client_of,
     start_relay,
 )
-from tests.support.chains import ETHER, TestMarket, deployed
+from tests.support.chains import ETHER, MIN_STAKE, POLL_S, UNBONDING_DELAY_S, TestMarket, deployed
 from tests.support.client_side import CanvasText, ask, collect, last
 from tests.support.waiting import until
 from tests.support.worker_process import WorkerProcess
@@ -147,3 +152,81 @@ async def test_a_relay_that_freezes_in_a_job_costs_time_and_no_money(
         finally:
             made.relays[0].process.send_signal(signal.SIGCONT)
             assert await made.worker.drain() == 0
+
+
+async def test_a_relay_of_another_market_declines_and_the_other_one_serves(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    async with two_relays(tmp_path, embedded_chain, pace_s=0.01, bind="") as made:
+        elsewhere = await deploy(
+            embedded_chain.url,
+            embedded_chain.faucet,
+            min_stake=2 * MIN_STAKE,
+            unbonding_delay_s=UNBONDING_DELAY_S,
+            poll_s=POLL_S,
+        )
+        elsewhere.save(tmp_path / "elsewhere.json")
+        wrong, right = made.names
+        assert await made.relays[0].end() == 0
+        port = int(wrong.rpartition(":")[2])
+        made.relays[0] = await start_relay(tmp_path / "elsewhere.json", port)
+        ready = await made.worker.start()
+        try:
+            assert ready["ready"] and ready["relays"][right] == "joined"
+            status = await made.status()
+            assert "did not sign for the relay" in status["relays"][wrong]
+            assert [fault["code"] for fault in status["faults"]] == ["relay-declines"]
+            assert ready["endpoint"] == right
+        finally:
+            assert await made.worker.drain() == 0
+
+
+async def test_an_index_that_is_killed_is_told_and_shows_the_worker_when_it_is_back(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    async with two_relays(
+        tmp_path, embedded_chain, pace_s=0.01, indexes=(url,), offer_lifetime_s=30
+    ) as made:
+        index = await start_index(made.deployment, tmp_path / "index", port)
+        ready = await made.worker.start()
+        try:
+            assert ready["shown_by"] == {host_of(url): True}
+            index.kill()
+            await index.wait()
+
+            async def codes() -> list[str]:
+                return [fault["code"] for fault in (await made.status())["faults"]]
+
+            async def missed() -> bool:
+                return "index-away" in await codes()
+
+            await until(missed, within_s=60)
+            assert (await made.status())["state"] == "ready", "clients find it in the registry"
+            index = await start_index(made.deployment, tmp_path / "index", port)
+
+            async def over() -> bool:
+                return not await codes()
+
+            await until(over, within_s=90)
+            async with HttpReader(HttpLimits(total_s=5, connect_s=5, max_bytes=2**20)) as http:
+                (offer,) = parse_page(await http.get(f"{url}/v1/offers"), 10)[0]
+            assert {one.address for one in offer.offer.endpoints} >= set(made.names)
+        finally:
+            assert await made.worker.drain() == 0
+            index.terminate()
+            await index.wait()
+
+
+async def start_index(deployment: Path, home: Path, port: int) -> asyncio.subprocess.Process:
+    """Run `piecework market start` and wait for its ready line."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "piecework", "market", "start"),
+        *("--deployment", str(deployment), "--home", str(home), "--port", str(port)),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdout is not None
+    assert await asyncio.wait_for(process.stdout.readline(), 60), "the index ended"
+    return process
