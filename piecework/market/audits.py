@@ -44,6 +44,7 @@ from piecework_protocol.types import (
     keccak256,
     to_hex,
 )
+from piecework_protocol.views import as_json, members
 
 _PUT: Final = """
 INSERT INTO audits VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
@@ -101,18 +102,11 @@ class ShownAudit:
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
-            "id": to_hex(self.id),
-            "operator": to_hex(self.operator),
-            "job": to_hex(self.job),
-            "canvas": self.canvas,
+            **members(self, "id", "operator", "job", "canvas", "bearing"),
             "level": self.level.name.lower(),
             "outcome": self.outcome.name.lower(),
-            "bearing": self.bearing.value,
             "reported_by": to_hex(self.reporter),
-            "charged": self.charged,
-            "settled": self.settled,
-            "findings": list(self.findings),
-            "received_at": self.received_at,
+            **members(self, "charged", "settled", "findings", "received_at"),
         }
 
 
@@ -144,8 +138,7 @@ class WorkerAudits:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
-        counts = {name: getattr(self.counts, name) for name in AuditCounts.__slots__}
-        return {**counts, "audits": [one.to_json() for one in self.audits]}
+        return {**as_json(self.counts), "audits": [one.to_json() for one in self.audits]}
 
 
 def read(data: bytes) -> ReportFile:

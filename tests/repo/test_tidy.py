@@ -36,11 +36,13 @@ def test_the_rules_see_what_they_are_about(tmp_path: Path) -> None:
     )
     facts = facts_of(path)
     assert facts.imports == [(1, "pickle"), (1, "os.path"), (2, "torch.serialization")]
-    assert [(kind.name, kind.bases) for kind in facts.classes] == [("Stray", {"Exception"})]
+    assert [(kind.name, kind.bases) for kind in facts.classes] == [
+        ("Stray", frozenset({"Exception"}))
+    ]
     assert facts.functions == [(4, "f", 4)]
     calls = {(call.line, call.name, call.argument) for call in facts.calls}
     assert {(5, "time.sleep", "0"), (6, "asyncio.sleep", "0.1"), (7, ".json", "")} <= calls
-    assert facts.started == [(7, ["", "-m", "piecework"])]
+    assert facts.started == [(7, ["", *["-m", "piecework"]])]
     assert f"{HOLE} lacks {HOLE}" in facts.strings
 
 

@@ -52,6 +52,7 @@ from piecework.client.gateway.formats.schema import (
 )
 from piecework_protocol.conversation import Message, Tool, ToolCall
 from piecework_protocol.limits import MAX_CALLS_PER_MESSAGE, MAX_MESSAGES_PER_PROMPT
+from piecework_protocol.views import members
 
 THINKING_EFFORTS: Final = ("low", "medium", "high", "xhigh", "max")
 NO_THINKING_EFFORTS: Final = ("none", "minimal")
@@ -392,11 +393,8 @@ class ChatReply:
             )
         elif isinstance(piece, DraftShown):
             # It has the shape of a chunk without choices, which every SDK passes on.
-            draft = {"index": piece.index, "canvas": piece.canvas, "step": piece.step}
-            data = chunk(self._head, None)
-            yield Frame(
-                {**data, "piecework": {"draft": {**draft, "text": piece.text}}}, DRAFT_EVENT
-            )
+            shown = {"draft": members(piece, "index", "canvas", "step", "text")}
+            yield Frame({**chunk(self._head, None), "piecework": shown}, DRAFT_EVENT)
         else:
             choice.reason = self._reason(piece.reason)
             if self._last is not None:

@@ -36,6 +36,7 @@ from piecework.client.gateway.formats.pieces import (
 from piecework_protocol.conversation import Message
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart
 from piecework_protocol.limits import MAX_HOLE_TOKENS
+from piecework_protocol.views import members
 
 MIDDLE_TOKENS: Final = 128
 """Of a hole, if the request does not say."""
@@ -124,8 +125,7 @@ class CompletionReply:
             self._texts[piece.index].append(piece.text)
             yield Frame(self._object([_choice(piece.index, piece.text, None)]))
         elif isinstance(piece, DraftShown):
-            draft = {"index": piece.index, "canvas": piece.canvas, "step": piece.step}
-            shown = {"draft": {**draft, "text": piece.text}}
+            shown = {"draft": members(piece, "index", "canvas", "step", "text")}
             yield Frame({**self._object([]), "piecework": shown}, DRAFT_EVENT)
         elif isinstance(piece, Ended):
             self._reasons[piece.index] = "length" if piece.reason == "length" else "stop"

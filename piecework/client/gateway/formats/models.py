@@ -12,7 +12,7 @@ from piecework.client.gateway.formats.common import bad, token_object
 from piecework.client.jobs.output_rates import OutputRate, RateOf
 from piecework_protocol.objects import Kind, ModelOffer, Offer
 from piecework_protocol.offers import takes_images
-from piecework_protocol.views import ListedModel, listed_models, members
+from piecework_protocol.views import PRICES, ListedModel, listed_models, members
 
 MAX_LISTED_MODELS: Final = 1000
 """An entry takes 2 KB. Anybody with a stake may offer 64 models."""
@@ -132,12 +132,7 @@ def _entry(
             **members(model, "digests", "services", "workers"),
             "kinds": [kind.name.lower() for kind in kinds],
             "profiles": _profiles(lines),
-            "lowest_prices": members(
-                cheapest,
-                "price_per_million_prompt_tokens",
-                "price_per_million_output_tokens",
-                "price_per_thousand_steps",
-            ),
+            "lowest_prices": members(cheapest, *PRICES),
             "lowest_output_price_per_million": rate.expected,
             "measured": rate_object(rate),
             "token": token_object(token),

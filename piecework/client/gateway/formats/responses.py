@@ -40,6 +40,7 @@ from piecework.client.gateway.formats.pieces import (
     ThoughtAdded,
 )
 from piecework_protocol.conversation import Message, Tool, ToolCall
+from piecework_protocol.views import members
 
 _STATEFUL: Final = ("previous_response_id", "conversation", "prompt")
 _NO_TOOL: Final[Mapping[str, Any]] = {"description": None, "parameters": None, "strict": None}
@@ -230,8 +231,7 @@ class ResponseReply:
         elif isinstance(piece, CallMade):
             yield from self._call(piece.call)
         elif isinstance(piece, DraftShown):
-            draft = {"canvas": piece.canvas, "step": piece.step, "text": piece.text}
-            yield self._event(DRAFT_EVENT, draft=draft)
+            yield self._event(DRAFT_EVENT, draft=members(piece, "canvas", "step", "text"))
         elif isinstance(piece, Ended):
             self._reason = piece.reason
             yield from self._close("incomplete" if piece.reason == "length" else "completed")
@@ -245,12 +245,11 @@ class ResponseReply:
 
     def failing(self, error: ApiError) -> Iterator[Frame]:
         """Render response.failed."""
-        reason = {"code": error.code, "message": error.message}
-        body = {**self._object("failed"), "error": reason}
+        body = {**self._object("failed"), "error": members(error, "code", "message")}
         yield self._event("response.failed", response=body)
-        members = {"code": error.code, "message": error.message, "param": error.param}
+        told = members(error, "code", "message", "param")
         # Open Responses has the members inside of `error`, OpenAI beside the event's own type.
-        yield self._event("error", **members, error={"type": error.kind, **members})
+        yield self._event("error", **told, error={"type": error.kind, **told})
 
     def whole(self, head: Head, totals: Totals, ours: Mapping[str, Any]) -> dict[str, Any]:
         """Render the whole response."""
