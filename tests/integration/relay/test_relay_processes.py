@@ -22,6 +22,7 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.demo.market import free_port
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.index_pages import parse_page
+from piecework_protocol.types import Amount
 from tests.integration.market.test_changes import worker_command
 from tests.integration.relay.test_behind_a_router import (
     PAYER,
@@ -161,7 +162,7 @@ async def test_a_relay_of_another_market_declines_and_the_other_one_serves(
         elsewhere = await deploy(
             embedded_chain.url,
             embedded_chain.faucet,
-            min_stake=2 * MIN_STAKE,
+            min_stake=Amount(2 * MIN_STAKE),
             unbonding_delay_s=UNBONDING_DELAY_S,
             poll_s=POLL_S,
         )

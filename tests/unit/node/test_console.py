@@ -313,24 +313,26 @@ def test_no_setting_shows_the_address_of_the_webhook(tmp_path: Path) -> None:
 
 
 def test_the_prices_that_are_asked_have_their_reasons_and_the_next_look() -> None:
-    rows = dict(panel(a_snapshot(), "prices").rows)
+    rows = {row[0]: row[1] for row in panel(a_snapshot(), "prices").rows}
     assert rows["Million output tokens"] == "0.190001 USDC" and rows["Automatic"] == "on"
     assert "5 other operators" in rows["Market"]
     assert rows["Next look (UTC)"] == "01-15 08:30:00"
-    rows = dict(panel(a_snapshot(None), "prices").rows)
+    rows = {row[0]: row[1] for row in panel(a_snapshot(None), "prices").rows}
     assert rows["Automatic"] == "off" and len(rows) == 4
 
 
 def test_energy_counts_while_jobs_run_and_its_tokens_where_the_card_tells() -> None:
     energy = JobEnergy()
-    energy.add(50.0, 100, busy=True)
-    assert energy.joules is None, "nothing is known of the time before"
-    energy.add(None, 300, busy=True)
-    energy.add(40.0, 500, busy=True)
-    energy.add(40.0, 500, busy=False)
-    assert (energy.joules, energy.tokens) == (40.0, 200), "an idle card costs no token"
-    energy.add(10.0, 700, busy=False)
-    assert (energy.joules, energy.tokens) == (40.0, 400), "its canvas ended in this second"
+
+    def after(drawn: float | None, tokens: int, *, busy: bool) -> tuple[float | None, int]:
+        energy.add(drawn, tokens, busy=busy)
+        return energy.joules, energy.tokens
+
+    assert after(50.0, 100, busy=True) == (None, 0), "nothing is known of the time before"
+    assert after(None, 300, busy=True) == (None, 0), "the card did not tell"
+    assert after(40.0, 500, busy=True) == (40.0, 200)
+    assert after(40.0, 500, busy=False) == (40.0, 200), "an idle card costs no token"
+    assert after(10.0, 700, busy=False) == (40.0, 400), "its canvas ended in this second"
 
 
 # --- several cards
