@@ -24,6 +24,7 @@ COMMANDS = {
     "verify-reply": "Check a saved answer or an evidence file, offline.",
     "provenance": "Write and check C2PA credentials of answers.",
     "relay": "Run a relay for workers that have no public port.",
+    "signer": "Hold a worker's operator key apart, with limits.",
     "chain": "Deploy the contracts, or run a development chain.",
     "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",

@@ -57,8 +57,9 @@ def _joined(parts: Iterable[str]) -> str:
 # --- settings
 
 SETTINGS_INTRODUCTION = """\
-A setting comes from a flag, else from the environment, else from `config.toml` in the home, else
-from its default. An unknown name is refused together with the nearest name.
+A setting comes from a flag, else from the environment, else from `config.toml` in the home
+(`signer.toml` of a signer), else from its default. An unknown name is refused together with the
+nearest name.
 
 Amounts of the worker are [base units](../glossary.md#base-unit). Their defaults are for a token
 with 6 decimals and scale with another. Amounts of the client are numbers of tokens in quotes, such
@@ -69,8 +70,9 @@ Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.
 
 
 def settings_page() -> str:
-    """Every setting of the worker and of the client."""
+    """Every setting of the worker, the client and the signer."""
     from piecework.client.config import ClientConfig
+    from piecework.signer.config import SignerConfig
     from piecework_node.config import WorkerConfig
 
     parts = [
@@ -81,6 +83,7 @@ def settings_page() -> str:
     models: tuple[tuple[str, type[BaseModel]], ...] = (
         ("worker", WorkerConfig),
         ("client", ClientConfig),
+        ("signer", SignerConfig),
     )
     for title, model in models:
         parts.append(f"\n## The {title}\n")

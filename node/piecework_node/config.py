@@ -20,6 +20,7 @@ from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields
+from piecework.signer.place import SignerPlace
 from piecework_node import card_settings
 from piecework_node.card_settings import CardSettings
 from piecework_node.endpoints import split_endpoint
@@ -320,6 +321,8 @@ class WorkerConfig(Settings):
         repr=False,
         description="URL that gets alerts as JSON. Anybody who knows it may post there too",
     )
+
+    signer: SignerPlace = ""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["auto", "human", "json"] = Field(

@@ -42,6 +42,11 @@ class Home:
         return Home(self.root / "retired" / address_hex(operator).lower())
 
     @property
+    def sealing(self) -> Path:
+        """The secret that wraps the journal's sealing keys, under the home's password."""
+        return self.root / "sealing.json"
+
+    @property
     def certificate(self) -> Path:
         return self.root / "tls.pem"
 

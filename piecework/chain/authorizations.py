@@ -15,7 +15,7 @@ from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import OpeningAuthorization
 from piecework_protocol.objects import Channel, WithdrawPooled
-from piecework_protocol.signing import Signer, sign
+from piecework_protocol.signing import AsyncSigner, Signer, sign
 from piecework_protocol.types import (
     MAX_PAYER_SIGNATURE_BYTES,
     SIGNATURE_BYTES,
@@ -242,6 +242,12 @@ def opening_nonce(channel: ChannelId, funded_before: Amount, fee: Amount) -> Byt
     """The EIP-3009 nonce of an opening: keccak256(abi.encode(channelId, fundedBefore, fee))."""
     words = channel + funded_before.to_bytes(32, "big") + fee.to_bytes(32, "big")
     return keccak256(words)
+
+
+async def signed_permit(domain: Domain, permit: Permit, signer: AsyncSigner) -> SignedPermit:
+    """As `sign_permit`, by a signer that may have to be waited for."""
+    signature = PayerSignature(await signer.typed(domain, permit))
+    return SignedPermit(domain.verifying_contract, permit, signature)
 
 
 def sign_permit(domain: Domain, permit: Permit, signer: Signer) -> SignedPermit:

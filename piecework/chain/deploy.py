@@ -36,7 +36,7 @@ from piecework.chain.presence import Presence, code_at, presence_of, presence_of
 from piecework.chain.rpc import HttpRpc, JsonRpc, quantity, web3_over
 from piecework.chain.token import read_token
 from piecework.chain.transactions import TransactionSender
-from piecework_protocol.signing import Signer
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Bytes32, Seconds, keccak256, to_hex
 
 DEFAULT_MIN_STAKE = "100"
@@ -46,7 +46,7 @@ DEFAULT_UNBONDING_DELAY_S = Seconds(MIN_UNBONDING_DELAY_S)
 
 async def deploy(
     rpc_url: str,
-    deployer: Signer,
+    deployer: AsyncSigner,
     *,
     min_stake: Amount | str = DEFAULT_MIN_STAKE,
     unbonding_delay_s: Seconds = DEFAULT_UNBONDING_DELAY_S,

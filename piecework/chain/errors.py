@@ -106,6 +106,26 @@ class StuckTransaction(ChainError):
     """A transaction was not mined in the time given. It may still be: look again, or replace it."""
 
 
+class SignerError(ChainError):
+    """A signer in another process did not sign. Nothing was sent."""
+
+
+class SignerAway(SignerError):
+    """The signer does not answer, or not in time. Trying again later may help."""
+
+
+class SignerRefuses(SignerError):
+    """The signer does not sign this. `refusal` is its stable name of the reason."""
+
+    def __init__(self, refusal: str, why: str) -> None:
+        super().__init__(f"the signer refuses ({refusal}): {why}")
+        self.refusal = refusal
+
+
+class SignerDiffers(SignerError):
+    """The signer has another key than this home's operator, or serves another market."""
+
+
 class AnvilMissing(ChainError):
     """No anvil binary was found, or it did not start."""
 

@@ -4,17 +4,18 @@ EIP-2718."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import rlp  # type: ignore[import-untyped]
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
 from piecework.chain.fees import Fees
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.signing import Signer, recover
+from piecework_protocol.signing import TRANSACTION_TYPE, AsyncSigner, Signer, recover
 from piecework_protocol.types import ADDRESS_BYTES, Address, Bytes32, Signature, keccak256
 
-_TYPE = b"\x02"
 _MEMBERS = 12
+_UNSIGNED_MEMBERS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,40 @@ class UnsignedTransaction:
             [],
         ]
 
+    def payload(self) -> bytes:
+        """Give the bytes whose keccak-256 is signed."""
+        encoded: bytes = rlp.encode(self.members())
+        return TRANSACTION_TYPE + encoded
+
+    @classmethod
+    def from_payload(cls, payload: bytes) -> UnsignedTransaction:
+        """Read what `payload` gave.
+
+        Raises:
+            MalformedInput: it is not the payload of a transaction without an access list.
+        """
+        if payload[:1] != TRANSACTION_TYPE:
+            raise MalformedInput("not a type-2 transaction")
+        found = _read(_decoded(payload, _UNSIGNED_MEMBERS))
+        if found.payload() != payload:
+            raise MalformedInput("a transaction that is not in its one form")
+        return found
+
     def sign(self, signer: Signer) -> SignedTransaction:
-        """RFC 6979 makes this deterministic: signing again gives the same bytes and the same
-        hash."""
+        """Sign at once. RFC 6979 makes this deterministic: signing again gives the same bytes and
+        the same hash."""
+        return self._signed(signer.sign_transaction(self), signer.address)
+
+    async def signed_by(self, signer: AsyncSigner) -> SignedTransaction:
+        """As `sign`, by a signer that may have to be waited for."""
+        return self._signed(await signer.transaction(self), signer.address)
+
+    def _signed(self, signature: Signature, sender: Address) -> SignedTransaction:
         members = self.members()
-        signature = signer.sign(keccak256(_TYPE + rlp.encode(members)))
         r, s = int.from_bytes(signature[:32], "big"), int.from_bytes(signature[32:64], "big")
-        raw = _TYPE + rlp.encode([*members, _minimal(signature[64] - 27), _minimal(r), _minimal(s)])
-        return SignedTransaction(raw, keccak256(raw), signer.address, self)
+        ends = (_minimal(signature[64] - 27), _minimal(r), _minimal(s))
+        raw = TRANSACTION_TYPE + rlp.encode([*members, *ends])
+        return SignedTransaction(raw, keccak256(raw), sender, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,26 +122,34 @@ class SignedTransaction:
     def from_raw(cls, raw: bytes) -> SignedTransaction:
         """Read a journaled transaction; `MalformedInput` for anything that
         `UnsignedTransaction.sign` does not make."""
-        if raw[:1] != _TYPE:
+        if raw[:1] != TRANSACTION_TYPE:
             raise MalformedInput("not a type-2 transaction")
-        try:
-            members = rlp.decode(raw[1:])
-        except RLPException as error:
-            raise MalformedInput("a transaction that does not decode") from error
-        if not isinstance(members, list) or len(members) != _MEMBERS or members[8] != []:
-            raise MalformedInput("a transaction with other members")
-        if any(not isinstance(m, bytes) for i, m in enumerate(members) if i != 8):
-            raise MalformedInput("a transaction with other members")
+        members = _decoded(raw, _MEMBERS)
         unsigned = _read(members)
         y, r, s = (int.from_bytes(m, "big") for m in members[9:])
         if y not in (0, 1) or max(r, s) >= 2**256:
             raise MalformedInput("a transaction's signature is out of range")
         signature = Signature(r.to_bytes(32, "big") + s.to_bytes(32, "big") + bytes([27 + y]))
-        sender = recover(keccak256(_TYPE + rlp.encode(members[:9])), signature)
+        sender = recover(
+            keccak256(TRANSACTION_TYPE + rlp.encode(members[:_UNSIGNED_MEMBERS])), signature
+        )
         return cls(raw, keccak256(raw), sender, unsigned)
 
 
-def _read(members: list[bytes]) -> UnsignedTransaction:
+def _decoded(encoded: bytes, count: int) -> list[Any]:
+    """Read the members of a transaction. The ninth is its access list, which is empty."""
+    try:
+        members = rlp.decode(encoded[1:])
+    except RLPException as error:
+        raise MalformedInput("a transaction that does not decode") from error
+    if not isinstance(members, list) or len(members) != count or members[8] != []:
+        raise MalformedInput("a transaction with other members")
+    if any(not isinstance(m, bytes) for i, m in enumerate(members) if i != 8):
+        raise MalformedInput("a transaction with other members")
+    return members
+
+
+def _read(members: list[Any]) -> UnsignedTransaction:
     chain_id, nonce, priority_fee, max_fee, gas_limit = (
         int.from_bytes(m, "big") for m in members[:5]
     )

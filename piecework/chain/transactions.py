@@ -24,6 +24,7 @@ from piecework.chain.errors import (
     InsufficientGas,
     NonceTaken,
     RpcRefused,
+    SignerError,
     StuckTransaction,
     TransactionReverted,
 )
@@ -47,7 +48,7 @@ from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from piecework_protocol.errors import invariant
-from piecework_protocol.signing import Signer
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Bytes32, to_hex
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ class TransactionSender:
     def __init__(
         self,
         rpc: JsonRpc,
-        signer: Signer,
+        signer: AsyncSigner,
         chain_id: int,
         *,
         fees: FeePolicy | None = None,
@@ -207,7 +208,7 @@ class TransactionSender:
 
     @classmethod
     def of(
-        cls, reader: ChainReader, signer: Signer, *, fees: FeePolicy | None = None
+        cls, reader: ChainReader, signer: AsyncSigner, *, fees: FeePolicy | None = None
     ) -> TransactionSender:
         """A sender through the reader's node, for the reader's chain."""
         chain_id = reader.deployment.chain_id
@@ -241,13 +242,20 @@ class TransactionSender:
             if nonce is None:
                 nonce = next_nonce(await self._count("pending"), self._next)
             self._next = max(self._next, nonce + 1)
-        return self._unsigned(call, nonce, gas.limit, fees).sign(self.signer)
+        try:
+            return await self._unsigned(call, nonce, gas.limit, fees).signed_by(self.signer)
+        except SignerError:
+            self._free(nonce)
+            raise
 
     def forget(self, tx: SignedTransaction) -> None:
         """Free the nonce of a transaction that was certainly never broadcast, if it is the last one
         taken."""
-        if self._next == tx.nonce + 1:
-            self._next = tx.nonce
+        self._free(tx.nonce)
+
+    def _free(self, nonce: int) -> None:
+        if self._next == nonce + 1:
+            self._next = nonce
 
     async def broadcast(self, tx: SignedTransaction) -> Bytes32:
         """Send the bytes; sending them again is harmless. Returns the hash.
@@ -322,9 +330,8 @@ class TransactionSender:
         gas = GasNeed(expected, u.gas_limit, (await self._l1.price()).beside_gas(u.data))
         fees = bump_fees(u.fees, await fee_market(self.rpc), gas, self.policy, value_at_stake)
         require_balance(await self.balance(), gas, fees, u.value, to_hex(self.signer.address))
-        return UnsignedTransaction(
-            u.chain_id, u.nonce, fees, u.gas_limit, u.to, u.value, u.data
-        ).sign(self.signer)
+        raised = UnsignedTransaction(u.chain_id, u.nonce, fees, u.gas_limit, u.to, u.value, u.data)
+        return await raised.signed_by(self.signer)
 
     async def cancel(
         self, tx: SignedTransaction, *, value_at_stake: int | None
@@ -339,7 +346,8 @@ class TransactionSender:
         market = await fee_market(self.rpc)
         fees = bump_fees(tx.unsigned.fees, market, gas, self.policy, value_at_stake)
         require_balance(await self.balance(), gas, fees, 0, to_hex(self.signer.address))
-        return self._unsigned(nothing, tx.nonce, nothing.gas_hint, fees).sign(self.signer)
+        unsigned = self._unsigned(nothing, tx.nonce, nothing.gas_hint, fees)
+        return await unsigned.signed_by(self.signer)
 
     async def simulate(self, call: Call) -> Simulation:
         """Whether the chain would carry out a call of ours now. It costs nothing.
@@ -494,7 +502,7 @@ def _call_of(tx: SignedTransaction) -> Call:
     return Call("again", u.to, u.data, u.gas_limit, u.value)
 
 
-def _no_funds(signer: Signer) -> InsufficientGas:
+def _no_funds(signer: AsyncSigner) -> InsufficientGas:
     return InsufficientGas(
         f"{to_hex(signer.address)} cannot pay for gas. Send it some of the chain's native coin."
     )

@@ -13,15 +13,15 @@ from pathlib import Path
 from piecework.base.files import SYSTEM_DISK, Disk, FileExists, write_private
 from piecework.chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
 from piecework.client.errors import WalletError
-from piecework_protocol.signing import ORDER, LocalSigner, Signer
+from piecework_protocol.signing import ORDER, HeldKey, LocalSigner
 
 
 @dataclass(frozen=True, slots=True)
 class Wallet:
     """Who pays and who promises."""
 
-    payer: Signer
-    authorizer: Signer
+    payer: HeldKey
+    authorizer: HeldKey
 
 
 def create_key(

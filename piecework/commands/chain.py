@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from piecework.chain.dev.anvil import Anvil
     from piecework.chain.dev.embedded import EmbeddedChain
     from piecework.chain.reader import ChainReader
-    from piecework_protocol.signing import Signer
+    from piecework_protocol.signing import AsyncSigner
     from piecework_protocol.types import Address
 
 app = common.group()
@@ -286,7 +286,7 @@ async def _until_stopped(chain: EmbeddedChain | Anvil, stop: Any) -> None:
 
 async def _deploy(
     rpc_url: str,
-    deployer: Coroutine[Any, Any, Signer],
+    deployer: Coroutine[Any, Any, AsyncSigner],
     *,
     token: Address | None,
     min_stake: str,
@@ -308,7 +308,7 @@ async def _deploy(
 
 async def _deployer(
     rpc_url: str, key_file: Path | None, password_file: Path | None, faucet_key: bool
-) -> Signer:
+) -> AsyncSigner:
     """The key that pays: the faucet's, a keystore's, or the environment's, in this order of
     explicitness."""
     from piecework.chain.dev.faucet import faucet_signer
@@ -332,7 +332,7 @@ async def _deployer(
         common.fail(f"{DEPLOYER_KEY_VARIABLE} is not a private key: 32 bytes of hex, not zero")
 
 
-async def _open_keystore(key_file: Path, password_file: Path | None) -> Signer:
+async def _open_keystore(key_file: Path, password_file: Path | None) -> AsyncSigner:
     """Decrypt a v3 keystore; scrypt takes half a second, so it runs in a thread."""
     import asyncio
 

@@ -9,6 +9,7 @@ import typer
 
 from piecework.commands import _common as common
 from piecework.commands._worker import changes, evidence, leave, update
+from piecework.commands._worker import options as _options
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -27,6 +28,9 @@ Payout = Annotated[
 VllmModel = Annotated[str, typer.Option(help="What vLLM calls the model; empty: its only one.")]
 Faucet = Annotated[
     bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
+]
+SignerOption = Annotated[
+    str, typer.Option("--signer", help="unix: and the socket of the signer with the operator key.")
 ]
 NoRegister = Annotated[bool, typer.Option("--no-register", help="Only write the files.")]
 StepsPrice = Annotated[
@@ -83,6 +87,7 @@ def init(
     vllm_model: VllmModel = "",
     faucet: Faucet = False,
     no_register: NoRegister = False,
+    signer: SignerOption = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -99,13 +104,13 @@ def init(
     token = common.market_token(file)
     values: dict[str, Any] = {
         "payout": payout or common.ask("--payout", "Cold address for the earnings"),
-        **_where(context, bind, endpoint, relay),
+        **_options.where(context, bind, endpoint, relay),
         "price_per_million_prompt_tokens": common.written(token, price_prompt),
         "price_per_million_output_tokens": common.written(token, price_output),
         "price_per_thousand_steps": common.written(token, price_steps or _steps_price(vllm)),
         "slots": slots,
         "indexes": tuple(index or ()),
-        **({"rpc_url": rpc_url} if rpc_url else {}),
+        **{n: v for n, v in (("rpc_url", rpc_url), ("signer", signer)) if v},
         **_model_settings(model),
     }
     if vllm:
@@ -114,12 +119,10 @@ def init(
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
     heir = None if owner is None else common.address("--owner", owner)
-    more: dict[str, Any] = {"asked": _asked(context), "stake": staked, "owner": heir}
-    more |= {"flags": _FLAG_OF_SETTING, "file_is_asked": True}
-    setup = set_up_worker(
-        place, file, values, secret, faucet=faucet, register=not no_register, **more
-    )
-    _print_steps(common.run(setup), json)
+    more: dict[str, Any] = {"asked": _options.asked(context), "stake": staked, "owner": heir}
+    more |= {"flags": _options.FLAG_OF_SETTING, "file_is_asked": True}
+    more |= {"faucet": faucet, "register": not no_register}
+    _print_steps(common.run(set_up_worker(place, file, values, secret, **more)), json)
 
 
 def _steps_price(vllm: list[str] | None) -> str:
@@ -147,6 +150,7 @@ def join(
     rpc_url: NodeUrl = "",
     model: Model = "",
     faucet: Faucet = False,
+    signer: SignerOption = "",
     no_start: Annotated[bool, typer.Option("--no-start", help="Stop before the check.")] = False,
     home: HomeOption = None,
     password_file: PasswordFile = None,
@@ -161,14 +165,19 @@ def join(
 
     place = Home(common.home("worker", home))
     given: dict[str, Any] = {"payout": payout, "endpoint": endpoint, "bind": bind}
-    given |= {"rpc_url": rpc_url, "relays": tuple(relay or ()), "indexes": tuple(index or ())}
+    given |= {
+        "rpc_url": rpc_url,
+        "signer": signer,
+        "relays": tuple(relay or ()),
+        "indexes": tuple(index or ()),
+    }
     given |= _model_settings(model) if model else {}
     # An empty flag is an answer too.
-    asked = {n: v for n, v in given.items() if v or n in _asked(context)}
+    asked = {n: v for n, v in given.items() if v or n in _options.asked(context)}
     wishes = join.Wishes(
         asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
     )
-    done = join.join(place, url, wishes, password_file, _FLAG_OF_SETTING)
+    done = join.join(place, url, wishes, password_file, _options.FLAG_OF_SETTING)
     _print_steps(done, as_json=False)
     if no_start:
         return
@@ -190,49 +199,6 @@ def _print_findings(findings: list[CheckResult]) -> None:
     for finding in findings:
         for line in finding.lines:
             common.say(line)
-
-
-_SETTING_OF_OPTION = {
-    "payout": "payout",
-    "bind": "bind",
-    "endpoint": "endpoint",
-    "price_prompt": "price_per_million_prompt_tokens",
-    "price_output": "price_per_million_output_tokens",
-    "price_steps": "price_per_thousand_steps",
-    "slots": "slots",
-    "index": "indexes",
-    "relay": "relays",
-    "rpc_url": "rpc_url",
-    "model": "model",
-    "vllm": "vllm_endpoints",
-    "vllm_model": "vllm_model",
-}
-
-
-_FLAG_OF_SETTING = {
-    setting: "--" + option.replace("_", "-") for option, setting in _SETTING_OF_OPTION.items()
-}
-
-
-def _asked(context: typer.Context) -> frozenset[str]:
-    """The settings that the person chose by an option. The others are defaults of `init`."""
-    chosen = {
-        setting
-        for option, setting in _SETTING_OF_OPTION.items()
-        if getattr(context.get_parameter_source(option), "name", "") == "COMMANDLINE"
-    }
-    # What goes with a choice was chosen with it.
-    chosen |= {"model_store"} if "model" in chosen else set()
-    chosen |= {"backend"} if "vllm_endpoints" in chosen else set()
-    return frozenset(chosen)
-
-
-def _where(
-    context: typer.Context, bind: str, endpoint: str, relays: list[str] | None
-) -> dict[str, Any]:
-    """Where clients find the worker. With relays it listens only if it is told where."""
-    listens = not relays or bool(endpoint) or "bind" in _asked(context)
-    return {"bind": bind if listens else "", "endpoint": endpoint, "relays": tuple(relays or ())}
 
 
 def _print_steps(done: dict[str, Any], as_json: bool) -> None:

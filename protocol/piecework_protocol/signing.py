@@ -1,4 +1,7 @@
-"""secp256k1 signatures over EIP-712 digests, by libsecp256k1 through coincurve.
+"""secp256k1 signatures over typed objects and transactions, by libsecp256k1 through coincurve.
+
+A signer is handed what it signs and never a digest, so that one in another process can read it and
+refuse it.
 
 A signature is 65 bytes, r || s || v, with v in {27, 28} and s in the lower half of the group order
 (EIP-2). Everything else is refused. So one message by one key has one valid signature (clause 1.3).
@@ -15,22 +18,57 @@ from typing import Final, Protocol
 from coincurve import PrivateKey, PublicKey
 
 from piecework_protocol.eip712 import Domain, TypedData
-from piecework_protocol.errors import MalformedInput
+from piecework_protocol.errors import MalformedInput, invariant
 from piecework_protocol.types import Address, Bytes32, Signature, keccak256
 
 ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 HALF_ORDER: Final = ORDER // 2
+TRANSACTION_TYPE: Final = b"\x02"
+"""Of EIP-1559. The payload of no other type is signed, and typed data begins with 0x19."""
 KEPT_RECOVERIES: Final = 1024
 """Answers of `recover` that are kept. One submission is checked at several stages."""
 
 
+class Unsigned(Protocol):
+    """A transaction without its signature."""
+
+    def payload(self) -> bytes:
+        """Give the bytes whose keccak-256 is signed: the type, then the members (EIP-2718)."""
+        ...
+
+
 class Signer(Protocol):
-    """Signs digests for one address: a key in memory, a remote signer, a hardware wallet."""
+    """Signs for one address at once: a key in this process."""
 
     @property
     def address(self) -> Address: ...
 
-    def sign(self, digest: Bytes32) -> Signature: ...
+    def sign_typed(self, domain: Domain, message: TypedData) -> Signature:
+        """Sign a typed object under its domain."""
+        ...
+
+    def sign_transaction(self, transaction: Unsigned) -> Signature:
+        """Sign a transaction."""
+        ...
+
+
+class AsyncSigner(Protocol):
+    """Signs for one address, perhaps in another process that has to be waited for."""
+
+    @property
+    def address(self) -> Address: ...
+
+    async def typed(self, domain: Domain, message: TypedData) -> Signature:
+        """Sign a typed object under its domain."""
+        ...
+
+    async def transaction(self, transaction: Unsigned) -> Signature:
+        """Sign a transaction."""
+        ...
+
+
+class HeldKey(Signer, AsyncSigner, Protocol):
+    """A key in this process, in both forms."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +83,21 @@ class LocalSigner:
         object.__setattr__(self, "_key", PrivateKey(self.secret))
         object.__setattr__(self, "address", address_of(self._key.public_key))
 
-    def sign(self, digest: Bytes32) -> Signature:
+    def sign_typed(self, domain: Domain, message: TypedData) -> Signature:
+        return self._sign(domain.digest(message))
+
+    def sign_transaction(self, transaction: Unsigned) -> Signature:
+        payload = transaction.payload()
+        invariant(payload[:1] == TRANSACTION_TYPE, "a transaction of another type")
+        return self._sign(keccak256(payload))
+
+    async def typed(self, domain: Domain, message: TypedData) -> Signature:
+        return self._sign(domain.digest(message))
+
+    async def transaction(self, transaction: Unsigned) -> Signature:
+        return self.sign_transaction(transaction)
+
+    def _sign(self, digest: Bytes32) -> Signature:
         """Sign 32 bytes. libsecp256k1 always gives the low s."""
         raw = self._key.sign_recoverable(digest, hasher=None)
         return Signature(raw[:64] + bytes([27 + raw[64]]))
@@ -95,4 +147,4 @@ def signed_by(domain: Domain, message: TypedData, signature: bytes, signer: Addr
 
 def sign(domain: Domain, message: TypedData, signer: Signer) -> Signature:
     """Sign a typed object for its escrow."""
-    return signer.sign(domain.digest(message))
+    return signer.sign_typed(domain, message)

@@ -7,7 +7,7 @@ signed as they are sent. So nothing has an effect before it is recorded (clause 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from piecework_protocol.eip712 import Domain, TypedData
@@ -134,7 +134,6 @@ class StopEngine:
 
 
 EngineCommand = StartEngine | AllowCanvases | StopEngine
-Sign = Callable[[TypedData], Signature]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +153,16 @@ class Outcome:
     unsent: tuple[WorkerFrame | UnsignedFrame, ...] = ()
     commands: tuple[EngineCommand, ...] = ()
 
-    def frames(self, sign: Sign) -> tuple[WorkerFrame, ...]:
-        """Make the frames to send. Call this only after `records` are durable."""
+    @property
+    def to_sign(self) -> tuple[TypedData, ...]:
+        """Give what the operator has to sign. Sign it only after `records` are durable."""
+        return tuple(f.message for f in self.unsent if isinstance(f, UnsignedFrame))
+
+    def frames(self, signatures: Iterable[Signature] = ()) -> tuple[WorkerFrame, ...]:
+        """Make the frames to send. signatures: over `to_sign`, in its order."""
+        each = iter(signatures)
         return tuple(
-            f.build(sign(f.message)) if isinstance(f, UnsignedFrame) else f for f in self.unsent
+            f.build(next(each)) if isinstance(f, UnsignedFrame) else f for f in self.unsent
         )
 
 

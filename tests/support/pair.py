@@ -367,7 +367,7 @@ class PairedMarket:
             else:
                 work.state, work.reason = record.state, record.reason or work.reason
         self._point()
-        for frame in outcome.frames(self._sign):
+        for frame in outcome.frames(map(self._sign, outcome.to_sign)):
             if work.attached:
                 self._say(line, frame)
         self._point()

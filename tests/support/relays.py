@@ -23,7 +23,7 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import FaultBoard
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.relaying import relay_domain
-from piecework_protocol.signing import Signer
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address
 from tests.support.fake_chain import DOMAIN
 
@@ -80,7 +80,7 @@ class BehindRelays:
 
     def __init__(
         self,
-        operator: Signer,
+        operator: AsyncSigner,
         names: tuple[str, ...],
         *,
         front: Front | None = None,

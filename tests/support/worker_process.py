@@ -72,6 +72,7 @@ class WorkerProcess:
             endpoint = settings["relays"][0]
         home.create()
         write_key(home.operator, secret)
+        write_key(home.sealing, bytes(keccak256(b"what wraps the sealing keys")))
         values = {"payout": to_hex(RECEIVER), "bind": endpoint, "chain_poll_s": 0.2, **settings}
         now = Timestamp(int(time.time()))
         enrolment.prepare_home(home, deployment, values, PASSWORD, now)

@@ -14,6 +14,7 @@ from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.finality import FINALIZED, at_depth
 from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
+from piecework.signer.remote import RemoteSigner
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.engines import Engines, make_engines
@@ -30,8 +31,8 @@ from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import keystore_address, load_operator
-from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.keys.operator import close_operator, keystore_address, open_operator, secret_of
+from piecework_node.keys.sealing import SealingKeyring, WrappingSecrets, open_wrapping_secret
 from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
 from piecework_node.owner.causes import MIB, OwnerRules
@@ -42,6 +43,7 @@ from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.runtime.openings import OpeningCheck
+from piecework_node.runtime.signing import PatientSigner
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.schedule import Window
 from piecework_node.settlement.chain import ChainLink
@@ -54,7 +56,7 @@ from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_node.worker_amounts import WorkerAmounts
-from piecework_protocol.signing import LocalSigner
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Seconds, parse_address
 
 
@@ -66,7 +68,8 @@ class Foundations:
     amounts: WorkerAmounts
     home: Home
     deployment: Deployment
-    operator: LocalSigner
+    operator: AsyncSigner
+    secrets: WrappingSecrets
     tls: TlsIdentity
     clock: Clock
     log: Any
@@ -79,6 +82,7 @@ class Foundations:
     async def close(self) -> None:
         """Let go of chain and journal, in this order."""
         await self.reader.close()
+        await close_operator(self.operator)
         await self.journal.close()
 
 
@@ -135,7 +139,7 @@ async def build(
     journal: SqliteJournal | None = None
     reader: ChainReader | None = None
     try:
-        operator = await asyncio.to_thread(load_operator, home.operator, password)
+        operator, wrapping = await _open_keys(home, config, password, deployment)
         journal = await _open_journal(home, deployment, operator, clock, metrics)
         reader = await connect(config, deployment)
         for warning in reader.warnings:
@@ -147,6 +151,7 @@ async def build(
                 home,
                 deployment,
                 operator,
+                wrapping,
                 tls,
                 clock,
                 log,
@@ -166,8 +171,21 @@ async def build(
         raise
 
 
+async def _open_keys(
+    home: Home, config: WorkerConfig, password: str, deployment: Deployment
+) -> tuple[AsyncSigner, WrappingSecrets]:
+    """Open the operator's key where it is, and what wraps the sealing keys."""
+    operator = await open_operator(home.operator, config.signer, password, deployment)
+    try:
+        own = await asyncio.to_thread(open_wrapping_secret, home.sealing, password)
+    except BaseException:
+        await close_operator(operator)
+        raise
+    return operator, WrappingSecrets(own, secret_of(operator))
+
+
 async def _open_journal(
-    home: Home, deployment: Deployment, operator: LocalSigner, clock: Clock, metrics: Metrics
+    home: Home, deployment: Deployment, operator: AsyncSigner, clock: Clock, metrics: Metrics
 ) -> SqliteJournal:
     """Open the journal, and hold every row of it to its log."""
     journal = await SqliteJournal.open(
@@ -207,18 +225,19 @@ async def _assemble(base: Foundations) -> Components:
     config, journal, operator = base.config, base.journal, base.operator
     clock, log, metrics, domain = base.clock, base.log, base.metrics, base.deployment.domain
     fees = FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI))
-    port = ChainLink(base.reader, operator, fees)
+    faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
+    signer = _patient(operator, faults)
+    port = ChainLink(base.reader, signer, fees)
     keyring = await SealingKeyring.load(
         journal,
-        operator.secret,
+        base.secrets,
         clock=clock,
         entropy=secrets.token_bytes,
         rotation_s=config.sealing_key_rotation_s,
         evidence_s=config.evidence_s,
     )
     steps = await _kept_steps(base, keyring)
-    runtime = _runtime(base, keyring, steps)
-    faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
+    runtime = _runtime(base, signer, keyring, steps)
     channels = Channels(
         runtime,
         port,
@@ -272,7 +291,14 @@ async def _owners(base: Foundations, worker: Worker) -> dict[str, OwnerWatch]:
     return watches
 
 
-def _runtime(base: Foundations, keyring: SealingKeyring, steps: StepStore) -> JobRuntime:
+def _patient(operator: AsyncSigner, faults: FaultBoard) -> AsyncSigner:
+    """Give the operator as jobs and settlement use it."""
+    return PatientSigner(operator, faults) if isinstance(operator, RemoteSigner) else operator
+
+
+def _runtime(
+    base: Foundations, signer: AsyncSigner, keyring: SealingKeyring, steps: StepStore
+) -> JobRuntime:
     """Build what makes things happen to jobs, openings among them."""
     domain, cards = base.deployment.domain, base.engines.cards
     opener = CanvasOpener(base.journal, cards, keyring, domain, steps)
@@ -280,7 +306,7 @@ def _runtime(base: Foundations, keyring: SealingKeyring, steps: StepStore) -> Jo
         base.journal,
         cards,
         domain=domain,
-        signer=base.operator,
+        signer=signer,
         clock=base.clock,
         metrics=base.metrics,
         log=base.log,

@@ -41,6 +41,9 @@ ITEMS: Final[Mapping[str, CheckItem]] = {
     "operator key": CheckItem(
         "home", "key-unreadable", "Check PIECEWORK_PASSWORD, or restore operator.json"
     ),
+    "signer": CheckItem(
+        "home", "signer-unusable", "Start piecework signer with this operator's key"
+    ),
     "certificate": CheckItem(
         "home", "certificate-bad", "Run piecework worker init again: it makes a missing one"
     ),

@@ -17,6 +17,8 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.errors import ChainError
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.reader import ChainReader
+from piecework.signer.book import shown_time
+from piecework.signer.remote import RemoteSigner
 from piecework_model.errors import ModelError
 from piecework_node import config as settings
 from piecework_node import logs
@@ -44,19 +46,27 @@ from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import keystore_address, load_operator
+from piecework_node.keys.operator import (
+    close_operator,
+    is_record,
+    keystore_address,
+    load_operator,
+    open_operator,
+)
 from piecework_node.keys.tls import load_tls
 from piecework_node.metrics import Metrics
 from piecework_node.owner.nvml import MachineSenses
 from piecework_node.owner.watch import check_rules
 from piecework_node.runtime.faults import Code, Fault, FaultBoard, Stops, code_of
+from piecework_node.runtime.signing import CHECK as SIGNER
+from piecework_node.runtime.signing import judge
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.watch import CHECKS as NODE_CHECKS
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from piecework_node.times import now
 from piecework_protocol.objects import Endpoint, ModelOffer, Route
 from piecework_protocol.relaying import relay_domain
-from piecework_protocol.signing import LocalSigner
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Digest, address_hex, parse_address
 
 if TYPE_CHECKING:
@@ -88,7 +98,7 @@ class Checker:
         self._home, self._password = home, password
         self._config: WorkerConfig | None = None
         self._deployment: Deployment | None = None
-        self._operator: LocalSigner | None = None
+        self._operator: AsyncSigner | None = None
         self._tls_digest: Digest | None = None
         self._model_digests: dict[str, bytes] = {}
         """By the name of the card."""
@@ -110,6 +120,8 @@ class Checker:
             self._remarks = []
             of_card = await self._result_of(item, check)
             findings += [replace(finding, card=self._card) for finding in of_card]
+        if self._operator is not None:
+            await close_operator(self._operator)
         return findings
 
     async def _result_of(self, item: str, check: Check) -> list[CheckResult]:
@@ -136,6 +148,10 @@ class Checker:
             ("settings", self._settings),
             ("deployment", self._load_deployment),
             ("operator key", self._key),
+        )
+        if self._config is not None and self._config.signer:
+            yield "signer", self._signer
+        yield from (
             ("certificate", self._tls),
             ("journal", self._journal),
             ("chain", self._chain),
@@ -178,8 +194,28 @@ class Checker:
         return f"chain {self._deployment.chain_id}, escrow {address_hex(self._deployment.escrow)}"
 
     async def _key(self) -> str:
+        config = self._need(self._config)
+        if config.signer:
+            named = parse_address("0x" + keystore_address(self._home.operator))
+            return f"{address_hex(named)}, in a signer"
         self._operator = await asyncio.to_thread(load_operator, self._home.operator, self._password)
         return address_hex(self._operator.address)
+
+    async def _signer(self) -> str:
+        """Ask the signer whose key it has, and what is left of its day."""
+        config, deployment = self._need(self._config), self._need(self._deployment)
+        operator = await open_operator(self._home.operator, config.signer, "", deployment)
+        self._operator = operator
+        if not isinstance(operator, RemoteSigner):
+            return "none set. The key is in this home"
+        state = await operator.state()
+        judge(self._board, state)
+        self._hold(SIGNER)
+        left = f"{state.signatures} signatures, {state.wei} wei and {state.tokens} base units"
+        detail = f"has the operator's key, with {left} left until {shown_time(state.renews_at)}"
+        if is_record(self._home.operator):
+            return detail
+        return f"{detail}. The key is in this home too: remove operator.json, and run init again"
 
     async def _tls(self) -> str:
         named = parse_address("0x" + keystore_address(self._home.operator))

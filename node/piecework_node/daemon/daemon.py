@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from piecework.base.clock import Clock
-from piecework.base.connections import ConnectionLimits, Refused, parse_networks
+from piecework.base.connections import Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
-from piecework.base.listener import CannotListen, bind, connections_that_fit
+from piecework.base.listener import CannotListen, bind
+from piecework.chain.errors import SignerError
 from piecework_node import config
 from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
@@ -34,7 +34,7 @@ from piecework_node.daemon.card_pumps import CardPumps
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.evidence import answer_of
-from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
+from piecework_node.daemon.front import front_of
 from piecework_node.daemon.offered import offered, show_card, with_claims
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.price_watch import follow_market, price_watch
@@ -57,7 +57,7 @@ from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, notice
-from piecework_node.metrics import Metrics
+from piecework_node.runtime.signing import PatientSigner
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import relay_domain
@@ -81,8 +81,6 @@ FIRST_LOOK_S: Final = 5.0
 """Wait at most this long for the indexes to say how they see the worker."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
-HANDSHAKES_PER_S: Final = 20.0
-"""TLS connections that one address may open. A handshake costs some milliseconds."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -116,24 +114,6 @@ class Ports:
         """Let go of both ports. It may be called after servers have closed them."""
         for sock in (*self.jobs, *self.admin):
             sock.close()
-
-
-def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock) -> Front:
-    """Return the front of the job port, with bounds that leave descriptors for everything else."""
-    fitting = connections_that_fit(config.max_connections, DESCRIPTORS_EACH)
-    limits = ConnectionLimits(
-        fitting,
-        min(config.connections_per_address, max(1, fitting // 2)),
-        opened_per_s=HANDSHAKES_PER_S,
-        trusted=parse_networks(config.trusted_proxies),
-    )
-    relayed = (fitting // 2 if config.listens else fitting) // max(1, len(config.relays))
-    return Front(
-        FrontLimits(limits, of_one_relay=max(1, relayed)),
-        has_paid=peers.has_paid,
-        on_refused=lambda why: metrics.connection_refused("jobs", why),
-        clock=clock,
-    )
 
 
 class Daemon:
@@ -174,7 +154,7 @@ class Daemon:
                 config.paid_requests_per_minute,
             )
         )
-        self._front = front_of(config, peers, base.metrics, base.clock)
+        self._front = front_of(config, peers.has_paid, base.metrics, base.clock)
         self._relays = Relays(
             config.relays,
             RelayCredentials(
@@ -299,7 +279,7 @@ class Daemon:
             loop.add_signal_handler(number, self.drain)
 
     async def _start(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[Any]]) -> None:
-        p, base = self._p, self._base
+        p, base, signer = self._p, self._base, self._p.runtime.signer
         # Offers from before this start carry no new job. A journal that was rolled back without
         # a trace would admit one again that it has forgotten.
         await p.worker.recover()
@@ -326,6 +306,7 @@ class Daemon:
             "pruning": self._prune,
             "console": self._feed.run,
             "prices": lambda: follow_market(p, self._prices),
+            **({"signer": signer.watch} if isinstance(signer, PatientSigner) else {}),
             "standing": lambda: self._standing.run(base.config.chain_poll_s),
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
@@ -485,7 +466,11 @@ class Daemon:
 
     async def _withdraw_offer(self) -> None:
         """Tell the indexes, with an offer that is over in seconds, that no place is left."""
-        if not self._started or await self._p.board.withdraw() is None:
+        try:
+            if not self._started or await self._p.board.withdraw() is None:
+                return
+        except SignerError as error:
+            self._base.log.warning("the offer is not withdrawn", reason=str(error))
             return
         dates = Dates()
         with contextlib.suppress(TimeoutError):
@@ -547,6 +532,8 @@ class Daemon:
                 or base.clock.monotonic() >= deadline
             )
         )
+        if isinstance(p.runtime.signer, PatientSigner):
+            p.runtime.signer.end()
         await p.worker.suspend_all()
         await self._grpc.stop(STOP_GRACE_S)
         if self._started:

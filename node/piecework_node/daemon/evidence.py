@@ -21,8 +21,8 @@ from piecework_node.evidence.export import Exporter
 from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import keystore_address, load_operator
-from piecework_node.keys.sealing import SealingKeys
+from piecework_node.keys.operator import close_operator, keystore_address, open_operator, secret_of
+from piecework_node.keys.sealing import SealingKeys, WrappingSecrets, open_wrapping_secret
 from piecework_protocol.evidence.file import evidence_json
 from piecework_protocol.limits import MAX_EVIDENCE_BYTES
 from piecework_protocol.types import parse_address, to_hex
@@ -111,11 +111,17 @@ async def _read(home: Home, password: Callable[[], str], wish: EvidenceWish) -> 
     try:
         if not wish.job:
             return {"kept": asdict((await _steps(home, settings, SealingKeys(()))).usage)}
-        signer = await asyncio.to_thread(load_operator, home.operator, password())
-        keys = SealingKeys.load(await journal.sealing_keys(), signer.secret)
-        steps = await _steps(home, settings, keys)
-        exporter = Exporter(journal, keys, deployment.domain, signer, steps)
-        return await answer(exporter, steps, wish)
+        secret = password()
+        signer = await open_operator(home.operator, settings.signer, secret, deployment)
+        try:
+            own = await asyncio.to_thread(open_wrapping_secret, home.sealing, secret)
+            under = WrappingSecrets(own, secret_of(signer))
+            keys = SealingKeys.load(await journal.sealing_keys(), under)
+            steps = await _steps(home, settings, keys)
+            exporter = Exporter(journal, keys, deployment.domain, signer, steps)
+            return await answer(exporter, steps, wish)
+        finally:
+            await close_operator(signer)
     finally:
         await journal.close()
 

@@ -39,7 +39,7 @@ from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.times import now
-from piecework_protocol.signing import LocalSigner
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Address, address_hex
 
@@ -137,7 +137,7 @@ class Leaver:
         self,
         home: Home,
         config: WorkerConfig,
-        operator: LocalSigner,
+        operator: AsyncSigner,
         hands: OwnerHands,
         *,
         watch: Watcher = unwatched,

@@ -19,7 +19,7 @@ from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
-from piecework_protocol.signing import Signer
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, address_hex, to_hex
 
 
@@ -48,12 +48,16 @@ class OwnerHands:
     """Acts for owners of stakes with the keys that are at hand."""
 
     def __init__(
-        self, reader: ChainReader, keys: Sequence[Signer] = (), *, poll_s: float = DEFAULT_POLL_S
+        self,
+        reader: ChainReader,
+        keys: Sequence[AsyncSigner] = (),
+        *,
+        poll_s: float = DEFAULT_POLL_S,
     ) -> None:
         self.reader, self._poll_s = reader, poll_s
         self._keys = {key.address: key for key in keys}
 
-    def key_of(self, owner: Address) -> Signer | None:
+    def key_of(self, owner: Address) -> AsyncSigner | None:
         """Return the key of an owner, where it is at hand."""
         return self._keys.get(owner)
 

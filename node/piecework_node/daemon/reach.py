@@ -29,7 +29,7 @@ from piecework_node.times import now
 from piecework_protocol.dialling import DialRequest, dial_domain, encode_dial
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Endpoint, Offer
-from piecework_protocol.signing import Signer, sign
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Digest, to_hex
 from piecework_protocol.wire import SignedOffer
 
@@ -97,7 +97,7 @@ class Onlooker:
         self,
         indexes: Sequence[str],
         http: IndexPort,
-        signer: Signer,
+        signer: AsyncSigner,
         market: Domain,
         clock: Clock,
         *,
@@ -120,7 +120,7 @@ class Onlooker:
         sequence: of the offer that they should show. None: there is none yet.
         """
         request = DialRequest(self._signer.address, endpoints, pin, now(self._clock))
-        body = encode_dial(request, sign(self._domain, request, self._signer))
+        body = encode_dial(request, await self._signer.typed(self._domain, request))
         asked = {one.address for one in endpoints}
         sights = await asyncio.gather(
             *(self._ask(index.rstrip("/"), body, asked, sequence) for index in self._indexes)

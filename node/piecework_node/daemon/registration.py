@@ -14,7 +14,7 @@ from piecework.base.amounts import Token
 from piecework.base.files import shown, write_private
 from piecework.base.written_amounts import base_units
 from piecework.chain import calls
-from piecework.chain.authorizations import Permit, sign_permit
+from piecework.chain.authorizations import Permit, signed_permit
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework.chain.reader import ChainReader, RegisteredWorker
@@ -24,10 +24,11 @@ from piecework_node.card_settings import tables_with
 from piecework_node.config import AMOUNTS, WorkerConfig
 from piecework_node.errors import HomeDiffers, NotFunded
 from piecework_node.home import Home
-from piecework_node.keys.operator import create_keystore, keystore_address, load_operator
+from piecework_node.keys.operator import create_keystore, keystore_address, write_record
+from piecework_node.keys.sealing import open_wrapping_secret
 from piecework_node.keys.tls import create_tls
 from piecework_protocol.objects import Registration
-from piecework_protocol.signing import LocalSigner
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -51,11 +52,17 @@ class RegistrationStep:
 
 
 def prepare_home(
-    home: Home, deployment: Deployment, values: Mapping[str, Any], password: str, now: Timestamp
+    home: Home,
+    deployment: Deployment,
+    values: Mapping[str, Any],
+    password: str,
+    now: Timestamp,
+    *,
+    remote: Address | None = None,
 ) -> list[RegistrationStep]:
     """Write what is missing of deployment, settings, operator key and certificate.
 
-    What is there stays as it is.
+    What is there stays as it is. `remote` is the operator whose key is in a signer.
 
     Raises:
         FileError: the folder or a file cannot be made.
@@ -70,7 +77,10 @@ def prepare_home(
         # It would make a third key, and the new one of the replacement would be lost.
         keystore_address(home.operator)
     steps.append(_once(home.operator.is_file(), "operator key", str(home.operator)))
-    if steps[-1].new:
+    if steps[-1].new and remote is not None:
+        open_wrapping_secret(home.sealing, password)
+        write_record(home.operator, remote)
+    elif steps[-1].new:
         create_keystore(home.operator, password, secrets.token_bytes(32))
     steps.append(_once(home.certificate.is_file(), "certificate", str(home.certificate)))
     if steps[-1].new:
@@ -197,11 +207,6 @@ def _once(there: bool, what: str, detail: str) -> RegistrationStep:
     return RegistrationStep(what, detail, not there)
 
 
-def open_operator(home: Home, password: str) -> LocalSigner:
-    """The home's operator key."""
-    return load_operator(home.operator, password)
-
-
 async def owner_warning(reader: ChainReader, owner: Address) -> str | None:
     """Say if nobody may be able to act for the owner of a stake.
 
@@ -222,7 +227,7 @@ async def owner_warning(reader: ChainReader, owner: Address) -> str | None:
 
 async def register(
     reader: ChainReader,
-    operator: LocalSigner,
+    operator: AsyncSigner,
     *,
     payout: Address,
     owner: Address,
@@ -253,7 +258,7 @@ async def register(
         await reader.permit_nonce(needs.token, operator.address),
         Uint256(deadline),
     )
-    signed = sign_permit(await reader.token_domain(needs.token), permit, operator)
+    signed = await signed_permit(await reader.token_domain(needs.token), permit, operator)
     registration = Registration(
         operator=operator.address,
         owner=owner,
@@ -271,7 +276,7 @@ async def register(
 
 async def _refresh(
     reader: ChainReader,
-    operator: LocalSigner,
+    operator: AsyncSigner,
     known: RegisteredWorker,
     endpoint: str,
     poll_s: float,

@@ -19,6 +19,7 @@ from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.base.rates import Rate, RateLimiter
 from piecework.base.text import one_line
+from piecework.chain.errors import SignerError
 from piecework_node.daemon.front import Front, FrontConnection
 from piecework_node.endpoints import split_endpoint
 from piecework_node.runtime.faults import Code, FaultBoard
@@ -46,7 +47,7 @@ from piecework_protocol.relaying import (
     encode_line,
     encode_opening,
 )
-from piecework_protocol.signing import Signer, sign
+from piecework_protocol.signing import AsyncSigner
 
 CONNECT_S: Final = 10.0
 ANSWER_S: Final = 20.0
@@ -88,7 +89,7 @@ class RelayDeclines(PieceworkError):
 class RelayCredentials:
     """What a worker proves itself with."""
 
-    operator: Signer
+    operator: AsyncSigner
     domain: Domain
     """Of admissions in this market (`relaying.relay_domain`)."""
     clock: Clock
@@ -135,7 +136,10 @@ class RelayLink:
             calls = one_line(challenge.relay, MAX_REFUSAL_CHARACTERS)
             raise RelayDeclines(f"it calls itself {calls}. Write that name in relays")
         admission = RelayAdmission(name, challenge.nonce, now(credentials.clock))
-        signature = sign(credentials.domain, admission, credentials.operator)
+        try:
+            signature = await credentials.operator.typed(credentials.domain, admission)
+        except SignerError as error:
+            raise RelayAway(str(error)) from None
         self.say(ChallengeAnswer(admission.at, signature))
         verdict = await self.hear()
         if isinstance(verdict, NotAdmitted):

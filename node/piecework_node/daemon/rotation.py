@@ -16,21 +16,33 @@ from typing import Any, Final
 
 from piecework.base.files import SYSTEM_DISK, read, write_private
 from piecework.base.settings import MAX_FILE_BYTES
+from piecework.base.settings_file import rewritten
 from piecework.chain import calls
-from piecework.chain.authorizations import Permit, sign_permit
+from piecework.chain.authorizations import Permit, signed_permit
+from piecework.chain.errors import SignerRefuses
 from piecework.chain.limits import DEFAULT_POLL_S
 from piecework.chain.reader import ChainReader, RegisteredWorker
 from piecework.chain.transactions import TransactionSender
+from piecework.signer.place import socket_path
+from piecework.signer.remote import signer_at
+from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon import registration
 from piecework_node.daemon.leaving import Leaver, LeaveStep, StepReport, Watcher, unwatched
 from piecework_node.daemon.owning import OwnerCall, OwnerHands
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
-from piecework_node.keys.operator import create_keystore, keystore_address, load_operator
+from piecework_node.keys.operator import (
+    close_operator,
+    create_keystore,
+    is_record,
+    keystore_address,
+    open_operator,
+    write_record,
+)
 from piecework_node.keys.tls import create_tls
 from piecework_protocol.objects import Registration
-from piecework_protocol.signing import LocalSigner, Signer, sign
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -114,9 +126,13 @@ class Rotation:
         watch: Watcher = unwatched,
         poll_s: float = DEFAULT_POLL_S,
         key_cost: int | None = None,
+        signer: str = "",
     ) -> None:
-        """`key_cost`: scrypt's N of the new key. None: the usual one."""
-        self._key_cost = key_cost
+        """`key_cost`: scrypt's N of the new key. None: the usual one.
+
+        `signer` has the new key, as the setting of this name. Empty: it is made in the home.
+        """
+        self._key_cost, self._signer = key_cost, signer
         self._home, self._config, self._passwords = home, config, passwords
         self._hands, self._watch, self._poll_s = hands, watch, poll_s
         self._reader: ChainReader = hands.reader
@@ -130,21 +146,31 @@ class Rotation:
             PieceworkError: the chain, the daemon or a file is in the way. Run it again.
         """
         where = old_key_home(self._home, old)
-        retiring = await asyncio.to_thread(load_operator, where.operator, self._passwords.old)
-        if is_rotated(self._home, old):
-            fresh = _address_in(self._home)
-        else:
-            fresh = await self._replace(where, retiring, now)
+        # A retired home has the settings of its own time, and so the signer of its key.
+        kept = self._config if where.root == self._home.root else settings.load(where.root)
+        retiring = await open_operator(
+            where.operator, kept.signer, self._passwords.old, self._reader.deployment
+        )
+        try:
+            if is_rotated(self._home, old):
+                fresh = _address_in(self._home)
+            else:
+                fresh = await self._replace(where, retiring, now)
+        finally:
+            await close_operator(retiring)
         return RotationReport(
             tuple(self._steps), fresh, self._home.retired(old).root, await self._unbond(old)
         )
 
-    async def _replace(self, where: Home, retiring: LocalSigner, now: Timestamp) -> Address:
+    async def _replace(self, where: Home, retiring: AsyncSigner, now: Timestamp) -> Address:
         if where.root == self._home.root:
             self._watch("before new key")
-            new = await asyncio.to_thread(self._new_key, now)
+            new = await self._new_key(now)
             self._watch("after new key")
-            await self._register(new, retiring.address, now)
+            try:
+                await self._register(new, retiring.address, now)
+            finally:
+                await close_operator(new)
             self._watch("after registration")
             report = await Leaver(
                 self._home,
@@ -171,11 +197,24 @@ class Rotation:
 
     # --- the new key
 
-    def _new_key(self, now: Timestamp) -> LocalSigner:
+    async def _new_key(self, now: Timestamp) -> AsyncSigner:
         """Make the key and its certificate beside the old ones, or take those that are there."""
+        market = self._reader.deployment
+        remote = await signer_at(socket_path(self._signer), market) if self._signer else None
+        await asyncio.to_thread(self._write_key, now, remote)
+        place = self._home.next
+        return await open_operator(place.operator, self._signer, self._passwords.new, market)
+
+    def _write_key(self, now: Timestamp, remote: Address | None) -> None:
         place = self._home.next
         place.create()
-        if not place.operator.is_file():
+        self._require_same_signer()
+        there = place.operator.is_file()
+        if not there and remote is not None:
+            if remote == _address_in(self._home):
+                raise ConfigError("the new signer has the key of the operator to replace")
+            write_record(place.operator, remote)
+        elif not there:
             create_keystore(
                 place.operator,
                 self._passwords.new,
@@ -186,9 +225,8 @@ class Rotation:
             certificate, key = create_tls(_address_in(place), now)
             write_private(place.certificate_key, key, replace=True)
             write_private(place.certificate, certificate)
-        return load_operator(place.operator, self._passwords.new)
 
-    async def _register(self, new: LocalSigner, old: Address, now: Timestamp) -> None:
+    async def _register(self, new: AsyncSigner, old: Address, now: Timestamp) -> None:
         known = await self._reader.worker(old)
         owner = self._config.receiver if known is None else known.owner
         stake = 0 if known is None else known.stake
@@ -215,8 +253,8 @@ class Rotation:
 
     async def _register_for(
         self,
-        new: LocalSigner,
-        payer: Signer,
+        new: AsyncSigner,
+        payer: AsyncSigner,
         token: Address,
         stake: Amount,
         now: Timestamp,
@@ -234,7 +272,7 @@ class Rotation:
             nonce=await reader.registration_nonce(new.address),
             deadline=deadline,
         )
-        consent = sign(reader.registry_domain(), terms, new)
+        consent = await new.typed(reader.registry_domain(), terms)
         permit = Permit(
             payer.address,
             reader.deployment.registry,
@@ -242,14 +280,14 @@ class Rotation:
             await reader.permit_nonce(token, payer.address),
             Uint256(deadline),
         )
-        signed = sign_permit(await reader.token_domain(token), permit, payer)
+        signed = await signed_permit(await reader.token_domain(token), permit, payer)
         call = calls.register_with_permit(reader.deployment, terms, signed, consent)
         self._watch("before registerWithPermit")
         await TransactionSender.of(reader, payer).execute(call, poll_s=self._poll_s)
 
     # --- the old key
 
-    async def _move_gas(self, retiring: LocalSigner, new: Address) -> None:
+    async def _move_gas(self, retiring: AsyncSigner, new: Address) -> None:
         """Send the old operator's coins to the new one, but for a few transfers."""
         sender = TransactionSender.of(self._reader, retiring)
         price = await sender.gas_price()
@@ -259,7 +297,11 @@ class Rotation:
         if coins <= 2 * kept:
             return
         self._watch("before send")
-        await sender.execute(calls.send_native(new, coins - kept), poll_s=self._poll_s)
+        try:
+            await sender.execute(calls.send_native(new, coins - kept), poll_s=self._poll_s)
+        except SignerRefuses as error:
+            self._note("gas", f"the coins stay with the old operator: {error}", new=False)
+            return
         self._note("gas", "the old operator's coins went to the new one")
 
     async def _unbond(self, old: Address) -> OwnerCall | None:
@@ -282,15 +324,24 @@ class Rotation:
         The key goes out first and comes in last. In between no worker starts here.
         """
         home, place, retired = self._home, self._home.next, self._home.retired(old)
+        self._require_same_signer()
         retired.root.parent.mkdir(mode=0o700, exist_ok=True)
         retired.root.mkdir(mode=0o700, exist_ok=True)
         retired.create()
         for copied in (home.config, home.deployment, home.market):
-            if copied.is_file():
+            # Once the old key is out, the settings of the home may be those of the new one.
+            if copied.is_file() and not retired.operator.is_file():
                 target = retired.root / copied.name
                 write_private(target, read(copied, MAX_FILE_BYTES), replace=True)
         if home.operator.is_file() and _address_in(home) == old:
             self._move(home.operator, retired.root)
+        if settings.load(home.root, environment={}).signer != self._signer:
+            text = read(home.config, MAX_FILE_BYTES).decode("utf-8-sig")
+            given = {"signer": self._signer} if self._signer else {}
+            changed = rewritten(WorkerConfig, text, given, () if given else ("signer",))
+            write_private(home.config, changed.encode(), replace=True)
+        if home.sealing.is_file() and home.journal.exists():
+            self._move(home.sealing, retired.root)  # it opens what the journal has
         for end in ("-wal", "-shm", ""):
             journal = home.journal.with_name(home.journal.name + end)
             if journal.exists():
@@ -305,6 +356,14 @@ class Rotation:
         if place.root.exists() and not place.operator.exists():
             shutil.rmtree(place.root)
         self._watch("after swap")
+
+    def _require_same_signer(self) -> None:
+        """Refuse to go on without the signer that the new key is in."""
+        new = self._home.next.operator
+        if new.is_file() and is_record(new) != bool(self._signer):
+            raise ConfigError(
+                "the new key is elsewhere than before. Give --new-signer as in the first run"
+            )
 
     def _move(self, file: Path, folder: Path) -> None:
         self._watch(f"before move {file.name}")

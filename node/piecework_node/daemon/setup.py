@@ -13,12 +13,15 @@ from typing import Any
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.faucet import take_from_faucet
 from piecework.chain.reader import ChainReader
+from piecework.signer.place import socket_path
+from piecework.signer.remote import signer_at
 from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon import registration
 from piecework_node.daemon.registration import RegistrationStep
 from piecework_node.home import Home
-from piecework_protocol.signing import LocalSigner
+from piecework_node.keys.operator import close_operator, open_operator
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 
 
@@ -57,16 +60,20 @@ async def set_up_worker(
         flags=flags,
         file=file_is_asked,
     )
+    remote = await _remote_operator(home, deployment, values)
     steps = await asyncio.to_thread(
-        registration.prepare_home, home, deployment, values, password, now
+        registration.prepare_home, home, deployment, values, password, now, remote=remote
     )
     config = settings.load(home.root)
-    operator = await asyncio.to_thread(registration.open_operator, home, password)
+    operator = await open_operator(home.operator, config.signer, password, deployment)
     warnings: list[str] = []
-    if register:
-        chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet)
-        step, warnings = await _register(home, config, operator, chosen, now)
-        steps.append(step)
+    try:
+        if register:
+            chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet)
+            step, warnings = await _register(home, config, operator, chosen, now)
+            steps.append(step)
+    finally:
+        await close_operator(operator)
     return {
         "operator": address_hex(operator.address),
         "payout": address_hex(config.receiver),
@@ -74,6 +81,16 @@ async def set_up_worker(
         "steps": [asdict(step) for step in steps],
         "warnings": warnings,
     }
+
+
+async def _remote_operator(
+    home: Home, deployment: Deployment, values: Mapping[str, Any]
+) -> Address | None:
+    """Ask the signer of a home for its operator, unless the home names one already."""
+    if home.operator.is_file():
+        return None
+    known = settings.load(home.root).signer if home.config.is_file() else values.get("signer", "")
+    return await signer_at(socket_path(known), deployment) if known else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +109,7 @@ class _Stake:
 async def _register(
     home: Home,
     config: WorkerConfig,
-    operator: LocalSigner,
+    operator: AsyncSigner,
     stake: _Stake,
     now: Timestamp,
 ) -> tuple[RegistrationStep, list[str]]:

@@ -29,7 +29,7 @@ from piecework_protocol.evidence.making import make_file, payment_of
 from piecework_protocol.objects import Acceptance, Service, Voucher
 from piecework_protocol.openings import StepOpening, write_openings
 from piecework_protocol.sealing import content_context
-from piecework_protocol.signing import Signer, sign
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import SIGNATURE_BYTES, Digest, JobId, Signature, Uint32
 from piecework_protocol.wire import decode_value
 
@@ -57,7 +57,7 @@ class Exporter:
         journal: Journal,
         keys: SealingKeySource,
         domain: Domain,
-        signer: Signer,
+        signer: AsyncSigner,
         steps: StepSource,
     ) -> None:
         self._journal, self._keys = journal, keys
@@ -85,8 +85,8 @@ class Exporter:
             channel,
             offer,
             ShownJob(job, stored.submission.signature),
-            acceptance=ShownAcceptance(promise, sign(self._domain, promise, self._signer)),
-            canvases=[self._canvas(stored, index) for index in range(len(stored.canvases))],
+            acceptance=ShownAcceptance(promise, await self._signer.typed(self._domain, promise)),
+            canvases=[await self._canvas(stored, index) for index in range(len(stored.canvases))],
             payment=await self._payment(stored),
             contradictions=[shown for one in seen if (shown := self._pair(one, stored))],
             content=content,
@@ -137,11 +137,12 @@ class Exporter:
             lacking.append("the prompt: the key that opens it is gone")
             return None
 
-    def _canvas(self, stored: StoredJob, index: int) -> CanvasEvidence:
+    async def _canvas(self, stored: StoredJob, index: int) -> CanvasEvidence:
         canvas = stored.canvases[index]
         receipt = canvas.receipt
         kept = canvas.leaves if canvas.leaves or not receipt.steps else None
-        return CanvasEvidence(receipt, sign(self._domain, receipt, self._signer), kept, None)
+        signature = await self._signer.typed(self._domain, receipt)
+        return CanvasEvidence(receipt, signature, kept, None)
 
     async def _payment(self, stored: StoredJob) -> ShownPayment | None:
         channel = await self._journal.channel(stored.submission.job.channel)

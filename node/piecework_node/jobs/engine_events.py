@@ -125,7 +125,7 @@ class EngineEventHandler:
         output = TextOutput(event.token_ids, event.segments).encode()
         context = draft_context(self._runtime.domain, job.id, event.canvas, event.step)
         sealed = seal(output, job.session.accepted.job.reply_key, context)
-        for frame in job.session.draft(event.canvas, event.step, sealed).frames(self._runtime.sign):
+        for frame in job.session.draft(event.canvas, event.step, sealed).frames():
             if sink.send(frame):
                 job.shown = event
 

@@ -29,7 +29,7 @@ from piecework_protocol import capacity, usual
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S, MAX_DETAILS_BYTES
 from piecework_protocol.objects import Endpoint, ModelOffer, Offer, Service
-from piecework_protocol.signing import Signer, sign
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -204,7 +204,7 @@ class OfferBoard:
         terms: OperatorTerms,
         *,
         domain: Domain,
-        signer: Signer,
+        signer: AsyncSigner,
         clock: Clock,
         fees: Callable[[], OfferedFees] = lambda: NO_FEES,
     ) -> None:
@@ -261,7 +261,7 @@ class OfferBoard:
 
     async def _show(self, offer: Offer) -> SignedOffer:
         """Journal an offer before it is shown to anybody."""
-        signed = SignedOffer(offer, sign(self._domain, offer, self._signer))
+        signed = SignedOffer(offer, await self._signer.typed(self._domain, offer))
         await self._journal.append([OfferIssued(Digest(self._domain.digest(offer)), signed)])
         self.current = signed
         return signed

@@ -114,7 +114,7 @@ class OfferIssued:
 
 @dataclass(frozen=True, slots=True)
 class SealingKeyAdded:
-    """A sealing key, wrapped under the operator key."""
+    """A sealing key, wrapped under the home's own secret."""
 
     public: PublicKey
     wrapped: bytes

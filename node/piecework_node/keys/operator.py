@@ -1,16 +1,30 @@
-"""The operator key: a v3 keystore in the worker's home."""
+"""The operator key: a v3 keystore in the worker's home, or behind the socket of a signer.
+
+A home whose key is in a signer has a record of the operator's address in the keystore's place. It
+pins whose signatures the worker takes.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
-from piecework.base.files import write_private
+from piecework.base.files import read, shown, write_private
+from piecework.base.jsons import loads
 from piecework.chain import keystore
+from piecework.chain.deployment import Deployment
 from piecework.chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
+from piecework.signer.place import socket_path
+from piecework.signer.remote import RemoteSigner
 from piecework_node.errors import KeyFileError
-from piecework_protocol.signing import LocalSigner
+from piecework_protocol.signing import AsyncSigner, LocalSigner
+from piecework_protocol.types import Address, parse_address
+
+IN_A_SIGNER: Final = "in_a_signer"
 
 
 def create_keystore(
@@ -31,7 +45,66 @@ def load_operator(path: Path, password: str) -> LocalSigner:
         KeyFileError: the file is missing or damaged, or the password is wrong.
     """
     with _translated(path):
+        if is_record(path):
+            raise KeyFileError(
+                f"{shown(path)} has the address alone: the key is in a signer. Set signer"
+            )
         return open_keystore(path, password)
+
+
+async def open_operator(
+    path: Path, signer: str, password: str, deployment: Deployment
+) -> AsyncSigner:
+    """Open the operator's key where it is.
+
+    Args:
+        path: Of the keystore, or of the record of the address.
+        signer: The setting `signer`. Empty: the key is in the home.
+        password: Of the keystore.
+        deployment: The market that a signer must be for.
+
+    Raises:
+        KeyFileError: the file is missing or damaged, or the password is wrong.
+        SignerError: the signer does not answer, has another key, or serves another market.
+    """
+    if not signer:
+        return await asyncio.to_thread(load_operator, path, password)
+    pinned = parse_address("0x" + keystore_address(path))
+    remote = RemoteSigner(socket_path(signer), pinned, deployment)
+    await remote.state()
+    return remote
+
+
+async def close_operator(operator: AsyncSigner) -> None:
+    """Hang up, if the key is in a signer."""
+    if isinstance(operator, RemoteSigner):
+        await operator.close()
+
+
+def write_record(path: Path, operator: Address) -> None:
+    """Pin the address of an operator whose key is in a signer.
+
+    Raises:
+        FileError: the file exists, or cannot be written.
+    """
+    record = {"address": operator.hex(), IN_A_SIGNER: True}
+    write_private(path, json.dumps(record).encode())
+
+
+def is_record(path: Path) -> bool:
+    """Whether a home has the address of its operator alone.
+
+    Raises:
+        KeyFileError: the file is missing, or cannot be read.
+    """
+    with _translated(path):
+        keystore.keystore_address(path)
+        return bool(loads(read(path, keystore.MAX_KEYSTORE_BYTES)).get(IN_A_SIGNER) is True)
+
+
+def secret_of(operator: AsyncSigner) -> bytes | None:
+    """Give the private key of an operator, if it is in this process."""
+    return operator.secret if isinstance(operator, LocalSigner) else None
 
 
 @contextmanager

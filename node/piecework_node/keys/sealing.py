@@ -1,13 +1,16 @@
 """Sealing keys: random X25519 keys that clients seal prompts to, rotated by age.
 
-They rest in the journal, wrapped by AES-256-GCM under a key that is derived from the operator's
-secret. A copy of the journal alone opens no prompt.
+They rest in the journal, wrapped by AES-256-GCM under a key that is derived from a secret of the
+home. That secret rests in a file of its own, under the home's password. A copy of the journal alone
+opens no prompt. The operator's key wraps nothing, so it may be in a signer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
@@ -16,6 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from piecework.base.clock import Clock
+from piecework.base.files import SYSTEM_DISK, Disk, write_private
+from piecework.chain.keystore import KeystoreError, KeystoreMissing, encrypt_keystore, open_keystore
 from piecework_node.errors import KeyFileError
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
@@ -29,12 +34,52 @@ KEY_ARRIVAL_S: Final = MAX_OFFER_LIFETIME_S + MAX_JOB_LIFETIME_S
 """Prompts sealed to a replaced key can arrive for this long: an offer's life, then a job's."""
 _WRAP_INFO: Final = b"piecework/1/sealing-key-wrap"
 _NONCE_BYTES: Final = 12
+SECRET_BYTES: Final = 32
 
 Entropy = Callable[[int], bytes]
 
 
-def _wrapping_key(operator_secret: bytes) -> AESGCM:
-    return AESGCM(HKDF(hashes.SHA256(), 32, salt=None, info=_WRAP_INFO).derive(operator_secret))
+def _wrapping_key(secret: bytes) -> AESGCM:
+    return AESGCM(HKDF(hashes.SHA256(), 32, salt=None, info=_WRAP_INFO).derive(secret))
+
+
+def open_wrapping_secret(
+    path: Path, password: str, *, iterations: int | None = None, disk: Disk = SYSTEM_DISK
+) -> bytes:
+    """Open the home's own secret, or make it. It is slow on purpose: call it once, in a thread.
+
+    It is written whole or not at all. So a kill leaves none, and the next start makes one.
+
+    Args:
+        path: Its file.
+        password: Of the home.
+        iterations: scrypt's N of a new file. None: the usual one.
+        disk: The steps of the write.
+
+    Raises:
+        FileError: the file cannot be written.
+        KeyFileError: it does not open with this password, or is damaged.
+    """
+    try:
+        return open_keystore(path, password).secret
+    except KeystoreMissing:
+        secret = secrets.token_bytes(SECRET_BYTES)
+        write_private(path, encrypt_keystore(secret, password, iterations=iterations), disk=disk)
+        return secret
+    except KeystoreError as error:
+        raise KeyFileError(str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class WrappingSecrets:
+    """What sealing keys are wrapped under: the home's own secret.
+
+    Earlier releases wrapped them under the operator's key. `earlier` is that key where the home
+    has it, so that an old journal still opens. None: the key is in a signer.
+    """
+
+    own: bytes
+    earlier: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,24 +89,32 @@ class SealingKeys:
     secrets: tuple[tuple[PublicKey, bytes, Timestamp], ...]
 
     @classmethod
-    def load(cls, stored: tuple[StoredSealingKey, ...], operator_secret: bytes) -> SealingKeys:
+    def load(cls, stored: tuple[StoredSealingKey, ...], under: WrappingSecrets) -> SealingKeys:
         """Unwrap what the journal holds.
 
         Raises:
-            KeyFileError: the keys were wrapped under another operator key.
+            KeyFileError: the keys were wrapped under another secret.
         """
-        wrapping = _wrapping_key(operator_secret)
-        opened = []
-        for key in stored:
-            nonce, sealed = key.wrapped[:_NONCE_BYTES], key.wrapped[_NONCE_BYTES:]
-            try:
-                secret = wrapping.decrypt(nonce, sealed, key.public)
-            except InvalidTag:
-                raise KeyFileError(
-                    "the journal's sealing keys do not open with this operator key"
-                ) from None
-            opened.append((key.public, secret, key.created_at))
+        every = [_wrapping_key(s) for s in (under.own, under.earlier) if s is not None]
+        opened = ((key.public, _unwrap(key, every), key.created_at) for key in stored)
         return cls(tuple(opened))
+
+    def moved(
+        self, stored: tuple[StoredSealingKey, ...], secret: bytes, entropy: Entropy
+    ) -> tuple[SealingKeyAdded | SealingKeyDropped, ...]:
+        """Give the records that wrap every key under `secret`. None are needed if all are so.
+
+        They belong into one commit: a kill leaves all keys as they were, or all moved.
+        """
+        wrapping = _wrapping_key(secret)
+        if all(_opened(key, wrapping) is not None for key in stored):
+            return ()
+        records: list[SealingKeyAdded | SealingKeyDropped] = []
+        for public, bare, at in reversed(self.secrets):  # the journal has the newest last
+            nonce = entropy(_NONCE_BYTES)
+            wrapped = nonce + wrapping.encrypt(nonce, bare, public)
+            records += [SealingKeyDropped(public), SealingKeyAdded(public, wrapped, at)]
+        return tuple(records)
 
     @property
     def current(self) -> PublicKey | None:
@@ -73,7 +126,7 @@ class SealingKeys:
         return not self.secrets or now - self.secrets[0][2] >= interval_s
 
     def rotated(
-        self, now: Timestamp, operator_secret: bytes, entropy: Entropy, evidence_s: int = 0
+        self, now: Timestamp, wrapping_secret: bytes, entropy: Entropy, evidence_s: int = 0
     ) -> tuple[SealingKeys, tuple[SealingKeyAdded | SealingKeyDropped, ...]]:
         """Return the keys with a new one in front, and the records of the change.
 
@@ -83,7 +136,7 @@ class SealingKeys:
         """
         secret, nonce = entropy(32), entropy(_NONCE_BYTES)
         public = public_key(secret)
-        wrapped = nonce + _wrapping_key(operator_secret).encrypt(nonce, secret, public)
+        wrapped = nonce + _wrapping_key(wrapping_secret).encrypt(nonce, secret, public)
         every = ((public, secret, now), *self.secrets)
         # A key was replaced when the next newer one was made.
         kept = tuple(
@@ -108,18 +161,37 @@ class SealingKeys:
         raise MalformedInput("sealed bytes open with none of this worker's keys")
 
 
+def _opened(key: StoredSealingKey, wrapping: AESGCM) -> bytes | None:
+    nonce, sealed = key.wrapped[:_NONCE_BYTES], key.wrapped[_NONCE_BYTES:]
+    try:
+        return wrapping.decrypt(nonce, sealed, key.public)
+    except InvalidTag:
+        return None
+
+
+def _unwrap(key: StoredSealingKey, every: Sequence[AESGCM]) -> bytes:
+    for wrapping in every:
+        secret = _opened(key, wrapping)
+        if secret is not None:
+            return secret
+    raise KeyFileError(
+        "the journal's sealing keys do not open. They belong to another sealing.json, or to an "
+        "operator key that is not in this home"
+    )
+
+
 class SealingKeyring:
     """The sealing keys of a running worker. The journal holds what this holds."""
 
     def __init__(
         self,
         journal: Journal,
-        operator_secret: bytes,
+        wrapping_secret: bytes,
         clock: Clock,
         entropy: Entropy,
         evidence_s: int = 0,
     ) -> None:
-        self._journal, self._secret = journal, operator_secret
+        self._journal, self._secret = journal, wrapping_secret
         self._clock, self._entropy = clock, entropy
         self._keys, self._evidence_s = SealingKeys(()), evidence_s
 
@@ -127,7 +199,7 @@ class SealingKeyring:
     async def load(
         cls,
         journal: Journal,
-        operator_secret: bytes,
+        under: WrappingSecrets,
         *,
         clock: Clock,
         entropy: Entropy,
@@ -136,13 +208,19 @@ class SealingKeyring:
     ) -> Self:
         """Read the keys from the journal, and make a new one if it is time.
 
+        Keys that an earlier release wrapped under the operator's key are wrapped again.
+
         evidence_s: seconds after a job's deadline for which its content must stay readable.
 
         Raises:
-            KeyFileError: the keys were wrapped under another operator key.
+            KeyFileError: the keys were wrapped under another secret.
         """
-        keyring = cls(journal, operator_secret, clock, entropy, evidence_s)
-        keyring._keys = SealingKeys.load(await journal.sealing_keys(), operator_secret)
+        keyring = cls(journal, under.own, clock, entropy, evidence_s)
+        stored = await journal.sealing_keys()
+        keyring._keys = SealingKeys.load(stored, under)
+        moved = keyring._keys.moved(stored, under.own, entropy)
+        if moved:
+            await journal.append(moved)
         await keyring.rotate_if_due(rotation_s)
         return keyring
 

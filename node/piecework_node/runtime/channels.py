@@ -37,7 +37,7 @@ from piecework_protocol.errors import ProtocolViolation, Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization, LeafRef, PayVoucher
 from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel, Voucher
-from piecework_protocol.signing import sign, signed_by
+from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState, JobState, channel_path
 from piecework_protocol.types import Address, Amount, ChannelId, Signature
 from piecework_protocol.wire import encode_value
@@ -340,7 +340,7 @@ class Channels:
                 )
             await self._journal.append([CloseAgreed(live.id, signature, final.fee)])
             live.stored = replace(live.stored, close_signature=signature, close_fee=final.fee)
-            return sign(domain, agreed, self._runtime.signer)
+            return await self._runtime.sign(agreed)
 
     # --- the chain's word
 

@@ -25,6 +25,9 @@ from piecework.chain.errors import (
     RpcLimited,
     RpcRefused,
     RpcUnavailable,
+    SignerAway,
+    SignerDiffers,
+    SignerRefuses,
     WrongChain,
 )
 from piecework_node.metrics import Metrics
@@ -66,6 +69,10 @@ class Code(enum.Enum):
     RELAY_DECLINES = "relay-declines"
     RELAY_AWAY = "relay-away"
     UNREACHABLE = "unreachable"
+    SIGNER_AWAY = "signer-away"
+    SIGNER_DIFFERS = "signer-differs"
+    SIGNER_LIMIT = "signer-limit"
+    SIGNER_REFUSES = "signer-refuses"
 
 
 class Stops(enum.Enum):
@@ -238,6 +245,27 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         Stops.JOBS,
         "Add a relay that admits this worker, or set bind and endpoint to a public address",
     ),
+    Code.SIGNER_AWAY: Condition(
+        "the worker's signer does not answer",
+        Stops.JOBS,
+        "Start piecework signer, or correct signer. Jobs that run wait for it",
+    ),
+    Code.SIGNER_DIFFERS: Condition(
+        "the worker's signer has another key",
+        Stops.JOBS,
+        "Start the signer with this operator's key and market, or correct signer",
+    ),
+    Code.SIGNER_LIMIT: Condition(
+        "the worker's signer has reached a limit of the day",
+        Stops.JOBS,
+        "Find out what was signed, in signed.jsonl of the signer's home. Wait for the next day, or "
+        "raise the limit in signer.toml and restart the signer",
+    ),
+    Code.SIGNER_REFUSES: Condition(
+        "the worker's signer refuses what the worker asks for",
+        Stops.JOBS,
+        "Correct signer.toml of the signer's home, and restart the signer",
+    ),
 }
 
 _CODES: Final[tuple[tuple[type[ChainError], Code], ...]] = (
@@ -251,6 +279,9 @@ _CODES: Final[tuple[tuple[type[ChainError], Code], ...]] = (
     (LogRangeRefused, Code.LOGS_REFUSED),
     (RpcRefused, Code.NODE_REFUSES),
     (BadAnswer, Code.NODE_BROKEN),
+    (SignerAway, Code.SIGNER_AWAY),
+    (SignerDiffers, Code.SIGNER_DIFFERS),
+    (SignerRefuses, Code.SIGNER_REFUSES),
 )
 
 

@@ -38,7 +38,7 @@ from piecework_protocol.frames import Progress
 from piecework_protocol.kinds.open import OpenContent
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.pricing import canvases_for
-from piecework_protocol.signing import Signer, sign
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.states import ENDED_STATES, JobState
 from piecework_protocol.types import Address, Signature, Timestamp
 from piecework_protocol.worker_session import AllowCanvases, Outcome, StartEngine, StateRecord
@@ -86,7 +86,7 @@ class JobRuntime:
         cards: EngineCards,
         *,
         domain: Domain,
-        signer: Signer,
+        signer: AsyncSigner,
         clock: Clock,
         metrics: Metrics,
         log: Any,
@@ -147,7 +147,7 @@ class JobRuntime:
             if isinstance(record, StateRecord):
                 self.metrics.moved(record.state)
         if job.sink is not None:
-            for frame in outcome.frames(self.sign):
+            for frame in outcome.frames([await self.sign(m) for m in outcome.to_sign]):
                 job.sink.send(frame)
         if self.command(job, outcome):
             self.rest(job)
@@ -342,9 +342,14 @@ class JobRuntime:
             sink.close(None)
         job.channel.jobs.pop(job.id, None)
 
-    def sign(self, message: TypedData) -> Signature:
-        """Sign as the operator."""
-        return sign(self.domain, message, self.signer)
+    async def sign(self, message: TypedData) -> Signature:
+        """Sign as the operator. A signer that is away is waited for, with the channel's lock held.
+
+        Raises:
+            Refusal: the daemon stops while the signer is away. The records are durable, so the
+                next start signs again.
+        """
+        return await self.signer.typed(self.domain, message)
 
     # --- units of work
 

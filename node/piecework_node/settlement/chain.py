@@ -28,7 +28,7 @@ from piecework_node.runtime.channels import ChannelDepth, ChannelReader
 from piecework_node.settlement.watch import NodePort
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.frames import FundingAuthorization
-from piecework_protocol.signing import Signer, signed_by
+from piecework_protocol.signing import AsyncSigner, signed_by
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp, to_hex
 
 MAX_WATCH_REQUESTS: Final = 32
@@ -105,7 +105,7 @@ class ChainPort(ChannelReader, NodePort, Protocol):
 class ChainLink:
     """Implements `ChainPort` with one reader and one sender."""
 
-    def __init__(self, reader: ChainReader, signer: Signer, fees: FeePolicy) -> None:
+    def __init__(self, reader: ChainReader, signer: AsyncSigner, fees: FeePolicy) -> None:
         self._reader = reader
         self._sender = TransactionSender.of(reader, signer, fees=fees)
 

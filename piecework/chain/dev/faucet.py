@@ -9,7 +9,7 @@ from piecework.chain.errors import FeeTooLow, NonceTaken, WrongChain
 from piecework.chain.limits import ANVIL_CHAIN_ID, DEFAULT_POLL_S, DEVELOPMENT_CHAIN_IDS
 from piecework.chain.rpc import JsonRpc, web3_over
 from piecework.chain.transactions import Mined, TransactionSender
-from piecework_protocol.signing import LocalSigner, Signer
+from piecework_protocol.signing import AsyncSigner, LocalSigner
 from piecework_protocol.types import Address, Amount, keccak256
 
 EMBEDDED_FAUCET_KEY = keccak256(
@@ -32,7 +32,7 @@ async def faucet_signer(rpc: JsonRpc) -> LocalSigner:
 
 
 async def fund_native(
-    rpc: JsonRpc, faucet: Signer, to: Address, wei: int, *, poll_s: float = DEFAULT_POLL_S
+    rpc: JsonRpc, faucet: AsyncSigner, to: Address, wei: int, *, poll_s: float = DEFAULT_POLL_S
 ) -> Mined:
     """Give `to` some of the chain's coin, for gas."""
     return await _give(rpc, faucet, send_native(to, wei), poll_s)
@@ -40,7 +40,7 @@ async def fund_native(
 
 async def mint_tokens(
     rpc: JsonRpc,
-    faucet: Signer,
+    faucet: AsyncSigner,
     token: Address,
     to: Address,
     amount: Amount,
@@ -65,7 +65,7 @@ async def take_from_faucet(
         await mint_tokens(rpc, faucet, token, to, amount, poll_s=poll_s)
 
 
-async def _give(rpc: JsonRpc, faucet: Signer, call: Call, poll_s: float) -> Mined:
+async def _give(rpc: JsonRpc, faucet: AsyncSigner, call: Call, poll_s: float) -> Mined:
     """Carry a call out. Everybody uses this key, so another program may take the nonce first."""
     sender = TransactionSender(rpc, faucet, await _development_chain(rpc))
     for _ in range(_GIFT_ATTEMPTS - 1):

@@ -15,7 +15,7 @@ from piecework.chain.disputes import (
 from piecework.chain.limits import DEFAULT_POLL_S
 from piecework.chain.reader import ChainReader
 from piecework.chain.transactions import TransactionSender
-from piecework_protocol.signing import Signer
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
 
@@ -27,7 +27,7 @@ class ChainDisputePort:
     """
 
     def __init__(
-        self, reader: ChainReader, signer: Signer, *, poll_s: float = DEFAULT_POLL_S
+        self, reader: ChainReader, signer: AsyncSigner, *, poll_s: float = DEFAULT_POLL_S
     ) -> None:
         self._reader, self._poll_s = reader, poll_s
         self._sender = TransactionSender.of(reader, signer)

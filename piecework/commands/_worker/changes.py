@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from piecework_node.daemon.changing import ChangeReport
     from piecework_node.daemon.owning import OwnerCall
     from piecework_node.home import Home
-    from piecework_protocol.signing import LocalSigner
+    from piecework_protocol.signing import AsyncSigner, LocalSigner
     from piecework_protocol.types import Address
 
 HomeOption = Annotated[Path | None, common.home_option("worker")]
@@ -184,7 +184,7 @@ async def _move(
     from piecework_node import config as settings
     from piecework_node.daemon.assembly import connect
     from piecework_node.daemon.owning import OwnerHands, move_payout, payout_doubt
-    from piecework_node.keys.operator import keystore_address, load_operator
+    from piecework_node.keys.operator import close_operator, keystore_address, open_operator
     from piecework_protocol.types import address_hex, parse_address
 
     config = settings.load(place.root)
@@ -197,11 +197,15 @@ async def _move(
         settled = config.receiver == wanted and (known is None or known.payout == wanted)
         if not yes and not settled:
             await asyncio.to_thread(confirm, f"Send all earnings to {address_hex(wanted)}?")
-        keys = [] if owner is None else [owner]
+        keys: list[AsyncSigner] = [] if owner is None else [owner]
         if known is not None and known.owner == operator and not keys:
             secret = await asyncio.to_thread(common.password, password_file)
-            keys = [await asyncio.to_thread(load_operator, place.operator, secret)]
-        return await move_payout(place, operator, wanted, OwnerHands(reader, keys))
+            keys = [await open_operator(place.operator, config.signer, secret, reader.deployment)]
+        try:
+            return await move_payout(place, operator, wanted, OwnerHands(reader, keys))
+        finally:
+            for key in keys:
+                await close_operator(key)
 
 
 def confirm(question: str) -> None:

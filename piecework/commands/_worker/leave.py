@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from piecework_node.daemon.leaving import LeaveReport, StepReport
     from piecework_node.daemon.rotation import RotationReport
     from piecework_node.home import Home
-    from piecework_protocol.signing import LocalSigner
+    from piecework_protocol.signing import AsyncSigner, LocalSigner
     from piecework_protocol.types import Address
 
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
@@ -70,7 +70,13 @@ def leave(
     else:
         common.say("the worker has left")
         for rest in report.left:
-            common.say(f"still at the operator's address: {rest}. Its key is in {place.operator}")
+            common.say(f"still at the operator's address: {rest}. Its key is in {_key_of(place)}")
+
+
+def _key_of(place: Home) -> str:
+    from piecework_node import config as settings
+
+    return settings.load(place.root).signer or str(place.operator)
 
 
 def _say_steps(steps: tuple[StepReport, ...]) -> None:
@@ -88,26 +94,30 @@ async def _leave(
     from piecework_node.daemon.assembly import connect
     from piecework_node.daemon.leaving import Leaver, waiting_times
     from piecework_node.daemon.owning import OwnerHands
-    from piecework_node.keys.operator import load_operator
+    from piecework_node.keys.operator import close_operator, open_operator
 
     config = settings.load(place.root)
-    operator = await asyncio.to_thread(load_operator, place.operator, secret)
-    async with await connect(config, Deployment.load(place.deployment)) as reader:
-        known = await reader.worker(operator.address)
-        if not quiet:
-            delay = (await reader.stake_requirements()).unbonding_delay
-            for step, time_taken in waiting_times(config, delay):
-                common.say(f"       {step:9} {time_taken}")
-            if reader.deployment.disputes is not None:
-                common.say(
-                    "jobs may be challenged while the stake leaves. After the step unbond run "
-                    "`piecework worker start`: no client takes its offers, and it answers"
-                )
-        leaving = known is None or bool(known.unbond_requested_at)
-        if not yes and not leaving:
-            await asyncio.to_thread(confirm, "Drain the worker and leave the market?")
-        keys = [operator] if owner is None else [operator, owner]
-        return await Leaver(place, config, operator, OwnerHands(reader, keys)).run()
+    deployment = Deployment.load(place.deployment)
+    operator = await open_operator(place.operator, config.signer, secret, deployment)
+    try:
+        async with await connect(config, deployment) as reader:
+            known = await reader.worker(operator.address)
+            if not quiet:
+                delay = (await reader.stake_requirements()).unbonding_delay
+                for step, time_taken in waiting_times(config, delay):
+                    common.say(f"       {step:9} {time_taken}")
+                if reader.deployment.disputes is not None:
+                    common.say(
+                        "jobs may be challenged while the stake leaves. After the step unbond run "
+                        "`piecework worker start`: no client takes its offers, and it answers"
+                    )
+            leaving = known is None or bool(known.unbond_requested_at)
+            if not yes and not leaving:
+                await asyncio.to_thread(confirm, "Drain the worker and leave the market?")
+            keys: list[AsyncSigner] = [operator] if owner is None else [operator, owner]
+            return await Leaver(place, config, operator, OwnerHands(reader, keys)).run()
+    finally:
+        await close_operator(operator)
 
 
 def rotate_key(
@@ -121,6 +131,10 @@ def rotate_key(
     new_password_file: Annotated[
         Path | None, typer.Option(help="File with the new key's password. Default: as the old.")
     ] = None,
+    new_signer: Annotated[
+        str,
+        typer.Option(help="Signer with the new key: unix: and its socket. Empty: made in the home"),
+    ] = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -135,7 +149,7 @@ def rotate_key(
     owner = owner_signer(owner_key, owner_password_file)
     secret = common.password(password_file)
     fresh = secret if new_password_file is None else _new_password(new_password_file)
-    report = common.run(_rotate(place, old, owner, (secret, fresh)))
+    report = common.run(_rotate(place, old, owner, (secret, fresh), new_signer))
     if json:
         common.print_json(report.to_json())
         return
@@ -164,7 +178,7 @@ def _new_password(file: Path) -> str:
 
 
 async def _rotate(
-    place: Home, old: Address, owner: LocalSigner | None, secrets: tuple[str, str]
+    place: Home, old: Address, owner: LocalSigner | None, secrets: tuple[str, str], signer: str
 ) -> RotationReport:
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
@@ -176,7 +190,7 @@ async def _rotate(
     config = settings.load(place.root)
     async with await connect(config, Deployment.load(place.deployment)) as reader:
         hands = OwnerHands(reader, [] if owner is None else [owner])
-        rotation = Rotation(place, config, Passwords(*secrets), hands)
+        rotation = Rotation(place, config, Passwords(*secrets), hands, signer=signer)
         return await rotation.run(old, Timestamp(int(time.time())))
 
 

@@ -22,7 +22,8 @@ from piecework.client.orders import ClosingState
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.conversation import Conversation, Message
-from piecework_protocol.signing import Signer
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.signing import HeldKey, Unsigned
 from piecework_protocol.types import Address, Bytes32, Signature, to_hex
 from tests.support.chains import USD, TestMarket, deployed, signer
 from tests.support.smart_account import SmartAccount
@@ -36,7 +37,7 @@ AUTHORIZER = signer("authorizer of a smart account")
 
 @dataclass(frozen=True, slots=True)
 class AccountSigner:
-    """Implements `Signer` with what a smart account takes for a signature."""
+    """Implements `HeldKey` with what a smart account takes for a signature."""
 
     account: SmartAccount
     is_owner: bool = True
@@ -45,12 +46,21 @@ class AccountSigner:
     def address(self) -> Address:
         return self.account.address
 
-    def sign(self, digest: Bytes32) -> Signature:
-        signed = self.account.sign_digest(digest)
+    def sign_typed(self, domain: Domain, message: TypedData) -> Signature:
+        signed = self.account.sign_digest(domain.digest(message))
         return Signature(signed if self.is_owner else signed[::-1])
 
+    def sign_transaction(self, transaction: Unsigned) -> Signature:
+        raise AssertionError("a smart account signs no transaction")
 
-def client_of(market: TestMarket, folder: Path, payer: Signer) -> PieceworkClient:
+    async def typed(self, domain: Domain, message: TypedData) -> Signature:
+        return self.sign_typed(domain, message)
+
+    async def transaction(self, transaction: Unsigned) -> Signature:
+        return self.sign_transaction(transaction)
+
+
+def client_of(market: TestMarket, folder: Path, payer: HeldKey) -> PieceworkClient:
     """A client whose payer is this, with a home of its own."""
     folder.mkdir()
     store = Store(folder / "client.db", market.deployment.domain, payer.address)

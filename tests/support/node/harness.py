@@ -24,7 +24,7 @@ from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import OfferIssued
-from piecework_node.keys.sealing import SealingKeyring
+from piecework_node.keys.sealing import SealingKeyring, WrappingSecrets
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.cards import EngineCard, EngineCards
 from piecework_node.runtime.channels import Channels
@@ -177,7 +177,7 @@ class WorkerHarness:
         )
         self.keyring = await SealingKeyring.load(
             self.journal,
-            OPERATOR.secret,
+            WrappingSecrets(OPERATOR.secret),
             clock=self.clock,
             entropy=_entropy(self.lives),
             rotation_s=ROTATION_S,

@@ -69,7 +69,7 @@ def offer(
         sequence=1,
         now=Timestamp(now),
     )
-    return SignedOffer(made, OPERATOR.sign(DOMAIN.digest(made)))
+    return SignedOffer(made, OPERATOR.sign_typed(DOMAIN, made))
 
 
 # --- logs

@@ -13,8 +13,19 @@ from cryptography import x509
 from piecework.base.files import FileError, write_private
 from piecework_node.errors import KeyFileError
 from piecework_node.journal.records import SealingKeyAdded, SealingKeyDropped, StoredSealingKey
-from piecework_node.keys.operator import create_keystore, keystore_address, load_operator
-from piecework_node.keys.sealing import KEY_ARRIVAL_S, SealingKeys
+from piecework_node.keys.operator import (
+    create_keystore,
+    is_record,
+    keystore_address,
+    load_operator,
+    write_record,
+)
+from piecework_node.keys.sealing import (
+    KEY_ARRIVAL_S,
+    SealingKeys,
+    WrappingSecrets,
+    open_wrapping_secret,
+)
 from piecework_node.keys.tls import create_tls, load_tls
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.relaying import server_name
@@ -48,7 +59,7 @@ def first_key(seed: int = 0) -> tuple[SealingKeys, StoredSealingKey]:
 def test_a_sealing_key_comes_back_from_the_journal() -> None:
     keys, row = first_key()
     assert keys.current is not None
-    loaded = SealingKeys.load((row,), OPERATOR.secret)
+    loaded = SealingKeys.load((row,), WrappingSecrets(OPERATOR.secret))
     assert loaded == keys
     assert loaded.open(seal(b"text", keys.current, b"context"), b"context") == b"text"
 
@@ -58,17 +69,17 @@ def test_a_sealing_key_is_not_in_the_journal_in_the_clear() -> None:
     assert keys.secrets[0][1] not in row.wrapped
 
 
-@pytest.mark.parametrize("what", ["operator", "public", "wrapped"])
+@pytest.mark.parametrize("what", ["secret", "public", "wrapped"])
 def test_a_wrapped_key_opens_with_nothing_else(what: str) -> None:
     _, row = first_key()
     other, _ = first_key(99)
-    secret = bytes([1]) * 32 if what == "operator" else OPERATOR.secret
+    secret = bytes([1]) * 32 if what == "secret" else OPERATOR.secret
     if what == "public" and other.current is not None:
         row = replace(row, public=other.current)
     if what == "wrapped":
         row = replace(row, wrapped=row.wrapped[:-1] + bytes([row.wrapped[-1] ^ 1]))
     with pytest.raises(KeyFileError):
-        SealingKeys.load((row,), secret)
+        SealingKeys.load((row,), WrappingSecrets(secret))
 
 
 def test_a_replaced_key_still_opens_until_nothing_can_arrive_for_it() -> None:
@@ -106,6 +117,41 @@ def test_rotation_is_due_by_age() -> None:
     assert SealingKeys(()).rotation_due(NOW, 600)
     assert not keys.rotation_due(Timestamp(NOW + 599), 600)
     assert keys.rotation_due(Timestamp(NOW + 600), 600)
+
+
+def test_a_key_of_an_earlier_release_moves_from_the_operator_key_to_the_own_secret() -> None:
+    old, row = first_key()
+    keys, records = old.rotated(Timestamp(NOW + 60), OPERATOR.secret, entropy(5))
+    assert isinstance(records[0], SealingKeyAdded)
+    rows, own = (stored(records[0]), row), b"\7" * 32
+    loaded = SealingKeys.load(rows, WrappingSecrets(own, OPERATOR.secret))
+    assert loaded == keys
+    moved = loaded.moved(rows, own, entropy(9))
+    added = [stored(r) for r in moved if isinstance(r, SealingKeyAdded)]
+    assert [r.public for r in added] == [row.public, rows[0].public]
+    after = tuple(reversed(added))
+    assert SealingKeys.load(after, WrappingSecrets(own)) == keys
+    assert loaded.moved(after, own, entropy(20)) == ()
+    with pytest.raises(KeyFileError, match=r"sealing\.json"):
+        SealingKeys.load(rows, WrappingSecrets(own))
+
+
+def test_the_wrapping_secret_is_made_once_and_opens_with_the_password_alone(tmp_path: Path) -> None:
+    path = tmp_path / "sealing.json"
+    made = open_wrapping_secret(path, "password", iterations=2)
+    assert open_wrapping_secret(path, "password") == made
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(KeyFileError, match="password"):
+        open_wrapping_secret(path, "other")
+
+
+def test_a_record_names_an_operator_and_opens_no_key(tmp_path: Path) -> None:
+    path = tmp_path / "operator.json"
+    write_record(path, OPERATOR.address)
+    assert is_record(path)
+    assert bytes.fromhex(keystore_address(path)) == OPERATOR.address
+    with pytest.raises(KeyFileError, match="in a signer"):
+        load_operator(path, "password")
 
 
 def test_the_operator_key_opens_with_its_password_alone(tmp_path: Path) -> None:

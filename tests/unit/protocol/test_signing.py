@@ -2,16 +2,26 @@ from __future__ import annotations
 
 import pytest
 
-from piecework_protocol.errors import MalformedInput
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.errors import InvariantBroken, MalformedInput
+from piecework_protocol.objects import AccountRequest
 from piecework_protocol.signing import HALF_ORDER, ORDER, LocalSigner, recover
-from piecework_protocol.types import Bytes32, Signature, keccak256
+from piecework_protocol.types import Address, Bytes32, ChannelId, Signature, Timestamp, keccak256
 
 SIGNER = LocalSigner(bytes(keccak256(b"a key")))
-DIGEST = keccak256(b"a message")
+DOMAIN = Domain(31337, Address(bytes(20)))
+
+
+def message(text: bytes) -> AccountRequest:
+    return AccountRequest(ChannelId(keccak256(text)), Timestamp(1))
+
+
+MESSAGE = message(b"a message")
+DIGEST = DOMAIN.digest(MESSAGE)
 
 
 def test_a_signature_recovers_to_its_signer() -> None:
-    assert recover(DIGEST, SIGNER.sign(DIGEST)) == SIGNER.address
+    assert recover(DIGEST, SIGNER.sign_typed(DOMAIN, MESSAGE)) == SIGNER.address
 
 
 def test_the_address_is_the_one_that_eth_account_derives() -> None:
@@ -21,17 +31,17 @@ def test_the_address_is_the_one_that_eth_account_derives() -> None:
 
 
 def test_signing_twice_gives_the_same_bytes() -> None:
-    assert SIGNER.sign(DIGEST) == SIGNER.sign(DIGEST)
+    assert SIGNER.sign_typed(DOMAIN, MESSAGE) == SIGNER.sign_typed(DOMAIN, MESSAGE)
 
 
 def test_every_signature_has_the_low_s() -> None:
     for i in range(50):
-        signature = SIGNER.sign(keccak256(bytes([i])))
+        signature = SIGNER.sign_typed(DOMAIN, message(bytes([i])))
         assert int.from_bytes(signature[32:64], "big") <= HALF_ORDER
 
 
 def test_the_high_s_twin_of_a_signature_is_refused() -> None:
-    signature = SIGNER.sign(DIGEST)
+    signature = SIGNER.sign_typed(DOMAIN, MESSAGE)
     s = ORDER - int.from_bytes(signature[32:64], "big")
     twin = signature[:32] + s.to_bytes(32, "big") + bytes([55 - signature[64]])
     with pytest.raises(MalformedInput, match="low"):
@@ -53,7 +63,7 @@ def test_the_high_s_twin_of_a_signature_is_refused() -> None:
     ids=["64 bytes", "66 bytes", "v 0", "v 29", "r zero", "s zero", "r too large", "empty"],
 )
 def test_a_malformed_signature_is_refused(defect: object) -> None:
-    signature = SIGNER.sign(DIGEST)
+    signature = SIGNER.sign_typed(DOMAIN, MESSAGE)
     with pytest.raises(MalformedInput):
         recover(DIGEST, Signature(defect(signature)))  # type: ignore[operator]
 
@@ -74,8 +84,8 @@ def test_a_private_key_does_not_show_in_the_repr() -> None:
 
 def test_the_same_question_is_answered_once_and_a_refusal_every_time() -> None:
     """Admission checks one signature at several stages, each of which may be the first."""
-    digest = keccak256(b"asked at several stages")
-    signature = SIGNER.sign(digest)
+    asked = message(b"asked at several stages")
+    digest, signature = DOMAIN.digest(asked), SIGNER.sign_typed(DOMAIN, asked)
     before = recover.cache_info().misses
     assert recover(digest, signature) == recover(digest, signature) == SIGNER.address
     assert recover.cache_info().misses == before + 1
@@ -84,3 +94,23 @@ def test_the_same_question_is_answered_once_and_a_refusal_every_time() -> None:
         with pytest.raises(MalformedInput):
             recover(digest, signature[:64])
     assert recover.cache_info().currsize == size
+
+
+class _Other:
+    """A payload that begins as typed data does, and is not a transaction of EIP-1559."""
+
+    def payload(self) -> bytes:
+        return b"\x19\x01" + bytes(64)
+
+
+def test_what_is_no_transaction_is_not_signed_as_one() -> None:
+    with pytest.raises(InvariantBroken):
+        SIGNER.sign_transaction(_Other())
+
+
+def test_a_signer_takes_no_bare_digest() -> None:
+    assert not hasattr(SIGNER, "sign")
+
+
+async def test_both_forms_of_a_key_sign_the_same() -> None:
+    assert await SIGNER.typed(DOMAIN, MESSAGE) == SIGNER.sign_typed(DOMAIN, MESSAGE)

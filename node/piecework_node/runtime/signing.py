@@ -1,0 +1,131 @@
+"""A signer in another process: jobs wait for it, and the board says what is wrong with it.
+
+A receipt whose record is durable must be signed, so nothing is given up while the signer is away.
+The channel's lock is held meanwhile: what needs the signature waits, and no job is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Final
+
+from piecework.chain.errors import SignerDiffers, SignerError, SignerRefuses
+from piecework.signer.policy import LIMITS
+from piecework.signer.remote import RemoteSigner, SignerState
+from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_protocol.eip712 import Domain, TypedData
+from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.signing import Unsigned
+from piecework_protocol.types import Address, Signature
+
+CHECK: Final = "signer"
+"""The name under which the signer is reported to the board."""
+SPENDING: Final = "signer's transactions"
+"""The name under which transactions that it refused are reported."""
+RETRY_S: Final = 0.5
+LOOK_S: Final = 5.0
+
+
+class PatientSigner:
+    """Implements `AsyncSigner`. `typed` waits for a signer, and `transaction` does not.
+
+    A transaction that is not signed now is prepared again by a later round of settlement.
+    """
+
+    def __init__(
+        self, signer: RemoteSigner, board: FaultBoard, *, retry_s: float = RETRY_S
+    ) -> None:
+        self._signer, self._board, self._retry_s = signer, board, retry_s
+        self._ended = asyncio.Event()
+        self._seen: SignerState | None = None
+
+    @property
+    def address(self) -> Address:
+        return self._signer.address
+
+    async def typed(self, domain: Domain, message: TypedData) -> Signature:
+        """Have a typed object signed, as soon as the signer does so.
+
+        Raises:
+            Refusal: the worker stops first.
+        """
+        while True:
+            try:
+                signature = await self._signer.typed(domain, message)
+            except SignerError as error:
+                report(self._board, CHECK, error)
+                if self._ended.is_set():
+                    raise Refusal(Reason.DRAINING, "the worker is shutting down") from None
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(self._retry_s):
+                        await self._ended.wait()
+            else:
+                if self._board.is_failing(CHECK):
+                    self._board.passed(CHECK)
+                return signature
+
+    async def transaction(self, transaction: Unsigned) -> Signature:
+        """Have a transaction signed now.
+
+        Raises:
+            SignerError: the signer is away, refuses, or is another one.
+        """
+        try:
+            signature = await self._signer.transaction(transaction)
+        except SignerError as error:
+            report(self._board, SPENDING, error)
+            raise
+        if self._board.is_failing(SPENDING):
+            self._board.passed(SPENDING)
+        return signature
+
+    def end(self) -> None:
+        """Let nobody wait any more: the worker stops."""
+        self._ended.set()
+
+    async def watch(self) -> None:
+        """Look at the signer again and again until cancelled."""
+        while True:
+            await self.look()
+            await asyncio.sleep(LOOK_S)
+
+    async def look(self) -> None:
+        """Look once, and report what is found."""
+        try:
+            state = await self._signer.state()
+        except SignerError as error:
+            report(self._board, CHECK, error)
+            return
+        judge(self._board, state)
+        if self._seen is None or _has_more(state, self._seen):
+            # What was refused before may be signed now. The next round tries.
+            self._board.passed(SPENDING)
+        self._seen = state
+
+
+def judge(board: FaultBoard, state: SignerState) -> None:
+    """Report whether a signer that answers has limits left."""
+    if not state.signatures:
+        board.failed(CHECK, Code.SIGNER_LIMIT, "the signatures of this day are used up")
+    elif not state.wei:
+        board.failed(CHECK, Code.SIGNER_LIMIT, "the gas of this day is used up")
+    else:
+        board.passed(CHECK)
+
+
+def report(board: FaultBoard, check: str, error: SignerError) -> None:
+    """Report why a signer did not sign."""
+    if isinstance(error, SignerDiffers):
+        code = Code.SIGNER_DIFFERS
+    elif not isinstance(error, SignerRefuses):
+        code = Code.SIGNER_AWAY
+    else:
+        code = Code.SIGNER_LIMIT if error.refusal in LIMITS else Code.SIGNER_REFUSES
+    board.failed(check, code, str(error))
+
+
+def _has_more(state: SignerState, before: SignerState) -> bool:
+    """Whether a day or other limits have begun."""
+    renewed = state.renews_at != before.renews_at
+    return renewed or state.wei > before.wei or state.tokens > before.tokens

@@ -1,0 +1,29 @@
+"""The signer's bounds, each with its unit in the name and its reason beside it."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_FRAME_BYTES: Final = 512 * 1024
+"""A transaction has at most 128 KiB, which is twice as much in hex. The rest is room."""
+MAX_CLIENTS: Final = 16
+"""Connections at once. A worker has one, and each of its commands another."""
+FRAME_S: Final = 5.0
+"""From the first byte of a frame to its last, and for an answer to be taken."""
+IDLE_S: Final = 3600.0
+"""A connection without a question is closed. The worker connects again."""
+ANSWER_S: Final = 5.0
+"""What a worker waits for a connection and for one answer."""
+RESERVED_SIGNATURES: Final = 1000
+"""Counted on the disk at a time. A crash costs at most as many, and a receipt waits for no disk."""
+DAY_S: Final = 24 * 3600
+KEPT_DAYS: Final = 400
+"""Of the journal of limits."""
+LOG_BYTES: Final = 64 * 1024 * 1024
+"""Of one file of the log of what was signed."""
+LOG_FILES: Final = 8
+"""That are kept beside the one that grows."""
+MAX_DOMAIN_CHARACTERS: Final = 128
+"""Of the name and of the version of a token's domain."""
+MAX_SOCKET_PATH_BYTES: Final = 107
+"""What Linux takes for the path of a unix socket."""
