@@ -25,7 +25,8 @@ from piecework.demo.market import free_port
 from tests.support.chains import deployed, signer
 from tests.support.worker_process import WorkerProcess
 
-ROUNDS = 3
+ROUNDS = 6
+"""Turns of each way. Who goes first changes, so that neither always meets a warmer machine."""
 
 
 @asynccontextmanager
@@ -95,9 +96,10 @@ async def compare(ways: dict[str, Stage], streams: int, jobs: int) -> dict[str, 
     """Both ways in turns. Medians over the rounds."""
     share = max(streams, jobs // ROUNDS)
     samples = []
-    for _ in range(ROUNDS):
-        direct = await ways["direct"].order("jobs", share, streams)
-        samples.append((direct, await ways["relayed"].order("jobs", share, streams)))
+    for turn in range(ROUNDS):
+        order = list(ways) if turn % 2 == 0 else list(reversed(ways))
+        made = {way: await ways[way].order("jobs", share, streams) for way in order}
+        samples.append([made[way] for way in ways])
     figures: dict[str, float] = {"streams": streams, "jobs": share * ROUNDS}
     for place, way in enumerate(ways):
         times = [ms for pair in samples for ms in pair[place].times_ms]

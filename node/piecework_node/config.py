@@ -7,8 +7,7 @@ module knows nothing of the parts that the settings are for. `daemon.assembly` b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 from urllib.parse import urlsplit
@@ -19,23 +18,22 @@ from piecework.base import settings
 from piecework.base.amounts import Token
 from piecework.base.connections import parse_networks
 from piecework.base.hosts import LOOPBACK, is_unspecified
-from piecework.base.settings import Settings, SettingsError, Variables
-from piecework.base.written_amounts import WrittenAmount, amount_fields, base_units, known_units
+from piecework.base.settings import Settings, Variables
+from piecework.base.written_amounts import WrittenAmount, amount_fields
 from piecework.signer.place import SignerPlace
 from piecework_node import card_settings
 from piecework_node.card_settings import CardSettings
 from piecework_node.endpoints import split_endpoint
 from piecework_node.schedule import Window
-from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_first
+from piecework_node.worker_amounts import WorkerAmounts, amounts_of
 from piecework_protocol.limits import (
-    MAX_CHANNEL_AMOUNT,
     MAX_ENDPOINT_BYTES,
     MAX_OFFER_ENDPOINTS,
     MAX_OFFER_LIFETIME_S,
     MAX_OFFER_TOKENS,
 )
 from piecework_protocol.relaying import MAX_RELAY_NAME_BYTES
-from piecework_protocol.types import Address, Amount, parse_address
+from piecework_protocol.types import Address, parse_address
 
 VARIABLES: Final = Variables(
     "PIECEWORK_WORKER_",
@@ -43,18 +41,10 @@ VARIABLES: Final = Variables(
     # The store of pulled models, for every command.
     aliases={"PIECEWORK_MODELS": "model_store"},
 )
-STRANGERS: Final = 8
-"""How many of them may owe all that one of them may."""
-FIRST_CANVAS_TOKENS: Final = 256
-FIRST_STEPS: Final = 48
-"""A full canvas of the published model. The start holds credit_first to the model that runs."""
 MAX_INDEXES: Final = 16
 MAX_RPC_URLS: Final = 16
 MAX_RELAYS: Final = MAX_OFFER_ENDPOINTS - 1
 """An offer names the worker's own address beside them."""
-
-CREDIT_FROM_PRICES: Final = ("credit_first", "credit_mined", "credit_max")
-"""Settings that follow the prices unless they are set."""
 
 
 class WorkerConfig(Settings):
@@ -67,6 +57,17 @@ class WorkerConfig(Settings):
     price_per_million_prompt_tokens: WrittenAmount = "0.05"
     price_per_million_output_tokens: WrittenAmount = "0.2"
     price_per_thousand_steps: WrittenAmount = "0.001"
+    automatic_prices: bool = Field(
+        False,
+        description="ask less than your own prices where the market does, by the rule of "
+        "docs/owners/prices.md. Your own prices are the most that is asked",
+    )
+    automatic_least_percent: int = Field(
+        50, ge=1, le=100, description="of your own prices: nothing below it is asked"
+    )
+    automatic_step_percent: int = Field(
+        5, ge=1, le=25, description="by which the market may move what is asked in an hour"
+    )
     accepted_tokens: tuple[str, ...] = Field(
         (),
         max_length=MAX_OFFER_TOKENS,
@@ -307,6 +308,13 @@ class WorkerConfig(Settings):
     usd_per_kwh: float = Field(
         0.0, ge=0, le=1000, description="your own price of power. 0: unknown"
     )
+    busy_power_w: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="what the machine draws while jobs run, for automatic prices where NVML does "
+        "not tell. 0: unknown",
+    )
     alert_webhook: str = Field(
         "",
         max_length=2048,
@@ -491,96 +499,12 @@ class WorkerConfig(Settings):
             SettingsError: an amount has no unit or is out of bounds, or credit and fees do not fit
                 the prices.
         """
-        return _amounts(self, token)
+        counts = any(own.backend != "vllm" for _, own in self.of_cards)
+        return amounts_of(self, token, counts_steps=counts)
 
 
 AMOUNTS: Final = amount_fields(WorkerConfig)
 """The settings that are amounts."""
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerAmounts:
-    """The amounts of the settings in base units. Fees that are None follow the gas price.
-
-    `credit` follows the prices where it is not set. `price_per_thousand_steps` is 0 for a backend
-    that counts no steps (clause 3.10).
-    """
-
-    price_per_million_prompt_tokens: Amount
-    price_per_million_output_tokens: Amount
-    price_per_thousand_steps: Amount
-    min_deposit: Amount
-    credit: CreditTerms
-    open_fee: Amount | None
-    top_up_fee: Amount | None
-    close_fee: Amount | None
-    min_top_up: Amount
-    native_coin_price: Amount
-
-    @property
-    def least_first_credit(self) -> int:
-        """The least credit_first with which anybody new can begin a job at these prices."""
-        return least_first(
-            self.price_per_million_prompt_tokens,
-            self.price_per_million_output_tokens,
-            self.price_per_thousand_steps,
-            canvas_size=FIRST_CANVAS_TOKENS,
-            max_steps=FIRST_STEPS,
-        )
-
-
-def _amounts(config: WorkerConfig, token: Token) -> WorkerAmounts:
-    def known(name: str) -> Amount:
-        return Amount(known_units(config, name, token, MAX_CHANNEL_AMOUNT))
-
-    def given(name: str) -> Amount | None:
-        units = base_units(config, name, token, MAX_CHANNEL_AMOUNT)
-        return None if units is None else Amount(units)
-
-    no_credit = CreditTerms(Amount(0), Amount(0), Amount(0), Amount(0))
-    vllm = all(own.backend == "vllm" for _, own in config.of_cards)
-    amounts = WorkerAmounts(
-        price_per_million_prompt_tokens=known("price_per_million_prompt_tokens"),
-        price_per_million_output_tokens=known("price_per_million_output_tokens"),
-        price_per_thousand_steps=Amount(0) if vllm else known("price_per_thousand_steps"),
-        min_deposit=known("min_deposit"),
-        credit=no_credit,
-        open_fee=given("open_fee"),
-        top_up_fee=given("top_up_fee"),
-        close_fee=given("close_fee"),
-        min_top_up=known("min_top_up"),
-        native_coin_price=known("native_coin_price"),
-    )
-    levels, least = [], amounts.least_first_credit
-    for name in CREDIT_FROM_PRICES:
-        level = known(name)
-        # Each is at least the one before it, unless somebody has set it.
-        least = level if name in config.model_fields_set else max(level, least)
-        levels.append(Amount(least))
-    strangers = known("stranger_credit") or Amount(STRANGERS * levels[0])
-    _check_credit(amounts, levels, strangers, token)
-    return replace(amounts, credit=CreditTerms(levels[0], levels[1], levels[2], strangers))
-
-
-def _check_credit(
-    amounts: WorkerAmounts, levels: Sequence[Amount], strangers: Amount, token: Token
-) -> None:
-    """Refuse credit that goes down, or with which nobody new could begin at these prices."""
-    least, first = amounts.least_first_credit, token.format(levels[0])
-    if levels[0] < least:
-        raise SettingsError(
-            f'credit_first must be "{token.write(least)}" or more at these prices. A new client '
-            f"could not begin a prompt of {FIRST_PROMPT_TOKENS} tokens and one canvas"
-        )
-    if list(levels) != sorted(levels):
-        raise SettingsError(f"credit_first ({first}), credit_mined and credit_max must not go down")
-    if strangers < levels[0]:
-        raise SettingsError(f"stranger_credit must be credit_first ({first}) or more")
-    if amounts.open_fee is not None and amounts.open_fee < levels[0]:
-        raise SettingsError(
-            f"open_fee is less than credit_first ({first}): an opening that never comes would cost "
-            "more than it brings"
-        )
 
 
 def load(

@@ -63,6 +63,11 @@ class Home:
         return self.root / "bench.json"
 
     @property
+    def prices(self) -> Path:
+        """What automatic prices ask, and what a token took."""
+        return self.root / "prices.json"
+
+    @property
     def digests(self) -> Path:
         """What the files of the checkpoint hash to, so that each is read for that once."""
         return self.root / "digests.json"

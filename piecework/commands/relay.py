@@ -103,12 +103,14 @@ async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None
     import structlog
 
     from piecework.base.clock import SystemClock
+    from piecework.base.dialling import Dialler
     from piecework.base.listener import bind
     from piecework.chain.deployment import Deployment
+    from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
     from piecework.chain.reader import ChainReader
     from piecework.commands._server import logs_to_stderr, until_told_to_stop
     from piecework.relay.joined import Gatekeeper
-    from piecework.relay.operators import RegisteredOperators
+    from piecework.relay.operators import RegisteredOperators, dial_desk
     from piecework.relay.server import Relay
     from piecework_protocol.relaying import relay_domain
 
@@ -120,8 +122,11 @@ async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None
     name = place.name or f"{shown}:{bound}"
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
         domain = relay_domain(deployment.chain_id, deployment.registry)
-        gatekeeper = Gatekeeper(name, domain, RegisteredOperators(reader, clock), clock)
-        relay = Relay(gatekeeper, limits, clock=clock, log=structlog.get_logger())
+        operators = RegisteredOperators(reader, clock)
+        gatekeeper = Gatekeeper(name, domain, operators, clock)
+        dialler = Dialler(public_only=deployment.chain_id not in DEVELOPMENT_CHAIN_IDS)
+        desk = dial_desk(operators, dialler, deployment.domain, clock)
+        relay = Relay(gatekeeper, desk, limits, clock=clock, log=structlog.get_logger())
         relay.start(sockets)
         try:
             async with _watched(relay, place.metrics) as url:

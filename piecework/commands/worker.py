@@ -285,6 +285,8 @@ def start(
 @app.command()
 def status(*, home: HomeOption = None, json: Json = False) -> None:
     """Show what the running worker does, earns and misses."""
+    from piecework.commands._worker.views import price_rows, reached_line
+
     body = _ask(home, "GET", "/status")
     token = _token(home)
     if json:
@@ -307,8 +309,9 @@ def status(*, home: HomeOption = None, json: Json = False) -> None:
         ("offer", f"number {offer.get('sequence', '-')} at {offer.get('endpoint', '-')}"),
         ("relays", ", ".join(f"{name} {state}" for name, state in body["relays"].items()) or "-"),
         ("seen by", ", ".join(f"{h} {'yes' if s else 'no'}" for h, s in seen.items()) or "-"),
-        ("reached", ", ".join(f"{a} {word}" for a, word in body["reached"].items()) or "-"),
+        ("reached", reached_line(body)),
         ("price", _rate(offer, token)),
+        *price_rows(body["prices"]),
         ("accepted", token.format(earned["accepted"])),
         ("settled", token.format(earned["settled"])),
         ("unsettled", token.format(body["unsettled"])),

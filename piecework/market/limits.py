@@ -45,8 +45,6 @@ SETTLEMENTS_KEPT: Final = 50
 EVENTS_AT_ONCE: Final = 200
 # The chain's final blocks are read this often.
 SETTLEMENTS_INTERVAL_S: Final = 30.0
-# Addresses dialled for workers at once. Each takes two seconds at most.
-MAX_DIALS: Final = 32
 # Checking one audit recovers a signature for each canvas, and applies the rules: up to a second.
 ADDRESS_AUDITS_PER_MINUTE: Final = 6
 ADDRESS_AUDIT_BURST: Final = 12

@@ -4,7 +4,7 @@
     GET  /v1/offers   ?model= &max_price= &min_speed= &sort=price|speed &limit= &offset=
                       (a page ends early at 4 MiB: go on behind the offers that came)
     GET  /v1/offers/OPERATOR   the worker's last offer, also when it has expired
-    POST /v1/dial     a registered operator's signed request to be dialled (`market.dialling`)
+    POST /v1/dial     a registered operator's signed request to be dialled (`piecework.dialback`)
     POST /v1/audits   a client's signed report of an audit (`protocol.evidence.reports`)
     GET  /v1/workers/OPERATOR/audits   GET /v1/audits/ID (its evidence)   GET /v1/audits/ID/report
     GET  /v1/models   GET /v1/workers   ?limit= &offset=
@@ -36,8 +36,8 @@ from piecework.base.http_server import BodyReader, BodyRefused, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
+from piecework.dialback import DialDesk, DialRefused, chain_unavailable
 from piecework.market.audit_desk import AuditDesk, ChannelSource
-from piecework.market.dialling import DialDesk
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.explorer import layout, offers, worker
 from piecework.market.history import DAY_S
@@ -80,6 +80,15 @@ _FAULT_STATUS = {
     OfferFault.NOT_REGISTERED: 403,
     OfferFault.NOT_BONDED: 403,
     OfferFault.WRONG_RECEIVER: 403,
+}
+_DIAL_STATUS = {
+    "malformed": 400,
+    "clock_differs": 400,
+    "bad_signature": 403,
+    "not_registered": 403,
+    "chain_unavailable": 503,
+    "dials_busy": 503,
+    "rate_limited": 429,
 }
 
 
@@ -294,13 +303,22 @@ class IndexServer:
     # --- dialling back
 
     async def _dial(self, request: web.Request) -> web.Response:
-        found = await self.dials.answer(await self._bodies.read(request))
+        try:
+            found = await self.dials.answer(await self._bodies.read(request))
+        except DialRefused as error:
+            status = _DIAL_STATUS[error.code]
+            raise Declined(
+                status, error.code, error.message, retry_after_s=error.retry_after_s
+            ) from None
         for one in found["dialled"]:
             self.metrics.dialled(one["outcome"])
         return web.json_response(found)
 
     async def _is_bonded(self, operator: Address) -> bool:
-        standing = await self._standing(operator)
+        try:
+            standing = await self._standing(operator)
+        except ChainError:
+            raise chain_unavailable() from None
         return standing is not None and standing.active
 
     # --- reading

@@ -15,7 +15,7 @@ from piecework.base.listener import AcceptedConnection
 from piecework.relay.hello import HANDSHAKE, HelloReader, HelloRefused
 from piecework.relay.limits import CLOSING_S, WAITING_BYTES
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.relaying import MAX_OPENING_BYTES, Join, Take, decode_opening
+from piecework_protocol.relaying import MAX_OPENING_BYTES, Dial, Join, Take, decode_opening
 from piecework_protocol.types import Address
 
 UNRECOGNIZED_NAME: Final = bytes.fromhex("15 0303 0002 02 70")
@@ -40,6 +40,10 @@ class Switchboard(Protocol):
 
     def join(self, link: RelayConnection, operator: Address) -> None:
         """A worker wants to be reached."""
+        ...
+
+    def dial(self, link: RelayConnection, early: bytes) -> None:
+        """A worker wants its addresses dialled. early: what came of its request."""
         ...
 
     def refused(self, why: str) -> None:
@@ -118,13 +122,16 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
 
-    def streams(self, most: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """Read and write lines from now on, each of at most so many bytes.
+    def streams(
+        self, most: int, early: bytes = b""
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Read and write lines from now on, each of at most so many bytes. early: came already.
 
         The end of the connection is still told to the relay, through the writer's owner.
         """
         loop, transport = asyncio.get_running_loop(), cast(asyncio.Transport, self._transport)
         reader = asyncio.StreamReader(limit=most, loop=loop)
+        reader.feed_data(early)
         protocol = asyncio.StreamReaderProtocol(reader, loop=loop)
         transport.set_protocol(protocol)
         protocol.connection_made(transport)
@@ -209,7 +216,7 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
     def _read_line(self, data: bytes) -> None:
         self._line += data
         line, end, more = bytes(self._line).partition(b"\n")
-        if len(line) > MAX_OPENING_BYTES or (end and more):
+        if len(line) > MAX_OPENING_BYTES:
             self._end("bad_opening")
             return
         if not end:
@@ -219,6 +226,9 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
         except MalformedInput:
             self._end("bad_opening")
             return
+        if more and not isinstance(opening, Dial):
+            self._end("bad_opening")
+            return
         match opening:
             case Take(token):
                 self._decided = True
@@ -226,6 +236,9 @@ class RelayConnection(AcceptedConnection, asyncio.BufferedProtocol):
             case Join(operator):
                 self._hold()
                 self._relay.join(self, operator)
+            case Dial():
+                self._hold()
+                self._relay.dial(self, more)
 
     def _hold(self) -> None:
         """It said what it wants. Read nothing more before it has that."""

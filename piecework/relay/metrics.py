@@ -47,6 +47,12 @@ class RelayMetrics:
             ["reason"],
             registry=r,
         )
+        self._dials = Counter(
+            "piecework_relay_dials",
+            "Addresses dialled for workers, by what became of it.",
+            ["outcome"],
+            registry=r,
+        )
         self._told: dict[str, int] = {}
 
     def exposition(self, relay: Relay) -> bytes:
@@ -60,6 +66,8 @@ class RelayMetrics:
         self._bring(self._joins, "joins", relay.joins)
         for reason, count in relay.counts.items():
             self.refused(reason, count)
+        for outcome, count in relay.dials.items():
+            self._bring(self._dials.labels(outcome), f"dials {outcome}", count)
         return generate_latest(self.registry)
 
     def refused(self, reason: str, count: int) -> None:

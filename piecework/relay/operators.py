@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from piecework.base.clock import Clock
+from piecework.base.dialling import Dialler
 from piecework.base.errors import PieceworkError
 from piecework.chain.errors import ChainError
 from piecework.chain.reader import RegisteredWorker
+from piecework.dialback import DialDesk, chain_unavailable
 from piecework.relay.limits import (
     MAX_OPERATORS,
     REGISTERED_S,
@@ -19,6 +21,7 @@ from piecework.relay.limits import (
     STALE_S,
     UNREGISTERED_S,
 )
+from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address
 
 
@@ -70,3 +73,17 @@ class RegisteredOperators:
         if len(self._known) > MAX_OPERATORS:
             self._known.popitem(last=False)
         return registered
+
+
+def dial_desk(
+    operators: RegisteredOperators, dialler: Dialler, market: Domain, clock: Clock
+) -> DialDesk:
+    """Build what dials for these operators. market: the domain of its escrow."""
+
+    async def is_bonded(operator: Address) -> bool:
+        try:
+            return await operators.is_registered(operator)
+        except RegistryAway:
+            raise chain_unavailable() from None
+
+    return DialDesk(dialler, market, is_bonded, clock)

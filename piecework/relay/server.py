@@ -9,6 +9,7 @@ cannot read, change or forge.
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from piecework.base.clock import Clock
 from piecework.base.connections import MAX_ADDRESSES, ConnectionTable
 from piecework.base.listener import Listener
 from piecework.base.rates import Rate, RateLimiter
+from piecework.dialback import DialDesk, DialRefused
 from piecework.relay.connection import RelayConnection
 from piecework.relay.joined import Gatekeeper, JoinedWorker, LinkEnded
 from piecework.relay.limits import (
@@ -30,6 +32,7 @@ from piecework.relay.limits import (
     WORKER_CLIENTS_PER_S,
     RelayLimits,
 )
+from piecework_protocol.dialling import MAX_DIAL_BYTES
 from piecework_protocol.relaying import named_operator
 from piecework_protocol.types import Address, address_hex
 
@@ -41,11 +44,15 @@ class Relay:
     """Implements `Switchboard`. `start` accepts and `close` ends everything."""
 
     def __init__(
-        self, gatekeeper: Gatekeeper, limits: RelayLimits, *, clock: Clock, log: Any
+        self, gatekeeper: Gatekeeper, desk: DialDesk, limits: RelayLimits, *, clock: Clock, log: Any
     ) -> None:
+        """desk: dials the addresses of workers that ask for it."""
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.counts: Counter[str] = Counter()
         """Connections that were ended, by reason."""
+        self.dials: Counter[str] = Counter()
+        """Addresses that were dialled for workers, by what became of it."""
+        self._desk = desk
         self.joins = self._passed_before = 0
         self._gatekeeper, self.limits = gatekeeper, limits
         self._clock, self._log = clock, log
@@ -175,6 +182,36 @@ class Relay:
             return
         worker = JoinedWorker(operator, link, self._gatekeeper, self.limits)
         self._spawn(self._live(worker, link), "worker")
+
+    def dial(self, link: RelayConnection, early: bytes) -> None:
+        # It costs as much as a join: a signature, and a stranger's one call to the chain.
+        wait_s = self._joins.take(link.address, self._clock.monotonic())
+        if wait_s or len(self._tasks) >= MAX_HANDSHAKES + self.limits.workers:
+            self.refused("dial_rate" if wait_s else "dials_total")
+            link.abort()
+            return
+        self._spawn(self._answer_dial(link, early), "dial")
+
+    async def _answer_dial(self, link: RelayConnection, early: bytes) -> None:
+        """Read one request, dial, answer, and hang up."""
+        reader, writer = link.streams(MAX_DIAL_BYTES, early)
+        try:
+            async with asyncio.timeout(self.limits.opening_s):
+                data = await reader.readuntil(b"\n")
+            link.disarm()
+            try:
+                answer = await self._desk.answer(data)
+            except DialRefused as error:
+                self.refused(f"dial_{error.code}")
+                answer = error.body()
+            self.dials.update(one["outcome"] for one in answer.get("dialled", ()))
+            writer.write(json.dumps(answer).encode() + b"\n")
+            link.finish()
+        except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, OSError, TimeoutError):
+            self.refused("bad_dial")
+            link.abort()
+        finally:
+            self.gone(link)
 
     def gone(self, connection: RelayConnection) -> None:
         self._table.remove(connection)

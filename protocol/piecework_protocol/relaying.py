@@ -4,8 +4,10 @@ A worker dials a relay and keeps that link open. For each client that the relay 
 dials once more and takes the client over. So a worker behind a router listens on no address, and
 the relay passes bytes of TLS that it cannot read.
 
-A connection to a relay begins with one line of ASCII (`Join` or `Take`), or it is a client's TLS.
-On a joined link both sides write one JSON object a line.
+A connection to a relay begins with one line of ASCII (`Join`, `Take` or `Dial`), or it is a
+client's TLS. On a joined link both sides write one JSON object a line. Behind `Dial` stands a
+signed request as an index takes it (`dialling.py`), and the relay answers with one line (clause
+2.8).
 """
 
 from __future__ import annotations
@@ -96,19 +98,31 @@ class Take:
     token: bytes
 
 
-def encode_opening(opening: Join | Take) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Dial:
+    """A worker wants its addresses dialled. What follows is one line with its signed request."""
+
+
+Opening = Join | Take | Dial
+
+
+def encode_opening(opening: Opening) -> bytes:
     """Write a first line."""
+    if isinstance(opening, Dial):
+        return OPENING + b"dial\n"
     if isinstance(opening, Join):
         return OPENING + b"join " + opening.operator.hex().encode() + b"\n"
     return OPENING + b"take " + opening.token.hex().encode() + b"\n"
 
 
-def decode_opening(line: bytes) -> Join | Take:
+def decode_opening(line: bytes) -> Opening:
     """Read a first line, without its end.
 
     Raises:
         MalformedInput: It is none.
     """
+    if line == OPENING + b"dial":
+        return Dial()
     found = re.fullmatch(rb"(join ([0-9a-f]{40})|take ([0-9a-f]{32}))", line.removeprefix(OPENING))
     if not line.startswith(OPENING) or found is None:
         raise MalformedInput("that is no first line of a worker")

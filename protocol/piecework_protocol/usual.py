@@ -103,8 +103,13 @@ def of_benchmark(steps: float, output_tokens: float) -> UsualJobs | None:
 
 def assumed(model: ModelOffer) -> UsualJobs:
     """Give what real prompts take at the mean, for a model about which nothing is known."""
-    steps = min(model.max_steps, MEAN_STEPS) * _MILLION // max(1, model.canvas_size)
+    steps = mean_steps(model.max_steps, model.canvas_size)
     return UsualJobs(steps, steps, 0, None, Source.ASSUMED)
+
+
+def mean_steps(max_steps: int, canvas_size: int) -> int:
+    """Give the steps of a million output tokens of a model at the mean of real prompts."""
+    return min(max_steps, MEAN_STEPS) * _MILLION // max(1, canvas_size)
 
 
 def usual_jobs(offer: Offer, model: ModelOffer) -> UsualJobs:

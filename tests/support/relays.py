@@ -10,10 +10,11 @@ from typing import Any
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.base.connections import ConnectionLimits
+from piecework.base.dialling import Dialler
 from piecework.base.listener import bind
 from piecework.relay.joined import Gatekeeper
 from piecework.relay.limits import RelayLimits
-from piecework.relay.operators import RegisteredOperators, WorkerRegistry
+from piecework.relay.operators import RegisteredOperators, WorkerRegistry, dial_desk
 from piecework.relay.server import Relay
 from piecework_node import logs
 from piecework_node.daemon.front import Front, FrontLimits
@@ -24,6 +25,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.relaying import relay_domain
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address
+from tests.support.fake_chain import DOMAIN
 
 MARKET: Domain = relay_domain(31337, Address(b"\x22" * 20))
 """The domain of admissions in the market of these tests."""
@@ -53,13 +55,16 @@ async def running_relay(
     *,
     clock: Clock | None = None,
     port: int = 0,
+    dialler: Dialler | None = None,
 ) -> AsyncIterator[RunningRelay]:
     """Run a relay. Port 0 picks a free one."""
     clock = clock or SystemClock()
     sockets = bind("127.0.0.1", port)
     name = f"127.0.0.1:{sockets[0].getsockname()[1]}"
-    gatekeeper = Gatekeeper(name, MARKET, RegisteredOperators(registry, clock), clock)
-    relay = Relay(gatekeeper, limits, clock=clock, log=logs.silent())
+    operators = RegisteredOperators(registry, clock)
+    gatekeeper = Gatekeeper(name, MARKET, operators, clock)
+    desk = dial_desk(operators, dialler or Dialler(public_only=False), DOMAIN, clock)
+    relay = Relay(gatekeeper, desk, limits, clock=clock, log=logs.silent())
     relay.start(sockets)
     running = RunningRelay(relay, name)
     try:

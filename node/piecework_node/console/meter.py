@@ -24,6 +24,28 @@ class _Sample:
 
 
 @dataclass(slots=True)
+class JobEnergy:
+    """Joules that the cards drew while jobs ran, and the tokens that were charged meanwhile."""
+
+    joules: float | None = None
+    """None: the cards have not told."""
+    tokens: int = 0
+    _seen: int | None = None
+
+    def add(self, drawn: float | None, tokens: int, *, busy: bool) -> None:
+        """Take what was drawn since the sample before, and all tokens until now.
+
+        drawn: None where a card did not tell. The tokens of that time count nothing then. busy:
+        whether jobs ran. Tokens are charged at the end of a canvas, and its job may be over then.
+        """
+        before, self._seen = self._seen, tokens
+        if drawn is None or before is None:
+            return
+        self.joules = (self.joules or 0.0) + (drawn if busy else 0.0)
+        self.tokens += tokens - before
+
+
+@dataclass(slots=True)
 class ConsoleMeter:
     """Takes a sample about once a second. Times are monotonic seconds."""
 
@@ -43,11 +65,13 @@ class ConsoleMeter:
         steps: int,
         gpus: Mapping[str, GpuReading | None],
         ours: Collection[str],
-    ) -> None:
+    ) -> float | None:
         """Take the counters of now, and each GPU's reading by what tells it from the others.
 
         ours: the GPUs that work for us, not for their owner. If one of them does not tell what it
         draws, the sum is not known.
+
+        Returns joules that ours drew since the sample before. None: not known.
         """
         by_gpu = {name: self._drawn(name, at, gpu) for name, gpu in gpus.items()}
         known = [by_gpu[name] for name in ours]
@@ -61,6 +85,7 @@ class ConsoleMeter:
         self._samples.append(_Sample(at, tokens, steps, self._joules))
         while len(self._samples) > 2 and at - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
+        return drawn
 
     def _drawn(self, name: str, at: float, gpu: GpuReading | None) -> float | None:
         """Joules since the sample before. None: the card did not tell at both times."""

@@ -103,6 +103,20 @@ class OpenBalance:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownPrices:
+    """What new offers ask, in base units. why: of automatic prices, by what each line is about.
+
+    prompt, output: for a million tokens. steps: for a thousand. next_look_at: Unix seconds.
+    """
+
+    prompt: int
+    output: int
+    steps: int
+    why: tuple[tuple[str, str], ...] = ()
+    next_look_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """Everything that a console shows."""
 
@@ -131,6 +145,7 @@ class Snapshot:
     indexes: dict[str, bool]
     alerts: tuple[Alert, ...]
     money: ShownMoney
+    prices: ShownPrices
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""

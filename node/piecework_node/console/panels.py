@@ -39,6 +39,7 @@ def panels(shown: Snapshot) -> tuple[Panel, ...]:
     return (
         _facts("worker", "Worker", _worker(shown)),
         _facts("balance", "Money", _balance(shown)),
+        _facts("prices", "Prices", _prices(shown)),
         _cards(shown.cards),
         _facts("health", "Chain and indexes", _health(shown)),
         _canvases(shown),
@@ -106,6 +107,21 @@ def _worker(shown: Snapshot) -> Iterable[Row]:
     yield "Tokens per second", _number(rates.tokens)
     yield "Steps per second", _number(rates.steps)
     yield "Joules per 1,000 tokens", _number(rates.joules_per_thousand)
+
+
+def _prices(shown: Snapshot) -> Iterable[Row]:
+    money, prices = shown.money, shown.prices
+    for label, units in (
+        ("Million prompt tokens", prices.prompt),
+        ("Million output tokens", prices.output),
+        ("Thousand steps", prices.steps),
+    ):
+        yield label, f"{_tokens(money, units)} {money.symbol}"
+    yield "Automatic", "on" if prices.why else "off"
+    for label, text in prices.why:
+        yield label.capitalize(), text
+    if prices.next_look_at is not None:
+        yield "Next look (UTC)", clock(prices.next_look_at)
 
 
 def _canvases(shown: Snapshot) -> Panel:

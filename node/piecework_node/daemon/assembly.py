@@ -16,7 +16,7 @@ from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework.signer.remote import RemoteSigner
 from piecework_node import logs
-from piecework_node.config import WorkerAmounts, WorkerConfig
+from piecework_node.config import WorkerConfig
 from piecework_node.daemon.engines import Engines, make_engines
 from piecework_node.daemon.surroundings import check_endpoints
 from piecework_node.disputes.chain import DisputeLink
@@ -55,6 +55,7 @@ from piecework_node.settlement.settler import Settler
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
+from piecework_node.worker_amounts import WorkerAmounts
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Seconds, parse_address
 

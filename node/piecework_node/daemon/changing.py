@@ -12,9 +12,10 @@ from piecework.base.files import read, write_private
 from piecework.base.settings import MAX_FILE_BYTES, SettingsError
 from piecework_node import config as settings
 from piecework_node.card_settings import tables_with
-from piecework_node.config import AMOUNTS, CREDIT_FROM_PRICES, WorkerConfig
+from piecework_node.config import AMOUNTS, WorkerConfig
 from piecework_node.errors import AdminError, ConfigError
 from piecework_node.home import Home
+from piecework_node.worker_amounts import CREDIT_FROM_PRICES
 
 PRICES: Final = (
     "price_per_million_prompt_tokens",
@@ -33,6 +34,10 @@ LIVE: Final = frozenset(
         "top_up_fee",
         "close_fee",
         "min_top_up",
+        "automatic_prices",
+        "automatic_least_percent",
+        "automatic_step_percent",
+        "busy_power_w",
     )
 )
 """Settings that a running worker takes up at once. The others wait for its next start."""

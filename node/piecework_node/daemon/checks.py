@@ -312,16 +312,18 @@ class Checker:
         return ", ".join(f"{host}{' shows the offer' * bool(told)}" for host, told in shown.items())
 
     async def _dialled(self) -> str:
-        """Have the worker's own address dialled from the side of each index."""
+        """Have the worker's own address dialled by each index, or by a relay if none does."""
         config = self._need(self._config)
-        if not config.indexes:
-            return "nobody to ask. An index would dial the worker and say what it finds"
+        if not config.indexes and not config.relays:
+            return "nobody to ask. An index or a relay would dial the worker and say what it finds"
         if self._status is not None:
             reached: dict[str, str] = self._status["reached"]
             if not reached:
                 return "the running worker knows no answer yet"
-            self._judge_dials(reached)
-            return ", ".join(f"{address} {word}" for address, word in reached.items())
+            by = ", ".join(self._status["dialled_by"])
+            self._judge_dials(reached, by)
+            found = ", ".join(f"{address} {word}" for address, word in reached.items())
+            return f"{found}, says {by}"
         if not config.listens:
             return "through relays alone. The running worker has them dialled"
         host, port = split_endpoint(config.bind)
@@ -332,24 +334,29 @@ class Checker:
             sights = await self._look(Endpoint(Route.DIRECT, address))
         watch = ReachWatch(self._board)
         watch.note(sights, [Endpoint(Route.DIRECT, address)])
-        self._judge_dials(watch.reached)
-        said = [f"{s.host} reached {address}" for s in sights if s.reached]
-        said += [f"{s.host} has not dialled: {s.why}" for s in sights if not s.reached]
+        self._judge_dials(watch.reached, ", ".join(watch.dialled_by))
+        said = [f"{s.name} reached {address}" for s in sights if s.reached]
+        said += [f"{s.name} has not dialled: {s.why}" for s in sights if not s.reached]
         return "; ".join(said)
 
     async def _look(self, endpoint: Endpoint) -> tuple[Sight, ...]:
         config, deployment = self._need(self._config), self._need(self._deployment)
         async with HttpReader(REACH_LIMITS) as http:
             onlooker = Onlooker(
-                config.indexes, http, self._need(self._operator), deployment.domain, self._time
+                config.indexes,
+                http,
+                self._need(self._operator),
+                deployment.domain,
+                self._time,
+                relays=config.relays,
             )
             return await onlooker.look((endpoint,), self._need(self._tls_digest), None)
 
-    def _judge_dials(self, reached: Mapping[str, str]) -> None:
+    def _judge_dials(self, reached: Mapping[str, str], by: str) -> None:
         for address, word in reached.items():
             if word != Dialled.REACHED.value:
                 check = DIALLED.format(address)
-                detail = f"no index reaches {address} ({word})"
+                detail = f"{address} is not reached by {by} ({word})"
                 self._board.failed(check, Code.ADDRESS_UNREACHED, detail)
         self._hold_all(*map(DIALLED.format, reached))
 

@@ -12,17 +12,19 @@ from typing import Final, Protocol
 from piecework.base.amounts import Token, native_coin
 from piecework.base.http import HttpReader
 from piecework_node.console.alerts import WEBHOOK_LIMITS, AlertBook, Webhook
-from piecework_node.console.meter import HOUR_S, ConsoleMeter
+from piecework_node.console.meter import HOUR_S, ConsoleMeter, JobEnergy
 from piecework_node.console.model import (
     Earned,
     LiveCanvas,
     OpenBalance,
     ShownCard,
     ShownMoney,
+    ShownPrices,
     Snapshot,
 )
 from piecework_node.daemon.assembly import Components
 from piecework_node.daemon.engines import KeptCard
+from piecework_node.daemon.price_watch import Spent
 from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel
 from piecework_node.owner.readings import GpuReading
 from piecework_node.runtime.live import LiveJob
@@ -141,6 +143,13 @@ class EarningsBook:
             sum(known) if known else None,
         )
 
+    def costs(self) -> tuple[int, int, int]:
+        """Gas and fees of the window in base units, and the canvases that were delivered."""
+        fees = sum(fees for fees, _ in self._spent.values())
+        wei = sum(wei for _, wei in self._spent.values())
+        canvases = sum(made.canvases for made in self._sums.values())
+        return -(-wei * self._coin_price // WEI), fees, canvases
+
     def by_model(self) -> tuple[Earned, ...]:
         """Earnings of the window by model, the largest first."""
         return self._shares(lambda key: key[1])
@@ -188,7 +197,7 @@ class ConsoleFeed:
         """`state` and `indexes` are the daemon's own: its state, and who shows the offer."""
         self._p, self._state, self._indexes = components, state, indexes
         base, config = components.base, components.base.config
-        self._meter = ConsoleMeter()
+        self._meter, self._energy = ConsoleMeter(), JobEnergy()
         self._book = EarningsBook(base.journal, base.amounts.native_coin_price)
         self._webhook: Webhook | None = None
         if config.alert_webhook:
@@ -212,7 +221,7 @@ class ConsoleFeed:
         p, clock, metrics = self._p, self._p.base.clock, self._p.base.metrics
         moment = clock.monotonic()
         gpus, ours = self._gpus()
-        self._meter.sample(
+        drawn = self._meter.sample(
             moment,
             clock.wall(),
             tokens=metrics.tokens,
@@ -220,6 +229,7 @@ class ConsoleFeed:
             gpus=gpus,
             ours=ours,
         )
+        self._energy.add(drawn, metrics.tokens, busy=p.worker.active > 0)
         self._alerts.observe(self._conditions())
         if p.base.engines.losses > self._losses:
             self._alerts.event("engine-lost", "The engine was lost and is started again.")
@@ -227,6 +237,10 @@ class ConsoleFeed:
         if self._booked_at is None or moment - self._booked_at >= BOOK_S:
             self._booked_at = moment
             await self._book.refresh(now(clock))
+
+    def spent(self) -> Spent:
+        """What work took until now."""
+        return Spent(self._energy.joules, self._energy.tokens, *self._book.costs())
 
     def _gpus(self) -> tuple[dict[str, GpuReading | None], set[str]]:
         """The readings by the number of the GPU, and the GPUs that work for us.
@@ -251,7 +265,7 @@ class ConsoleFeed:
             found["paused"] = "Jobs are paused for the owner of the machine."
         return found
 
-    async def snapshot(self) -> Snapshot:
+    async def snapshot(self, prices: ShownPrices) -> Snapshot:
         """Return everything that a console shows."""
         p, base = self._p, self._p.base
         time, pause = now(base.clock), p.worker.cards.pause
@@ -284,6 +298,7 @@ class ConsoleFeed:
             indexes=self._indexes(),
             alerts=tuple(self._alerts.last),
             money=money_of(base.deployment.payment_token, base.config),
+            prices=prices,
         )
 
     def _card(self, one: KeptCard) -> ShownCard:

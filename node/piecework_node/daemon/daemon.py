@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from piecework.base.clock import Clock
-from piecework.base.connections import ConnectionLimits, Refused, parse_networks
+from piecework.base.connections import Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
-from piecework.base.listener import CannotListen, bind, connections_that_fit
+from piecework.base.listener import CannotListen, bind
 from piecework.chain.errors import SignerError
 from piecework_node import config
 from piecework_node.config import WorkerConfig
@@ -35,9 +34,10 @@ from piecework_node.daemon.card_pumps import CardPumps
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.evidence import answer_of
-from piecework_node.daemon.front import DESCRIPTORS_EACH, Front, FrontLimits
+from piecework_node.daemon.front import front_of
 from piecework_node.daemon.offered import offered, show_card, with_claims
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.daemon.price_watch import follow_market, price_watch
 from piecework_node.daemon.reach import (
     REACH_LIMITS,
     Onlooker,
@@ -57,7 +57,6 @@ from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, notice
-from piecework_node.metrics import Metrics
 from piecework_node.runtime.signing import PatientSigner
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.objects import Endpoint, Route
@@ -82,8 +81,6 @@ FIRST_LOOK_S: Final = 5.0
 """Wait at most this long for the indexes to say how they see the worker."""
 WITHDRAW_S: Final = 3.0
 """For the indexes to take the offer of a worker that drains."""
-HANDSHAKES_PER_S: Final = 20.0
-"""TLS connections that one address may open. A handshake costs some milliseconds."""
 STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
@@ -119,24 +116,6 @@ class Ports:
             sock.close()
 
 
-def front_of(config: WorkerConfig, peers: Peers, metrics: Metrics, clock: Clock) -> Front:
-    """Return the front of the job port, with bounds that leave descriptors for everything else."""
-    fitting = connections_that_fit(config.max_connections, DESCRIPTORS_EACH)
-    limits = ConnectionLimits(
-        fitting,
-        min(config.connections_per_address, max(1, fitting // 2)),
-        opened_per_s=HANDSHAKES_PER_S,
-        trusted=parse_networks(config.trusted_proxies),
-    )
-    relayed = (fitting // 2 if config.listens else fitting) // max(1, len(config.relays))
-    return Front(
-        FrontLimits(limits, of_one_relay=max(1, relayed)),
-        has_paid=peers.has_paid,
-        on_refused=lambda why: metrics.connection_refused("jobs", why),
-        clock=clock,
-    )
-
-
 class Daemon:
     """One life of the worker. Implements `admin.Operations`."""
 
@@ -145,7 +124,6 @@ class Daemon:
     ) -> None:
         """`flags` are those of the command line. They go before the settings of the home."""
         self._p, self._base, self._ports = components, components.base, ports
-        self._settings = Reconfigurer(components, flags or {})
         self._draining = asyncio.Event()
         self._pumps = CardPumps(
             components.base.engines, components.worker, components.channels.faults
@@ -155,6 +133,8 @@ class Daemon:
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
         self._feed = ConsoleFeed(components, self._state, lambda: self._indexes.seen_by)
+        self._prices = price_watch(components, self._feed.spent)
+        self._settings = Reconfigurer(components, flags or {}, self._prices)
         base, config = components.base, components.base.config
         faults, least_mib = components.channels.faults, config.min_free_disk_mib
         self._disk = DiskWatch(faults, base.home.root, least_mib)
@@ -174,7 +154,7 @@ class Daemon:
                 config.paid_requests_per_minute,
             )
         )
-        self._front = front_of(config, peers, base.metrics, base.clock)
+        self._front = front_of(config, peers.has_paid, base.metrics, base.clock)
         self._relays = Relays(
             config.relays,
             RelayCredentials(
@@ -240,7 +220,7 @@ class Daemon:
 
     async def status(self) -> dict[str, Any]:
         shown = await status_of(self._p, self._state(), self._grpc_port)
-        return {**shown, **self._seen()}
+        return {**shown, **self._seen(), "prices": self._prices.status()}
 
     def _seen(self) -> dict[str, Any]:
         """How others see the worker, and what keeps it from earning."""
@@ -251,11 +231,12 @@ class Daemon:
             "seen_by": self._indexes.seen_by,
             "shown_by": self._reach.shown_by,
             "reached": self._reach.reached,
+            "dialled_by": list(self._reach.dialled_by),
             "relays": self._relays.states,
         }
 
     async def console(self) -> Snapshot:
-        return await self._feed.snapshot()
+        return await self._feed.snapshot(self._prices.shown)
 
     async def evidence(self, asked: bytes) -> dict[str, Any]:
         return await answer_of(self._p, asked)
@@ -324,10 +305,12 @@ class Daemon:
             "heartbeats": self._heartbeats,
             "pruning": self._prune,
             "console": self._feed.run,
+            "prices": lambda: follow_market(p, self._prices),
             **({"signer": signer.watch} if isinstance(signer, PatientSigner) else {}),
             "standing": lambda: self._standing.run(base.config.chain_poll_s),
         }
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
+        self._prices.begin()
         await self._relays.settled(FIRST_JOIN_S)
         await self._issue()
         shown = asyncio.Event()
@@ -347,7 +330,10 @@ class Daemon:
         base = self._base
         async with HttpReader(REACH_LIMITS) as http:
             market = base.deployment.domain
-            onlooker = Onlooker(base.config.indexes, http, base.operator, market, base.clock)
+            config = base.config
+            onlooker = Onlooker(
+                config.indexes, http, base.operator, market, base.clock, relays=config.relays
+            )
             await look_at(onlooker, self._reach, self._p.board.current)
             looked.set()
             await keep_looking(onlooker, self._reach, lambda: self._p.board.current)

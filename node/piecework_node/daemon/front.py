@@ -27,10 +27,25 @@ from pathlib import Path
 from typing import Final, cast
 
 from piecework.base.clock import Clock
-from piecework.base.connections import MAX_ADDRESSES, ConnectionLimits, ConnectionTable, Refused
-from piecework.base.listener import AcceptedConnection, Listener, OnRefused
+from piecework.base.connections import (
+    MAX_ADDRESSES,
+    ConnectionLimits,
+    ConnectionTable,
+    Refused,
+    parse_networks,
+)
+from piecework.base.listener import (
+    AcceptedConnection,
+    Listener,
+    OnRefused,
+    connections_that_fit,
+)
 from piecework.base.rates import Rate, RateLimiter, is_in, peer_key
+from piecework_node.config import WorkerConfig
+from piecework_node.metrics import Metrics
 
+HANDSHAKES_PER_S: Final = 20.0
+"""TLS connections that one address may open. A handshake costs some milliseconds."""
 DESCRIPTORS_EACH: Final = 3
 """Of one relayed connection: the client's socket and both ends of the Unix socket."""
 RELAY_BUFFER_BYTES: Final = 128 * 1024
@@ -436,3 +451,23 @@ class Front:
         if self._has_paid(connection.address) or connection.trusted:
             return 0.0
         return self._bytes.spend(connection.address, size, now)
+
+
+def front_of(
+    config: WorkerConfig, has_paid: Callable[[str], bool], metrics: Metrics, clock: Clock
+) -> Front:
+    """Return the front of the job port, with bounds that leave descriptors for everything else."""
+    fitting = connections_that_fit(config.max_connections, DESCRIPTORS_EACH)
+    limits = ConnectionLimits(
+        fitting,
+        min(config.connections_per_address, max(1, fitting // 2)),
+        opened_per_s=HANDSHAKES_PER_S,
+        trusted=parse_networks(config.trusted_proxies),
+    )
+    relayed = (fitting // 2 if config.listens else fitting) // max(1, len(config.relays))
+    return Front(
+        FrontLimits(limits, of_one_relay=max(1, relayed)),
+        has_paid=has_paid,
+        on_refused=lambda why: metrics.connection_refused("jobs", why),
+        clock=clock,
+    )

@@ -1,7 +1,8 @@
 """See the worker as a client would: do the indexes show its offer, and does its address answer?
 
-An index is not trusted. What it says stops no job. But a worker that nobody shows, or that no index
-can dial, earns nothing, and its owner should know.
+Where no index dials, a relay of the worker is asked to. Neither is trusted. What they say stops no
+job. But a worker that nobody shows, or that nobody can dial, earns nothing, and its owner should
+know.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import random
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
@@ -19,8 +20,10 @@ from piecework.base.clock import Clock
 from piecework.base.dialling import Dialled
 from piecework.base.http import HttpError, HttpLimits, HttpStatus, host_of, parse_json
 from piecework.base.listener import bind
+from piecework.base.text import one_line
+from piecework_node.daemon.relays import RelayAway, ask_to_dial
 from piecework_node.home import Home
-from piecework_node.jobs.offers import reason_of
+from piecework_node.jobs.offers import MAX_REASON_CHARACTERS, reason_of
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.times import now
 from piecework_protocol.dialling import DialRequest, dial_domain, encode_dial
@@ -34,6 +37,7 @@ SHOWN: Final = "shown by {}"
 DIALLED: Final = "dialled {}"
 """The names under which an index and an address are reported to the board."""
 REACH_LIMITS: Final = HttpLimits(total_s=5.0, connect_s=3.0, max_bytes=256 * 1024)
+NONSENSE: Final = "it answers nonsense"
 LOOK_S: Final = 600.0
 RETRY_S: Final = 61.0
 """While something is wrong. An index dials for one operator once a minute."""
@@ -64,23 +68,30 @@ class IndexPort(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What one index says of the worker.
+    """What one index or relay says of the worker.
 
     Attributes:
-        host: Of the index, as host[:port].
+        host: Of the index, as host[:port], or what the relay calls itself.
         shown: Whether its readers see the offer. None: it does not say.
         reached: What became of the dial, by address. Empty: it has not dialled.
         why: Why it has not dialled.
+        is_relay: Whether a relay says it. It shows no offers.
     """
 
     host: str
     shown: bool | None = None
     reached: Mapping[str, str] | None = None
     why: str = ""
+    is_relay: bool = False
+
+    @property
+    def name(self) -> str:
+        """Who says it."""
+        return f"relay {self.host}" if self.is_relay else self.host
 
 
 class Onlooker:
-    """Asks indexes how they see a worker."""
+    """Asks indexes how they see a worker, and a relay if none of them dials."""
 
     def __init__(
         self,
@@ -89,40 +100,64 @@ class Onlooker:
         signer: AsyncSigner,
         market: Domain,
         clock: Clock,
+        *,
+        relays: Sequence[str] = (),
+        ask_relay: Callable[[str, bytes], Awaitable[bytes]] = ask_to_dial,
     ) -> None:
-        """market: the domain of its escrow."""
+        """market: the domain of its escrow. relays: those of the worker, in its order.
+
+        ask_relay: sends a relay a request, and raises `RelayAway`.
+        """
+        self._relays, self._ask_relay = relays, ask_relay
         self._indexes, self._http = indexes, http
         self._signer, self._domain, self._clock = signer, dial_domain(market), clock
 
     async def look(
         self, endpoints: tuple[Endpoint, ...], pin: Digest, sequence: int | None
     ) -> tuple[Sight, ...]:
-        """Ask every index. sequence: of the offer that it should show. None: there is none yet."""
+        """Ask every index, and a relay if none has dialled: the first that does.
+
+        sequence: of the offer that they should show. None: there is none yet.
+        """
         request = DialRequest(self._signer.address, endpoints, pin, now(self._clock))
         body = encode_dial(request, await self._signer.typed(self._domain, request))
         asked = {one.address for one in endpoints}
-        return tuple(
-            await asyncio.gather(
-                *(self._ask(index.rstrip("/"), body, asked, sequence) for index in self._indexes)
-            )
+        sights = await asyncio.gather(
+            *(self._ask(index.rstrip("/"), body, asked, sequence) for index in self._indexes)
         )
+        for relay in self._relays:
+            if any(sight.reached for sight in sights):
+                break
+            sights.append(await self._of_relay(relay, body, asked))
+        return tuple(sights)
+
+    async def _of_relay(self, relay: str, body: bytes, asked: set[str]) -> Sight:
+        try:
+            answer = parse_json(relay, await self._ask_relay(relay, body))
+            if "error" in answer:
+                code, message = str(answer["error"]["code"]), str(answer["error"]["message"])
+                why = one_line(f"{code}: {message}", MAX_REASON_CHARACTERS)
+                return Sight(relay, why=why, is_relay=True)
+            reached = _outcomes(answer, asked)
+        except (RelayAway, HttpError) as error:
+            return Sight(relay, why=str(error), is_relay=True)
+        except (KeyError, TypeError):
+            return Sight(relay, why=NONSENSE, is_relay=True)
+        return Sight(relay, reached=reached, is_relay=True)
 
     async def _ask(self, index: str, body: bytes, asked: set[str], sequence: int | None) -> Sight:
         shown = None if sequence is None else await self._is_shown(index, sequence)
         host = host_of(index)
         try:
             answer = await self._http.post(index + "/v1/dial", body)
-            rows = parse_json(host, answer)["dialled"]
-            reached = {str(row["address"]): str(row["outcome"]) for row in rows}
+            reached = _outcomes(parse_json(host, answer), asked)
         except HttpStatus as error:
             old = error.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
             why = "it is of an earlier release" if old else reason_of(error)
             return Sight(host, shown, why=why)
         except (HttpError, KeyError, TypeError) as error:
-            why = str(error) if isinstance(error, HttpError) else "it answers nonsense"
+            why = str(error) if isinstance(error, HttpError) else NONSENSE
             return Sight(host, shown, why=why)
-        if set(reached) != asked or not set(reached.values()) <= _WORDS:
-            return Sight(host, shown, why="it answers nonsense")
         return Sight(host, shown, reached)
 
     async def _is_shown(self, index: str, sequence: int) -> bool | None:
@@ -137,8 +172,16 @@ class Onlooker:
             return None
 
 
+def _outcomes(answer: Any, asked: set[str]) -> dict[str, str]:
+    """What became of each dial. `KeyError` or `TypeError` if the answer is something else."""
+    reached = {str(row["address"]): str(row["outcome"]) for row in answer["dialled"]}
+    if set(reached) != asked or not set(reached.values()) <= _WORDS:
+        raise KeyError("other addresses or words than were asked for")
+    return reached
+
+
 class ReachWatch:
-    """Reports to the board how indexes see the worker, and says what keeps it from earning."""
+    """Reports to the board how others see the worker, and says what keeps it from earning."""
 
     def __init__(self, board: FaultBoard) -> None:
         self._board = board
@@ -148,11 +191,20 @@ class ReachWatch:
     @property
     def shown_by(self) -> dict[str, bool | None]:
         """By index: whether its readers see the offer. None: it does not say."""
-        return {sight.host: sight.shown for sight in self._sights}
+        return {sight.host: sight.shown for sight in self._indexes}
+
+    @property
+    def dialled_by(self) -> tuple[str, ...]:
+        """Who has dialled, indexes by their host and relays with that word."""
+        return tuple(sight.name for sight in self._sights if sight.reached)
+
+    @property
+    def _indexes(self) -> list[Sight]:
+        return [sight for sight in self._sights if not sight.is_relay]
 
     @property
     def reached(self) -> dict[str, str]:
-        """By address: "reached" if an index reached it, else what the first one found."""
+        """By address: "reached" if somebody reached it, else what the first one found."""
         found: dict[str, str] = {}
         for address in self._addresses:
             said = [s.reached[address] for s in self._sights if s.reached]
@@ -168,36 +220,42 @@ class ReachWatch:
         stopping = self._board.stopping
         if stopping is not None:
             found.append(stopping.line)
-        if self._sights and all(sight.shown is False for sight in self._sights):
+        if self._indexes and all(sight.shown is False for sight in self._indexes):
             found.append("no index shows the offer")
         reached = self.reached
         if reached and Dialled.REACHED.value not in reached.values():
             said = ", ".join(f"{address} {outcome}" for address, outcome in reached.items())
-            found.append(f"no index reaches the worker: {said}")
+            found.append(f"no {self._asked} reaches the worker: {said}")
         return tuple(found)
 
     @property
     def is_good(self) -> bool:
         """Whether every index shows the offer and every address was reached."""
         good = {Dialled.REACHED.value}
-        return all(s.shown is True for s in self._sights) and (
+        return all(s.shown is True for s in self._indexes) and (
             not self._sights or set(self.reached.values()) == good
         )
 
+    @property
+    def _asked(self) -> str:
+        """Whose dials count."""
+        indexes = any(sight.reached for sight in self._indexes)
+        return "index" if indexes or not self.dialled_by else "relay"
+
     def note(self, sights: Sequence[Sight], endpoints: Sequence[Endpoint]) -> None:
-        """Take what indexes see. An index that has not dialled this time keeps its last word."""
+        """Take what others see. One that has not dialled this time keeps its last word."""
         addresses = tuple(one.address for one in endpoints)
         if addresses == self._addresses:
             before = {sight.host: sight.reached for sight in self._sights}
             sights = [
-                sight if sight.reached else Sight(sight.host, sight.shown, before.get(sight.host))
+                sight if sight.reached else replace(sight, reached=before.get(sight.host))
                 for sight in sights
             ]
         gone = set(self._addresses) - set(addresses)
         self._sights, self._addresses = tuple(sights), addresses
         for address in gone:
             self._board.passed(DIALLED.format(address))
-        for sight in self._sights:
+        for sight in self._indexes:
             self._judge_shown(sight)
         for address, outcome in self.reached.items():
             self._judge_reached(address, outcome)
@@ -215,8 +273,7 @@ class ReachWatch:
         if outcome == Dialled.REACHED.value:
             self._board.passed(check)
             return
-        hosts = ", ".join(sight.host for sight in self._sights if sight.reached)
-        detail = f"{address} is not reached by {hosts} ({outcome})"
+        detail = f"{address} is not reached by {', '.join(self.dialled_by)} ({outcome})"
         self._board.failed(check, Code.ADDRESS_UNREACHED, detail)
 
 

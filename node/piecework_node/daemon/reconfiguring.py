@@ -17,6 +17,7 @@ from piecework_node.daemon.changing import (
     prepare_change,
     with_live,
 )
+from piecework_node.daemon.price_watch import PriceWatch
 from piecework_node.errors import ConfigError
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.cards import EngineCard
@@ -25,8 +26,11 @@ from piecework_node.runtime.cards import EngineCard
 class Reconfigurer:
     """Changes the settings of the home of a running worker, and the terms of the worker."""
 
-    def __init__(self, components: Components, flags: Mapping[str, Any]) -> None:
+    def __init__(
+        self, components: Components, flags: Mapping[str, Any], prices: PriceWatch
+    ) -> None:
         """`flags` are those that the worker was started with."""
+        self._prices = prices
         self._p, self._flags = components, dict(flags)
         self._config = components.base.config
         self._lock = asyncio.Lock()
@@ -81,12 +85,12 @@ class Reconfigurer:
             amounts = running.amounts(base.deployment.payment_token)
             terms = operator_terms(running, amounts, base.deployment.token)
             p.fees.settings = fee_settings(amounts)
-            judge_again(base.engines.cards, p.worker.terms, terms)
-            p.worker.terms = terms
+            judge_again(base.engines.cards, self._prices.own, terms)
             if p.runtime.credit is not None:
                 p.runtime.credit.terms = terms.credit
             until = p.board.current.offer.expires_at if p.board.current else None
-            p.board.change(terms)
+            p.worker.terms = self._prices.configure(running, terms)
+            p.board.change(p.worker.terms)
             base.log.info("settings changed", settings=sorted(applied))
         self._config = running
         return ChangeReport(

@@ -24,6 +24,7 @@ from piecework_node.daemon.front import Front, FrontConnection
 from piecework_node.endpoints import split_endpoint
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.times import now
+from piecework_protocol.dialling import MAX_DIAL_BYTES
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.objects import Endpoint, Route
@@ -33,6 +34,7 @@ from piecework_protocol.relaying import (
     Admitted,
     ChallengeAnswer,
     ClientDeclined,
+    Dial,
     Incoming,
     Join,
     NotAdmitted,
@@ -50,6 +52,8 @@ from piecework_protocol.signing import AsyncSigner
 CONNECT_S: Final = 10.0
 ANSWER_S: Final = 20.0
 """For the relay to admit the worker. It may have to ask the chain."""
+DIAL_ANSWER_S: Final = 15.0
+"""For a relay to dial. It may have to ask the chain, and dials for two seconds."""
 PING_S: Final = 15.0
 SILENCE_S: Final = 45.0
 """A link over which nothing came for so long is dead. Routers forget silent ones sooner."""
@@ -176,6 +180,27 @@ class RelayLink:
     def close(self) -> None:
         """Hang up."""
         self._writer.transport.abort()
+
+
+async def ask_to_dial(name: str, request: bytes) -> bytes:
+    """Send a relay a signed request to dial, and return its answer (clause 2.8).
+
+    Raises:
+        RelayAway: it does not answer, or not as a relay does.
+    """
+    host, port = split_endpoint(name)
+    try:
+        async with asyncio.timeout(DIAL_ANSWER_S):
+            reader, writer = await asyncio.open_connection(host, port, limit=MAX_DIAL_BYTES)
+            try:
+                writer.write(encode_opening(Dial()) + request + b"\n")
+                return await reader.readuntil(b"\n")
+            finally:
+                writer.transport.abort()
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
+        raise RelayAway("it hung up, or is of an earlier release") from None
+    except (OSError, TimeoutError, UnicodeError) as error:
+        raise RelayAway(_why(error)) from None
 
 
 class RelayDialer:

@@ -228,7 +228,7 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         "Ask the people who run the index why, or remove it from indexes",
     ),
     Code.ADDRESS_UNREACHED: Condition(
-        "an index cannot dial the worker",
+        "the worker cannot be dialled from outside",
         Stops.NOTHING,
         "Open the port in router and firewall, correct endpoint, or name a relay",
     ),

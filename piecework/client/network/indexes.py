@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 from collections.abc import Awaitable, Callable
-from typing import Any
 from urllib.parse import urlencode
 
 from piecework.base.clock import Clock
 from piecework.base.http import HttpError, HttpLimits, HttpReader
-from piecework.base.jsons import loads
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.limits import (
     CONNECT_TIMEOUT_S,
@@ -23,8 +19,8 @@ from piecework.client.limits import (
     SOURCE_REST_S,
 )
 from piecework.client.network.rests import Rests
-from piecework_protocol import wire
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.index_pages import parse_page
 from piecework_protocol.types import Address
 from piecework_protocol.wire import SignedOffer
 
@@ -89,7 +85,7 @@ class IndexReader:
                 body = await self._get(f"{url.rstrip('/')}/v1/offers?{urlencode(query)}")
             except HttpError as error:
                 raise WorkerUnreachable(str(error)) from None
-            offers, entries, total = parse_page(body)
+            offers, entries, total = parse_page(body, INDEX_PAGE_OFFERS)
             known = len(found)
             for signed in offers:
                 found.setdefault(signed.offer.operator, signed)
@@ -97,29 +93,3 @@ class IndexReader:
             if seen >= total or len(found) == known:
                 break
         return list(found.values())
-
-
-def parse_page(body: bytes) -> tuple[list[SignedOffer], int, int]:
-    """Return the offers of an index's page, how many entries it has, and how many there are in all.
-
-    Entries that do not parse are left out of the first.
-
-    Raises:
-        MalformedInput: the answer is not a list of offers.
-    """
-    try:
-        page: Any = loads(body)
-        entries = page["offers"]
-        total = page.get("total", 0)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise MalformedInput("the index does not answer with a list of offers") from None
-    if not isinstance(entries, list) or type(total) is not int:
-        raise MalformedInput("the index does not answer with a list of offers")
-    offers = []
-    for entry in entries[:INDEX_PAGE_OFFERS]:
-        try:
-            data = base64.b64decode(entry["signed_offer"], validate=True)
-            offers.append(wire.decode_offer(data))
-        except (MalformedInput, KeyError, TypeError, binascii.Error, ValueError):
-            continue
-    return offers, len(entries), total

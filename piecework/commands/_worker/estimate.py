@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from piecework.commands import _common as common
+from piecework.commands._worker.views import price_rows, running_prices
 
 HOST_GIB = 64
 CONTEXT = 8192
@@ -244,22 +245,27 @@ def show(
     made: Sequence[tuple[str, Estimate | str]], estimator: Estimator, *, as_json: bool
 ) -> None:
     """Print estimates by the card's name, or why there is none."""
+    prices = running_prices(estimator.home.root)
     if as_json:
         rows = [
             {"card": name, "why": one} if isinstance(one, str) else {"card": name, **plain(one)}
             for name, one in made
         ]
-        common.print_json({"estimates": rows, "token": common.token_json(estimator.token)})
+        token = common.token_json(estimator.token)
+        common.print_json({"estimates": rows, "asked": prices, "token": token})
         return
     if len(made) > 1:
         _table(made, estimator)
-        return
-    for name, one in made:
-        common.say(name)
-        if isinstance(one, str):
-            common.say(f"{'':12} {one}")
-        else:
-            say(one, estimator)
+    else:
+        for name, one in made:
+            common.say(name)
+            if isinstance(one, str):
+                common.say(f"{'':12} {one}")
+            else:
+                say(one, estimator)
+    if prices is not None:
+        for name, text in price_rows(prices):
+            common.say(f"{name:12} {text}")
 
 
 def _table(made: Sequence[tuple[str, Estimate | str]], estimator: Estimator) -> None:

@@ -18,9 +18,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.client.gateway.server import Gateway, GatewayOptions
-from piecework.client.network.indexes import IndexReader, parse_page
+from piecework.client.network.indexes import IndexReader
 from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.index_pages import parse_page
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock, open_client
 from tests.support.databases import an_offer_store
@@ -144,7 +145,7 @@ async def test_one_workers_details_cannot_spoil_the_page_for_everybody(
     response = await index.get("/v1/offers")
     body = await response.read()
     assert response.status == 200
-    assert len(parse_page(body)[0]) == 2
+    assert len(parse_page(body, 500)[0]) == 2
     assert [row["details"] for row in json.loads(body)["offers"]].count({}) >= 1
     assert (await index.get("/")).status == 200
 
@@ -162,4 +163,4 @@ async def test_an_index_that_answers_without_end_is_one_line_of_trouble() -> Non
         assert "asked again in 5 s" in (reader.rests(index) or "")
         await reader.close()
     with pytest.raises(MalformedInput):
-        parse_page(b'{"offers":' * 50_000)
+        parse_page(b'{"offers":' * 50_000, 500)

@@ -56,11 +56,11 @@ class RelayProcess:
         return await asyncio.wait_for(self.process.wait(), 20)
 
 
-async def start_relay(deployment: Path) -> RelayProcess:
-    """Start one and wait for its ready line."""
+async def start_relay(deployment: Path, port: int = 0) -> RelayProcess:
+    """Start one and wait for its ready line. Port 0: a free one."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "piecework", "relay", "start"),
-        *("--deployment", str(deployment), "--port", "0"),
+        *("--deployment", str(deployment), "--port", str(port)),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.DEVNULL,
         env=dict(os.environ),

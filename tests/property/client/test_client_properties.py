@@ -18,9 +18,9 @@ from piecework.client.gateway.formats.decisions import parse_decision, parse_sys
 from piecework.client.gateway.formats.responses import parse_response
 from piecework.client.jobs.channels import deposit_total
 from piecework.client.journal.store import Store
-from piecework.client.network.indexes import parse_page
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.frames import LeafRef
+from piecework_protocol.index_pages import parse_page
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.types import Amount
 from tests.support.client_side import PAYER
@@ -76,7 +76,7 @@ def test_any_body_is_parsed_or_refused_in_openais_shape(body: Any) -> None:
 @given(st.binary(max_size=300))
 def test_any_index_answer_is_a_list_of_offers_or_malformed(body: bytes) -> None:
     with contextlib.suppress(MalformedInput):
-        assert parse_page(body)[0] == []
+        assert parse_page(body, 500)[0] == []
 
 
 @given(

@@ -10,6 +10,7 @@ from piecework_node.console.model import (
     OpenBalance,
     ShownCard,
     ShownMoney,
+    ShownPrices,
     Snapshot,
 )
 from piecework_node.owner.readings import GpuProcess, GpuReading
@@ -25,6 +26,12 @@ CARD = GpuReading(
     memory_total=24 * 2**30,
     throttled=("power limit",),
     processes=(GpuProcess(77, "Xorg", 400 * 2**20, 3),),
+)
+
+WHY = (
+    ("asked", "0.290195 USDC per million output tokens with their steps"),
+    ("why", "moved one step towards the market"),
+    ("market", "0.21 USDC, the median of 5 other operators"),
 )
 
 
@@ -82,4 +89,7 @@ def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
             Alert(AT - 60, "gas-low", "the worker cannot pay for settlements. Send some.", True),
         ),
         money=ShownMoney("USDC", 6, 1.0, 0.3) if gpu else ShownMoney("USDC", 6),
+        prices=ShownPrices(50_000, 190_001, 951, WHY, AT + 1800)
+        if gpu
+        else ShownPrices(50_000, 200_000, 1_000),
     )

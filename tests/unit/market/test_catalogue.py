@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from piecework.client.limits import MAX_INDEX_BYTES
-from piecework.client.network.indexes import parse_page
 from piecework.market.catalogue import Catalogue
 from piecework.market.history import MarketSample
 from piecework.market.limits import MAX_PAGE_BYTES
@@ -24,6 +23,7 @@ from piecework.market.listing import (
     matches,
     offer_json,
 )
+from piecework_protocol.index_pages import parse_page
 from piecework_protocol.limits import MAX_OFFER_MODELS
 from piecework_protocol.types import Address, Amount, Timestamp, Uint32, to_hex
 from piecework_protocol.wire import encode_offer
@@ -63,7 +63,7 @@ def test_large_offers_make_more_pages_and_none_is_larger_than_a_client_reads() -
     while len(seen) < total:
         text = catalogue.offers_text(Query(limit=1000, offset=len(seen)), Timestamp(START))
         assert len(text) < MAX_INDEX_BYTES
-        offers, entries, said = parse_page(text.encode())
+        offers, entries, said = parse_page(text.encode(), 1000)
         assert entries == len(offers) > 0 and said == total
         seen += [to_hex(signed.offer.operator) for signed in offers]
         pages += 1

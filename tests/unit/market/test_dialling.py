@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler
-from piecework.market.limits import MAX_DIALS
+from piecework.dialback import MAX_DIALS
 from piecework.market.server import IndexServer
 from piecework_protocol.dialling import (
     MAX_DIAL_BYTES,

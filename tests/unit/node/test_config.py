@@ -11,6 +11,7 @@ from piecework.base.settings import SettingsError
 from piecework_node import config
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.environment import child_environment
+from piecework_node.worker_amounts import WorkerAmounts
 from piecework_protocol.types import Address
 
 USD = Token(b"\x11" * 20, "USD", 6)
@@ -96,7 +97,7 @@ def test_settings_of_vllm_that_cannot_be_meant_are_refused(
         config.load(home(tmp_path, text), {}, {})
 
 
-def amounts(folder: Path, text: str = "", token: Token = USD) -> config.WorkerAmounts:
+def amounts(folder: Path, text: str = "", token: Token = USD) -> WorkerAmounts:
     """The amounts of a home with these settings."""
     return config.load(home(folder, text), {}, {}).amounts(token)
 
@@ -166,7 +167,7 @@ def test_an_amount_of_an_earlier_release_is_refused_with_the_right_one(
 def test_every_setting_of_money_is_an_amount() -> None:
     money = ("price", "fee", "credit", "deposit", "top_up")
     named = {n for n in config.WorkerConfig.model_fields if any(part in n for part in money)}
-    assert named - {"max_fee_gwei"} == set(config.AMOUNTS)
+    assert named - {"max_fee_gwei", "automatic_prices"} == set(config.AMOUNTS)
 
 
 def test_an_unknown_setting_in_the_environment_is_refused_too(tmp_path: Path) -> None:

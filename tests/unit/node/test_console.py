@@ -15,7 +15,7 @@ import pytest
 from piecework.base.http import HttpUnreachable
 from piecework_node import logs
 from piecework_node.console.alerts import ATTEMPTS, MAX_WAITING, AlertBook, Webhook
-from piecework_node.console.meter import HOUR_S, MAX_HOURS, ConsoleMeter
+from piecework_node.console.meter import HOUR_S, MAX_HOURS, ConsoleMeter, JobEnergy
 from piecework_node.console.model import Alert, ConsoleRates, Earned, ShownMoney, Snapshot
 from piecework_node.console.page import render
 from piecework_node.console.panels import (
@@ -310,6 +310,29 @@ def test_no_setting_shows_the_address_of_the_webhook(tmp_path: Path) -> None:
 
     chosen = config.check({"payout": "0x" + "11" * 20, "alert_webhook": "https://h.example/key"})
     assert "h.example" not in repr(chosen)
+
+
+def test_the_prices_that_are_asked_have_their_reasons_and_the_next_look() -> None:
+    rows = {row[0]: row[1] for row in panel(a_snapshot(), "prices").rows}
+    assert rows["Million output tokens"] == "0.190001 USDC" and rows["Automatic"] == "on"
+    assert "5 other operators" in rows["Market"]
+    assert rows["Next look (UTC)"] == "01-15 08:30:00"
+    rows = {row[0]: row[1] for row in panel(a_snapshot(None), "prices").rows}
+    assert rows["Automatic"] == "off" and len(rows) == 4
+
+
+def test_energy_counts_while_jobs_run_and_its_tokens_where_the_card_tells() -> None:
+    energy = JobEnergy()
+
+    def after(drawn: float | None, tokens: int, *, busy: bool) -> tuple[float | None, int]:
+        energy.add(drawn, tokens, busy=busy)
+        return energy.joules, energy.tokens
+
+    assert after(50.0, 100, busy=True) == (None, 0), "nothing is known of the time before"
+    assert after(None, 300, busy=True) == (None, 0), "the card did not tell"
+    assert after(40.0, 500, busy=True) == (40.0, 200)
+    assert after(40.0, 500, busy=False) == (40.0, 200), "an idle card costs no token"
+    assert after(10.0, 700, busy=False) == (40.0, 400), "its canvas ended in this second"
 
 
 # --- several cards

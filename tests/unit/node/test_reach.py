@@ -12,6 +12,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.http import HttpStatus, HttpUnreachable
 from piecework_node import logs
 from piecework_node.daemon.reach import Onlooker, ReachWatch, Sight
+from piecework_node.daemon.relays import RelayAway
 from piecework_node.daemon.standing import StandingWatch
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
@@ -186,6 +187,71 @@ def test_an_address_that_is_no_longer_offered_is_no_fault() -> None:
     assert codes(board) == {Code.ADDRESS_UNREACHED}
     watch.note([Sight("a", True, {RELAY.address: "reached"})], [RELAY])
     assert codes(board) == set()
+
+
+# --- relays
+
+
+class RelaysThatDial:
+    """Relays that answer as told, by name."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers, self.asked = answers, list[str]()
+
+    async def ask(self, name: str, request: bytes) -> bytes:
+        self.asked.append(name)
+        answer = self.answers[name]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+
+
+def dialled(found: Mapping[str, str]) -> dict[str, Any]:
+    return {"dialled": [{"address": a, "outcome": word} for a, word in found.items()]}
+
+
+async def look_with(indexes: Indexes, relays: RelaysThatDial) -> tuple[Sight, ...]:
+    urls = [f"http://{host}" for host in indexes.answers]
+    names = tuple(relays.answers)
+    onlooker = Onlooker(
+        urls, indexes, WORKER, DOMAIN, FakeClock(), relays=names, ask_relay=relays.ask
+    )
+    return await onlooker.look(BOTH, PIN, 7)
+
+
+async def test_a_relay_is_asked_only_if_no_index_dials() -> None:
+    relays = RelaysThatDial(one=dialled(GOOD))
+    await look_with(Indexes(a=(SHOWN, GOOD)), relays)
+    assert relays.asked == []
+    old = HttpStatus("a", 404, b"", None)
+    sights = await look_with(Indexes(a=(SHOWN, old)), relays)
+    assert sights[1] == Sight("one", None, GOOD, is_relay=True)
+    watch = ReachWatch(new_board())
+    watch.note(sights, BOTH)
+    assert watch.is_good and watch.reached == GOOD and watch.dialled_by == ("relay one",)
+    assert watch.shown_by == {"a": True}, "a relay shows no offers"
+
+
+async def test_the_first_relay_that_dials_is_believed_and_the_others_say_why_not() -> None:
+    relays = RelaysThatDial(
+        away=RelayAway("timed out"),
+        nonsense=b"[]",
+        number=b"7",
+        other={"dialled": [{"address": "x:1", "outcome": "reached"}]},
+        busy={"error": {"code": "rate_limited", "message": "one a minute"}},
+        good=dialled(dict.fromkeys(GOOD, "no-answer")),
+        late=dialled(GOOD),
+    )
+    sights = await look_with(Indexes(), relays)
+    assert relays.asked == ["away", "nonsense", "number", "other", "busy", "good"]
+    said = {sight.host: sight.why for sight in sights}
+    assert said["away"] == "timed out" and "rate_limited" in said["busy"]
+    assert said["nonsense"] == said["number"] == said["other"] == "it answers nonsense"
+    watch = ReachWatch(board := new_board())
+    watch.note(sights, BOTH)
+    assert codes(board) == {Code.ADDRESS_UNREACHED}
+    assert watch.obstacles[0].startswith("no relay reaches the worker: ")
+    assert "relay good" in board.faults[0].detail
 
 
 # --- the registry

@@ -12,7 +12,7 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import CanvasEvent, GenerationRequest
 from piecework_node.engine.replays import PATIENCE_S, ReplayDesk
-from piecework_node.engine.wire import Replay, Replayed, ShownStep
+from piecework_node.engine.wire import Audited, Replay, Replayed, ShownStep
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
 
@@ -43,7 +43,7 @@ class Workplace:
     loaded: LoadedModel
     memory_bytes: int = 1 << 28
     time: float = 0.0
-    said: list[Replayed] = field(default_factory=list)
+    said: list[Replayed | Audited] = field(default_factory=list)
     shown: list[StepOpening] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Workplace:
         )
         self.footprint = executor.footprint(JOB)
 
-    def hear(self, report: ShownStep | Replayed) -> None:
+    def hear(self, report: ShownStep | Replayed | Audited) -> None:
         if isinstance(report, ShownStep):
             self.shown.append(report.opening)
         else:

@@ -24,6 +24,7 @@ from piecework_protocol.relaying import (
     Admitted,
     ChallengeAnswer,
     ClientDeclined,
+    Dial,
     Incoming,
     Join,
     NotAdmitted,
@@ -494,7 +495,7 @@ def test_a_line_that_is_none_is_malformed(data: bytes) -> None:
 
 
 def test_first_lines_are_read_as_they_were_written() -> None:
-    for opening in (Join(OPERATOR.address), Take(bytes(range(16)))):
+    for opening in (Join(OPERATOR.address), Take(bytes(range(16))), Dial()):
         assert decode_opening(encode_opening(opening).rstrip(b"\n")) == opening
     with pytest.raises(MalformedInput):
         decode_opening(b"join " + OPERATOR.address.hex().encode())

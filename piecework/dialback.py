@@ -1,8 +1,8 @@
 """Dial a worker's addresses for it, so that it sees what its clients would see (clause 2.8).
 
-An index is no scanner for hire. It dials for operators with an active stake alone, once a minute
-each, public addresses alone, with nothing but a TLS handshake. What it answers is one word for each
-address.
+Indexes and relays do this alike. Neither is a scanner for hire. They dial for operators with an
+active stake alone, once a minute each, public addresses alone, with nothing but a TLS handshake.
+The answer is one word for each address.
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from typing import Any, Final
 
 from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler
+from piecework.base.errors import PieceworkError
 from piecework.base.rates import Rate, RateLimiter
-from piecework.chain.errors import ChainError
-from piecework.market.errors import Declined
-from piecework.market.limits import MAX_BUCKETS, MAX_DIALS
 from piecework_protocol.dialling import DialRequest, decode_dial, dial_domain
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
@@ -27,10 +25,39 @@ from piecework_protocol.types import Address
 
 DIALS: Final = Rate.per_minute(1, 1)
 """Of one operator."""
+MAX_DIALS: Final = 32
+"""Addresses dialled at once. Each takes two seconds at most."""
+MAX_OPERATORS: Final = 50_000
+"""Whose rates are kept. The longest unused is forgotten, which only forgives it."""
+BUSY_S: Final = 5.0
+
+
+class DialRefused(PieceworkError):
+    """A request to dial that is not served.
+
+    code: for programs: "malformed", "clock_differs", "bad_signature", "not_registered",
+    "chain_unavailable", "dials_busy" or "rate_limited". retry_after_s: when it may be asked again.
+    """
+
+    def __init__(self, code: str, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.retry_after_s = code, message, retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """The JSON answer."""
+        error: dict[str, Any] = {"code": self.code, "message": self.message}
+        if self.retry_after_s is not None:
+            error["retry_after_s"] = round(self.retry_after_s, 3)
+        return {"error": error}
+
+
+def chain_unavailable() -> DialRefused:
+    """Nobody says who has a stake."""
+    return DialRefused("chain_unavailable", "the chain does not answer", retry_after_s=BUSY_S)
 
 
 class DialDesk:
-    """Answers requests to dial. `is_bonded` says whether an operator has an active stake."""
+    """Answers requests to dial."""
 
     def __init__(
         self,
@@ -39,10 +66,13 @@ class DialDesk:
         is_bonded: Callable[[Address], Awaitable[bool]],
         clock: Clock,
     ) -> None:
-        """market: the domain of its escrow."""
+        """market: the domain of its escrow.
+
+        is_bonded: says whether an operator has an active stake, or raises `DialRefused`.
+        """
         self._dialler, self._is_bonded, self._clock = dialler, is_bonded, clock
         self._domain = dial_domain(market)
-        self._rate = RateLimiter(DIALS, keys=MAX_BUCKETS)
+        self._rate = RateLimiter(DIALS, keys=MAX_OPERATORS)
         self.under_way = 0
         """Addresses that are being dialled."""
 
@@ -50,24 +80,18 @@ class DialDesk:
         """Do what a signed request asks for.
 
         Raises:
-            Declined: it is malformed, unsigned, of a stranger, or too soon.
+            DialRefused: it is malformed, unsigned, of a stranger, or too soon.
         """
         request = self._verified(data)
-        try:
-            bonded = await self._is_bonded(request.operator)
-        except ChainError:
-            raise Declined(
-                503, "chain_unavailable", "the chain does not answer", retry_after_s=5
-            ) from None
-        if not bonded:
-            raise Declined(403, "not_registered", "the operator has no active stake")
+        if not await self._is_bonded(request.operator):
+            raise DialRefused("not_registered", "the operator has no active stake")
         if self.under_way + len(request.endpoints) > MAX_DIALS:
-            raise Declined(503, "dials_busy", "too many dials at once", retry_after_s=5)
+            raise DialRefused("dials_busy", "too many dials at once", retry_after_s=BUSY_S)
         # Last, so that nobody else can use up an operator's rate.
         wait = self._rate.take(request.operator, self._clock.monotonic())
         if wait:
-            raise Declined(
-                429, "rate_limited", "one dial a minute for each operator", retry_after_s=wait
+            raise DialRefused(
+                "rate_limited", "one dial a minute for each operator", retry_after_s=wait
             )
         self.under_way += len(request.endpoints)
         try:
@@ -82,11 +106,11 @@ class DialDesk:
         try:
             request, signature = decode_dial(data)
         except MalformedInput as error:
-            raise Declined(400, "malformed", str(error)) from None
+            raise DialRefused("malformed", str(error)) from None
         if abs(request.at - self._clock.wall()) > MAX_CLOCK_SKEW_S:
-            raise Declined(400, "clock_differs", "the worker's clock and the index's differ")
+            raise DialRefused("clock_differs", "the worker's clock and this one differ")
         if not signed_by(self._domain, request, signature, request.operator):
-            raise Declined(403, "bad_signature", "the operator did not sign this for this market")
+            raise DialRefused("bad_signature", "the operator did not sign this for this market")
         return request
 
     async def _dial(self, request: DialRequest, address: str) -> dict[str, str]:
