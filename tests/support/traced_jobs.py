@@ -23,7 +23,7 @@ from piecework_model.requests import (
     GenerationRequest,
     StoppedEvent,
 )
-from piecework_node.runtime.traces import RunningRequest
+from piecework_node.runtime.traces import RunningRequest, leaves_of
 from piecework_protocol.content import output_digest
 from piecework_protocol.kinds import Output
 from piecework_protocol.kinds.read import ReadOutput
@@ -94,7 +94,8 @@ def honest_cases(loaded: LoadedModel, asked: TracedJob) -> list[Case]:
     records, outputs, stored = Records(), [], []
     committed: list[tuple[int, ...]] = []
     for event in _events(loaded, request, records, asked.stop_after):
-        leaves = running.leaves(accepted, committed, event.step_leaves)
+        record = running.canvas_record(accepted, committed)
+        leaves = leaves_of(record, event.step_leaves)
         output = _output(event, asked.kind)
         digest = output_digest(accepted.id, event.canvas, output.encode())
         if isinstance(event, CanvasEvent):

@@ -136,6 +136,11 @@ class AuditContent:
         return self.content.text_bytes
 
     @property
+    def least_tokens(self) -> int:
+        """Count the tokens that the audited job takes at least, with the canvases before."""
+        return self.context + self.content.least_tokens
+
+    @property
     def context(self) -> int:
         """Count the tokens that stand between the prompt and the canvas."""
         return sum(map(len, self.committed))

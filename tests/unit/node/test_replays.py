@@ -82,7 +82,9 @@ class Workplace:
         while not self.said:
             assert self.desk.is_due
             self.desk.step()
-        return self.said.pop()
+        said = self.said.pop()
+        assert isinstance(said, Replayed)
+        return said
 
 
 def asked(canvases: list[CanvasEvent], canvas: int, step: int) -> Replay:
