@@ -38,6 +38,9 @@ from tests.support.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.process
 
+POLL_STATUS_S = 0.5
+"""The admin port bounds how often it is dialled."""
+
 
 @dataclass
 class TwoRelays:
@@ -116,7 +119,7 @@ async def test_a_relay_that_is_killed_is_told_and_joined_when_it_is_back(
             async def missed() -> bool:
                 return not await made.is_joined(gone)
 
-            await until(missed, within_s=30)
+            await until(missed, within_s=30, poll_s=POLL_STATUS_S)
             status = await made.status()
             assert status["relays"][left] == "joined" and status["state"] == "ready"
             assert [fault["code"] for fault in status["faults"]] == ["relay-away"]
@@ -125,7 +128,7 @@ async def test_a_relay_that_is_killed_is_told_and_joined_when_it_is_back(
             async def back() -> bool:
                 return await made.is_joined(gone)
 
-            await until(back, within_s=60)
+            await until(back, within_s=60, poll_s=POLL_STATUS_S)
             assert (await made.status())["faults"] == []
         finally:
             assert await made.worker.drain() == 0
@@ -203,14 +206,14 @@ async def test_an_index_that_is_killed_is_told_and_shows_the_worker_when_it_is_b
             async def missed() -> bool:
                 return "index-away" in await codes()
 
-            await until(missed, within_s=60)
+            await until(missed, within_s=60, poll_s=POLL_STATUS_S)
             assert (await made.status())["state"] == "ready", "clients find it in the registry"
             index = await start_index(made.deployment, tmp_path / "index", port)
 
             async def over() -> bool:
                 return not await codes()
 
-            await until(over, within_s=90)
+            await until(over, within_s=90, poll_s=POLL_STATUS_S)
             async with HttpReader(HttpLimits(total_s=5, connect_s=5, max_bytes=2**20)) as http:
                 (offer,) = parse_page(await http.get(f"{url}/v1/offers"), 10)[0]
             assert {one.address for one in offer.offer.endpoints} >= set(made.names)
