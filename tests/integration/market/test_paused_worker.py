@@ -20,6 +20,9 @@ from tests.support.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.process
 
+POLL_STATUS_S = 0.5
+"""The admin port bounds how often it is dialled."""
+
 
 async def ask(worker: WorkerProcess, path: str, method: str = "GET") -> dict[str, Any]:
     return await ask_daemon(worker.home.root, method, path)
@@ -41,16 +44,16 @@ async def test_a_pause_is_seen_everywhere_outlives_a_restart_and_is_lifted(tmp_p
             await hold_to_a_pause(worker)
             assert await worker.drain() == 0
             assert (await worker.start())["ready"] is False
-            await until(lambda: is_in(worker, "paused", 0), within_s=30)
+            await until(lambda: is_in(worker, "paused", 0), within_s=30, poll_s=POLL_STATUS_S)
             assert await ask(worker, "/resume", "POST") == {"paused": False, "causes": []}
-            await until(lambda: is_in(worker, "ready", 2), within_s=30)
+            await until(lambda: is_in(worker, "ready", 2), within_s=30, poll_s=POLL_STATUS_S)
         finally:
             assert await worker.drain() == 0
 
 
 async def hold_to_a_pause(worker: WorkerProcess) -> None:
     await ask(worker, "/pause", "POST")
-    await until(lambda: is_in(worker, "paused", 0), within_s=30)
+    await until(lambda: is_in(worker, "paused", 0), within_s=30, poll_s=POLL_STATUS_S)
     shown = await ask(worker, "/status")
     assert shown["pause"]["causes"] == ["piecework worker pause"]
     assert shown["pause"]["ends_at"] is None
@@ -59,7 +62,7 @@ async def hold_to_a_pause(worker: WorkerProcess) -> None:
         console = Snapshot.from_json(await ask(worker, "/console/data"))
         return console.state == "paused" and [a.code for a in console.alerts] == ["paused"]
 
-    await until(alerted, within_s=30)
+    await until(alerted, within_s=30, poll_s=POLL_STATUS_S)
     console = Snapshot.from_json(await ask(worker, "/console/data"))
     assert console.why == ("piecework worker pause",) and console.model == "fake"
     assert console.balance.settlements_left is not None and console.money.usd_per_token is None
@@ -78,9 +81,9 @@ async def test_one_of_two_cards_is_paused_and_the_worker_goes_on_with_the_other(
         )
         try:
             assert set((await worker.start())["cards"]) == {"desk", "big"}
-            await until(lambda: is_in(worker, "ready", 3), within_s=30)
+            await until(lambda: is_in(worker, "ready", 3), within_s=30, poll_s=POLL_STATUS_S)
             await ask_daemon(worker.home.root, "POST", "/pause", b'{"card": "desk"}')
-            await until(lambda: is_in(worker, "ready", 1), within_s=30)
+            await until(lambda: is_in(worker, "ready", 1), within_s=30, poll_s=POLL_STATUS_S)
             desk, big = (await ask(worker, "/status"))["cards"]
             assert desk["pause"]["causes"] == ["piecework worker pause"] and not desk["serves"]
             assert big["pause"] is None and big["serves"]
@@ -90,7 +93,7 @@ async def test_one_of_two_cards_is_paused_and_the_worker_goes_on_with_the_other(
                 ("big", "ready"),
             ]
             await ask_daemon(worker.home.root, "POST", "/resume", b'{"card": "desk"}')
-            await until(lambda: is_in(worker, "ready", 3), within_s=30)
+            await until(lambda: is_in(worker, "ready", 3), within_s=30, poll_s=POLL_STATUS_S)
         finally:
             assert await worker.drain() == 0
 

@@ -43,7 +43,11 @@ PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     ),
     "provenance": (("piecework.client", "piecework.commands.provenance"), ()),
     "console": (("piecework.commands._worker.console",), ()),
-    "market": (("piecework.market", "piecework.commands.market"), ()),
+    "market": (
+        ("piecework.market", "piecework.commands.market"),
+        ("piecework.market.storage.postgres",),
+    ),
+    "postgres": (("piecework.market", "piecework.commands.market"), ()),
     "vllm": (
         ("piecework_node", "piecework.commands.worker", "piecework.commands.models"),
         ("piecework_node.engine.process",),
