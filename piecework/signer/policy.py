@@ -38,6 +38,7 @@ FUNCTION: Final = "function"
 VALUE: Final = "value"
 CHAIN: Final = "chain"
 LEAVING: Final = "leaving"
+PAYER: Final = "payer"
 MALFORMED: Final = "malformed"
 SIGNATURES: Final = "daily-signatures"
 GAS: Final = "daily-gas"
@@ -223,6 +224,13 @@ def _judge_payout(pins: Pins, operator: Address, payout: Address) -> int:
     return 0
 
 
+def _judge_funding(pins: Pins, channel: tuple[Any, ...], *_: Any) -> int:
+    payer, *_rest = channel
+    if payer == pins.operator:  # by its transaction alone, to whomever the channel names
+        raise NotSigned(PAYER, "an operator funds no channel out of its own pool")
+    return 0
+
+
 def _judge_push(pins: Pins, token: Address, receiver: Address) -> int:
     pins.require_address("the receiver", receiver)
     return 0
@@ -236,12 +244,13 @@ def _judge_leaving(pins: Pins, operator: Address) -> int:
 
 
 _FUNCTIONS: Final[Mapping[str, Mapping[str, Judge | None]]] = {
-    # Whom these pay is in what the payer has signed.
+    # Whom these pay is in what the payer has signed. A payer that sends its own transaction to fund
+    # signs nothing.
     "Escrow": {
         "settle": None,
         "settlePacked": None,
-        "fund": None,
-        "openWithAuthorization": None,
+        "fund": _judge_funding,
+        "openWithAuthorization": _judge_funding,
         "close": None,
         "pushPayout": _judge_push,
     },

@@ -13,12 +13,16 @@ from piecework.chain.rawtx import UnsignedTransaction
 from piecework.signer import policy
 from piecework.signer.policy import NotSigned, judge_transaction, judge_typed
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.objects import Registration, Voucher, registry_domain
+from piecework_protocol.frames import OpeningAuthorization
+from piecework_protocol.objects import Channel, Registration, Voucher, registry_domain
 from piecework_protocol.types import (
     Address,
     Amount,
+    Bytes32,
     ChannelId,
     Digest,
+    PayerSignature,
+    Seconds,
     Timestamp,
     Uint64,
 )
@@ -140,6 +144,28 @@ def test_a_transaction_with_another_envelope_is_refused(
     call = calls.set_endpoint(MARKET, KEY.address, "a.example:1")
     judge_transaction(PINS, transaction(call))
     assert refusal_of(transaction(call, **changes)) == refusal
+
+
+FUNDED = (Amount(5), Amount(5), Timestamp(2**40), PayerSignature(b""))
+
+
+def test_an_operator_funds_channels_of_others_alone() -> None:
+    """The escrow asks a payer that sends its own transaction for no signature, and a thief can name
+    himself the receiver of the channel and of its fee."""
+    theirs = Channel(PAYOUT, PAYOUT, THIEF, THIEF, MARKET.token, Seconds(3600), Bytes32(bytes(32)))
+    ours = theirs.replace(payer=KEY.address)
+    funded, fee, deadline, signature = FUNDED
+    opening = OpeningAuthorization(funded, fee, Timestamp(0), deadline, signature)
+    for channel in (theirs, ours):
+        by_pool = calls.fund(
+            MARKET, channel, funded, fee=fee, deadline=deadline, signature=signature
+        )
+        by_tokens = calls.open_with_authorization(MARKET, channel, opening)
+        for call in (by_pool, by_tokens):
+            if channel is ours:
+                assert refusal_of(transaction(call)) == policy.PAYER
+            else:
+                assert judge_transaction(PINS, transaction(call)).tokens == 0
 
 
 def test_arguments_that_do_not_decode_are_refused() -> None:
