@@ -229,7 +229,7 @@ class ConsoleFeed:
             gpus=gpus,
             ours=ours,
         )
-        self._energy.add(drawn, metrics.tokens, busy=p.worker.active > 0)
+        self._energy.add(drawn, metrics.tokens, busy=p.worker.views.taking_steps > 0)
         self._alerts.observe(self._conditions())
         if p.base.engines.losses > self._losses:
             self._alerts.event("engine-lost", "The engine was lost and is started again.")
