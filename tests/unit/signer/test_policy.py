@@ -107,6 +107,16 @@ def test_a_transaction_costs_the_most_that_its_gas_may() -> None:
     assert judge_transaction(PINS, transaction(call)).wei == 300_000
 
 
+def test_on_a_rollup_each_byte_costs_too() -> None:
+    tx = transaction(calls.push_payout(MARKET, MARKET.token, PAYOUT))
+    long = replace(tx, data=tx.data + bytes(100_000))
+    rollup = replace(PINS, data_wei=1_000)
+    assert judge_transaction(PINS, long).wei == judge_transaction(PINS, tx).wei
+    used = judge_transaction(rollup, long).wei
+    sent = len(long.sign(KEY).raw)
+    assert 0 <= used - 300_000 - 1_000 * sent <= 1_000 * 4
+
+
 @pytest.mark.parametrize(
     ("call", "refusal"),
     [
