@@ -95,7 +95,7 @@ def honest_cases(loaded: LoadedModel, asked: TracedJob) -> list[Case]:
     committed: list[tuple[int, ...]] = []
     for event in _events(loaded, request, records, asked.stop_after):
         record = running.canvas_record(accepted, committed)
-        leaves = leaves_of(record, event.step_leaves)
+        leaves = leaves_of(record, event.step_leaves) if event.step_leaves else ()
         output = _output(event, asked.kind)
         digest = output_digest(accepted.id, event.canvas, output.encode())
         if isinstance(event, CanvasEvent):

@@ -67,9 +67,11 @@ INIT: Mapping[str, FlagWords] = {
     "model": FlagWords(("models",), ("others",)),
     "vllm": FlagWords((), ("http://127.0.0.1:3",)),
     "vllm_model": FlagWords((), ()),
+    "signer": FlagWords((), ("unix:/run/piecework/signer.sock",)),
     "deployment": FlagWords(("deployment.json",), ("moved.json",)),
 }
-"""Of a diffusion home, which has no vLLM endpoints. --vllm-model goes with --vllm alone."""
+"""Of a diffusion home with a key of its own, which has neither vLLM endpoints nor a signer.
+--vllm-model goes with --vllm alone."""
 CLIENT: Mapping[str, FlagWords] = {
     "deployment": FlagWords(("deployment.json",), ("moved.json",)),
     "index": FlagWords(("http://127.0.0.1:1",), ("http://127.0.0.1:2",)),
@@ -169,6 +171,14 @@ def test_a_backend_is_not_changed_by_a_flag(place: Path) -> None:
     assert said.exit_code == 1
     named = said.stderr.removeprefix("error: ").partition(": ")[0]
     assert {"--vllm", "--vllm-model", "backend"} <= set(named.split(", "))
+    assert files(place / "worker") == before
+
+
+def test_a_key_of_the_home_does_not_give_way_to_a_signer(place: Path) -> None:
+    before = files(place / "worker")
+    said = init({"signer": INIT["signer"].other})
+    assert said.exit_code == 1
+    assert said.stderr.startswith("error: --signer: "), said.stderr
     assert files(place / "worker") == before
 
 
