@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from piecework.base.clock import Clock
-from piecework.base.dialling import Dialler
+from piecework.base.dialling import Dialler, LookupsBusy
 from piecework.base.errors import PieceworkError
 from piecework.base.rates import Rate, RateLimiter
 from piecework_protocol.dialling import DialRequest, decode_dial, dial_domain
@@ -95,11 +95,15 @@ class DialDesk:
             )
         self.under_way += len(request.endpoints)
         try:
-            found = await asyncio.gather(
-                *(self._dial(request, one.address) for one in request.endpoints)
-            )
+            dials = (self._dial(request, one.address) for one in request.endpoints)
+            found = await asyncio.gather(*dials, return_exceptions=True)
         finally:
             self.under_way -= len(request.endpoints)
+        for one in found:
+            if isinstance(one, LookupsBusy):
+                raise DialRefused("dials_busy", str(one), retry_after_s=BUSY_S)
+            if isinstance(one, BaseException):
+                raise one
         return {"dialled": found}
 
     def _verified(self, data: bytes) -> DialRequest:

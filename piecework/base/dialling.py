@@ -16,7 +16,8 @@ from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from typing import Any, Final
 
-from piecework.base.hosts import is_public
+from piecework.base.errors import PieceworkError
+from piecework.base.hosts import is_address, is_public
 
 DIAL_S: Final = 2.0
 """For everything: the name, the connection and the handshake."""
@@ -24,8 +25,11 @@ MAX_HANDSHAKE_BYTES: Final = 64 * 1024
 """Read of whatever answers. A handshake with a chain of certificates takes less than 10 KiB."""
 MAX_DIALLED: Final = 4
 """Addresses of one name that are tried. More are judged."""
-MAX_LOOKUPS: Final = 4
-"""Names looked up at once. One that hangs holds its place until the system gives up."""
+MAX_LOOKUPS: Final = 32
+"""Names looked up at once. One that hangs holds its place until the system gives up, which takes
+half a minute. Whoever asks may name a server of names that hangs, so there are many places."""
+PLACE_S: Final = 1.0
+"""To wait for such a place."""
 _READ_BYTES: Final = 16 * 1024
 
 Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
@@ -33,7 +37,12 @@ Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
 
 Raises:
     OSError: it has none, or nobody says.
+    LookupsBusy: nobody was asked.
 """
+
+
+class LookupsBusy(PieceworkError):
+    """All places for lookups are taken. That says nothing about the host."""
 
 
 class Dialled(enum.Enum):
@@ -42,7 +51,7 @@ class Dialled(enum.Enum):
     REACHED = "reached"
     """The certificate that was expected answers."""
     NO_NAME = "no-name"
-    """The host name has no address."""
+    """The host name has no address, or nobody says one in time."""
     NOT_PUBLIC = "not-public"
     """The host has an address that cannot be reached from everywhere."""
     NO_ANSWER = "no-answer"
@@ -62,7 +71,11 @@ class SystemResolver:
 
     async def __call__(self, host: str, port: int) -> Sequence[str]:
         """Return the addresses of a host, IPv4 first."""
-        await self._places.acquire()
+        try:
+            async with asyncio.timeout(PLACE_S):
+                await self._places.acquire()
+        except TimeoutError:
+            raise LookupsBusy("too many names are being looked up") from None
         try:
             found = asyncio.get_running_loop().run_in_executor(
                 self._threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -95,13 +108,17 @@ class Dialler:
         """Say whether a certificate with this SHA-256 answers to a TLS server name at an address.
 
         It raises nothing that comes from the other side.
+
+        Raises:
+            LookupsBusy: the name was not looked up, for want of a place.
         """
-        found = Dialled.NO_ANSWER
+        found = Dialled.NO_NAME
         try:
             async with asyncio.timeout(self._seconds):
                 addresses = await self._addresses(host, port)
                 if isinstance(addresses, Dialled):
                     return addresses
+                found = Dialled.NO_ANSWER
                 sock = await self._connect(addresses, port)
                 if sock is None:
                     return found
@@ -116,10 +133,9 @@ class Dialler:
         return Dialled.REACHED if same else Dialled.OTHER_CERTIFICATE
 
     async def _addresses(self, host: str, port: int) -> Sequence[str] | Dialled:
-        if self._resolve is None:  # here, because it belongs to the running loop
-            self._resolve = SystemResolver()
+        found: Sequence[str]
         try:
-            found = await self._resolve(host, port)
+            found = [host] if _is_plain(host) else await self._looked_up(host, port)
         except (OSError, UnicodeError):
             return Dialled.NO_NAME
         if not found:
@@ -127,6 +143,11 @@ class Dialler:
         if self._public_only and not all(map(is_public, found)):
             return Dialled.NOT_PUBLIC
         return found
+
+    async def _looked_up(self, host: str, port: int) -> Sequence[str]:
+        if self._resolve is None:  # here, because it belongs to the running loop
+            self._resolve = SystemResolver()
+        return await self._resolve(host, port)
 
     async def _connect(self, addresses: Sequence[str], port: int) -> socket.socket | None:
         """Connect to the first address that takes a connection. Each gets its share of the time."""
@@ -146,6 +167,11 @@ class Dialler:
             else:
                 return sock
         return None
+
+
+def _is_plain(host: str) -> bool:
+    """Whether a host is an IP address, without a zone. It waits for no lookup of a name."""
+    return "%" not in host and is_address(host)
 
 
 async def _certificate(sock: socket.socket, server_name: str) -> bytes | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rlp  # type: ignore[import-untyped]
+from rlp.codec import consume_length_prefix  # type: ignore[import-untyped]
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
 from piecework.chain.fees import Fees
@@ -16,6 +17,9 @@ from piecework_protocol.types import ADDRESS_BYTES, Address, Bytes32, Signature,
 
 _MEMBERS = 12
 _UNSIGNED_MEMBERS = 9
+_ACCESS_LIST = 8
+_WORD_BYTES = 32
+"""The largest number that a chain knows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,19 +141,37 @@ class SignedTransaction:
 
 
 def _decoded(encoded: bytes, count: int) -> list[Any]:
-    """Read the members of a transaction. The ninth is its access list, which is empty."""
+    """Read the members of a transaction. The ninth is its access list, which is empty.
+
+    They are read one by one, because rlp follows nested lists as deep as somebody nests them.
+    """
+    body = encoded[1:]
+    members: list[Any] = []
     try:
-        members = rlp.decode(encoded[1:])
-    except RLPException as error:
+        _, kind, length, at = consume_length_prefix(body, 0)
+        if kind is not list or at + length != len(body):
+            raise MalformedInput("a transaction that does not decode")
+        while at < len(body):
+            if len(members) == count:
+                raise MalformedInput("a transaction with other members")
+            _, kind, length, at = consume_length_prefix(body, at)
+            is_access_list = len(members) == _ACCESS_LIST
+            if is_access_list != (kind is list) or (is_access_list and length):
+                raise MalformedInput("a transaction with other members")
+            if length > len(body) - at:
+                raise MalformedInput("a transaction that does not decode")
+            members.append([] if is_access_list else body[at : at + length])
+            at += length
+    except (RLPException, IndexError) as error:
         raise MalformedInput("a transaction that does not decode") from error
-    if not isinstance(members, list) or len(members) != count or members[8] != []:
-        raise MalformedInput("a transaction with other members")
-    if any(not isinstance(m, bytes) for i, m in enumerate(members) if i != 8):
+    if len(members) != count:
         raise MalformedInput("a transaction with other members")
     return members
 
 
 def _read(members: list[Any]) -> UnsignedTransaction:
+    if any(len(members[i]) > _WORD_BYTES for i in (0, 1, 2, 3, 4, 6)):
+        raise MalformedInput("a number of a transaction is out of range")
     chain_id, nonce, priority_fee, max_fee, gas_limit = (
         int.from_bytes(m, "big") for m in members[:5]
     )

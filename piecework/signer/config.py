@@ -54,6 +54,13 @@ class SignerConfig(Settings):
         description="wei a day for gas and native coins, counted at the highest fee that each "
         "transaction may pay",
     )
+    data_wei_per_byte: int = Field(
+        0,
+        ge=0,
+        le=MAX_INTEGER,
+        description="wei that a byte of a transaction may cost on top of its gas. A rollup bills "
+        "data so, and no transaction bounds that. It counts in daily_gas",
+    )
     daily_tokens: int = Field(
         0, ge=0, le=MAX_INTEGER, description="base units of the stake token a day"
     )
@@ -88,6 +95,7 @@ class SignerConfig(Settings):
             frozenset(map(parse_address, self.payouts)),
             frozenset(map(parse_address, self.coins_to)),
             self.leaving,
+            self.data_wei_per_byte,
         )
 
 

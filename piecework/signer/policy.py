@@ -38,12 +38,15 @@ FUNCTION: Final = "function"
 VALUE: Final = "value"
 CHAIN: Final = "chain"
 LEAVING: Final = "leaving"
+PAYER: Final = "payer"
 MALFORMED: Final = "malformed"
 SIGNATURES: Final = "daily-signatures"
 GAS: Final = "daily-gas"
 TOKENS: Final = "daily-tokens"
 LIMITS: Final = (SIGNATURES, GAS, TOKENS)
 """Refusals that end with the day."""
+SIGNATURE_ROOM: Final = 1 + 33 + 33
+"""Bytes that the members of a signature add to a transaction at most."""
 KINDS: Final[Mapping[str, type[TypedData]]] = {
     cls.__name__: cls
     for cls in (
@@ -75,6 +78,7 @@ class Pins:
     payouts: addresses that earnings may go to, and that the stake may belong to.
     coins_to: addresses that native coins may be sent to.
     leaving: whether the stake may be asked back.
+    data_wei: that a byte of a transaction costs on top of its gas, on a rollup.
     """
 
     operator: Address
@@ -82,6 +86,7 @@ class Pins:
     payouts: frozenset[Address]
     coins_to: frozenset[Address] = frozenset()
     leaving: bool = False
+    data_wei: int = 0
 
     def require_address(self, what: str, address: Address) -> None:
         """Refuse an address that the settings do not name."""
@@ -162,7 +167,8 @@ def judge_transaction(pins: Pins, tx: UnsignedTransaction) -> Use:
         raise NotSigned(CHAIN, f"the transaction is for chain {tx.chain_id}")
     if tx.to is None:
         raise NotSigned(CONTRACT, "contracts are not created")
-    wei = tx.gas_limit * tx.fees.max_fee + tx.value
+    size = len(tx.payload()) + SIGNATURE_ROOM
+    wei = tx.gas_limit * tx.fees.max_fee + tx.value + size * pins.data_wei
     if not tx.data:
         if tx.to not in pins.coins_to and (tx.to != pins.operator or tx.value):
             named = address_hex(tx.to)
@@ -223,6 +229,13 @@ def _judge_payout(pins: Pins, operator: Address, payout: Address) -> int:
     return 0
 
 
+def _judge_funding(pins: Pins, channel: tuple[Any, ...], *_: Any) -> int:
+    payer, *_rest = channel
+    if payer == pins.operator:  # by its transaction alone, to whomever the channel names
+        raise NotSigned(PAYER, "an operator funds no channel out of its own pool")
+    return 0
+
+
 def _judge_push(pins: Pins, token: Address, receiver: Address) -> int:
     pins.require_address("the receiver", receiver)
     return 0
@@ -236,12 +249,13 @@ def _judge_leaving(pins: Pins, operator: Address) -> int:
 
 
 _FUNCTIONS: Final[Mapping[str, Mapping[str, Judge | None]]] = {
-    # Whom these pay is in what the payer has signed.
+    # Whom these pay is in what the payer has signed. A payer that sends its own transaction to fund
+    # signs nothing.
     "Escrow": {
         "settle": None,
         "settlePacked": None,
-        "fund": None,
-        "openWithAuthorization": None,
+        "fund": _judge_funding,
+        "openWithAuthorization": _judge_funding,
         "close": None,
         "pushPayout": _judge_push,
     },

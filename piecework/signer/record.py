@@ -29,8 +29,7 @@ class SignatureLog:
         self._open()
 
     def _open(self) -> None:
-        self._file = os.open(self._path, _APPEND, PRIVATE_FILE)
-        self._size = os.fstat(self._file).st_size
+        self._file, self._size = _opened(self._path)
 
     def add(self, entry: Mapping[str, Any]) -> None:
         """Write one line."""
@@ -38,17 +37,24 @@ class SignatureLog:
         if self._size and self._size + len(line) > self._max_bytes:
             self._turn()
         left = memoryview(line)
-        while left:
-            left = left[os.write(self._file, left) :]
+        try:
+            while left:
+                left = left[os.write(self._file, left) :]
+        except OSError:
+            os.ftruncate(self._file, self._size)  # half a line would spoil the next one
+            raise
         self._size += len(line)
 
     def _turn(self) -> None:
-        os.close(self._file)
-        for number in range(LOG_FILES, 0, -1):
-            older = self._path if number == 1 else self._numbered(number - 1)
-            if older.exists():
-                older.replace(self._numbered(number))
+        """Begin the next file. Until that is open the one before stays the one that is used."""
+        before = self._file
+        if _is_at(before, self._path):  # else a turn failed after it had moved the files
+            for number in range(LOG_FILES, 0, -1):
+                older = self._path if number == 1 else self._numbered(number - 1)
+                if older.exists():
+                    older.replace(self._numbered(number))
         self._open()
+        os.close(before)
 
     def _numbered(self, number: int) -> Path:
         return self._path.with_name(f"{self._path.name}.{number}")
@@ -56,3 +62,17 @@ class SignatureLog:
     def close(self) -> None:
         """Let go of the file."""
         os.close(self._file)
+
+
+def _opened(path: Path) -> tuple[int, int]:
+    """Open a file of the log. Returns its number and its size in bytes."""
+    file = os.open(path, _APPEND, PRIVATE_FILE)
+    return file, os.fstat(file).st_size
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file still has this name."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False

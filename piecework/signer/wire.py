@@ -90,7 +90,7 @@ def asked_domain(raw: Any) -> Domain:
     given = of_names(raw, "domain", "name", "version", "chainId", "verifyingContract")
     for member in ("name", "version"):
         text = given[member]
-        if not isinstance(text, str) or len(text) > MAX_DOMAIN_CHARACTERS:
+        if not _is_text(text):
             raise MalformedInput(f"domain.{member} is a text of {MAX_DOMAIN_CHARACTERS} characters")
     return Domain(
         number(given["chainId"], "domain.chainId"),
@@ -98,6 +98,13 @@ def asked_domain(raw: Any) -> Domain:
         given["name"],
         given["version"],
     )
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is text of a bounded length. JSON can hold halves of characters, UTF-8 cannot."""
+    if not isinstance(value, str) or len(value) > MAX_DOMAIN_CHARACTERS:
+        return False
+    return not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 def asked_payload(raw: Any) -> bytes:

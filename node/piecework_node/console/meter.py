@@ -36,7 +36,8 @@ class JobEnergy:
         """Take what was drawn since the sample before, and all tokens until now.
 
         drawn: None where a card did not tell. The tokens of that time count nothing then. busy:
-        whether jobs ran. Tokens are charged at the end of a canvas, and its job may be over then.
+        whether a job took steps. Tokens are charged at the end of a canvas, and its job may be over
+        then.
         """
         before, self._seen = self._seen, tokens
         if drawn is None or before is None:

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from piecework_node.daemon.engines import Engines, KeptCard
 from piecework_node.engine.link import EngineReady
 from piecework_node.errors import ConfigError
+from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.jobs.worker import Worker
 from piecework_node.runtime.faults import Code, FaultBoard
 
@@ -14,8 +15,17 @@ from piecework_node.runtime.faults import Code, FaultBoard
 class CardPumps:
     """Hands events of engines to the worker, and judges what each engine runs by the terms."""
 
-    def __init__(self, engines: Engines, worker: Worker, faults: FaultBoard) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        worker: Worker,
+        faults: FaultBoard,
+        *,
+        own: Callable[[], OperatorTerms],
+    ) -> None:
+        """own: gives the owner's terms. Automatic prices are below them, and may rise to them."""
         self._engines, self._worker, self._faults = engines, worker, faults
+        self._own = own
         self._judged: set[str] = set()
         """Cards whose engines have told what they run."""
 
@@ -44,7 +54,7 @@ class CardPumps:
                 # An engine that is lost by now tells again what it runs when it is back.
                 if isinstance(event, EngineReady) and one.backend.facts is not None:
                     # What nobody new could begin with is not offered.
-                    one.card.failed = self._worker.terms.credit_fault(event.facts) or ""
+                    one.card.failed = self._own().credit_fault(event.facts) or ""
                     self._judged.add(one.card.name)
                 await self._worker.engine_event(one.card, event)
 

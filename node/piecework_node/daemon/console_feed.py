@@ -26,7 +26,6 @@ from piecework_node.daemon.assembly import Components
 from piecework_node.daemon.engines import KeptCard
 from piecework_node.daemon.price_watch import Spent
 from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel
-from piecework_node.owner.readings import GpuReading
 from piecework_node.runtime.live import LiveJob
 from piecework_node.settlement.policy import settle_wei
 from piecework_node.times import now
@@ -220,7 +219,11 @@ class ConsoleFeed:
         """Take one sample of counters, energy and conditions."""
         p, clock, metrics = self._p, self._p.base.clock, self._p.base.metrics
         moment = clock.monotonic()
-        gpus, ours = self._gpus()
+        gpus = {
+            str(one.config.gpu_number): p.owners[one.card.name].readings.gpu
+            for one in p.base.engines
+        }
+        ours, told = gpus_at_work(p.base.engines)
         drawn = self._meter.sample(
             moment,
             clock.wall(),
@@ -229,7 +232,9 @@ class ConsoleFeed:
             gpus=gpus,
             ours=ours,
         )
-        self._energy.add(drawn, metrics.tokens, busy=p.worker.active > 0)
+        self._energy.add(
+            drawn if told else None, metrics.tokens, busy=p.worker.views.taking_steps > 0
+        )
         self._alerts.observe(self._conditions())
         if p.base.engines.losses > self._losses:
             self._alerts.event("engine-lost", "The engine was lost and is started again.")
@@ -241,19 +246,6 @@ class ConsoleFeed:
     def spent(self) -> Spent:
         """What work took until now."""
         return Spent(self._energy.joules, self._energy.tokens, *self._book.costs())
-
-    def _gpus(self) -> tuple[dict[str, GpuReading | None], set[str]]:
-        """The readings by the number of the GPU, and the GPUs that work for us.
-
-        Two cards may watch one GPU. It draws its power once.
-        """
-        readings, ours = dict[str, GpuReading | None](), set[str]()
-        for one in self._p.base.engines:
-            number = str(one.config.gpu_number)
-            readings[number] = self._p.owners[one.card.name].readings.gpu
-            if one.card.pause is None and not one.card.failed:
-                ours.add(number)
-        return readings, ours
 
     def _conditions(self) -> dict[str, str]:
         """What lasts now, in words that name no host and no secret."""
@@ -373,3 +365,20 @@ def _canvases(jobs: Iterable[LiveJob]) -> Iterable[LiveCanvas]:
             drafted=len(shown.token_ids) if shown else 0,
             place=place if done is None else 0,
         )
+
+
+def gpus_at_work(engines: Iterable[KeptCard]) -> tuple[set[str], bool]:
+    """The numbers of the GPUs that work for us, and whether they tell of all that works for us.
+
+    No GPU tells what a CPU draws. vLLM may have several GPUs, and on other machines.
+    Two cards may watch one GPU. It draws its power once.
+    """
+    ours, told = set[str](), True
+    for one in engines:
+        if one.card.pause is not None or one.card.failed:
+            continue
+        device = one.card.facts.device if one.card.facts is not None else one.config.device
+        told = told and device not in ("cpu", "vllm")
+        if device != "cpu":
+            ours.add(str(one.config.gpu_number))
+    return ours, told

@@ -125,9 +125,6 @@ class Daemon:
         """`flags` are those of the command line. They go before the settings of the home."""
         self._p, self._base, self._ports = components, components.base, ports
         self._draining = asyncio.Event()
-        self._pumps = CardPumps(
-            components.base.engines, components.worker, components.channels.faults
-        )
         self._started = False
         self._grpc_port = 0
         self._published_at = 0.0
@@ -137,6 +134,9 @@ class Daemon:
         self._settings = Reconfigurer(components, flags or {}, self._prices)
         base, config = components.base, components.base.config
         faults, least_mib = components.channels.faults, config.min_free_disk_mib
+        self._pumps = CardPumps(
+            base.engines, components.worker, faults, own=lambda: self._prices.own
+        )
         self._disk = DiskWatch(faults, base.home.root, least_mib)
         self._reach = ReachWatch(faults)
         self._standing = StandingWatch(

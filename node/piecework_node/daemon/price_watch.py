@@ -40,6 +40,8 @@ LOOK_S: Final = 3600.0
 """Prices move once an hour at most, so nothing is gained by looking more often."""
 RETRY_S: Final = 600.0
 """While nobody says what others ask."""
+WAKE_S: Final = 60.0
+"""The clock is looked at again after this. It may be set meanwhile."""
 JITTER: Final = 0.1
 """Workers must not all look at the same moment."""
 NO_INDEX: Final = "no index is set: nobody says what others ask"
@@ -170,10 +172,15 @@ class PriceWatch:
     async def run(self, market: MarketPort) -> None:
         """Look at the market now and then, until cancelled."""
         while True:
-            due = self.next_look_at or 0.0
-            if self._settings.automatic_prices and self._p.clock.wall() >= due:
+            if self._settings.automatic_prices and not self._left_s:
                 await self.look(market)
             await self._until_due()
+
+    @property
+    def _left_s(self) -> float:
+        """Until the next look. After a clock that was ahead is set back, none."""
+        left_s = (self.next_look_at or 0.0) - self._p.clock.wall()
+        return left_s if 0.0 < left_s <= LOOK_S * (1 + JITTER) else 0.0
 
     async def look(self, market: MarketPort) -> None:
         """Look once, and ask what the rule says."""
@@ -199,8 +206,7 @@ class PriceWatch:
         self._changed.clear()
         due = self.next_look_at
         try:
-            left = None if due is None else max(0.0, due - self._p.clock.wall())
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(None if due is None else min(self._left_s, WAKE_S)):
                 while self._settings.automatic_prices is (due is not None):
                     await self._changed.wait()
                     self._changed.clear()
@@ -351,4 +357,5 @@ async def follow_market(p: Components, watch: PriceWatch) -> None:
     base = p.base
     async with HttpReader(MARKET_LIMITS) as http:
         domain, me = base.deployment.domain, base.operator.address
-        await watch.run(MarketReader(base.config.indexes, http, base.reader, domain, me))
+        token, indexes = base.deployment.token, base.config.indexes
+        await watch.run(MarketReader(indexes, http, base.reader, domain, me=me, token=token))

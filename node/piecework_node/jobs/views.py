@@ -58,6 +58,20 @@ class AdmissionViews:
         """Jobs that run, wait for a slot, or are being admitted."""
         return len(self._runtime.sequences) + len(self.admitting)
 
+    @property
+    def taking_steps(self) -> int:
+        """Jobs for which an engine has something to do. What waits for its client does not count.
+
+        So a client that reads or pays slowly makes no machine look busy.
+        """
+        return sum(
+            job.waiting_since is None
+            and not (job.short_of_credit and job.session.canvases >= job.granted)
+            and job.card is not None
+            and job.card.serves
+            for job in self._runtime.sequences.values()
+        )
+
     def active_on(self, entry: EngineEntry | None) -> int:
         """Count the jobs that take a place among those of an entry. None: of any.
 

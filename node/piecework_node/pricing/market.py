@@ -87,11 +87,17 @@ class MarketReader:
         http: PageReader,
         registry: StakeRegistry,
         domain: Domain,
+        *,
         me: Address,
+        token: Address,
     ) -> None:
-        """domain: of the escrow. me: the worker's own operator, who does not count."""
+        """domain: of the escrow. me: the worker's own operator, who does not count.
+
+        token: what the worker is paid in. Base units of another one are another price.
+        """
         self._indexes, self._http = indexes, http
-        self._registry, self._domain, self._me = registry, domain, me
+        self._registry, self._domain = registry, domain
+        self._me, self._token = me, token
 
     async def look(self, model: FollowedModel, now: Timestamp) -> MarketView:
         """Ask every index and verify what it shows.
@@ -128,11 +134,13 @@ class MarketReader:
     def _candidates(
         self, found: Iterable[SignedOffer], model: FollowedModel
     ) -> dict[Address, list[SignedOffer]]:
-        """Offers of the model by operator, each once, without our own."""
+        """Offers of the model in our token by operator, each once, without our own."""
         by_operator: dict[Address, list[SignedOffer]] = {}
         for signed in found:
             operator = signed.offer.operator
-            if operator == self._me or not _entries(signed.offer, model):
+            if operator == self._me or self._token not in signed.offer.tokens:
+                continue
+            if not _entries(signed.offer, model):
                 continue
             known = by_operator.setdefault(operator, [])
             if signed not in known:

@@ -6,7 +6,6 @@ So a restart neither jumps back to the owner's own prices nor moves twice in an 
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -63,7 +62,7 @@ class PriceState:
             asked, joules = body["asked"], body["joules"]
             return cls(
                 None if asked is None else _asked(asked),
-                None if joules is None else _bounded(float(joules), MAX_JOULES),
+                None if joules is None else float(_bounded(joules, MAX_JOULES)),
                 int(_bounded(body["tokens"], MAX_UNITS)),
             )
         except (KeyError, TypeError) as error:
@@ -78,6 +77,6 @@ def _asked(body: Any) -> AskedPrice:
 
 
 def _bounded(value: float, most: float) -> float:
-    if isinstance(value, bool) or not math.isfinite(value) or not 0 <= value <= most:
+    if isinstance(value, bool) or not 0 <= value <= most:  # neither is true of what is no number
         raise ValueError("a number is out of range")
     return value

@@ -242,6 +242,19 @@ async def test_it_looks_at_once_and_goes_on_when_it_is_turned_on(tmp_path: Path)
         running.cancel()
 
 
+async def test_a_clock_that_was_years_ahead_stops_no_look(tmp_path: Path) -> None:
+    stage = PriceStage(tmp_path)
+    years_s = 10 * 365 * 24 * 3600.0
+    stage.clock.advance(years_s)
+    await stage.watch.look(stage.market)
+    stage.market.looked.clear()
+    stage.clock.advance(-years_s)
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        running = group.create_task(stage.watch.run(stage.market))
+        await stage.market.looked.wait()
+        running.cancel()
+
+
 async def test_before_an_engine_is_ready_the_own_prices_are_asked(tmp_path: Path) -> None:
     stage = PriceStage(tmp_path)
     stage.facts = []

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
+from piecework_node import logs
+from piecework_node.config import WorkerConfig
+from piecework_node.daemon.card_pumps import CardPumps
+from piecework_node.daemon.engines import Engines, KeptCard
 from piecework_node.daemon.reconfiguring import check_terms, judge_again
+from piecework_node.engine.link import EngineEvent, EngineReady
 from piecework_node.errors import ConfigError
 from piecework_node.jobs.offers import OfferBoard, refresh_due
 from piecework_node.jobs.terms import OperatorTerms
@@ -122,3 +129,41 @@ def test_a_card_on_which_nobody_could_begin_takes_jobs_at_terms_that_let_them() 
     assert [c.failed for c in (small, large, broken)] == ["", "", "the engine ended"]
     judge_again([small, large], generous, FAIR)
     assert small.failed == "" and large.failed.startswith("credit_first is ")
+
+
+class LateEngine(FakeEngine):
+    """A backend that tells what it runs, and nothing more."""
+
+    losses = 0
+    pid = None
+
+    async def run(self) -> None:
+        await asyncio.Event().wait()
+
+    async def events(self) -> AsyncIterator[EngineEvent]:
+        yield EngineReady(self.known)
+
+
+async def test_a_card_that_comes_late_is_judged_by_the_owners_prices_not_by_automatic_ones() -> (
+    None
+):
+    """Automatic prices may rise to the owner's. Then nobody new could begin, and no fault said it.
+
+    And a fault at other prices than the owner's would stay when the owner has done what it says.
+    """
+    harness = WorkerHarness()
+    await harness.boot()
+    (one,) = harness.worker.cards
+    harness.engine.known = replace(FACTS, max_steps=10_000)
+    fault = FAIR.credit_fault(harness.engine.known)
+    harness.worker.terms = replace(FAIR, price_per_thousand_steps=Amount(0))
+    assert fault and harness.worker.terms.credit_fault(harness.engine.known) is None
+    backend = LateEngine()
+    backend.known = harness.engine.known
+    kept = KeptCard(one, backend, WorkerConfig.model_validate({"payout": "0x" + "22" * 20}))
+    engines = Engines([kept], logs.silent())
+    pumps = CardPumps(engines, harness.worker, harness.faults, own=lambda: FAIR)
+    await pumps.pump_of(kept)()
+    assert one.failed == fault
+    judge_again([one], FAIR, crediting(20_000))
+    assert one.failed == ""

@@ -282,6 +282,22 @@ async def test_a_job_that_is_not_paid_for_is_suspended_after_the_payment_timeout
     assert harness.worker.active == 0
 
 
+async def test_a_job_that_waits_for_its_client_takes_no_steps() -> None:
+    """Energy counts while steps are taken. A client that pays late must not make tokens dear."""
+    harness, client = await ready()
+    line = client.job(3, 64)
+    await client.submit(line)
+    assert harness.worker.views.taking_steps == 1
+    await harness.run_engine()
+    assert (harness.worker.active, harness.worker.views.taking_steps) == (1, 0)
+    while client.read(line):
+        pass
+    await client.deliver(line)
+    assert harness.worker.views.taking_steps == 1
+    await client.finish(line)
+    assert harness.worker.views.taking_steps == 0
+
+
 async def test_a_deadline_ends_a_suspended_job() -> None:
     harness, client = await ready()
     line = client.job(3, 64)

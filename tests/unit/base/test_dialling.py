@@ -120,6 +120,25 @@ async def test_a_name_that_changes_its_mind_is_asked_once() -> None:
         assert resolver.asked == ["rebinding.example"] and names == []
 
 
+class Hanging:
+    """Never says."""
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        await asyncio.get_running_loop().create_future()
+        return []
+
+
+async def test_a_lookup_that_hangs_is_not_held_against_the_port() -> None:
+    hanging = Dialler(public_only=False, resolve=Hanging(), seconds=0.05)
+    assert await hanging.dial("worker.example", 1, NAME, PIN) is Dialled.NO_NAME
+
+
+async def test_an_address_waits_for_no_lookup() -> None:
+    async with tls_listener(WORKER) as (port, pin, _):
+        hanging = Dialler(public_only=False, resolve=Hanging())
+        assert await hanging.dial("127.0.0.1", port, NAME, pin) is Dialled.REACHED
+
+
 # --- the system's resolver
 
 

@@ -13,8 +13,8 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.base.clock import Clock
-from piecework.base.dialling import Dialler
-from piecework.dialback import MAX_DIALS
+from piecework.base.dialling import Dialler, LookupsBusy
+from piecework.dialback import MAX_DIALS, DialDesk
 from piecework.market.server import IndexServer
 from piecework_protocol.dialling import (
     MAX_DIAL_BYTES,
@@ -41,6 +41,10 @@ PUBLIC = Domain(8453, DOMAIN.verifying_contract)
 
 async def loopback(host: str, port: int) -> Sequence[str]:
     return ["127.0.0.1"]
+
+
+async def bonded(operator: Address) -> bool:
+    return True
 
 
 class DiallingIndex:
@@ -179,6 +183,22 @@ async def test_too_many_dials_at_once_are_put_off_and_cost_no_rate(tmp_path: Pat
         assert (declined.status, await code(declined)) == (503, "dials_busy")
         index.server.dials.under_way = 0
         assert (await dial(http, index.request("worker.example:1"))).status == 200
+
+
+async def test_names_that_were_not_looked_up_are_held_against_nobody(tmp_path: Path) -> None:
+    """Names of others may hang. Then nothing is known, and the worker asks again."""
+
+    async def busy(host: str, port: int) -> Sequence[str]:
+        raise LookupsBusy("too many names are being looked up")
+
+    index = DiallingIndex(tmp_path)
+    async with served(index) as http:
+        index.server.dials = DialDesk(
+            Dialler(public_only=False, resolve=busy), DOMAIN, bonded, index.clock
+        )
+        declined = await dial(http, index.request("worker.example:1", "127.0.0.1:1"))
+        assert (declined.status, await code(declined)) == (503, "dials_busy")
+        assert index.server.dials.under_way == 0
 
 
 GOOD = json.loads(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from piecework.base.settings import SettingsError
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node import config, logs
 from piecework_node.config import WorkerConfig
+from piecework_node.daemon.console_feed import gpus_at_work
 from piecework_node.daemon.engines import Engines, KeptCard, device_of, engine_command, make_engines
 from piecework_node.engine.link import EngineLost, EngineReady
 from piecework_node.engine.supervisor import EngineSupervisor
@@ -255,3 +257,31 @@ device = "cpu"
         finally:
             life.cancel()
             await asyncio.gather(life, return_exceptions=True)
+
+
+# --- energy
+
+
+@pytest.mark.parametrize(
+    ("devices", "ours", "told"),
+    [
+        (("cuda",), {"1"}, True),
+        (("cpu",), set(), False),
+        (("cuda", "cpu"), {"1"}, False),
+        (("vllm",), {"1"}, False),
+    ],
+)
+def test_energy_is_known_where_gpus_of_known_numbers_do_all_of_the_work(
+    tmp_path: Path, devices: tuple[str, ...], ours: set[str], told: bool
+) -> None:
+    """A card on the CPU has a number too, and it is that of somebody else's GPU."""
+    ((_, own), (_, on_cpu)) = loaded(tmp_path, TWO).of_cards
+    cards = []
+    for place, device in enumerate(devices):
+        engine = FailingEngine(0)
+        engine.known, engine.is_ready = replace(FACTS, device=device), True
+        cards.append(kept(str(place), engine, on_cpu if device == "cpu" else own))
+    assert gpus_at_work(cards) == (ours, told)
+    for one in cards:
+        one.card.failed = "it fell off the bus"
+    assert gpus_at_work(cards) == (set(), True)

@@ -27,7 +27,7 @@ from piecework_protocol.objects import Service
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Amount, Timestamp, Uint32, Uint64, keccak256
 from piecework_protocol.wire import SignedOffer, encode_offer
-from tests.support.fake_chain import DOMAIN, FakeChain
+from tests.support.fake_chain import DOMAIN, TOKEN, FakeChain
 from tests.support.offers import model, offer, operator, receiver
 
 NOW = Timestamp(1_800_000_010)
@@ -68,7 +68,8 @@ def chain_of(*names: str) -> FakeChain:
 
 async def look(pages: Pages, chain: FakeChain) -> MarketView:
     urls = [f"http://{host}" for host in pages.shown]
-    return await MarketReader(urls, pages, chain, DOMAIN, ME).look(FOLLOWED, NOW)
+    reader = MarketReader(urls, pages, chain, DOMAIN, me=ME, token=TOKEN)
+    return await reader.look(FOLLOWED, NOW)
 
 
 async def test_a_look_asks_each_index_for_the_model_by_its_digest_most_stake_first() -> None:
@@ -125,6 +126,18 @@ async def test_an_index_that_invents_a_newer_offer_hides_nobody() -> None:
     invented = asks("ann", 1, signer=forger, sequence=Uint64(2**60))
     view = await look(Pages(one=[asks("ann", 5)], two=[invented]), chain_of(*NAMES))
     assert view.prices == (5,)
+
+
+async def test_a_price_in_another_token_is_no_price_of_our_market() -> None:
+    """Its base units may be worth nothing, or a thousand times as much."""
+    other = receiver("another token")
+    shown = [
+        asks("ann", 5),
+        asks("bob", 10**18, tokens=(other,)),
+        asks("cai", 7, tokens=(other, TOKEN)),
+    ]
+    view = await look(Pages(one=shown), chain_of(*NAMES))
+    assert sorted(view.prices) == [5, 7]
 
 
 async def test_another_model_and_another_service_are_no_market_of_ours() -> None:
@@ -242,6 +255,9 @@ def test_what_is_kept_is_read_as_it_was_written(tmp_path: Any) -> None:
         '{"asked": null, "joules": -1, "tokens": 0}',
         '{"asked": null, "joules": 1, "tokens": true}',
         '{"asked": 7, "joules": 1, "tokens": 0}',
+        '{"asked": null, "joules": 1, "tokens": 1%s}' % ("0" * 400),
+        '{"asked": null, "joules": 1%s, "tokens": 0}' % ("0" * 400),
+        '{"asked": {"blended": "1%s", "moved_at": 0}, "joules": 1, "tokens": 0}' % ("0" * 400),
     ],
 )
 def test_a_file_that_says_something_else_is_refused(tmp_path: Any, text: str) -> None:

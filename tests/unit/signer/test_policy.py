@@ -13,12 +13,16 @@ from piecework.chain.rawtx import UnsignedTransaction
 from piecework.signer import policy
 from piecework.signer.policy import NotSigned, judge_transaction, judge_typed
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.objects import Registration, Voucher, registry_domain
+from piecework_protocol.frames import OpeningAuthorization
+from piecework_protocol.objects import Channel, Registration, Voucher, registry_domain
 from piecework_protocol.types import (
     Address,
     Amount,
+    Bytes32,
     ChannelId,
     Digest,
+    PayerSignature,
+    Seconds,
     Timestamp,
     Uint64,
 )
@@ -103,6 +107,16 @@ def test_a_transaction_costs_the_most_that_its_gas_may() -> None:
     assert judge_transaction(PINS, transaction(call)).wei == 300_000
 
 
+def test_on_a_rollup_each_byte_costs_too() -> None:
+    tx = transaction(calls.push_payout(MARKET, MARKET.token, PAYOUT))
+    long = replace(tx, data=tx.data + bytes(100_000))
+    rollup = replace(PINS, data_wei=1_000)
+    assert judge_transaction(PINS, long).wei == judge_transaction(PINS, tx).wei
+    used = judge_transaction(rollup, long).wei
+    sent = len(long.sign(KEY).raw)
+    assert 0 <= used - 300_000 - 1_000 * sent <= 1_000 * 4
+
+
 @pytest.mark.parametrize(
     ("call", "refusal"),
     [
@@ -140,6 +154,28 @@ def test_a_transaction_with_another_envelope_is_refused(
     call = calls.set_endpoint(MARKET, KEY.address, "a.example:1")
     judge_transaction(PINS, transaction(call))
     assert refusal_of(transaction(call, **changes)) == refusal
+
+
+FUNDED = (Amount(5), Amount(5), Timestamp(2**40), PayerSignature(b""))
+
+
+def test_an_operator_funds_channels_of_others_alone() -> None:
+    """The escrow asks a payer that sends its own transaction for no signature, and a thief can name
+    himself the receiver of the channel and of its fee."""
+    theirs = Channel(PAYOUT, PAYOUT, THIEF, THIEF, MARKET.token, Seconds(3600), Bytes32(bytes(32)))
+    ours = theirs.replace(payer=KEY.address)
+    funded, fee, deadline, signature = FUNDED
+    opening = OpeningAuthorization(funded, fee, Timestamp(0), deadline, signature)
+    for channel in (theirs, ours):
+        by_pool = calls.fund(
+            MARKET, channel, funded, fee=fee, deadline=deadline, signature=signature
+        )
+        by_tokens = calls.open_with_authorization(MARKET, channel, opening)
+        for call in (by_pool, by_tokens):
+            if channel is ours:
+                assert refusal_of(transaction(call)) == policy.PAYER
+            else:
+                assert judge_transaction(PINS, transaction(call)).tokens == 0
 
 
 def test_arguments_that_do_not_decode_are_refused() -> None:

@@ -23,7 +23,7 @@ from piecework.signer.place import socket_path
 from piecework.signer.record import SignatureLog
 from piecework.signer.remote import RemoteSigner, signer_at
 from piecework.signer.server import BUSY, METHOD, USER, CannotServe
-from piecework.signer.wire import frame, read_frame, typed_question
+from piecework.signer.wire import frame, read_frame, transaction_question, typed_question
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
 from tests.support.signers import (
@@ -265,3 +265,69 @@ def test_the_log_of_signatures_is_bounded(tmp_path: Path) -> None:
     kept = sorted(tmp_path.iterdir())
     assert len(kept) == 9 and all(file.stat().st_size <= 100 for file in kept)
     assert json.loads((tmp_path / "signed.jsonl").read_text().splitlines()[-1]) == {"at": 199}
+
+
+def nested(levels: int) -> bytes:
+    """A list in a list, so many times over, as RLP."""
+    heads, length = list[bytes](), 1
+    for _ in range(levels):
+        size = length.to_bytes(-(-length.bit_length() // 8), "big")
+        head = bytes([0xC0 + length]) if length < 56 else bytes([0xF7 + len(size)]) + size
+        heads.append(head)
+        length += len(head)
+    return b"".join(reversed(heads)) + b"\xc0"
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        replace(TX, fees=Fees(1 << 20_000, 1)).payload(),
+        replace(TX, chain_id=1 << 20_000).payload(),
+        replace(TX, value=1 << 256).payload(),
+        b"\x02" + nested(60_000),
+        b"\x02",
+        b"\x02\xf9\xff",
+        TX.payload()[:-1],
+        TX.payload() + b"\0",
+        TX.payload()[:-1] + b"\xc1\xc0",
+    ],
+    ids=["fee", "chain", "value", "nested", "nothing", "cut", "short", "long", "access list"],
+)
+async def test_a_transaction_out_of_every_range_is_refused_and_the_next_question_answered(
+    tmp_path: Path, payload: bytes
+) -> None:
+    good = frame(transaction_question(TX.payload()))
+    async with serving(tmp_path) as path:
+        refused, signed = await ask(path, frame(transaction_question(payload)), good)
+    assert refused is not None and refused["refused"] == policy.MALFORMED
+    assert signed is not None and "signature" in signed
+
+
+async def test_half_a_character_in_a_domain_is_refused_and_the_next_question_answered(
+    tmp_path: Path,
+) -> None:
+    good = frame(typed_question(TOKEN, PERMIT))
+    question = typed_question(replace(TOKEN, name="\ud800"), PERMIT)
+    async with serving(tmp_path) as path:
+        refused, signed = await ask(path, frame(question), good)
+    assert refused is not None and refused["refused"] == policy.MALFORMED
+    assert signed is not None and "signature" in signed
+
+
+def test_a_log_that_cannot_turn_keeps_its_file_and_goes_on_later(tmp_path: Path) -> None:
+    """Were its file closed first, the next line would go to whatever has that number by then."""
+    log = SignatureLog(tmp_path / "signed.jsonl", max_bytes=20)
+    log.add({"at": 1000000})
+    (tmp_path / "signed.jsonl.7").touch()
+    (tmp_path / "signed.jsonl.8").mkdir()  # no file can be moved there
+    with pytest.raises(OSError, match="directory"):
+        log.add({"at": 1000001})
+    other = os.open(tmp_path / "other", os.O_CREAT | os.O_RDWR)
+    with pytest.raises(OSError, match="directory"):
+        log.add({"at": 1000002})
+    os.close(other)  # it raises if the log has closed it
+    (tmp_path / "signed.jsonl.8").rmdir()
+    log.add({"at": 1000003})
+    log.close()
+    assert json.loads((tmp_path / "signed.jsonl").read_text()) == {"at": 1000003}
+    assert json.loads((tmp_path / "signed.jsonl.1").read_text()) == {"at": 1000000}
