@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,15 @@ async def begun(client: Client, content: OpenContent) -> JobStream:
             if not client.read(line):
                 await asyncio.sleep(0)
     return line
+
+
+async def until(done: Callable[[], bool]) -> None:
+    """Let the desk's tasks go on until something is so."""
+    for _ in range(100_000):
+        if done():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to that")
 
 
 async def follow(client: Client, line: JobStream) -> None:
@@ -192,6 +201,40 @@ async def test_a_client_that_leaves_pays_for_what_came(tmp_path: Path) -> None:
     await follow(client, line)
     assert 1 <= len(line.receipts) < len(job.canvases[canvas].leaves) - 1
     assert not harness.runtime.sequences
+
+
+async def halted(steps: int) -> tuple[WorkerHarness, Client, StoredJob, JobStream]:
+    """An opening whose engine has taken so many steps of the replay, and waits."""
+    harness, client, job = await served()
+    harness.engine.halts_at = steps
+    line = asking(client, content_of(job, 1))
+    await client.submit(line)
+    await until(lambda: any(job.progress is not None for job in harness.runtime.sequences.values()))
+    client.read(line)
+    return harness, client, job, line
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+async def test_an_opening_that_is_cancelled_owes_the_prompt_of_its_replay(steps: int) -> None:
+    harness, client, _, line = await halted(steps)
+    line.cancel()
+    await follow(client, line)
+    (receipt,) = line.receipts
+    assert (receipt.finish, receipt.steps) == (Finish.CANCELLED, 0)
+    assert line.amount == price(line.model, Usage(PROMPT + CANVAS, 0, 0))
+    assert harness.engine.dropped == 1 and not harness.runtime.sequences
+
+
+async def test_an_opening_whose_client_is_gone_finishes_the_step_that_it_computes() -> None:
+    harness, client, job, line = await halted(1)
+    await client.drop(line)
+    harness.engine.goes_on.set()
+    await until(lambda: not harness.runtime.sequences)
+    assert len(harness.journal.jobs[line.id].canvases) == 1 and harness.engine.dropped == 0
+    harness.engine.halts_at = None
+    await client.submit(line)
+    await follow(client, line)
+    assert len(line.receipts) == len(job.canvases[1].leaves) - 1
 
 
 async def test_an_engine_that_is_lost_meanwhile_costs_a_start(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from piecework_node.engine.replays import ReplayDesk
 from piecework_node.engine.wire import (
     Audit,
     Audited,
+    Prefilled,
     Replayed,
     ShownStep,
     decode_command,
@@ -51,9 +52,11 @@ class Bench:
         self.desk = ReplayDesk(self.replayer, executor, engine, self.hear, monotonic=lambda: 0.0)
         self.profile = short_profile(engine_profile(self.loaded, probe(), executor.kernels))
 
-    def hear(self, report: ShownStep | Replayed | Audited) -> None:
+    def hear(self, report: Prefilled | ShownStep | Replayed | Audited) -> None:
         read = decode_report(encode_report(report))
-        if isinstance(read, ShownStep):
+        if isinstance(read, Prefilled):
+            assert read.number == 7
+        elif isinstance(read, ShownStep):
             self.records.append(StepRecord.parse(read.opening.fields))
         else:
             assert isinstance(read, Audited)
