@@ -82,6 +82,13 @@ class _Asked:
         return self.known.content
 
 
+@dataclass(slots=True)
+class _Bill:
+    """What jobs have cost, in base units."""
+
+    cost: int = 0
+
+
 class MarketAuditor:
     """Implements `Auditor` with other workers.
 
@@ -128,7 +135,7 @@ class MarketAuditor:
                 continue
             opinions.append(opinion)
             decision = decide(opinions, MAX_OPINIONS)
-        troubles += await self._learn(asked, decision)
+        troubles += await self._learn(asked, opinions, decision)
         return replace(_report(asked, opinions, decision, Amount(cost)), remarks=tuple(troubles))
 
     # --- who
@@ -201,7 +208,7 @@ class MarketAuditor:
         Returns:
             The opinion, what all of it has cost, and why there is no opinion.
         """
-        entropy, check, cost = self._market.context.entropy, None, 0
+        entropy, check, bill = self._market.context.entropy, None, _Bill()
         if chance(self._check_rate, entropy):
             content = asked.content
             known = self.canvases
@@ -215,22 +222,28 @@ class MarketAuditor:
         try:
             for one in order:
                 content = asked.content if one is None else one.content
-                said = await self._buy(candidate.operator, asked.known.model, content)
-                cost += said.cost
+                said = await self._buy(candidate.operator, asked.known.model, content, bill)
                 if one is None:
                     opinion = said
                 elif (missed := one.why_missed(said)) is not None:
-                    await self._distrust(said, content, missed)
-                    return None, cost, f"missed a check: {missed}"
+                    if one.is_proof(said):
+                        await self._distrust(said, content, missed)
+                    else:
+                        one.known.doubted = True
+                    return None, bill.cost, f"missed a check: {missed}"
+                elif said.passed:
+                    one.known.proofs += 1
         except TimeoutError:
-            return None, cost, f"it took longer than {AUDIT_TIMEOUT_S:.0f} s"
+            return None, bill.cost, f"it took longer than {AUDIT_TIMEOUT_S:.0f} s"
         except PieceworkError as error:
             if opinion is None:
-                return None, cost, str(error)
-        return opinion, cost, ""
+                return None, bill.cost, str(error)
+        return opinion, bill.cost, ""
 
-    async def _buy(self, operator: Address, model: Digest, content: AuditContent) -> Opinion:
-        """Buy one report.
+    async def _buy(
+        self, operator: Address, model: Digest, content: AuditContent, bill: _Bill
+    ) -> Opinion:
+        """Buy one report. What it costs is added to the bill, whatever comes of it.
 
         Raises:
             PieceworkError: The worker does not give it, or it contradicts itself.
@@ -239,15 +252,18 @@ class MarketAuditor:
         clock = self._market.context.clock
         started, job, audited = clock.monotonic(), JobId(bytes(32)), None
         cost = Amount(0)
-        async with asyncio.timeout(AUDIT_TIMEOUT_S), self._market.run(request) as run:
-            async for event in run:
-                if isinstance(event, JobStarted):
-                    job = event.job
-                elif isinstance(event, CanvasAudited):
-                    audited = event
-                elif isinstance(event, JobFinished):
-                    cost = event.cost
-        if audited is None:
+        try:
+            async with asyncio.timeout(AUDIT_TIMEOUT_S), self._market.run(request) as run:
+                async for event in run:
+                    if isinstance(event, JobStarted):
+                        job = event.job
+                    elif isinstance(event, CanvasAudited):
+                        audited, cost = event, event.cost
+                    elif isinstance(event, JobFinished):
+                        cost = event.cost
+        finally:
+            bill.cost += cost
+        if audited is None or audited.report.outcome is AuditOutcome.NO_VERDICT:
             raise MalformedInput("the auditor ended without a report")
         opinion = Opinion(
             operator, audited.report, audited.leaves[1:], job, cost, clock.monotonic() - started
@@ -260,13 +276,15 @@ class MarketAuditor:
 
     # --- what follows
 
-    async def _learn(self, asked: _Asked, decision: PanelDecision) -> list[str]:
+    async def _learn(
+        self, asked: _Asked, opinions: Sequence[Opinion], decision: PanelDecision
+    ) -> list[str]:
         """Keep what the canvas has shown. Returns a line for each auditor that is given up."""
         why = "two others say otherwise of the same canvas"
         for odd in decision.odd:
             await self._distrust(odd, asked.content, why)
-        asked.known.good = decision.verdict is not None and decision.verdict.passed
-        if asked.known.good:
+        if decision.verdict is not None and decision.verdict.passed:
+            asked.known.proofs = sum(opinion.passed for opinion in opinions)
             self.canvases.add(asked.known)
         return [f"{address_hex(odd.operator)}: {why}" for odd in decision.odd]
 

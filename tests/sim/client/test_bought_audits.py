@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from piecework.client.auditing import CanvasReport, EngineAuditor
+from piecework.client.auditors.checks import Check, CheckKind, Entropy, KnownCanvases
 from piecework.client.auditors.market import MarketAuditor
 from piecework.client.config import load_config
 from piecework.client.jobs.events import JobStarted
@@ -19,7 +21,7 @@ from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.objects import AuditOutcome
 from piecework_protocol.trace import trace_root
-from piecework_protocol.types import Address, to_hex
+from piecework_protocol.types import Address, Digest, to_hex
 from tests.support.client_side import MONEY, PAYER, ask, collect
 from tests.support.fake_auditor import AuditingStyle, AuditingWorker
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
@@ -37,6 +39,16 @@ HONEST, BLIND, ACCUSER, FORGER = (
 )
 CHEAT = Script(story=tuple(word.upper() for word in STORY))
 """The worker serves another model than it says."""
+
+
+class GoodOnes(KnownCanvases):
+    """Checks with canvases as they were, and with no changed ones."""
+
+    def check_for(
+        self, who: frozenset[Address], model: Digest, profile: str, entropy: Entropy
+    ) -> Check | None:
+        found = super().check_for(who, model, profile, entropy)
+        return found and Check(CheckKind.GOOD, found.known.content, found.known)
 
 
 class Scene:
@@ -183,6 +195,49 @@ def test_a_pass_without_the_trace_is_caught_at_once(tmp_path: Path) -> None:
     assert "the auditor's own trace is another" in reports[0].remarks[0]
     (file,) = scene.files("auditor")
     assert read_evidence(file.read_bytes()).channel.operator == forger.operator.address
+
+
+def test_an_audit_that_ends_at_its_deadline_is_paid_and_blames_nobody(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, job_lifetime_s=10)
+    script = Script(gate=lambda canvas: asyncio.sleep(6))
+    auditor = scene.auditor("late", AuditingStyle.LATE, script=script)
+    (report,) = scene.play()
+    assert report.outcome is AuditOutcome.NO_VERDICT
+    assert report.remarks[0].endswith("JOB_ENDED")
+    assert report.cost == auditor.paid() > 0
+    assert not scene.files("auditor")
+
+
+def test_a_canvas_that_a_friend_of_its_worker_passed_gives_no_honest_auditor_up(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, CHEAT)
+    friend = scene.auditor("friend", AuditingStyle.FRIEND)
+    honest = scene.auditor("honest")
+
+    async def work() -> tuple[CanvasReport, int]:
+        async with scene.client() as client:
+            before = MarketAuditor(client, first=friend.operator.address)
+            client.audits.auditor = before
+            await collect(client.run(ask("one")))
+            await client.audits.done()
+            (known,) = before.canvases.canvases
+            assert known.good
+            client.audits.auditor = MarketAuditor(
+                client,
+                first=honest.operator.address,
+                check_rate=1.0,
+                canvases=GoodOnes(before.canvases.canvases),
+            )
+            await collect(client.run(ask("two")))
+            await client.audits.done()
+            await client.audits.close()
+            assert known.doubted and not known.good
+            return scene.told[-1][0], len(honest.audited)
+
+    report, asked = simulate(work())
+    assert asked > 0 and "missed a check" in report.remarks[0]
+    assert not scene.files("auditor"), "who of the two lies is open"
 
 
 @pytest.mark.parametrize("kin", ["operator", "payout"])
