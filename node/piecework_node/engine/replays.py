@@ -84,7 +84,9 @@ class ReplayDesk:
         if self._asked is None:
             return False
         waited = self._monotonic() - self._asked_at
-        return not self._engine.has_runnable or waited >= PATIENCE_S
+        # What has begun goes on: its client takes a replay that stands still for a dead worker.
+        begun = self._walk is not None
+        return begun or not self._engine.has_runnable or waited >= PATIENCE_S
 
     def step(self) -> None:
         """Do one pass. What a replay comes to is said once."""

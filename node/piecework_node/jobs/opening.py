@@ -61,6 +61,8 @@ class _Opening:
     begun: bool = False
     found: bool = False
     """Whether everything is there that is asked for."""
+    cancelled: bool = False
+    """Whether the task was cancelled for `stop`. It says then what was done."""
     end: int | None = None
     """The first canvas that is not reported any more. None: it goes on to its last."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -106,6 +108,7 @@ class OpeningDesk:
         opening.end = opening.canvas + (finish_canvas and half_done)
         opening.changed.set()
         if not opening.found and opening.end == opening.canvas and opening.task is not None:
+            opening.cancelled = True
             opening.task.cancel()
 
     async def close(self) -> None:
@@ -158,7 +161,7 @@ class OpeningDesk:
             elif not await self._serve_steps(opening, asked):
                 await self._tell(self._stopped(opening))
         except asyncio.CancelledError:
-            if opening.end is None:
+            if not opening.cancelled:
                 raise
             # The one who stops it holds the channel's lock, which the report needs.
             self._tell_later(self._stopped(opening))

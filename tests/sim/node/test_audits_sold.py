@@ -208,6 +208,23 @@ async def test_an_audit_whose_client_is_gone_goes_on_to_its_end_and_is_owed() ->
     assert (receipt.finish, receipt.steps) == (Finish.END_OF_TEXT, content.steps)
 
 
+async def test_a_client_that_returns_while_its_audit_is_being_stopped_gets_it_whole() -> None:
+    harness, client, job = await served()
+    harness.engine.halts_at = -1
+    line = asking(client, claim(harness, job, 1))
+    await client.submit(line)
+    await until(lambda: bool(harness.runtime.sequences))
+    (sequence,) = harness.runtime.sequences
+    desk = harness.runtime.openings
+    assert desk is not None
+    desk.stop(sequence, finish_canvas=True)
+    desk.allow(sequence, 1)
+    harness.engine.halts_at = None
+    await follow(client, line)
+    (receipt,) = line.receipts
+    assert receipt.finish is Finish.END_OF_TEXT
+
+
 async def test_an_audit_that_has_not_begun_is_owed_nothing() -> None:
     harness, client, job = await served()
     before = client.book.cumulative

@@ -156,6 +156,18 @@ def test_a_replay_that_cannot_be_done_says_why_and_leaves_the_desk_free(
     assert place.answer().step_leaves == canvases[1].step_leaves
 
 
+def test_a_replay_that_has_begun_stands_still_for_no_job(loaded: LoadedModel) -> None:
+    place = Workplace(loaded)
+    canvases = place.serve(JOB)
+    place.desk.take(asked(canvases, 1, 0))
+    place.desk.step()
+    place.engine.submit(replace(JOB, request_id="job-6", canvas_limit=1))
+    assert place.engine.has_runnable and place.desk.is_due
+    assert place.answer().step_leaves == canvases[1].step_leaves
+    beside = [e for e in place.serve(replace(JOB, request_id="job-7")) if e.request_id == "job-6"]
+    assert [e.step_leaves for e in beside] == [canvases[0].step_leaves]
+
+
 def test_a_replay_that_is_dropped_says_nothing_more_and_holds_nothing(
     loaded: LoadedModel,
 ) -> None:
