@@ -21,6 +21,7 @@ from piecework.client.auditors.checks import (
     KnownCanvas,
     KnownCanvases,
     chance,
+    draw,
 )
 from piecework.client.auditors.opinions import Opinion, PanelDecision, decide
 from piecework.client.config import ClientConfig
@@ -30,14 +31,14 @@ from piecework.client.jobs.events import CanvasAudited, JobFinished, JobStarted
 from piecework.client.jobs.requests import AuditRequest, JobRequest
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.learning import learn_broken
-from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_AUDITORS, MAX_OPINIONS
+from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_ASKED_AUDITORS, MAX_AUDITORS, MAX_OPINIONS
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.audits import audit_content
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, read_evidence, write_evidence
 from piecework_protocol.kinds.audit import AuditContent
-from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind
+from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind, Offer
 from piecework_protocol.types import Address, Amount, Digest, JobId, address_hex, parse_address
 
 AUDITOR_CLAUSE: Final = "3.3 as an auditor"
@@ -125,9 +126,11 @@ class MarketAuditor:
         opinions: list[Opinion] = []
         cost, troubles = 0, list[str]()
         decision = decide(opinions, MAX_OPINIONS)
+        asked_for = 0
         async for candidate in panel:
-            if not decision.wants_more:
+            if not decision.wants_more or asked_for >= MAX_ASKED_AUDITORS:
                 break
+            asked_for += 1
             opinion, spent, trouble = await self._opinion_of(candidate, asked)
             cost += spent
             if opinion is None:
@@ -158,20 +161,33 @@ class MarketAuditor:
         """Look up who may audit, and return them in the order in which they are asked."""
         model, content = asked.known.model, asked.content
         found = await self._market.discovery.offers("0x" + model.hex())
-        candidates: list[Candidate] = []
-        for signed in found.offers[:MAX_AUDITORS]:
-            offer = signed.offer
-            fits = any(
+        fitting = [
+            signed.offer
+            for signed in found.offers
+            if any(
                 m.digest == model and m.profile == content.profile and m.kinds & Kind.AUDIT.bit
-                for m in offer.models
+                for m in signed.offer.models
             )
-            if not fits:
-                continue
-            who = await self._parties(offer.operator, offer.receiver)
+        ]
+        candidates: list[Candidate] = []
+        for offer in self._some_of(fitting):
             registered = await self._market.chain.worker(offer.operator)
-            if registered is not None and not who & asked.known.known_to:
-                candidates.append(Candidate(offer.operator, who, registered.stake))
+            if registered is None:
+                continue
+            who = {offer.operator, offer.receiver, registered.owner, registered.payout}
+            if not who & asked.known.known_to:
+                candidates.append(Candidate(offer.operator, frozenset(who), registered.stake))
         return self._in_order(candidates)
+
+    def _some_of(self, offers: list[Offer]) -> list[Offer]:
+        """Return as many as are looked up. Who lists the offers has no say in which these are."""
+        named = [offer for offer in offers if offer.operator == self._first]
+        left = [offer for offer in offers if offer not in named]
+        while left and len(named) < MAX_AUDITORS:
+            offer = draw(left, self._market.context.entropy)
+            left.remove(offer)
+            named.append(offer)
+        return named
 
     async def _in_order(self, candidates: list[Candidate]) -> AsyncIterator[Candidate]:
         """Yield the first one if it is named, then by stake. One of each owner."""

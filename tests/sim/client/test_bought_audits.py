@@ -14,6 +14,7 @@ from piecework.client.auditors.market import MarketAuditor
 from piecework.client.config import load_config
 from piecework.client.jobs.events import JobStarted
 from piecework.client.journal.store import Store
+from piecework.client.limits import MAX_ASKED_AUDITORS
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.evidence.check import check_evidence
@@ -238,6 +239,15 @@ def test_a_canvas_that_a_friend_of_its_worker_passed_gives_no_honest_auditor_up(
     report, asked = simulate(work())
     assert asked > 0 and "missed a check" in report.remarks[0]
     assert not scene.files("auditor"), "who of the two lies is open"
+
+
+def test_those_who_take_money_for_nothing_are_asked_only_so_often(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    forgers = [scene.auditor(f"forger {n}", FORGER) for n in range(MAX_ASKED_AUDITORS + 4)]
+    (report,) = scene.play()
+    assert report.outcome is AuditOutcome.NO_VERDICT
+    assert sum(len(one.audited) for one in forgers) == MAX_ASKED_AUDITORS
+    assert report.cost == sum(one.paid() for one in forgers) > 0
 
 
 @pytest.mark.parametrize("kin", ["operator", "payout"])
