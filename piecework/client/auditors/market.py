@@ -47,6 +47,10 @@ SELF: Final = "self"
 MARKET: Final = "market"
 
 
+class ForgedAudit(PieceworkError):
+    """An auditor has signed a report that its own leaves contradict."""
+
+
 class AuditMarket(Protocol):
     """The client that buys audits: `PieceworkClient`."""
 
@@ -252,7 +256,8 @@ class MarketAuditor:
         except TimeoutError:
             return None, bill.cost, f"it took longer than {AUDIT_TIMEOUT_S:.0f} s"
         except PieceworkError as error:
-            if opinion is None:
+            # What a check comes to says nothing of the canvas, unless the auditor has forged it.
+            if opinion is None or isinstance(error, ForgedAudit):
                 return None, bill.cost, str(error)
         return opinion, bill.cost, ""
 
@@ -262,7 +267,8 @@ class MarketAuditor:
         """Buy one report. What it costs is added to the bill, whatever comes of it.
 
         Raises:
-            PieceworkError: The worker does not give it, or it contradicts itself.
+            ForgedAudit: It contradicts itself. The auditor gets no more jobs.
+            PieceworkError: The worker does not give it.
         """
         request = AuditRequest(content, operator, "0x" + model.hex())
         clock = self._market.context.clock
@@ -287,7 +293,7 @@ class MarketAuditor:
         fault = audited.report.leaves_fault(audited.leaves)
         if fault is not None:
             await self._distrust(opinion, content, fault)
-            raise MalformedInput(fault)
+            raise ForgedAudit(fault)
         return opinion
 
     # --- what follows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.objects import AuditOutcome
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Address, Digest, to_hex
+from piecework_protocol.worker_session import CanvasResult
 from tests.support.client_side import MONEY, PAYER, ask, collect
 from tests.support.fake_auditor import AuditingStyle, AuditingWorker
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.fake_worker import STORY, FakeWorker, Script
+from tests.support.fake_worker import STORY, FakeWorker, Job, Script
 from tests.support.memory_worker import MemoryMarket
 from tests.support.shipped import InlineExecutor
 from tests.support.traces import made_up_leaves
@@ -239,6 +241,52 @@ def test_a_canvas_that_a_friend_of_its_worker_passed_gives_no_honest_auditor_up(
     report, asked = simulate(work())
     assert asked > 0 and "missed a check" in report.remarks[0]
     assert not scene.files("auditor"), "who of the two lies is open"
+
+
+class Turncoat(AuditingWorker):
+    """Accuses in its first audit and forges in those behind it."""
+
+    def denoise(self, job: Job, canvas: int) -> CanvasResult:
+        if isinstance(job.content, AuditContent):
+            self.style = FORGER if self.audited else ACCUSER
+        return super().denoise(job, canvas)
+
+
+class LastOfAll:
+    """A market whose client draws the last of everything: the real canvas first, a good check."""
+
+    def __init__(self, client: PieceworkClient) -> None:
+        self.context = replace(client.context, entropy=lambda count: b"\xf0" * count)
+        self.chain, self.discovery, self.run = client.chain, client.discovery, client.run
+
+
+def test_what_a_forger_of_a_check_said_before_does_not_count(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    honest = scene.auditor("honest")
+    liar = Turncoat(scene.chain, scene.clock, name="liar")
+    scene.market.add(liar, "liar")
+
+    async def work() -> CanvasReport:
+        async with scene.client() as client:
+            first = MarketAuditor(client, first=honest.operator.address)
+            client.audits.auditor = first
+            await collect(client.run(ask("one")))
+            await client.audits.done()
+            del scene.market.workers[honest.endpoint]
+            client.audits.auditor = MarketAuditor(
+                LastOfAll(client),
+                first=liar.operator.address,
+                check_rate=1.0,
+                canvases=first.canvases,
+            )
+            await collect(client.run(ask("two")))
+            await client.audits.done()
+            await client.audits.close()
+        return scene.told[-1][0]
+
+    report = simulate(work())
+    assert len(liar.audited) == 2 and scene.files("auditor")
+    assert liar.operator.address not in report.by
 
 
 def test_those_who_take_money_for_nothing_are_asked_only_so_often(tmp_path: Path) -> None:
