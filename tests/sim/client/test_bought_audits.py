@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +32,7 @@ from tests.support.memory_worker import MemoryMarket
 from tests.support.shipped import InlineExecutor
 from tests.support.traces import made_up_leaves
 from tests.support.virtual_time import LoopClock, simulate
+from tests.support.waiting import pass_time
 
 HONEST, BLIND, ACCUSER, FORGER = (
     AuditingStyle.HONEST,
@@ -202,7 +202,7 @@ def test_a_pass_without_the_trace_is_caught_at_once(tmp_path: Path) -> None:
 
 def test_an_audit_that_ends_at_its_deadline_is_paid_and_blames_nobody(tmp_path: Path) -> None:
     scene = Scene(tmp_path, job_lifetime_s=10)
-    script = Script(gate=lambda canvas: asyncio.sleep(6))
+    script = Script(gate=lambda canvas: pass_time(6))
     auditor = scene.auditor("late", AuditingStyle.LATE, script=script)
     (report,) = scene.play()
     assert report.outcome is AuditOutcome.NO_VERDICT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from piecework_protocol.types import Digest, JobId
 from tests.sim.node.test_defence_leaves import challenge
 from tests.support.node.fake_engine import CANVAS, FACTS, soft_rows
 from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
+from tests.support.waiting import until
 
 SEED, TOKENS, PROMPT = 3, 40, len(b"a fox")
 
@@ -65,15 +66,6 @@ async def begun(client: Client, content: OpenContent) -> JobStream:
             if not client.read(line):
                 await asyncio.sleep(0)
     return line
-
-
-async def until(done: Callable[[], bool]) -> None:
-    """Let the desk's tasks go on until something is so."""
-    for _ in range(100_000):
-        if done():
-            return
-        await asyncio.sleep(0)
-    raise AssertionError("it never came to that")
 
 
 async def follow(client: Client, line: JobStream) -> None:
