@@ -394,10 +394,16 @@ class TransactionSender:
         for _ in range(int(timeout_s / RESEND_S)):
             with contextlib.suppress(StuckTransaction):
                 return await self.wait_mined(tx.hash, RESEND_S, poll_s)
-            with contextlib.suppress(
-                FeeTooLow
-            ):  # it waits in the pool, or what took its place does
+            try:
                 await self.broadcast(tx)
+            except FeeTooLow:
+                pass  # it waits in the pool, or what took its place does
+            except NonceTaken:
+                # Perhaps by itself: one node behind an address has mined it, and the one that was
+                # asked does not know it yet. Who is told of a failure now does it a second time.
+                with contextlib.suppress(StuckTransaction):
+                    return await self.wait_mined(tx.hash, RESEND_S, poll_s)
+                raise
         return await self.wait_mined(tx.hash, timeout_s % RESEND_S, poll_s)
 
     async def explain(self, tx: SignedTransaction, mined: Mined) -> TransactionReverted:

@@ -110,8 +110,10 @@ LEAVE_TIMEOUT_S: Final = 5.0
 AUDIT_TIMEOUT_S: Final = 1800.0
 # Canvases that a client remembers to check auditors with, and offers of auditors that it looks up.
 MAX_KNOWN_CANVASES: Final = 32
-MAX_AUDITORS: Final = 64
+MAX_AUDITORS: Final = 256
 # Of one canvas: two that agree, and one more where they do not.
 MAX_OPINIONS: Final = 3
+# Beside those with an opinion some are away, and some take the money and say nothing that holds.
+MAX_ASKED_AUDITORS: Final = 8
 # Jobs that wait for their audit in the background. More are not audited: the rate is a wish.
 MAX_WAITING_AUDITS: Final = 64

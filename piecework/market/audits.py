@@ -20,6 +20,7 @@ from piecework.market.limits import (
     AUDITS_KEPT_PER_REPORTER,
     MAX_AUDIT_FINDINGS,
     MAX_AUDIT_STORE_BYTES,
+    MAX_WORKER_AUDIT_BYTES,
 )
 from piecework.market.storage.database import MarketDatabase, Row, Statements
 from piecework.market.storage.schema import AUDIT_BYTES
@@ -70,6 +71,13 @@ _OVER_ITS_SHARE: Final = (
 _OVER_ALL: Final = (
     "operator = $1 AND id NOT IN "  # noqa: S608
     f"(SELECT id FROM audits WHERE operator = $1 {_ORDER} LIMIT $2)"
+)
+
+
+_OVER_ITS_BYTES: Final = (
+    "operator = $1 AND id IN (SELECT id FROM (SELECT id, sum(length(evidence) + length(report)) "  # noqa: S608
+    f"OVER ({_ORDER} ROWS UNBOUNDED PRECEDING) AS held FROM audits WHERE operator = $1) AS sums "
+    "WHERE held > $2)"
 )
 
 
@@ -180,9 +188,14 @@ class AuditStore:
     Every method may raise `OfferStoreError`.
     """
 
-    def __init__(self, database: MarketDatabase, max_bytes: int = MAX_AUDIT_STORE_BYTES) -> None:
-        """`max_bytes`: of all evidence and reports in the database."""
-        self._db, self._max_bytes = database, max_bytes
+    def __init__(
+        self,
+        database: MarketDatabase,
+        max_bytes: int = MAX_AUDIT_STORE_BYTES,
+        worker_bytes: int = MAX_WORKER_AUDIT_BYTES,
+    ) -> None:
+        """`max_bytes`: of all evidence and reports in the database. `worker_bytes`: of a worker."""
+        self._db, self._max_bytes, self._worker_bytes = database, max_bytes, worker_bytes
 
     async def put(
         self,
@@ -215,6 +228,10 @@ class AuditStore:
                 db, _OVER_ITS_SHARE, shown.operator, reporter, AUDITS_KEPT_PER_REPORTER
             )
             gone += await _drop(db, _OVER_ALL, shown.operator, AUDITS_KEPT)
+            gone += await _drop(db, _OVER_ITS_BYTES, shown.operator, self._worker_bytes)
+            if not await db.rows("SELECT 1 FROM audits WHERE id = $1", shown.id):
+                text = "this index holds as much of that worker as it can, and all counts more"
+                raise Declined(503, "audits_full", text)
             await self._account(db, len(evidence) + len(data) - gone)
         return False, shown
 

@@ -55,6 +55,9 @@ REPORTER_AUDIT_BURST: Final = 10
 AUDITS_KEPT: Final = 100
 # Of these, by one client. So one client cannot fill a worker's page.
 AUDITS_KEPT_PER_REPORTER: Final = 10
+# Of one worker, newest first: the evidence and reports. A worker can make its own for nothing, and
+# whoever fills the index has to put down as many stakes as this goes into the bound below.
+MAX_WORKER_AUDIT_BYTES: Final = 16 * 1024 * 1024
 # Evidence of all workers. The index takes no more then.
 MAX_AUDIT_STORE_BYTES: Final = 2 * 1024 * 1024 * 1024
 MAX_AUDIT_FINDINGS: Final = 16

@@ -176,7 +176,7 @@ def encode_worker_frame(frame: WorkerFrame) -> bytes:
 
 
 def encode_worker_frames(frames: Sequence[WorkerFrame]) -> bytes:
-    """Encode frames that travel in one message (clause 2.8)."""
+    """Encode frames that travel in one message (clause 2.9)."""
     message, *behind = (_framed(pb.WorkerFrame(), _WORKER_FRAMES, frame) for frame in frames)
     message.behind.extend(behind)
     return bytes(message.SerializeToString())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
@@ -64,6 +65,11 @@ def prose(page: Path) -> str:
 def written_pages() -> list[Path]:
     """Every page that a person writes."""
     return [p for p in pages() if not p.read_text().startswith(reference.HEAD)]
+
+
+def test_no_two_clauses_have_one_number() -> None:
+    numbers = re.findall(r"^- \*\*(\d+\.\d+)\*\*", PROTOCOL, re.MULTILINE)
+    assert [number for number, times in Counter(numbers).items() if times > 1] == []
 
 
 def test_every_clause_that_code_cites_exists() -> None:

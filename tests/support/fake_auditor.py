@@ -11,7 +11,7 @@ from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditOutcome, Finish, Kind, ModelOffer
 from piecework_protocol.sealing import canvas_context, seal
 from piecework_protocol.trace import trace_root
-from piecework_protocol.types import Amount, PublicKey, Uint32
+from piecework_protocol.types import Amount, Digest, PublicKey, Uint32
 from piecework_protocol.worker_session import CanvasResult
 from tests.support.fake_worker import CANVAS, STEPS, STORY, FakeWorker, Job, model_offer
 from tests.support.traces import made_up_leaves
@@ -24,6 +24,8 @@ class AuditingStyle(enum.Enum):
     BLIND = "computes the canvas and does not look at what was delivered"
     ACCUSER = "computes nothing and says that it fails"
     FORGER = "computes nothing and says that it passes"
+    FRIEND = "knows everybody's leaves, computes nothing and says that it passes"
+    LATE = "ends the job at its deadline, with the steps that it has"
 
 
 def auditing_model(profile: str = "fake", *, price: int = 4_000_000) -> ModelOffer:
@@ -52,10 +54,13 @@ class AuditingWorker(FakeWorker):
         if not isinstance(claim, AuditContent):
             return super().denoise(job, canvas)
         self.audited.append(claim)
-        accepted = job.session.accepted
         true = told(claim)
         honest = self.style in (AuditingStyle.HONEST, AuditingStyle.BLIND)
         what = true.encode() if honest else b"made up by " + self.operator.address
+        if self.style is AuditingStyle.FRIEND:
+            honest, what = True, claim.output
+        if self.style is AuditingStyle.LATE:
+            return self._cancelled(job, canvas, made_up_leaves(true.encode(), STEPS)[:3])
         leaves = made_up_leaves(what, STEPS if honest else claim.steps)[: claim.steps + 1]
         output = self._report(claim, true, trace_root(leaves) == claim.trace_root)
         report = AuditOutput(
@@ -67,21 +72,35 @@ class AuditingWorker(FakeWorker):
             len(leaves) - 1,
             claim.prompt_tokens,
             ("the canvas is another",) if output is AuditOutcome.FAIL else (),
-        ).encode()
+        )
+        return self._result(job, canvas, leaves, report, Finish.END_OF_TEXT)
+
+    def _cancelled(self, job: Job, canvas: int, leaves: tuple[Digest, ...]) -> CanvasResult:
+        return self._result(job, canvas, leaves, AuditOutput(), Finish.CANCELLED)
+
+    def _result(
+        self,
+        job: Job,
+        canvas: int,
+        leaves: tuple[Digest, ...],
+        report: AuditOutput,
+        finish: Finish,
+    ) -> CanvasResult:
+        accepted, data = job.session.accepted, report.encode()
         key = PublicKey(accepted.job.reply_key)
         return CanvasResult(
             canvas=canvas,
-            output_digest=output_digest(accepted.id, canvas, report),
+            output_digest=output_digest(accepted.id, canvas, data),
             leaves=leaves,
             steps=len(leaves) - 1,
             units=0,
-            finish=Finish.END_OF_TEXT,
-            sealed_output=seal(report, key, canvas_context(self.domain, accepted.id, canvas)),
+            finish=finish,
+            sealed_output=seal(data, key, canvas_context(self.domain, accepted.id, canvas)),
             resume_secret=b"",
         )
 
     def _report(self, claim: AuditContent, true: TextOutput, same_trace: bool) -> AuditOutcome:
-        if self.style is AuditingStyle.FORGER:
+        if self.style in (AuditingStyle.FORGER, AuditingStyle.FRIEND):
             return AuditOutcome.PASS
         if self.style is AuditingStyle.ACCUSER or not same_trace:
             return AuditOutcome.FAIL

@@ -7,8 +7,8 @@ speaks to vLLM servers. Tests drive a deterministic fake.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from piecework_model.requests import EncodedContent, Event, GenerationRequest
@@ -98,6 +98,19 @@ class AuditedCanvas:
     records: tuple[StepRecord, ...]
 
 
+@dataclass(slots=True)
+class ReplayWork:
+    """What an engine has done of a replay or an audit so far. It may be given up half way.
+
+    prompt_tokens: prefilled of those before the canvas. records: of the steps that were shown.
+    changed: called after each pass.
+    """
+
+    changed: Callable[[], None]
+    prompt_tokens: int = 0
+    records: list[StepRecord] = field(default_factory=list)
+
+
 EngineEvent = Event | EngineLost | EngineGone | EngineReady | EnginePaused | EngineResumed
 
 
@@ -126,7 +139,13 @@ class EngineLink(Protocol):
         ...
 
     async def replay(
-        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+        self,
+        request: GenerationRequest,
+        *,
+        steps: int,
+        wanted: Sequence[int],
+        soft: bool = False,
+        work: ReplayWork | None = None,
     ) -> ReplayedTrace:
         """Compute the canvas after the request's committed ones again. Nothing is charged.
 
@@ -134,7 +153,7 @@ class EngineLink(Protocol):
         on the profile of the job are the leaves those of the job.
 
         steps: stop after so many. wanted: the steps that are opened, ascending. soft: whether with
-        their soft embeddings.
+        their soft embeddings. work: told what is done. A caller that is cancelled ends the work.
 
         Raises:
             ReplayDeclined: The engine cannot do it, or it does not come to those steps.
@@ -142,7 +161,7 @@ class EngineLink(Protocol):
         """
         ...
 
-    async def audit(self, content: AuditContent) -> AuditedCanvas:
+    async def audit(self, content: AuditContent, work: ReplayWork | None = None) -> AuditedCanvas:
         """Compute a canvas of another worker's job again, and judge what is claimed of it.
 
         It takes its turn as `replay` does. Only on the profile that the content names does the

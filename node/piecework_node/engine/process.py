@@ -31,6 +31,7 @@ from piecework_node.engine.wire import (
     Beat,
     CannotStart,
     Command,
+    Drop,
     Encode,
     Encoded,
     PauseEngine,
@@ -214,6 +215,8 @@ def run(
             brake.release()
         elif isinstance(command, Replay | Audit):
             replays.take(command)
+        elif isinstance(command, Drop):
+            replays.drop(command.number)
         else:
             obey(engine, command, reports)
 

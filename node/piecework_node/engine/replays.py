@@ -9,11 +9,18 @@ length of one canvas at most, and waits for one pass.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from piecework_node.engine.wire import Audit, Audited, Replay, Replayed, ShownStep
+from piecework_node.engine.wire import (
+    Audit,
+    Audited,
+    Prefilled,
+    Replay,
+    Replayed,
+    ShownStep,
+)
 from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import StepRecord
@@ -25,6 +32,7 @@ if TYPE_CHECKING:
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
     from piecework_model.engine.executor import SequenceStep
+    from piecework_model.engine.scheduler import PrefillChunk
 
 PATIENCE_S: Final = 60.0
 """A replay that has waited so long goes on beside the jobs."""
@@ -40,7 +48,7 @@ class ReplayDesk:
         replayer: Replayer,
         executor: BatchedExecutor,
         engine: Engine,
-        say: Callable[[ShownStep | Replayed | Audited], None],
+        say: Callable[[Prefilled | ShownStep | Replayed | Audited], None],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -55,6 +63,9 @@ class ReplayDesk:
         """What an audit is about."""
         self._records: list[StepRecord] = []
         self._shown = 0
+        self._chunks: Iterator[PrefillChunk] = iter(())
+        """What is prefilled by the next passes."""
+        self._prefilled = 0
 
     def take(self, asked: Replay | Audit) -> None:
         """Take a replay or an audit in. `step` does it."""
@@ -62,13 +73,20 @@ class ReplayDesk:
             self._end("another canvas was asked for")
         self._asked, self._asked_at = asked, self._monotonic()
 
+    def drop(self, number: int) -> None:
+        """Give up a replay or an audit that nobody waits for any more. It says nothing more."""
+        if self._asked is not None and self._asked.number == number:
+            self._clear()
+
     @property
     def is_due(self) -> bool:
         """Whether `step` has anything to do now."""
         if self._asked is None:
             return False
         waited = self._monotonic() - self._asked_at
-        return not self._engine.has_runnable or waited >= PATIENCE_S
+        # What has begun goes on: its client takes a replay that stands still for a dead worker.
+        begun = self._walk is not None
+        return begun or not self._engine.has_runnable or waited >= PATIENCE_S
 
     def step(self) -> None:
         """Do one pass. What a replay comes to is said once."""
@@ -79,13 +97,18 @@ class ReplayDesk:
         try:
             if self._walk is None:
                 self._walk = self._begin(self._asked)
-            self._last = next(self._walk) or self._last
+            taken = next(self._walk)
+            self._last = taken or self._last
+            if taken is None:
+                self._prefilled += len(next(self._chunks, ()))
+                self._say(Prefilled(self._asked.number, self._prefilled))
         except StopIteration:
             self._finish(self._asked)
         except (RequestError, AuditError, NonFiniteError, ValueError) as error:
             self._end(str(error))
 
     def _begin(self, asked: Replay | Audit) -> Generator[SequenceStep | None, None, None]:
+        from piecework_model.engine.scheduler import known_chunks
         from piecework_model.errors import ReplayError
 
         if isinstance(asked, Audit):
@@ -96,6 +119,7 @@ class ReplayDesk:
         request = replace(request, request_id=SEQUENCE)
         if not self._engine.reserve(self._executor.footprint(request)):
             raise ReplayError("the memory for it is not free now")
+        self._chunks = iter(known_chunks(request, self._executor.chunk_tokens))
         return self._replayer.walk(request, steps=steps, observe=self._observe)
 
     def _observe(self, request_id: str, record: StepRecord, soft: Any) -> None:
@@ -141,7 +165,8 @@ class ReplayDesk:
         if self._walk is not None:
             self._walk.close()
         self._asked, self._walk, self._last, self._job = None, None, None, None
-        self._shown = 0
+        self._shown = self._prefilled = 0
+        self._chunks = iter(())
         self._records.clear()
         self._engine.reserve(0)
 

@@ -32,6 +32,7 @@ from piecework_node.engine.link import (
     EngineReady,
     EngineResumed,
     ReplayedTrace,
+    ReplayWork,
 )
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
@@ -41,9 +42,11 @@ from piecework_node.engine.wire import (
     Beat,
     CannotStart,
     Command,
+    Drop,
     Encode,
     Encoded,
     PauseEngine,
+    Prefilled,
     Ready,
     Replay,
     Replayed,
@@ -127,6 +130,8 @@ class EngineSupervisor:
         self._questions: dict[int, asyncio.Future[_Answer]] = {}
         self._opened: dict[int, list[StepOpening]] = {}
         """What the replay that runs has shown, by its question."""
+        self._work: dict[int, ReplayWork] = {}
+        """Who wants to know what is done of it, by its question."""
         self._replays = asyncio.Lock()
         self._numbers = itertools.count(1)
         self._pictures = asyncio.Lock()
@@ -198,18 +203,24 @@ class EngineSupervisor:
             del self._questions[question.number]
 
     async def replay(
-        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+        self,
+        request: GenerationRequest,
+        *,
+        steps: int,
+        wanted: Sequence[int],
+        soft: bool = False,
+        work: ReplayWork | None = None,
     ) -> ReplayedTrace:
         question = Replay(next(self._numbers), request, steps, tuple(wanted), soft)
-        replayed, opened = await self._computed_again(question)
+        replayed, opened = await self._computed_again(question, work)
         if not isinstance(replayed, Replayed):
             raise EngineUnavailable("the engine answers another question")
         if replayed.refused or len(opened) != len(wanted):
             raise ReplayDeclined(replayed.refused or "the engine does not show every step")
         return ReplayedTrace(replayed.step_leaves, opened)
 
-    async def audit(self, content: AuditContent) -> AuditedCanvas:
-        audited, opened = await self._computed_again(Audit(next(self._numbers), content))
+    async def audit(self, content: AuditContent, work: ReplayWork | None = None) -> AuditedCanvas:
+        audited, opened = await self._computed_again(Audit(next(self._numbers), content), work)
         if not isinstance(audited, Audited):
             raise EngineUnavailable("the engine answers another question")
         if audited.refused:
@@ -220,19 +231,27 @@ class EngineSupervisor:
         return AuditedCanvas(audited.report, records)
 
     async def _computed_again(
-        self, question: Replay | Audit
+        self, question: Replay | Audit, work: ReplayWork | None
     ) -> tuple[_Answer, tuple[StepOpening, ...]]:
         """Have a canvas computed again. Returns the answer and the steps that were shown."""
         # One at a time: the child ends one replay for the next.
         async with self._replays:
             opened: list[StepOpening] = []
             self._opened[question.number] = opened
+            if work is not None:
+                self._work[question.number] = work
+            answered = False
             try:
-                return await self._answer(question, self._patience.replay_s), tuple(opened)
+                answer = await self._answer(question, self._patience.replay_s)
+                answered = True
+                return answer, tuple(opened)
             except TimeoutError:
                 raise EngineUnavailable("the engine did not replay the canvas in time") from None
             finally:
                 del self._opened[question.number]
+                self._work.pop(question.number, None)
+                if not answered:  # nobody pays for what is computed from now on
+                    self._send(Drop(question.number))
 
     def start(self, request: GenerationRequest) -> None:
         # Without a process the worker starts the request again when the next one is ready.
@@ -401,9 +420,8 @@ class EngineSupervisor:
                 images=facts.images or facts.details.get("without_images"),
             )
             await self._events.put(EngineReady(facts))
-        elif isinstance(report, ShownStep):
-            if report.number in self._opened:
-                self._opened[report.number].append(report.opening)
+        elif isinstance(report, Prefilled | ShownStep):
+            self._computed(report)
         elif isinstance(report, Encoded | Replayed | Audited):
             question = self._questions.get(report.number)
             if question is not None and not question.done():
@@ -412,6 +430,19 @@ class EngineSupervisor:
             if isinstance(report, FailedEvent):
                 self._log.error("sequence failed", kind=report.kind)
             await self._events.put(report)
+
+    def _computed(self, report: Prefilled | ShownStep) -> None:
+        """Take a part of the replay that runs. One that was dropped says a little more."""
+        work = self._work.get(report.number)
+        if isinstance(report, ShownStep):
+            if report.number in self._opened:
+                self._opened[report.number].append(report.opening)
+            if work is not None:
+                work.records.append(StepRecord.parse(report.opening.fields))
+        elif work is not None:
+            work.prompt_tokens = report.tokens
+        if work is not None:
+            work.changed()
 
     def _send(self, command: Command) -> bool:
         writer = self._writer

@@ -106,7 +106,14 @@ class Audit:
     content: AuditContent
 
 
-Command = Start | Allow | Stop | Encode | Replay | Audit | PauseEngine | ResumeEngine
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Give up a `Replay` or an `Audit`. Nobody waits for its answer any more."""
+
+    number: int
+
+
+Command = Start | Allow | Stop | Encode | Replay | Audit | Drop | PauseEngine | ResumeEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +137,14 @@ class Encoded:
     number: int
     content: EncodedContent
     refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prefilled:
+    """Of a `Replay` or an `Audit`: so many of the tokens before its canvas are prefilled."""
+
+    number: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +182,7 @@ Report = (
     Ready
     | CannotStart
     | Encoded
+    | Prefilled
     | ShownStep
     | Replayed
     | Audited
@@ -185,6 +201,8 @@ def encode_command(command: Command) -> bytes:
         body = {"op": "allow", "request_id": command.request_id, "limit": command.limit}
     elif isinstance(command, Stop):
         body = {"op": "stop", **_members(command)}
+    elif isinstance(command, Drop):
+        body = {"op": "drop", **_members(command)}
     elif isinstance(command, Replay):
         asked = {name: getattr(command, name) for name in ("number", "steps", "wanted", "soft")}
         body = {"op": "replay", "request": _written(command.request), **asked}
@@ -218,14 +236,16 @@ def decode_command(line: bytes) -> Command:
                 return PauseEngine(body["free_memory"])
             case "resume":
                 return ResumeEngine()
-            case "encode" | "replay" | "audit":
+            case "encode" | "replay" | "audit" | "drop":
                 return _question(body)
     except (KeyError, TypeError, ValueError) as error:
         raise MalformedInput(f"an engine command lacks or mistypes {error}") from None
     raise MalformedInput("an engine command of no known kind")
 
 
-def _question(body: dict[str, Any]) -> Encode | Replay | Audit:
+def _question(body: dict[str, Any]) -> Encode | Replay | Audit | Drop:
+    if body["op"] == "drop":
+        return Drop(body["number"])
     if body["op"] == "replay":
         request = _request(body["request"])
         wanted = tuple(body["wanted"])
@@ -300,7 +320,7 @@ def encode_report(report: Report) -> bytes:
             "content": content,
             "refused": report.refused,
         }
-    elif isinstance(report, Replayed | Audited | ShownStep):
+    elif isinstance(report, Replayed | Audited | Prefilled | ShownStep):
         body = _computed_again(report)
     elif isinstance(report, Beat):
         body = {"op": "beat"}
@@ -324,11 +344,13 @@ def encode_report(report: Report) -> bytes:
     return _line(body)
 
 
-def _computed_again(report: Replayed | Audited | ShownStep) -> dict[str, Any]:
+def _computed_again(report: Replayed | Audited | Prefilled | ShownStep) -> dict[str, Any]:
     """Write a part of the answer to a replay or an audit."""
-    if isinstance(report, Replayed):
+    if isinstance(report, Prefilled):
+        body: dict[str, Any] = {"op": "prefilled", "tokens": report.tokens}
+    elif isinstance(report, Replayed):
         leaves = [leaf.hex() for leaf in report.step_leaves]
-        body: dict[str, Any] = {"op": "replayed", "step_leaves": leaves, "refused": report.refused}
+        body = {"op": "replayed", "step_leaves": leaves, "refused": report.refused}
     elif isinstance(report, Audited):
         found = b64encode(report.report.encode()).decode()
         body = {"op": "audited", "report": found, "refused": report.refused}
@@ -404,6 +426,7 @@ _REPORTS: Final[dict[str, Callable[[dict[str, Any]], Report]]] = {
     ),
     "cannot_start": lambda b: CannotStart(str(b["message"])),
     "encoded": _encoded,
+    "prefilled": lambda b: Prefilled(**b),
     "step": _replayed_step,
     "replayed": lambda b: Replayed(b["number"], _leaves(b), b["refused"]),
     "audited": lambda b: Audited(

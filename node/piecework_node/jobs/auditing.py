@@ -5,7 +5,7 @@ from __future__ import annotations
 from piecework.base.errors import PieceworkError
 from piecework_model.kinds import audit
 from piecework_model.requests import CanvasEvent, CanvasFinish, EncodedContent
-from piecework_node.engine.link import EngineFacts, EngineLink
+from piecework_node.engine.link import EngineFacts, EngineLink, ReplayWork
 from piecework_node.errors import EngineUnavailable, ReplayDeclined
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.audit import AuditContent
@@ -33,8 +33,12 @@ async def encoded(engine: EngineLink, facts: EngineFacts, content: AuditContent)
     return audit.encode(content, await engine.encode(content.content))
 
 
-async def audited(engine: EngineLink, request_id: str, content: AuditContent) -> CanvasEvent:
+async def audited(
+    engine: EngineLink, request_id: str, content: AuditContent, work: ReplayWork
+) -> CanvasEvent:
     """Audit a canvas. The event has the report, and the steps that were computed again.
+
+    work: told what is done. A caller that is cancelled ends the audit, and owes that.
 
     Raises:
         CannotAudit: The engine has another profile by now, or cannot compute the canvas.
@@ -43,7 +47,7 @@ async def audited(engine: EngineLink, request_id: str, content: AuditContent) ->
     if facts is None or facts.profile != content.profile:
         raise CannotAudit("the engine runs on another profile than that of the canvas")
     try:
-        found = await engine.audit(content)
+        found = await engine.audit(content, work)
     except (EngineUnavailable, ReplayDeclined) as error:
         raise CannotAudit(str(error)) from error
     return CanvasEvent(

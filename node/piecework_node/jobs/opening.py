@@ -24,7 +24,7 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from piecework_node.engine.link import EngineLink
+from piecework_node.engine.link import EngineLink, ReplayWork
 from piecework_node.jobs import auditing
 from piecework_node.jobs.auditing import CannotAudit
 from piecework_node.journal.protocol import Journal
@@ -35,7 +35,7 @@ from piecework_protocol.kinds import KINDS
 from piecework_protocol.kinds.open import OpenContent, OpenOutput
 from piecework_protocol.objects import Kind
 from piecework_protocol.openings import StepOpening
-from piecework_protocol.trace import CanvasRecord, leaf_of
+from piecework_protocol.trace import CanvasRecord, StepRecord, leaf_of
 from piecework_protocol.types import Address, JobId
 
 NO_SUCH_STEPS: Final = "this payer has no such steps here"
@@ -56,8 +56,15 @@ class _Opening:
     asked: OpeningAsked | AuditAsked
     limit: int
     canvas: int
+    work: ReplayWork
+    """What the engine has done for it."""
     begun: bool = False
-    stopping: bool = False
+    found: bool = False
+    """Whether everything is there that is asked for."""
+    cancelled: bool = False
+    """Whether the task was cancelled for `stop`. It says then what was done."""
+    end: int | None = None
+    """The first canvas that is not reported any more. None: it goes on to its last."""
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     task: asyncio.Task[None] | None = None
 
@@ -80,25 +87,28 @@ class OpeningDesk:
         asked = request.opening or request.auditing
         if asked is None:
             raise ValueError("a request that opens and audits nothing")
-        opening = _Opening(request, engine, asked, request.canvas_limit, len(request.committed))
-        self._openings[request.request_id] = opening
+        name, canvas = request.request_id, len(request.committed)
+        work = ReplayWork(lambda: self._computed(name))
+        opening = _Opening(request, engine, asked, request.canvas_limit, canvas, work)
+        self._openings[name] = opening
         opening.task = asyncio.create_task(self._serve(opening), name="opening")
 
     def allow(self, request_id: str, canvas_limit: int) -> None:
         opening = self._openings.get(request_id)
         if opening is not None:
-            opening.limit, opening.stopping = max(opening.limit, canvas_limit), False
+            opening.limit, opening.end = max(opening.limit, canvas_limit), None
             opening.changed.set()
 
-    def stop(self, request_id: str) -> None:
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
         opening = self._openings.get(request_id)
         if opening is None:
             return
         # A step that is found is reported at once, so no canvas is half done.
-        opening.stopping = True
-        if opening.begun:
-            opening.changed.set()
-        elif opening.task is not None:
+        half_done = not opening.found and opening.work.prompt_tokens > 0
+        opening.end = opening.canvas + (finish_canvas and half_done)
+        opening.changed.set()
+        if not opening.found and opening.end == opening.canvas and opening.task is not None:
+            opening.cancelled = True
             opening.task.cancel()
 
     async def close(self) -> None:
@@ -144,11 +154,14 @@ class OpeningDesk:
         name, asked = opening.request.request_id, opening.asked
         try:
             if isinstance(asked, AuditAsked):
-                await self._tell(await auditing.audited(opening.engine, name, asked.content))
+                content, work = asked.content, opening.work
+                event = await auditing.audited(opening.engine, name, content, work)
+                opening.found = True
+                await self._tell(event)
             elif not await self._serve_steps(opening, asked):
                 await self._tell(self._stopped(opening))
         except asyncio.CancelledError:
-            if not opening.stopping:
+            if not opening.cancelled:
                 raise
             # The one who stops it holds the channel's lock, which the report needs.
             self._tell_later(self._stopped(opening))
@@ -166,7 +179,7 @@ class OpeningDesk:
             if asked.soft:
                 await held.enter_async_context(self._large)
             record, steps = await self._found(opening, asked)
-            opening.begun = True
+            opening.begun = opening.found = True
             name = opening.request.request_id
             await self._tell(ProgressEvent(name, opening.canvas, 0, asked.context))
             for step in steps:
@@ -182,14 +195,16 @@ class OpeningDesk:
         if stored is None or asked.canvas >= len(stored.canvases):
             raise CannotOpen("the journal does not have this job any more")
         steps = asked.steps[opening.canvas :]
-        return await self._opener.opened(stored, asked.canvas, steps, soft=asked.soft)
+        return await self._opener.opened(
+            stored, asked.canvas, steps, soft=asked.soft, work=opening.work
+        )
 
     async def _may_go_on(self, opening: _Opening) -> bool:
         """Wait until the next canvas is allowed. False: the sequence is to stop."""
-        while not opening.stopping and opening.canvas >= opening.limit:
+        while opening.end is None and opening.canvas >= opening.limit:
             opening.changed.clear()
             await opening.changed.wait()
-        return not opening.stopping
+        return opening.end is None or opening.canvas < opening.end
 
     async def _report(
         self, opening: _Opening, record: CanvasRecord, step: StepOpening, *, last: int
@@ -210,9 +225,35 @@ class OpeningDesk:
             )
         )
 
+    def _computed(self, name: str) -> None:
+        """Say how far the engine is. What it has done is owed, so the client has to know."""
+        opening = self._openings.get(name)
+        if opening is not None and not opening.found:
+            steps = len(self._steps_of(opening))
+            self._tell_later(ProgressEvent(name, opening.canvas, steps, self._prefilled(opening)))
+
+    def _steps_of(self, opening: _Opening) -> tuple[StepRecord, ...]:
+        """The steps that are owed of what is half done. Those behind an opened step are not."""
+        audits = isinstance(opening.asked, AuditAsked)
+        return tuple(opening.work.records) if audits else ()
+
+    def _prefilled(self, opening: _Opening) -> int:
+        """The tokens before the canvas that are owed. Any step takes all of them."""
+        context = opening.asked.context
+        if opening.begun or opening.work.records:
+            return context
+        return min(opening.work.prompt_tokens, context)
+
     def _stopped(self, opening: _Opening) -> StoppedEvent:
-        prompt_tokens = opening.asked.context if opening.begun else 0
-        return StoppedEvent(opening.request.request_id, opening.canvas, 0, prompt_tokens, ())
+        records = self._steps_of(opening)
+        return StoppedEvent(
+            opening.request.request_id,
+            opening.canvas,
+            len(records),
+            self._prefilled(opening),
+            tuple(record.leaf() for record in records),
+            records,
+        )
 
     async def _tell(self, event: Event) -> None:
         if self.sink is not None:

@@ -68,8 +68,11 @@ class OpeningService(Protocol):
         """Let a sequence go on up to, not including, canvas `canvas_limit`."""
         ...
 
-    def stop(self, request_id: str) -> None:
-        """End a sequence after what is found. A `StoppedEvent` follows, or its last canvas."""
+    def stop(self, request_id: str, *, finish_canvas: bool) -> None:
+        """End a sequence, at once or with the canvas that has begun.
+
+        A `StoppedEvent` with what was done follows, or its last canvas.
+        """
         ...
 
     async def close(self) -> None:
@@ -236,7 +239,7 @@ class JobRuntime:
 
     def _stop(self, job: LiveJob, card: EngineCard, sequence: str, *, finish_canvas: bool) -> None:
         if self.openings is not None and job.is_beside:
-            self.openings.stop(sequence)
+            self.openings.stop(sequence, finish_canvas=finish_canvas)
         else:
             card.engine.stop(sequence, finish_canvas=finish_canvas)
 

@@ -13,7 +13,7 @@ from piecework_model.jobs import generation_request
 from piecework_model.kinds import audit
 from piecework_model.kinds.open import encode
 from piecework_model.requests import GenerationRequest
-from piecework_node.engine.link import EngineFacts
+from piecework_node.engine.link import EngineFacts, ReplayWork
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
 from piecework_node.evidence.steps import StepSource
 from piecework_node.journal.protocol import Journal
@@ -83,9 +83,17 @@ class CanvasOpener:
         return opened.fields
 
     async def opened(
-        self, stored: StoredJob, canvas: int, steps: Sequence[int], *, soft: bool
+        self,
+        stored: StoredJob,
+        canvas: int,
+        steps: Sequence[int],
+        *,
+        soft: bool,
+        work: ReplayWork | None = None,
     ) -> tuple[CanvasRecord, tuple[StepOpening, ...]]:
         """Return the canvas record and some steps, with their soft embeddings if they are wanted.
+
+        work: told what the engine does for them.
 
         Raises:
             CannotOpen: they are not there and cannot be computed as the engine runs now.
@@ -103,7 +111,7 @@ class CanvasOpener:
             found = [shown[step] for step in steps]
             if all(one.leaf() == leaves[one.step + 1] for one in found):
                 return record, tuple(StepOpening(one.fields()) for one in found)
-        return record, await self._replayed(stored, canvas, steps, soft=soft)
+        return record, await self._replayed(stored, canvas, steps, soft=soft, work=work)
 
     async def _kept(self, stored: StoredJob, canvas: int) -> KeptCanvas | None:
         return await self._steps.find(stored.id, canvas) if self._steps is not None else None
@@ -128,7 +136,9 @@ class CanvasOpener:
             audited = await card.engine.audit(content)
         except (EngineUnavailable, ReplayDeclined) as error:
             raise CannotOpen(str(error)) from error
-        if tuple(r.leaf() for r in audited.records) != tuple(stored.canvases[canvas].leaves[1:]):
+        signed = tuple(stored.canvases[canvas].leaves[1:])
+        # An audit that was cancelled has the first steps only.
+        if tuple(r.leaf() for r in audited.records[: len(signed)]) != signed:
             raise CannotOpen("the engine computes other numbers than it did for this audit")
         return audited.records[leaf - 1].fields()
 
@@ -151,7 +161,13 @@ class CanvasOpener:
             raise CannotOpen(str(error)) from error
 
     async def _replayed(
-        self, stored: StoredJob, canvas: int, steps: Sequence[int], *, soft: bool
+        self,
+        stored: StoredJob,
+        canvas: int,
+        steps: Sequence[int],
+        *,
+        soft: bool,
+        work: ReplayWork | None = None,
     ) -> tuple[StepOpening, ...]:
         model = await self._model_of(stored)
         card, _ = self._card_for(model, same_profile=True)
@@ -159,7 +175,7 @@ class CanvasOpener:
         try:
             request = await self._request(card, stored, canvas)
             replayed = await card.engine.replay(
-                request, steps=len(leaves) - 1, wanted=tuple(steps), soft=soft
+                request, steps=len(leaves) - 1, wanted=tuple(steps), soft=soft, work=work
             )
         except (EngineUnavailable, PromptRejected, ReplayDeclined, MalformedInput) as error:
             raise CannotOpen(str(error)) from error

@@ -33,6 +33,7 @@ from piecework_node.engine.link import (
     EngineReady,
     EngineResumed,
     ReplayedTrace,
+    ReplayWork,
 )
 from piecework_node.errors import (
     ConfigError,
@@ -190,11 +191,17 @@ class VllmLink:
         return encoded
 
     async def replay(
-        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+        self,
+        request: GenerationRequest,
+        *,
+        steps: int,
+        wanted: Sequence[int],
+        soft: bool = False,
+        work: ReplayWork | None = None,
     ) -> ReplayedTrace:
         raise ReplayDeclined("vLLM makes no trace, so no step can be computed again")
 
-    async def audit(self, content: AuditContent) -> AuditedCanvas:
+    async def audit(self, content: AuditContent, work: ReplayWork | None = None) -> AuditedCanvas:
         raise ReplayDeclined("vLLM makes no trace, so no canvas can be audited")
 
     def start(self, request: GenerationRequest) -> None:

@@ -37,14 +37,21 @@ class KnownCanvas:
         content: What is claimed of it.
         leaves: Those that its worker signed for.
         known_to: Operators, owners and payout addresses of those who made it or were asked.
-        good: Whether an auditor of another owner has proven that it passes.
+        proofs: How many auditors of other owners have proven that it passes.
+        doubted: Whether an auditor that was checked with it found that it does not pass.
     """
 
     model: Digest
     content: AuditContent
     leaves: tuple[Digest, ...]
     known_to: set[Address]
-    good: bool = False
+    proofs: int = 0
+    doubted: bool = False
+
+    @property
+    def good(self) -> bool:
+        """Whether it passes, as far as is known."""
+        return self.proofs > 0 and not self.doubted
 
 
 class CheckKind(enum.Enum):
@@ -62,6 +69,14 @@ class Check:
     kind: CheckKind
     content: AuditContent
     known: KnownCanvas
+
+    def is_proof(self, opinion: Opinion) -> bool:
+        """Say whether a missed check shows that the auditor lied.
+
+        One who passes what was changed lies. But a canvas that a single auditor has passed may be
+        that of a friend, who knew its leaves. So one who fails that canvas is not blamed alone.
+        """
+        return opinion.passed or self.known.proofs > 1
 
     def why_missed(self, opinion: Opinion) -> str | None:
         """Say how an auditor missed the check, or None if it did not."""
@@ -88,7 +103,8 @@ class KnownCanvases:
         for known in self.canvases:
             if known.content == canvas.content:
                 known.known_to |= canvas.known_to
-                known.good = known.good or canvas.good
+                known.proofs = max(known.proofs, canvas.proofs)
+                known.doubted = known.doubted or canvas.doubted
                 return
         self.canvases.append(canvas)
 

@@ -21,6 +21,7 @@ from piecework.client.auditors.checks import (
     KnownCanvas,
     KnownCanvases,
     chance,
+    draw,
 )
 from piecework.client.auditors.opinions import Opinion, PanelDecision, decide
 from piecework.client.config import ClientConfig
@@ -30,20 +31,24 @@ from piecework.client.jobs.events import CanvasAudited, JobFinished, JobStarted
 from piecework.client.jobs.requests import AuditRequest, JobRequest
 from piecework.client.jobs.run import JobRun
 from piecework.client.journal.learning import learn_broken
-from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_AUDITORS, MAX_OPINIONS
+from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_ASKED_AUDITORS, MAX_AUDITORS, MAX_OPINIONS
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.audits import audit_content
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, read_evidence, write_evidence
 from piecework_protocol.kinds.audit import AuditContent
-from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind
+from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind, Offer
 from piecework_protocol.types import Address, Amount, Digest, JobId, address_hex, parse_address
 
 AUDITOR_CLAUSE: Final = "3.3 as an auditor"
 """The report is what the canvas shows."""
 SELF: Final = "self"
 MARKET: Final = "market"
+
+
+class ForgedAudit(PieceworkError):
+    """An auditor has signed a report that its own leaves contradict."""
 
 
 class AuditMarket(Protocol):
@@ -82,6 +87,13 @@ class _Asked:
         return self.known.content
 
 
+@dataclass(slots=True)
+class _Bill:
+    """What jobs have cost, in base units."""
+
+    cost: int = 0
+
+
 class MarketAuditor:
     """Implements `Auditor` with other workers.
 
@@ -118,9 +130,11 @@ class MarketAuditor:
         opinions: list[Opinion] = []
         cost, troubles = 0, list[str]()
         decision = decide(opinions, MAX_OPINIONS)
+        asked_for = 0
         async for candidate in panel:
-            if not decision.wants_more:
+            if not decision.wants_more or asked_for >= MAX_ASKED_AUDITORS:
                 break
+            asked_for += 1
             opinion, spent, trouble = await self._opinion_of(candidate, asked)
             cost += spent
             if opinion is None:
@@ -128,7 +142,7 @@ class MarketAuditor:
                 continue
             opinions.append(opinion)
             decision = decide(opinions, MAX_OPINIONS)
-        troubles += await self._learn(asked, decision)
+        troubles += await self._learn(asked, opinions, decision)
         return replace(_report(asked, opinions, decision, Amount(cost)), remarks=tuple(troubles))
 
     # --- who
@@ -151,20 +165,33 @@ class MarketAuditor:
         """Look up who may audit, and return them in the order in which they are asked."""
         model, content = asked.known.model, asked.content
         found = await self._market.discovery.offers("0x" + model.hex())
-        candidates: list[Candidate] = []
-        for signed in found.offers[:MAX_AUDITORS]:
-            offer = signed.offer
-            fits = any(
+        fitting = [
+            signed.offer
+            for signed in found.offers
+            if any(
                 m.digest == model and m.profile == content.profile and m.kinds & Kind.AUDIT.bit
-                for m in offer.models
+                for m in signed.offer.models
             )
-            if not fits:
-                continue
-            who = await self._parties(offer.operator, offer.receiver)
+        ]
+        candidates: list[Candidate] = []
+        for offer in self._some_of(fitting):
             registered = await self._market.chain.worker(offer.operator)
-            if registered is not None and not who & asked.known.known_to:
-                candidates.append(Candidate(offer.operator, who, registered.stake))
+            if registered is None:
+                continue
+            who = {offer.operator, offer.receiver, registered.owner, registered.payout}
+            if not who & asked.known.known_to:
+                candidates.append(Candidate(offer.operator, frozenset(who), registered.stake))
         return self._in_order(candidates)
+
+    def _some_of(self, offers: list[Offer]) -> list[Offer]:
+        """Return as many as are looked up. Who lists the offers has no say in which these are."""
+        named = [offer for offer in offers if offer.operator == self._first]
+        left = [offer for offer in offers if offer not in named]
+        while left and len(named) < MAX_AUDITORS:
+            offer = draw(left, self._market.context.entropy)
+            left.remove(offer)
+            named.append(offer)
+        return named
 
     async def _in_order(self, candidates: list[Candidate]) -> AsyncIterator[Candidate]:
         """Yield the first one if it is named, then by stake. One of each owner."""
@@ -201,7 +228,7 @@ class MarketAuditor:
         Returns:
             The opinion, what all of it has cost, and why there is no opinion.
         """
-        entropy, check, cost = self._market.context.entropy, None, 0
+        entropy, check, bill = self._market.context.entropy, None, _Bill()
         if chance(self._check_rate, entropy):
             content = asked.content
             known = self.canvases
@@ -215,39 +242,50 @@ class MarketAuditor:
         try:
             for one in order:
                 content = asked.content if one is None else one.content
-                said = await self._buy(candidate.operator, asked.known.model, content)
-                cost += said.cost
+                said = await self._buy(candidate.operator, asked.known.model, content, bill)
                 if one is None:
                     opinion = said
                 elif (missed := one.why_missed(said)) is not None:
-                    await self._distrust(said, content, missed)
-                    return None, cost, f"missed a check: {missed}"
+                    if one.is_proof(said):
+                        await self._distrust(said, content, missed)
+                    else:
+                        one.known.doubted = True
+                    return None, bill.cost, f"missed a check: {missed}"
+                elif said.passed:
+                    one.known.proofs += 1
         except TimeoutError:
-            return None, cost, f"it took longer than {AUDIT_TIMEOUT_S:.0f} s"
+            return None, bill.cost, f"it took longer than {AUDIT_TIMEOUT_S:.0f} s"
         except PieceworkError as error:
-            if opinion is None:
-                return None, cost, str(error)
-        return opinion, cost, ""
+            # What a check comes to says nothing of the canvas, unless the auditor has forged it.
+            if opinion is None or isinstance(error, ForgedAudit):
+                return None, bill.cost, str(error)
+        return opinion, bill.cost, ""
 
-    async def _buy(self, operator: Address, model: Digest, content: AuditContent) -> Opinion:
-        """Buy one report.
+    async def _buy(
+        self, operator: Address, model: Digest, content: AuditContent, bill: _Bill
+    ) -> Opinion:
+        """Buy one report. What it costs is added to the bill, whatever comes of it.
 
         Raises:
-            PieceworkError: The worker does not give it, or it contradicts itself.
+            ForgedAudit: It contradicts itself. The auditor gets no more jobs.
+            PieceworkError: The worker does not give it.
         """
         request = AuditRequest(content, operator, "0x" + model.hex())
         clock = self._market.context.clock
         started, job, audited = clock.monotonic(), JobId(bytes(32)), None
         cost = Amount(0)
-        async with asyncio.timeout(AUDIT_TIMEOUT_S), self._market.run(request) as run:
-            async for event in run:
-                if isinstance(event, JobStarted):
-                    job = event.job
-                elif isinstance(event, CanvasAudited):
-                    audited = event
-                elif isinstance(event, JobFinished):
-                    cost = event.cost
-        if audited is None:
+        try:
+            async with asyncio.timeout(AUDIT_TIMEOUT_S), self._market.run(request) as run:
+                async for event in run:
+                    if isinstance(event, JobStarted):
+                        job = event.job
+                    elif isinstance(event, CanvasAudited):
+                        audited, cost = event, event.cost
+                    elif isinstance(event, JobFinished):
+                        cost = event.cost
+        finally:
+            bill.cost += cost
+        if audited is None or audited.report.outcome is AuditOutcome.NO_VERDICT:
             raise MalformedInput("the auditor ended without a report")
         opinion = Opinion(
             operator, audited.report, audited.leaves[1:], job, cost, clock.monotonic() - started
@@ -255,18 +293,20 @@ class MarketAuditor:
         fault = audited.report.leaves_fault(audited.leaves)
         if fault is not None:
             await self._distrust(opinion, content, fault)
-            raise MalformedInput(fault)
+            raise ForgedAudit(fault)
         return opinion
 
     # --- what follows
 
-    async def _learn(self, asked: _Asked, decision: PanelDecision) -> list[str]:
+    async def _learn(
+        self, asked: _Asked, opinions: Sequence[Opinion], decision: PanelDecision
+    ) -> list[str]:
         """Keep what the canvas has shown. Returns a line for each auditor that is given up."""
         why = "two others say otherwise of the same canvas"
         for odd in decision.odd:
             await self._distrust(odd, asked.content, why)
-        asked.known.good = decision.verdict is not None and decision.verdict.passed
-        if asked.known.good:
+        if decision.verdict is not None and decision.verdict.passed:
+            asked.known.proofs = sum(opinion.passed for opinion in opinions)
             self.canvases.add(asked.known)
         return [f"{address_hex(odd.operator)}: {why}" for odd in decision.odd]
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from piecework.client.auditing import CanvasReport, EngineAuditor
+from piecework.client.auditors.checks import Check, CheckKind, Entropy, KnownCanvases
 from piecework.client.auditors.market import MarketAuditor
 from piecework.client.config import load_config
 from piecework.client.jobs.events import JobStarted
 from piecework.client.journal.store import Store
+from piecework.client.limits import MAX_ASKED_AUDITORS
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.evidence.check import check_evidence
@@ -19,15 +22,17 @@ from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.objects import AuditOutcome
 from piecework_protocol.trace import trace_root
-from piecework_protocol.types import Address, to_hex
+from piecework_protocol.types import Address, Digest, to_hex
+from piecework_protocol.worker_session import CanvasResult
 from tests.support.client_side import MONEY, PAYER, ask, collect
 from tests.support.fake_auditor import AuditingStyle, AuditingWorker
 from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.fake_worker import STORY, FakeWorker, Script
+from tests.support.fake_worker import STORY, FakeWorker, Job, Script
 from tests.support.memory_worker import MemoryMarket
 from tests.support.shipped import InlineExecutor
 from tests.support.traces import made_up_leaves
 from tests.support.virtual_time import LoopClock, simulate
+from tests.support.waiting import pass_time
 
 HONEST, BLIND, ACCUSER, FORGER = (
     AuditingStyle.HONEST,
@@ -37,6 +42,16 @@ HONEST, BLIND, ACCUSER, FORGER = (
 )
 CHEAT = Script(story=tuple(word.upper() for word in STORY))
 """The worker serves another model than it says."""
+
+
+class GoodOnes(KnownCanvases):
+    """Checks with canvases as they were, and with no changed ones."""
+
+    def check_for(
+        self, who: frozenset[Address], model: Digest, profile: str, entropy: Entropy
+    ) -> Check | None:
+        found = super().check_for(who, model, profile, entropy)
+        return found and Check(CheckKind.GOOD, found.known.content, found.known)
 
 
 class Scene:
@@ -183,6 +198,104 @@ def test_a_pass_without_the_trace_is_caught_at_once(tmp_path: Path) -> None:
     assert "the auditor's own trace is another" in reports[0].remarks[0]
     (file,) = scene.files("auditor")
     assert read_evidence(file.read_bytes()).channel.operator == forger.operator.address
+
+
+def test_an_audit_that_ends_at_its_deadline_is_paid_and_blames_nobody(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, job_lifetime_s=10)
+    script = Script(gate=lambda canvas: pass_time(6))
+    auditor = scene.auditor("late", AuditingStyle.LATE, script=script)
+    (report,) = scene.play()
+    assert report.outcome is AuditOutcome.NO_VERDICT
+    assert report.remarks[0].endswith("JOB_ENDED")
+    assert report.cost == auditor.paid() > 0
+    assert not scene.files("auditor")
+
+
+def test_a_canvas_that_a_friend_of_its_worker_passed_gives_no_honest_auditor_up(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, CHEAT)
+    friend = scene.auditor("friend", AuditingStyle.FRIEND)
+    honest = scene.auditor("honest")
+
+    async def work() -> tuple[CanvasReport, int]:
+        async with scene.client() as client:
+            before = MarketAuditor(client, first=friend.operator.address)
+            client.audits.auditor = before
+            await collect(client.run(ask("one")))
+            await client.audits.done()
+            (known,) = before.canvases.canvases
+            assert known.good
+            client.audits.auditor = MarketAuditor(
+                client,
+                first=honest.operator.address,
+                check_rate=1.0,
+                canvases=GoodOnes(before.canvases.canvases),
+            )
+            await collect(client.run(ask("two")))
+            await client.audits.done()
+            await client.audits.close()
+            assert known.doubted and not known.good
+            return scene.told[-1][0], len(honest.audited)
+
+    report, asked = simulate(work())
+    assert asked > 0 and "missed a check" in report.remarks[0]
+    assert not scene.files("auditor"), "who of the two lies is open"
+
+
+class Turncoat(AuditingWorker):
+    """Accuses in its first audit and forges in those behind it."""
+
+    def denoise(self, job: Job, canvas: int) -> CanvasResult:
+        if isinstance(job.content, AuditContent):
+            self.style = FORGER if self.audited else ACCUSER
+        return super().denoise(job, canvas)
+
+
+class LastOfAll:
+    """A market whose client draws the last of everything: the real canvas first, a good check."""
+
+    def __init__(self, client: PieceworkClient) -> None:
+        self.context = replace(client.context, entropy=lambda count: b"\xf0" * count)
+        self.chain, self.discovery, self.run = client.chain, client.discovery, client.run
+
+
+def test_what_a_forger_of_a_check_said_before_does_not_count(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    honest = scene.auditor("honest")
+    liar = Turncoat(scene.chain, scene.clock, name="liar")
+    scene.market.add(liar, "liar")
+
+    async def work() -> CanvasReport:
+        async with scene.client() as client:
+            first = MarketAuditor(client, first=honest.operator.address)
+            client.audits.auditor = first
+            await collect(client.run(ask("one")))
+            await client.audits.done()
+            del scene.market.workers[honest.endpoint]
+            client.audits.auditor = MarketAuditor(
+                LastOfAll(client),
+                first=liar.operator.address,
+                check_rate=1.0,
+                canvases=first.canvases,
+            )
+            await collect(client.run(ask("two")))
+            await client.audits.done()
+            await client.audits.close()
+        return scene.told[-1][0]
+
+    report = simulate(work())
+    assert len(liar.audited) == 2 and scene.files("auditor")
+    assert liar.operator.address not in report.by
+
+
+def test_those_who_take_money_for_nothing_are_asked_only_so_often(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    forgers = [scene.auditor(f"forger {n}", FORGER) for n in range(MAX_ASKED_AUDITORS + 4)]
+    (report,) = scene.play()
+    assert report.outcome is AuditOutcome.NO_VERDICT
+    assert sum(len(one.audited) for one in forgers) == MAX_ASKED_AUDITORS
+    assert report.cost == sum(one.paid() for one in forgers) > 0
 
 
 @pytest.mark.parametrize("kin", ["operator", "payout"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from piecework_node.disputes.leaves import JournalLeaves
+from piecework_node.engine.link import ReplayWork
 from piecework_node.jobs import auditing
 from piecework_node.jobs.auditing import CannotAudit
 from piecework_node.journal.records import StoredJob
@@ -25,6 +26,7 @@ from tests.sim.node.test_openings import PROMPT, SEED, TOKENS, follow
 from tests.support.conversations import said
 from tests.support.node.fake_engine import CANVAS, FACTS
 from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
+from tests.support.waiting import until
 
 ASKED = TextContent(said("a fox"))
 """What the client of the harness asks."""
@@ -141,7 +143,7 @@ async def test_an_engine_that_has_another_profile_by_now_audits_nothing() -> Non
     content = claim(harness, job, 0)
     harness.engine.known = replace(FACTS, profile="another")
     with pytest.raises(CannotAudit, match="another profile"):
-        await auditing.audited(harness.engine, "audit", content)
+        await auditing.audited(harness.engine, "audit", content, ReplayWork(lambda: None))
 
 
 async def test_a_replay_that_fails_ends_the_audit_unpaid() -> None:
@@ -153,6 +155,86 @@ async def test_a_replay_that_fails_ends_the_audit_unpaid() -> None:
     await follow(client, line)
     assert line.ended is not None and line.ended.reason is Reason.ENGINE_FAILED
     assert client.book.cumulative == paid
+
+
+async def halted(steps: int) -> tuple[WorkerHarness, Client, JobStream, AuditContent]:
+    """An audit whose engine has taken so many steps and takes no more by itself."""
+    harness, client, job = await served()
+    content = claim(harness, job, 1)
+    assert content.steps > steps
+    harness.engine.halts_at = steps
+    line = asking(client, content)
+    await client.submit(line)
+    await until(
+        lambda: any(
+            job.progress is not None and job.progress.steps == steps
+            for job in harness.runtime.sequences.values()
+        )
+    )
+    client.read(line)
+    return harness, client, line, content
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+async def test_an_audit_that_is_cancelled_owes_what_was_computed(steps: int) -> None:
+    harness, client, line, _ = await halted(steps)
+    before = client.book.cumulative
+    line.cancel()
+    await follow(client, line)
+    (receipt,) = line.receipts
+    assert (receipt.finish, receipt.steps) == (Finish.CANCELLED, steps)
+    assert line.amount == price(line.model, Usage(PROMPT + CANVAS, 0, steps))
+    assert client.book.cumulative - before == line.amount
+    assert line.outputs == [AuditOutput()]
+    assert harness.engine.dropped == 1 and not harness.runtime.sequences
+    stored = harness.journal.jobs[line.id]
+    if steps:
+        harness.engine.halts_at = None
+        leaves = JournalLeaves(harness.journal, harness.cards, harness.keyring, DOMAIN)
+        answer = await leaves.open(challenge(stored, 0, steps, 0x7F))
+        assert leaf_of(answer.fields) == stored.canvases[0].leaves[steps]
+    else:
+        assert stored.canvases[0].leaves == ()
+
+
+async def test_an_audit_whose_client_is_gone_goes_on_to_its_end_and_is_owed() -> None:
+    harness, client, line, content = await halted(2)
+    await client.drop(line)
+    harness.engine.goes_on.set()
+    await until(lambda: bool(harness.journal.jobs[line.id].canvases))
+    assert harness.engine.dropped == 0
+    await client.submit(line)
+    await follow(client, line)
+    (receipt,) = line.receipts
+    assert (receipt.finish, receipt.steps) == (Finish.END_OF_TEXT, content.steps)
+
+
+async def test_a_client_that_returns_while_its_audit_is_being_stopped_gets_it_whole() -> None:
+    harness, client, job = await served()
+    harness.engine.halts_at = -1
+    line = asking(client, claim(harness, job, 1))
+    await client.submit(line)
+    await until(lambda: bool(harness.runtime.sequences))
+    (sequence,) = harness.runtime.sequences
+    desk = harness.runtime.openings
+    assert desk is not None
+    desk.stop(sequence, finish_canvas=True)
+    desk.allow(sequence, 1)
+    harness.engine.halts_at = None
+    await follow(client, line)
+    (receipt,) = line.receipts
+    assert receipt.finish is Finish.END_OF_TEXT
+
+
+async def test_an_audit_that_has_not_begun_is_owed_nothing() -> None:
+    harness, client, job = await served()
+    before = client.book.cumulative
+    harness.engine.halts_at = -1
+    line = asking(client, claim(harness, job, 1))
+    await client.submit(line)
+    line.cancel()
+    await follow(client, line)
+    assert not line.receipts and client.book.cumulative == before
 
 
 async def test_parameters_that_do_not_fit_are_refused() -> None:

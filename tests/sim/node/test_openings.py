@@ -21,6 +21,7 @@ from piecework_protocol.types import Digest, JobId
 from tests.sim.node.test_defence_leaves import challenge
 from tests.support.node.fake_engine import CANVAS, FACTS, soft_rows
 from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
+from tests.support.waiting import until
 
 SEED, TOKENS, PROMPT = 3, 40, len(b"a fox")
 
@@ -192,6 +193,40 @@ async def test_a_client_that_leaves_pays_for_what_came(tmp_path: Path) -> None:
     await follow(client, line)
     assert 1 <= len(line.receipts) < len(job.canvases[canvas].leaves) - 1
     assert not harness.runtime.sequences
+
+
+async def halted(steps: int) -> tuple[WorkerHarness, Client, StoredJob, JobStream]:
+    """An opening whose engine has taken so many steps of the replay, and waits."""
+    harness, client, job = await served()
+    harness.engine.halts_at = steps
+    line = asking(client, content_of(job, 1))
+    await client.submit(line)
+    await until(lambda: any(job.progress is not None for job in harness.runtime.sequences.values()))
+    client.read(line)
+    return harness, client, job, line
+
+
+@pytest.mark.parametrize("steps", [0, 1])
+async def test_an_opening_that_is_cancelled_owes_the_prompt_of_its_replay(steps: int) -> None:
+    harness, client, _, line = await halted(steps)
+    line.cancel()
+    await follow(client, line)
+    (receipt,) = line.receipts
+    assert (receipt.finish, receipt.steps) == (Finish.CANCELLED, 0)
+    assert line.amount == price(line.model, Usage(PROMPT + CANVAS, 0, 0))
+    assert harness.engine.dropped == 1 and not harness.runtime.sequences
+
+
+async def test_an_opening_whose_client_is_gone_finishes_the_step_that_it_computes() -> None:
+    harness, client, job, line = await halted(1)
+    await client.drop(line)
+    harness.engine.goes_on.set()
+    await until(lambda: not harness.runtime.sequences)
+    assert len(harness.journal.jobs[line.id].canvases) == 1 and harness.engine.dropped == 0
+    harness.engine.halts_at = None
+    await client.submit(line)
+    await follow(client, line)
+    assert len(line.receipts) == len(job.canvases[1].leaves) - 1
 
 
 async def test_an_engine_that_is_lost_meanwhile_costs_a_start(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from piecework_node.engine.wire import (
     Audited,
     Beat,
     Command,
+    Drop,
     Encode,
     Encoded,
     PauseEngine,
@@ -86,7 +87,7 @@ def main() -> None:
         elif isinstance(command, Stop):
             if rows.pop(command.request_id, None) is not None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
-        else:
+        elif not isinstance(command, Drop):  # every answer is whole by then
             _send(*_answers(command))
 
 

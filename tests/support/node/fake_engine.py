@@ -34,6 +34,7 @@ from piecework_node.engine.link import (
     EngineReady,
     EngineResumed,
     ReplayedTrace,
+    ReplayWork,
 )
 from piecework_node.errors import EngineUnavailable, PromptRejected, ReplayDeclined
 from piecework_protocol import merkle
@@ -84,6 +85,11 @@ class FakeEngine:
         """Rows that are to stop, and whether their canvas may be finished."""
         self.started: list[GenerationRequest] = []
         self.replayed: list[GenerationRequest] = []
+        self.halts_at: int | None = None
+        """After so many steps a replay or an audit waits for `goes_on`. -1: before the prompt."""
+        self.goes_on = asyncio.Event()
+        self.dropped = 0
+        """Replays and audits that were given up half way."""
         self.known = FACTS
         self.numerics = b""
         """What decides last bits. Another value gives other leaves."""
@@ -113,7 +119,13 @@ class FakeEngine:
         return encoded(content)
 
     async def replay(
-        self, request: GenerationRequest, *, steps: int, wanted: Sequence[int], soft: bool = False
+        self,
+        request: GenerationRequest,
+        *,
+        steps: int,
+        wanted: Sequence[int],
+        soft: bool = False,
+        work: ReplayWork | None = None,
     ) -> ReplayedTrace:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
@@ -121,16 +133,45 @@ class FakeEngine:
         records = step_records(request, len(request.committed), self.numerics)[:steps]
         if wanted[-1] >= len(records):
             raise ReplayDeclined(f"it ends after {len(records)} steps")
+        await self._compute(work, request.prompt_ids, request.committed, records)
         rows = soft_rows(request, len(request.committed), self.numerics) if soft else None
         shown = tuple(StepOpening(records[step].fields(), rows) for step in wanted)
         return ReplayedTrace(tuple(record.leaf() for record in records), shown)
 
-    async def audit(self, content: AuditContent) -> AuditedCanvas:
+    async def audit(self, content: AuditContent, work: ReplayWork | None = None) -> AuditedCanvas:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
         if content.parameters.seed in self.breaks:
             raise ReplayDeclined("injected")
-        return audited_canvas(content, self.numerics)
+        made = audited_canvas(content, self.numerics)
+        prompt = encoded(content.content).prompt_ids
+        await self._compute(work, prompt, content.committed, made.records)
+        return made
+
+    async def _compute(
+        self,
+        work: ReplayWork | None,
+        prompt: Sequence[int],
+        committed: Sequence[Sequence[int]],
+        records: Sequence[StepRecord],
+    ) -> None:
+        """Take the passes of a replay, and say of each what it has come to."""
+        if work is None:
+            return
+        try:
+            if self.halts_at is not None and self.halts_at < 0:
+                await self.goes_on.wait()
+            work.prompt_tokens = len(prompt) + sum(map(len, committed))
+            work.changed()
+            for record in (*records, None):
+                if len(work.records) == self.halts_at:
+                    await self.goes_on.wait()
+                if record is not None:
+                    work.records.append(record)
+                    work.changed()
+        except asyncio.CancelledError:
+            self.dropped += 1
+            raise
 
     def start(self, request: GenerationRequest) -> None:
         self.switch.point()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,8 +41,9 @@ from piecework.chain.transactions import (
     WouldRevert,
 )
 from piecework_protocol.errors import InvariantBroken
-from piecework_protocol.types import Address, Amount, to_hex
+from piecework_protocol.types import Address, Amount, keccak256, to_hex
 from tests.support.chains import signer
+from tests.support.virtual_time import simulate
 
 WORKER, OTHER = signer("worker"), signer("other")
 TOKEN = Address(bytes([3]) * 20)
@@ -161,6 +163,30 @@ async def test_a_used_nonce_is_success_only_if_it_is_ours() -> None:
     assert await sender(used | mine).broadcast(TX) == TX.hash
     with pytest.raises(NonceTaken):
         await sender(used).broadcast(TX)
+
+
+def test_a_nonce_that_a_slow_node_calls_taken_is_looked_at_again_before_it_is_a_failure() -> None:
+    def node(receipts: int) -> TransactionSender:
+        """One that has the receipt after so many questions, and takes the bytes once."""
+        looked, sent = itertools.count(1), list[str]()
+
+        def send(raw: str) -> str:
+            sent.append(raw)
+            if len(sent) > 1:
+                raise refusal("nonce too low")
+            return to_hex(keccak256(bytes.fromhex(raw[2:])))
+
+        return sender(
+            {
+                "eth_sendRawTransaction": send,
+                "eth_getTransactionReceipt": lambda _: RECEIPT if next(looked) > receipts else None,
+            }
+        )
+
+    call = send_native(OTHER.address, 1)
+    assert simulate(node(4).execute(call, poll_s=1.0)).success
+    with pytest.raises(NonceTaken):
+        simulate(node(1000).execute(call, poll_s=1.0))
 
 
 async def test_a_silent_node_leaves_the_outcome_open() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from piecework_protocol.evidence.file import read_evidence, write_evidence
 from piecework_protocol.evidence.reports import ReportFile, check_report, read_report, write_report
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount, ChannelId, Timestamp, to_hex
+from piecework_protocol.types import Amount, ChannelId, Timestamp, keccak256, to_hex
 from tests.support.client_side import FakeClock
 from tests.support.databases import START, Cluster, an_offer_store
 from tests.support.evidence import PAYER, Story
@@ -215,9 +216,15 @@ async def databases(place: Path | str) -> AsyncIterator[list[MarketDatabase]]:
         await one.close()
 
 
+SECONDS = itertools.count()
+
+
 async def put(store: AuditStore, file: ReportFile) -> bool:
-    """Keep a report as the desk does. Returns whether it was there already."""
-    now = Timestamp(START)
+    """Keep a report as the desk does, each later than the one before.
+
+    Returns whether it was there already.
+    """
+    now = Timestamp(START + next(SECONDS))
     data = write_report(file)
     known, _ = await store.put(check_report(file), data, PAYER.address, Amount(0), now)
     return known
@@ -252,6 +259,31 @@ async def test_the_bound_of_bytes_holds_over_all_indexes_of_one_database(
     # What takes the place of as much fits.
     assert not await put(first, of_seed(1, PASSED))
     assert await held(databases[1]) == (room, room)
+
+
+async def test_one_worker_holds_only_its_share_of_the_bytes(
+    databases: list[MarketDatabase],
+) -> None:
+    made = [of_seed(seed) for seed in range(4)]
+    each = max(len(write_report(one)) + len(write_evidence(one.evidence)) for one in made)
+    proven = invented_trace()
+    share = len(write_report(proven)) + len(write_evidence(proven.evidence)) + 2 * each
+    store = AuditStore(databases[0], worker_bytes=share)
+    await put(store, proven)
+    for one in made:
+        await put(store, one)
+    found, counted = await held(databases[1])
+    assert found == counted <= share
+    kept = (await store.of(operator("worker").address)).audits
+    assert [one.id for one in kept[1:]] == [
+        keccak256(write_report(one)) for one in (made[3], made[2])
+    ]
+    assert kept[0].findings, "what is proven is kept before what is newer"
+    full = AuditStore(databases[0], worker_bytes=share - 2 * each)
+    with pytest.raises(Declined) as declined:
+        await put(full, of_seed(9))
+    assert declined.value.code == "audits_full"
+    assert await held(databases[1]) == (found, counted), "what was there is there still"
 
 
 async def test_what_is_dropped_gives_its_bytes_back(databases: list[MarketDatabase]) -> None:

@@ -32,7 +32,13 @@ from piecework_model.requests import (
 from piecework_node import logs
 from piecework_node.engine import wire as engine_wire
 from piecework_node.engine.environment import child_environment
-from piecework_node.engine.link import EngineLost, EnginePaused, EngineReady, EngineResumed
+from piecework_node.engine.link import (
+    EngineLost,
+    EnginePaused,
+    EngineReady,
+    EngineResumed,
+    ReplayWork,
+)
 from piecework_node.engine.process import Brake, Reports
 from piecework_node.engine.supervisor import (
     EngineCommandLine,
@@ -83,7 +89,8 @@ sys.path.insert(0, {root!r})
 from piecework_node.engine.link import EnginePaused, EngineResumed
 from piecework_node.engine.wire import *
 from piecework_model.requests import EncodedContent, FailedEvent
-from tests.support.node.fake_engine import FACTS, canvas_event
+from piecework_protocol.openings import StepOpening
+from tests.support.node.fake_engine import FACTS, canvas_event, step_records
 out = sys.stdout.buffer
 def say(report):
     out.write(encode_report(report)); out.flush()
@@ -101,6 +108,11 @@ for line in sys.stdin.buffer:
     elif isinstance(command, ResumeEngine):
         if os.environ.get("DIES_ON_RESUME"): os._exit(3)
         say(EngineResumed())
+    elif isinstance(command, Replay):
+        say(Prefilled(command.number, 2))
+        say(ShownStep(command.number, StepOpening(step_records(command.request, 1)[0].fields())))
+    elif isinstance(command, Drop):
+        say(FailedEvent(str(command.number), "internal", "dropped"))
     elif isinstance(command, Start):
         if command.request.request_id != "slow":
             say(canvas_event(command.request, len(command.request.committed)))
@@ -141,6 +153,28 @@ async def test_the_engine_answers_through_its_process(tmp_path: Path) -> None:
             await engine.encode(message("reject"))
         engine.start(REQUEST)
         assert await anext(events) == canvas_event(REQUEST, 1)
+
+
+async def test_a_replay_that_nobody_waits_for_is_dropped_and_what_was_done_is_known(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as engine, asyncio.timeout(20):
+        events, seen = aiter(engine.events()), asyncio.Event()
+        await anext(events)
+        work = ReplayWork(lambda: seen.set() if work.records else None)
+        replay = asyncio.ensure_future(engine.replay(REQUEST, steps=4, wanted=(0,), work=work))
+        await seen.wait()
+        assert (work.prompt_tokens, work.records) == (2, [step_records(REQUEST, 1)[0]])
+        replay.cancel()
+        dropped = await anext(events)
+        assert isinstance(dropped, FailedEvent) and dropped.message == "dropped"
+        again = asyncio.ensure_future(engine.replay(REQUEST, steps=4, wanted=(0,), work=work))
+        while len(work.records) < 2:
+            seen.clear()
+            await seen.wait()
+        again.cancel()
+        assert replay.cancelled()
+        assert isinstance(await anext(events), FailedEvent)
 
 
 @pytest.mark.parametrize("how", ["die", "babble", "kill"])
@@ -402,6 +436,7 @@ async def test_the_real_engine_process_says_why_it_cannot_start() -> None:
         engine_wire.ShownStep(3, StepOpening(step_records(REQUEST, 1)[0].fields(), b"soft")),
         engine_wire.Replayed(3, (bytes(32), bytes([1]) * 32)),
         engine_wire.Replayed(3, (), "why"),
+        engine_wire.Prefilled(3, 512),
         engine_wire.Beat(),
         EnginePaused(4096),
         EngineResumed(),
@@ -438,6 +473,7 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
         engine_wire.Allow("sequence", 3),
         engine_wire.Stop("sequence", True),
         engine_wire.Stop("sequence", False),
+        engine_wire.Drop(3),
         engine_wire.PauseEngine(True),
         engine_wire.ResumeEngine(),
         engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),

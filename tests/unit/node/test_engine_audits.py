@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from piecework_node.engine.replays import ReplayDesk
 from piecework_node.engine.wire import (
     Audit,
     Audited,
+    Prefilled,
     Replayed,
     ShownStep,
     decode_command,
@@ -30,7 +32,7 @@ from piecework_protocol.evidence.audits import audit_content
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.kinds.audit import AuditContent, AuditOutput
 from piecework_protocol.kinds.text import TextOutput
-from piecework_protocol.objects import AuditOutcome
+from piecework_protocol.objects import AuditOutcome, Finish
 from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest, keccak256
 from tests.support.audited import AuditedJob, audited_job, sold_audit
@@ -51,9 +53,11 @@ class Bench:
         self.desk = ReplayDesk(self.replayer, executor, engine, self.hear, monotonic=lambda: 0.0)
         self.profile = short_profile(engine_profile(self.loaded, probe(), executor.kernels))
 
-    def hear(self, report: ShownStep | Replayed | Audited) -> None:
+    def hear(self, report: Prefilled | ShownStep | Replayed | Audited) -> None:
         read = decode_report(encode_report(report))
-        if isinstance(read, ShownStep):
+        if isinstance(read, Prefilled):
+            assert read.number == 7
+        elif isinstance(read, ShownStep):
             self.records.append(StepRecord.parse(read.opening.fields))
         else:
             assert isinstance(read, Audited)
@@ -117,6 +121,52 @@ def test_another_token_another_text_and_another_trace_fail(
         assert any(line.startswith(why) for line in found.report.findings)
         signed = honest.evidence.canvases[0].leaves
         assert signed is not None and step_leaves == signed[1 : len(step_leaves) + 1]
+
+
+MOST = 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_tokens": MOST},
+        {"max_tokens": 0},
+        {"max_steps": MOST},
+        {"temperature_start": MOST, "temperature_end": MOST},
+        {"temperature_start": 0, "temperature_end": 0},
+        {"confidence_threshold": MOST},
+        {"stability_steps": MOST},
+    ],
+)
+def test_a_claim_with_parameters_out_of_range_harms_nothing(
+    bench: Bench, honest: AuditedJob, parameters: dict[str, Any]
+) -> None:
+    good = claim(honest, 0)
+    hostile = replace(good, parameters=replace(good.parameters, **parameters))
+    found, records = bench.audit(hostile)
+    assert found.refused and not records and not bench.desk.is_due
+    found, _ = bench.audit(good)
+    assert found.report.outcome is AuditOutcome.PASS
+
+
+def test_a_claim_with_ids_and_canvases_that_cannot_be_harms_nothing(
+    bench: Bench, honest: AuditedJob
+) -> None:
+    good, size = claim(honest, 1), bench.loaded.limits.canvas_size
+    for changed in (
+        {"committed": ((MOST,) * size,)},
+        {"canvas": 200, "committed": ((7,) * size,) * 200},
+    ):
+        found, records = bench.audit(replace(good, **changed))
+        assert found.refused and not records and not bench.desk.is_due
+    strange = TextOutput((MOST,) * size, ()).encode()
+    for finish in (good.finish, Finish.CANCELLED):
+        found, _ = bench.audit(
+            replace(good, output=strange, finish=finish, prompt_tokens=2**31 - 1)
+        )
+        assert found.report.outcome is AuditOutcome.FAIL
+    found, _ = bench.audit(good)
+    assert found.report.outcome is AuditOutcome.PASS
 
 
 def test_what_the_engine_cannot_run_is_no_report(bench: Bench, honest: AuditedJob) -> None:

@@ -12,7 +12,7 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import CanvasEvent, GenerationRequest
 from piecework_node.engine.replays import PATIENCE_S, ReplayDesk
-from piecework_node.engine.wire import Audited, Replay, Replayed, ShownStep
+from piecework_node.engine.wire import Audited, Prefilled, Replay, Replayed, ShownStep
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
 
@@ -45,6 +45,7 @@ class Workplace:
     time: float = 0.0
     said: list[Replayed | Audited] = field(default_factory=list)
     shown: list[StepOpening] = field(default_factory=list)
+    prefilled: list[Prefilled] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         executor = BatchedExecutor(self.loaded.model, self.loaded.limits)
@@ -60,8 +61,10 @@ class Workplace:
         )
         self.footprint = executor.footprint(JOB)
 
-    def hear(self, report: ShownStep | Replayed | Audited) -> None:
-        if isinstance(report, ShownStep):
+    def hear(self, report: Prefilled | ShownStep | Replayed | Audited) -> None:
+        if isinstance(report, Prefilled):
+            self.prefilled.append(report)
+        elif isinstance(report, ShownStep):
             self.shown.append(report.opening)
         else:
             self.said.append(report)
@@ -151,6 +154,40 @@ def test_a_replay_that_cannot_be_done_says_why_and_leaves_the_desk_free(
     place.desk.take(asked(canvases, 1, 0))
     assert "another canvas" in place.said.pop().refused
     assert place.answer().step_leaves == canvases[1].step_leaves
+
+
+def test_a_replay_that_has_begun_stands_still_for_no_job(loaded: LoadedModel) -> None:
+    place = Workplace(loaded)
+    canvases = place.serve(JOB)
+    place.desk.take(asked(canvases, 1, 0))
+    place.desk.step()
+    place.engine.submit(replace(JOB, request_id="job-6", canvas_limit=1))
+    assert place.engine.has_runnable and place.desk.is_due
+    assert place.answer().step_leaves == canvases[1].step_leaves
+    beside = [e for e in place.serve(replace(JOB, request_id="job-7")) if e.request_id == "job-6"]
+    assert [e.step_leaves for e in beside] == [canvases[0].step_leaves]
+
+
+def test_a_replay_that_is_dropped_says_nothing_more_and_holds_nothing(
+    loaded: LoadedModel,
+) -> None:
+    place = Workplace(loaded)
+    canvases = place.serve(JOB)
+    second = asked(canvases, 1, 0)
+    place.desk.take(second)
+    while not place.prefilled:
+        place.desk.step()
+    place.desk.drop(second.number + 1)
+    assert place.desk.is_due, "it is another one that was dropped"
+    place.desk.drop(second.number)
+    assert not place.desk.is_due and not place.said
+    place.desk.take(second)
+    assert place.answer().step_leaves == canvases[1].step_leaves
+    known = len(JOB.prompt_ids) + len(canvases[0].token_ids)
+    assert place.prefilled[-1] == Prefilled(second.number, known)
+    assert [part.tokens for part in place.prefilled[1:]] == sorted(
+        {part.tokens for part in place.prefilled}
+    )
 
 
 def test_a_replay_takes_no_memory_that_the_jobs_hold(loaded: LoadedModel) -> None:
