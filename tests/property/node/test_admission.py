@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -59,6 +60,7 @@ def cases(draw: st.DrawFn) -> AdmissionCase:
     return replace(case, job=work, book=book, prompt_tokens=tokens)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(cases())
 def test_admission_only_ever_lets_in_what_is_covered_or_refuses(case: AdmissionCase) -> None:

@@ -40,6 +40,8 @@ from tests.support.node_proxy import Kind, NodeProxy
 from tests.unit.market.test_dialling import DiallingIndex
 from tests.unit.node.test_admission import NOW
 
+pytestmark = pytest.mark.model
+
 NOWHERE = Deployment(
     chain_id=31337,
     token=Address(b"\x03" * 20),

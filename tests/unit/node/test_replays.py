@@ -16,6 +16,8 @@ from piecework_node.engine.wire import Audited, Prefilled, Replay, Replayed, Sho
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
 
+pytestmark = pytest.mark.model
+
 JOB = GenerationRequest(
     request_id="job-1",
     prompt_ids=tuple(range(6, 40)),
