@@ -62,6 +62,18 @@ def output_bytes(writer: Writer) -> bytes:
     return _bounded(bytes(writer), MAX_OUTPUT_BYTES, "a canvas output")
 
 
+def versioned_reader(data: bytes, what: str) -> Reader:
+    """Return a reader behind the version byte of a content that is no conversation.
+
+    Raises:
+        MalformedInput: `what` is too long, or has another version.
+    """
+    reader = Reader(_bounded(data, MAX_CONTENT_BYTES, what), what)
+    if reader.number(1) != CONTENT_VERSION:
+        raise reader.fail(f"has another version than {CONTENT_VERSION}")
+    return reader
+
+
 def output_reader(data: bytes) -> Reader:
     """Return a reader of an output.
 

@@ -15,7 +15,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar, Final
 
-from piecework_protocol.content import CONTENT_VERSION, content_bytes, output_bytes, output_reader
+from piecework_protocol.content import (
+    CONTENT_VERSION,
+    content_bytes,
+    output_bytes,
+    output_reader,
+    versioned_reader,
+)
 from piecework_protocol.encoding import Reader, Writer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds.read import ReadContent, ReadOutput
@@ -24,7 +30,6 @@ from piecework_protocol.limits import (
     MAX_AUDIT_FINDINGS,
     MAX_CANVAS_TOKENS,
     MAX_CANVASES_PER_JOB,
-    MAX_CONTENT_BYTES,
     MAX_DENOISING_STEPS,
     MAX_FINDING_BYTES,
     MAX_NAME_BYTES,
@@ -200,11 +205,7 @@ class AuditContent:
         Raises:
             MalformedInput: The bytes are not such.
         """
-        if len(data) > MAX_CONTENT_BYTES:
-            raise MalformedInput(f"an audit is at most {MAX_CONTENT_BYTES} bytes")
-        reader = Reader(data, "an audit")
-        if reader.number(1) != CONTENT_VERSION:
-            raise reader.fail(f"has another version than {CONTENT_VERSION}")
+        reader = versioned_reader(data, "an audit")
         try:
             content = cls(
                 level=AuditLevel(reader.number(1)),

@@ -10,12 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final
 
-from piecework_protocol.content import CONTENT_VERSION, content_bytes
+from piecework_protocol.content import CONTENT_VERSION, content_bytes, versioned_reader
 from piecework_protocol.encoding import Reader, Writer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import (
     MAX_CANVASES_PER_JOB,
-    MAX_CONTENT_BYTES,
     MAX_DENOISING_STEPS,
     MAX_OPENED_STEPS,
     MAX_OPENING_BYTES,
@@ -120,11 +119,7 @@ class OpenContent:
         Raises:
             MalformedInput: The bytes are not such.
         """
-        if len(data) > MAX_CONTENT_BYTES:
-            raise MalformedInput(f"an opening is at most {MAX_CONTENT_BYTES} bytes")
-        reader = Reader(data, "an opening")
-        if reader.number(1) != CONTENT_VERSION:
-            raise reader.fail(f"has another version than {CONTENT_VERSION}")
+        reader = versioned_reader(data, "an opening")
         job, canvas, context = JobId(reader.data()), reader.number(4), reader.number(4)
         canvas_leaf = Digest(reader.data())
         steps = reader.items(lambda r: WantedStep(r.number(4), Digest(r.data())), MAX_OPENED_STEPS)
