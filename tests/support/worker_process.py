@@ -28,6 +28,8 @@ OPERATOR_SECRET = bytes(keccak256(b"the operator of a worker under test"))
 ETHER = 10**18
 POLL_S = 0.02
 READY_TIMEOUT_S = 60.0
+POLL_STATUS_S = 0.5
+"""The admin port bounds how often it is dialled."""
 
 
 def write_key(file: Path, secret: bytes, password: str = PASSWORD) -> None:

@@ -18,7 +18,7 @@ from tests.integration.market.test_can_earn import an_index
 from tests.integration.market.test_changes import worker_command
 from tests.support.chains import TestMarket, deployed
 from tests.support.waiting import until
-from tests.support.worker_process import WorkerProcess
+from tests.support.worker_process import POLL_STATUS_S, WorkerProcess
 
 pytestmark = pytest.mark.process
 
@@ -83,7 +83,7 @@ async def it_follows_nobody_without_a_stake(
     async def looked() -> bool:
         return bool((await prices(worker)).get("outcome") == "too-few")
 
-    await until(looked, within_s=30, poll_s=0.5)
+    await until(looked, within_s=30, poll_s=POLL_STATUS_S)
     assert (await prices(worker))["asked"] == (await prices(worker))["most"]
 
 
@@ -104,7 +104,7 @@ async def it_follows_those_with_a_stake(
     async def moved() -> bool:
         return bool((await prices(worker)).get("outcome") == "moved")
 
-    await until(moved, within_s=30, poll_s=0.5)
+    await until(moved, within_s=30, poll_s=POLL_STATUS_S)
     told = await prices(worker)
     assert told["operators"] == 3 and told["market"] < told["least"] < told["most"]
     assert told["asked"] == told["most"] - told["most"] * 5 // 100
@@ -114,7 +114,7 @@ async def it_follows_those_with_a_stake(
         output = now[mine.offer.operator].models[0].price_per_million_output_tokens
         return 0.95 * OWN_OUTPUT <= output < OWN_OUTPUT
 
-    await until(offered, within_s=30, poll_s=0.5)
+    await until(offered, within_s=30, poll_s=POLL_STATUS_S)
     said = await worker_command(worker, "status")
     assert "the median of 3 other operators" in said.out
     assert "moved one step towards the market" in said.out and "next look" in said.out
@@ -127,7 +127,7 @@ async def without_an_index_it_keeps_what_it_asked(worker: WorkerProcess) -> None
         async def looked() -> bool:
             return bool((await prices(worker)).get("outcome") == "unknown")
 
-        await until(looked, within_s=30, poll_s=0.5)
+        await until(looked, within_s=30, poll_s=POLL_STATUS_S)
         told = await prices(worker)
         assert told["asked"] == told["most"] - told["most"] * 5 // 100
         assert told["market"] is None

@@ -16,12 +16,9 @@ from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ask_daemon
 from tests.support.chains import deployed
 from tests.support.waiting import until
-from tests.support.worker_process import WorkerProcess
+from tests.support.worker_process import POLL_STATUS_S, WorkerProcess
 
 pytestmark = pytest.mark.process
-
-POLL_STATUS_S = 0.5
-"""The admin port bounds how often it is dialled."""
 
 
 async def ask(worker: WorkerProcess, path: str, method: str = "GET") -> dict[str, Any]:

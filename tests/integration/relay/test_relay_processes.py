@@ -34,12 +34,9 @@ from tests.integration.relay.test_behind_a_router import (
 from tests.support.chains import ETHER, MIN_STAKE, POLL_S, UNBONDING_DELAY_S, TestMarket, deployed
 from tests.support.client_side import CanvasText, ask, collect, last
 from tests.support.waiting import until
-from tests.support.worker_process import WorkerProcess
+from tests.support.worker_process import POLL_STATUS_S, WorkerProcess
 
 pytestmark = pytest.mark.process
-
-POLL_STATUS_S = 0.5
-"""The admin port bounds how often it is dialled."""
 
 
 @dataclass
