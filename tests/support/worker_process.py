@@ -99,23 +99,29 @@ class WorkerProcess:
         return cls(home, endpoint, pace_s)
 
     async def start(self) -> dict[str, Any]:
-        """Run the daemon; returns its ready line."""
+        """Run the daemon on a stand-in engine; returns its ready line."""
+        module = "tests.support.node.daemon_process"
+        return await self._start("-m", module, str(self.home.root), str(self.pace_s))
+
+    async def start_as_shipped(self, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
+        """Run the daemon as an operator starts it; returns its ready line."""
+        command = ("-P", "-m", "piecework", "worker", "start", "--home", str(self.home.root))
+        return await self._start(*command, within_s=within_s)
+
+    async def _start(self, *words: str, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         with (self.home.root / "daemon.log").open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 *self.within,
                 *limited(self.descriptors),
                 sys.executable,
-                "-m",
-                "tests.support.node.daemon_process",
-                str(self.home.root),
-                str(self.pace_s),
+                *words,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, "PIECEWORK_PASSWORD": PASSWORD},
             )
         assert self.process.stdout is not None
-        async with asyncio.timeout(READY_TIMEOUT_S):
+        async with asyncio.timeout(within_s):
             line = await self.process.stdout.readline()
         assert line, f"the daemon ended: {self.log_tail()}"
         ready: dict[str, Any] = json.loads(line)

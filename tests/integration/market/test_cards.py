@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal as signals
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import grpc
 import pytest
 
-from piecework.base.jsons import loads
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_node.card_settings import CardSettings
 from piecework_node.daemon.admin import ask_daemon
@@ -24,7 +22,7 @@ from tests.support.node.harness import parameters
 from tests.support.node.wire_client import WireClient
 from tests.support.scripted_client import ScriptedJob
 from tests.support.waiting import until
-from tests.support.worker_process import OPERATOR_SECRET, PASSWORD, RECEIVER, WorkerProcess
+from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 
 pytestmark = pytest.mark.process
 
@@ -47,24 +45,12 @@ async def worker(folder: Path, market: TestMarket) -> AsyncIterator[WorkerProces
     made = await WorkerProcess.register(
         folder, market.deployment, pace_s=0, cards=CARDS, benchmark_s=0.1
     )
-    with (made.home.root / "daemon.log").open("ab") as log:
-        made.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "piecework"),
-            *("worker", "start", "--home", str(made.home.root)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, "PIECEWORK_PASSWORD": PASSWORD},
-        )
     try:
-        assert made.process.stdout is not None
-        async with asyncio.timeout(START_S):
-            line = await made.process.stdout.readline()
-        assert line, made.log_tail()
-        assert set(loads(line)["cards"]) == {"exact", "quick"}
+        ready = await made.start_as_shipped(START_S)
+        assert set(ready["cards"]) == {"exact", "quick"}
         yield made
     finally:
-        if made.process.returncode is None:
+        if made.process is not None and made.process.returncode is None:
             await made.kill()
 
 

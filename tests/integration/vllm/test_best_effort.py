@@ -3,10 +3,6 @@ chain."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,7 +40,6 @@ from tests.support.vllm_server import CANVAS, CHECKPOINT, VllmServer, servers, t
 from tests.support.worker_process import (
     OPERATOR_SECRET,
     PASSWORD,
-    READY_TIMEOUT_S,
     RECEIVER,
     WorkerProcess,
 )
@@ -77,23 +72,10 @@ async def worker(
         **PRICES,
     )
     await market.pool(PAYER, chain.faucet, POOL)
-    with (worker_process.home.root / "daemon.log").open("ab") as log:
-        worker_process.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-P", "-m", "piecework"),
-            *("worker", "start", "--home", str(worker_process.home.root)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=log,
-            env={**os.environ, "PIECEWORK_PASSWORD": PASSWORD},
-        )
     try:
-        assert worker_process.process.stdout is not None
-        async with asyncio.timeout(READY_TIMEOUT_S):
-            line = await worker_process.process.stdout.readline()
-        assert line, worker_process.log_tail()
-        yield worker_process, json.loads(line)
+        yield worker_process, await worker_process.start_as_shipped()
     finally:
-        if worker_process.process.returncode is None:
+        if worker_process.process is not None and worker_process.process.returncode is None:
             await worker_process.kill()
 
 
