@@ -52,7 +52,8 @@ def way_to_a_tensor_library(start: Path) -> list[str]:
         file = waiting.pop()
         for module in imported(file):
             if module.partition(".")[0] in HEAVY:
-                way, at = [module], file
+                way = [module]
+                at: Path | None = file
                 while at is not None:
                     way.append(at.relative_to(ROOT).as_posix())
                     at = came_from[at]
