@@ -11,6 +11,10 @@
   constraints lock clean
 .DEFAULT_GOAL := demo
 
+# Bytecode is kept, whatever the environment says. Otherwise each worker of pytest compiles every
+# module and rewrites the assertions of every test again, and so does each child process.
+export PYTHONDONTWRITEBYTECODE :=
+
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 BIN := .venv/bin
 # anvil and forge for the contracts; viem and cast for the examples of the documents; axe-core for

@@ -32,11 +32,24 @@ AGENTS: Final = {
     "aider": ("aider-chat==0.86.2",),
 }
 """Clients that make agents runs, by environment."""
+ADDITIONS: Final = (
+    ("chain", "worker", (), "What the embedded chain needs beside a worker."),
+    ("provenance", "client", ("gateway", "market"), "What C2PA credentials need beside a client."),
+    (
+        "postgres",
+        "client",
+        ("gateway", "market"),
+        "What an index on PostgreSQL needs.",
+    ),
+)
+"""Name, the file that it is installed with, further extras, and what it is for."""
 HEADER: Final = """\
 # {what}
 # Written by make lock. Install with: {how}
 """
-HOW: Final = "pip install --require-hashes {}"
+INSTALL: Final = "pip install --require-hashes"
+ORDER: Final = ("client", "worker", "torch")
+"""Which file is named first where two are installed together."""
 
 
 def main() -> None:
@@ -45,62 +58,39 @@ def main() -> None:
     wanted = _requirements(["worker", "gateway", "market"])
     with_torch = _resolve(wanted)
     worker = _resolve(line for line in wanted if not TORCH.match(line))
-    chain = _resolve(_requirements(["chain"]))
-    _write(
-        "client",
-        "A client, a gateway, an index.",
-        HOW.format("-r requirements/client.lock"),
-        client,
-    )
+    _write("client", "A client, a gateway, an index.", client)
     _write(
         "worker",
         "Every role but the embedded chain, without torch: its build differs by accelerator.",
-        HOW.format("-r requirements/worker.lock -r requirements/torch.lock"),
         worker,
+        beside="torch",
     )
     _write(
         "torch",
         "torch as the package index has it, with CUDA on Linux. Another build has other hashes.",
-        HOW.format("-r requirements/worker.lock -r requirements/torch.lock"),
         _without(with_torch, worker),
+        beside="worker",
     )
-    _write(
-        "chain",
-        "What the embedded chain needs beside a worker.",
-        HOW.format("-r requirements/worker.lock -r requirements/chain.lock"),
-        _without(chain, worker),
-    )
-    _write(
-        "provenance",
-        "What C2PA credentials need beside a client.",
-        HOW.format("-r requirements/client.lock -r requirements/provenance.lock"),
-        _without(_resolve(_requirements(["provenance", "gateway", "market"])), client),
-    )
-    _write(
-        "postgres",
-        "What an index on PostgreSQL needs beside a client.",
-        HOW.format("-r requirements/client.lock -r requirements/postgres.lock"),
-        _without(_resolve(_requirements(["postgres", "gateway", "market"])), client),
-    )
-    _write(
-        "build",
-        "What builds the wheel.",
-        HOW.format("-r requirements/build.lock"),
-        _resolve(_read_project()["build-system"]["requires"]),
-    )
+    _write_additions({"client": client, "worker": worker})
+    _write("build", "What builds the wheel.", _resolve(_read_project()["build-system"]["requires"]))
     _write(
         "halmos",
         "The prover of the contracts, in an environment of its own: make halmos.",
-        HOW.format("-r requirements/halmos.lock"),
         _resolve([HALMOS], constraints=None),
     )
     for name, clients in AGENTS.items():
         _write(
             f"agents-{name}",
             "Other people's clients, in an environment of their own: make agents.",
-            HOW.format(f"-r requirements/agents-{name}.lock"),
             _resolve(clients, constraints=None),
         )
+
+
+def _write_additions(bases: dict[str, dict[str, str]]) -> None:
+    """Write what an extra needs beside a client or a worker."""
+    for name, base, extras, what in ADDITIONS:
+        entries = _resolve(_requirements([name, *extras]))
+        _write(name, what, _without(entries, bases[base]), beside=base)
 
 
 def _requirements(extras: Iterable[str]) -> list[str]:
@@ -155,7 +145,11 @@ def _without(entries: dict[str, str], others: dict[str, str]) -> dict[str, str]:
     return {name: entry for name, entry in entries.items() if name not in others}
 
 
-def _write(name: str, what: str, how: str, entries: dict[str, str]) -> None:
+def _write(name: str, what: str, entries: dict[str, str], beside: str | None = None) -> None:
+    """Write a file. beside: the one that it is installed with."""
+    files = [name] if beside is None else [name, beside]
+    files.sort(key=lambda file: ORDER.index(file) if file in ORDER else len(ORDER))
+    how = " ".join([INSTALL, *(f"-r requirements/{file}.lock" for file in files)])
     text = HEADER.format(what=what, how=how) + "\n".join(entries[key] for key in sorted(entries))
     (FOLDER / f"{name}.lock").write_text(text + "\n")
 

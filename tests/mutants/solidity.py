@@ -1,191 +1,156 @@
 """Mutation testing of the contracts with forge.
 
-Each mutant changes one operator, guard, effect or modifier of one line. It is killed when it does
-not compile or when a test fails. One whose tests take longer than `MUTANT_TIMEOUT_S` is undecided:
-gas ends every loop, so only a busy machine takes that long. There are more mutants than fit into
-half an hour, so a run draws them in a seeded order until its time is over; another seed draws
-others. FILE, such as Disputes.sol, draws those of one file alone.
+Each mutant changes one operator, guard, effect or modifier of one line. The suite that kills most
+mutants of its file is tried first, then every test. A mutant that does not compile has no score.
 
-    python -m tests.mutants.solidity [SECONDS [SEED [FILE]]]
+Verdicts are kept in build/mutants-solidity/results.jsonl. Their keys hold the contents of all
+contracts, tests, vectors and settings, and the mutant. So a run goes on where the last one was cut,
+and begins again when any of these has changed. FILE, such as Disputes.sol, tries one file alone.
+
+    python -m tests.mutants.solidity [--seconds N] [--workers N] [FILE ...]
 """
 
 from __future__ import annotations
 
-import enum
+import argparse
 import os
 import random
-import re
-import shutil
-import subprocess
-import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
-ROOT = Path(__file__).resolve().parents[2]
-STAGE = ROOT / "build" / "mutants-solidity"
-PROJECT = STAGE / "contracts"
-MUTATED = (
-    "Disputes.sol",
-    "Escrow.sol",
-    "EvidenceVerifier.sol",
-    "WorkerRegistry.sol",
-    "libraries/Accounts.sol",
-    "libraries/CappedTransfer.sol",
-    "libraries/MerkleProof.sol",
-    "libraries/PackedRows.sol",
-    "libraries/Philox.sol",
-    "libraries/ReceiptRules.sol",
-    "libraries/TokenSignatures.sol",
-    "libraries/TraceLeaves.sol",
-    "libraries/TraceRules.sol",
-)
-# The optimizer only costs time here, and a defect that needs many fuzz runs is not one line long.
-FAST = {"FOUNDRY_PROFILE": "mutants"}
-# What holds the released bytes would kill every mutant, and the gas figures most of them.
-SKIPPED = "GasTest|ReleaseTest"
-SLOW = "InvariantTest|VectorsTest|MerkleTest"
-MUTANT_TIMEOUT_S = 900
-SWAPS = (
-    (r"(?<![<>=!])<=", "<"),
-    (r"(?<![<>=!-])<(?![<=])", "<="),
-    (r"(?<![<>=!])>=", ">"),
-    (r"(?<![<>=!-])>(?![>=])", ">="),
-    (r"(?<![<>=!])==", "!="),
-    (r"!=", "=="),
-    (r"&&", "||"),
-    (r"\|\|", "&&"),
-    (r"(?<= )\+(?= )", "-"),
-    (r"(?<= )-(?= )", "+"),
-    (r"(?<= )\+=(?= )", "-="),
-    (r"(?<= )-=(?= )", "+="),
-    (r"\+\+", "--"),
-    (r" nonReentrant\b", ""),
-    (r"\bif \((?!false)", "if (false && "),
-)
-EFFECT = re.compile(r"^\s*[\w.\[\]]+(?:\.\w+|\[\w+\])*\s*[+-]?=(?!=)[^;]*;\s*$")
-NO_CODE = re.compile(r"^\s*(//|/\*|\*|import\b|pragma\b|error\b|event\b|using\b|contract\b)")
+from tests.mutants.changes import FIRST_SUITE, Mutant, mutants
+from tests.mutants.forge import ALL, CONTRACTS, ROOT, SuiteProject, WarmCompiler, project_files
+from tests.mutants.results import ResultsFile, Tried, Verdict, digest_of, key_of
+
+STAGE: Final = ROOT / "build" / "mutants-solidity"
 
 
-class Verdict(enum.Enum):
-    """What the tests say of a mutant."""
+class MutantRun:
+    """What the workers share: the mutants that are left, the time, the verdicts."""
 
-    KILLED = "killed"
-    SURVIVED = "survived"
-    UNDECIDED = "undecided"
+    def __init__(self, files: Sequence[str], seconds: float, results: ResultsFile) -> None:
+        self._digest = digest_of(project_files(), ROOT)
+        self._results = results
+        self._end = time.monotonic() + seconds
+        self._lock = threading.Lock()
+        self.every = [mutant for file in files for mutant in drawn(file)]
+        self._left = iter([mutant for mutant in self.every if self.known(mutant) is None])
+        self.undecided: set[Mutant] = set()
+        self.tried_now: list[Tried] = []
 
+    def known(self, mutant: Mutant | str) -> Tried | None:
+        """Give the verdict on a mutant, or on the sources as a suite sees them."""
+        return self._results.get(key_of(self._digest, mutant))
 
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One changed line. `line` counts from zero."""
+    def take(self) -> Iterator[Mutant]:
+        """Give mutants to one of the workers until none is left or the time is over."""
+        while time.monotonic() < self._end:
+            with self._lock:
+                mutant = next(self._left, None)
+            if mutant is None:
+                return
+            yield mutant
 
-    file: str
-    line: int
-    before: str
-    after: str
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line + 1}: {self.before.strip()}  →  {self.after.strip()}"
-
-
-def mutants(file: str, source: str) -> Iterator[Mutant]:
-    """Every mutant of a file."""
-    for number, line in enumerate(source.splitlines()):
-        code = line.split("//")[0]
-        if not code.strip() or NO_CODE.match(line):
-            continue
-        for pattern, replacement in SWAPS:
-            for found in re.finditer(pattern, code):
-                after = code[: found.start()] + replacement + code[found.end() :]
-                yield Mutant(file, number, line, after)
-        if EFFECT.match(code):
-            yield Mutant(file, number, line, "")
-
-
-def stage() -> None:
-    """A copy of the project; node_modules and vectors are links."""
-    shutil.rmtree(PROJECT / "src", ignore_errors=True)
-    PROJECT.mkdir(parents=True, exist_ok=True)
-    for name in ("src", "test", "tools", "release"):
-        shutil.copytree(ROOT / "contracts" / name, PROJECT / name, dirs_exist_ok=True)
-    shutil.copyfile(ROOT / "contracts" / "foundry.toml", PROJECT / "foundry.toml")
-    links = {
-        PROJECT / "node_modules": ROOT / "contracts" / "node_modules",
-        STAGE / "tests": ROOT / "tests",
-    }
-    for link, target in links.items():
-        if not link.is_symlink():
-            link.symlink_to(target)
+    def add(self, mutant: Mutant | str, tried: Tried) -> None:
+        """Keep a verdict, and print a mutant that lives."""
+        self._results.add(key_of(self._digest, mutant), tried, str(mutant))
+        if isinstance(mutant, str):
+            return
+        with self._lock:
+            self.tried_now.append(tried)
+            if tried.verdict is Verdict.UNDECIDED:
+                self.undecided.add(mutant)
+            if tried.verdict in {Verdict.SURVIVED, Verdict.UNDECIDED}:
+                print(f"{tried.verdict.value:9}  {mutant}", flush=True)
 
 
-def tested() -> Verdict:
-    """Build and test the staged project. The slow tests come second."""
-    first = _tested("--no-match-contract", f"{SKIPPED}|{SLOW}")
-    return _tested("--match-contract", SLOW) if first is Verdict.SURVIVED else first
+def drawn(file: str) -> list[Mutant]:
+    """Give the mutants of a file, in an order that makes a part of them a fair sample."""
+    found = list(mutants(file, (CONTRACTS / "src" / file).read_text()))
+    random.Random(file).shuffle(found)
+    return found
 
 
-def _tested(*which: str) -> Verdict:
-    forge = PROJECT / "node_modules" / ".bin" / "forge"
-    command = [str(forge), "test", *which, "--fail-fast"]
-    try:
-        ran = subprocess.run(
-            command,
-            cwd=PROJECT,
-            env={**os.environ, **FAST},
-            capture_output=True,
-            check=False,
-            timeout=MUTANT_TIMEOUT_S,
-        )
-    except subprocess.TimeoutExpired:
-        return Verdict.UNDECIDED
-    return Verdict.KILLED if ran.returncode else Verdict.SURVIVED
+def work(run: MutantRun, number: int) -> None:
+    """Try mutants in projects of this worker's own."""
+    with WarmCompiler() as compiler:
+        projects: dict[str, SuiteProject] = {}
+
+        def project(suite: str) -> SuiteProject:
+            if suite not in projects:
+                projects[suite] = SuiteProject(STAGE / f"worker{number}", suite, compiler)
+                _check_unchanged(run, projects[suite], suite)
+            return projects[suite]
+
+        for mutant in run.take():
+            first = FIRST_SUITE[mutant.file]
+            project(first)
+            started = time.monotonic()
+            suite, verdict = first, project(first).tried(mutant)
+            if verdict is Verdict.SURVIVED:
+                suite, verdict = ALL, project(ALL).tried(mutant)
+            run.add(mutant, Tried(verdict, suite, time.monotonic() - started))
 
 
-def verdict_on(mutant: Mutant) -> Verdict:
-    """Try one mutant, and put the source back."""
-    path = PROJECT / "src" / mutant.file
-    original = path.read_text()
-    lines = original.splitlines()
-    lines[mutant.line] = mutant.after
-    try:
-        path.write_text("\n".join(lines) + "\n")
-        return tested()
-    finally:
-        path.write_text(original)
+def _check_unchanged(run: MutantRun, project: SuiteProject, suite: str) -> None:
+    name = f"unchanged {suite}"
+    known = run.known(name)
+    if known is None:
+        started = time.monotonic()
+        known = Tried(project.tried(None), suite, time.monotonic() - started)
+        run.add(name, known)
+    if known.verdict is Verdict.UNDECIDED:
+        raise SystemExit(f"the tests of {suite} take too long: the machine is too busy")
+    if known.verdict is not Verdict.SURVIVED:
+        raise SystemExit(f"the contracts fail their own tests ({suite}): run make contracts")
+
+
+def report(run: MutantRun, files: Sequence[str]) -> None:
+    """Print the survivors of all runs, and the score."""
+    whole = Counter[str]()
+    for file in files:
+        counts = Counter[str]()
+        for mutant in run.every:
+            if mutant.file == file:
+                known = run.known(mutant)
+                counts["not tried" if known is None else known.verdict.value] += 1
+                if known is not None and known.verdict is Verdict.SURVIVED:
+                    print(f"survived   {mutant}")
+        whole += counts
+        print(f"{file:32} " + ", ".join(f"{count} {name}" for name, count in counts.items()))
+    decided = whole["killed"] + whole["survived"]
+    print(
+        f"contracts: {whole['killed']} of {decided} mutants killed, {whole['invalid']} do not "
+        f"compile, {len(run.undecided)} took too long, {whole['not tried']} of {len(run.every)} "
+        "are left"
+    )
+    if run.tried_now:
+        each = sum(tried.seconds for tried in run.tried_now) / len(run.tried_now)
+        by_all = sum(tried.suite == ALL for tried in run.tried_now)
+        print(f"now: {len(run.tried_now)} tried, {each:.1f} s each, {by_all} needed every test")
 
 
 def main() -> int:
-    """Run until the time is over; print the survivors and the score."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 900.0
-    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 1
-    files = MUTATED if len(sys.argv) < 4 else (sys.argv[3],)
-    stage()
-    every = [
-        mutant for file in files for mutant in mutants(file, (PROJECT / "src" / file).read_text())
-    ]
-    random.Random(seed).shuffle(every)
-    unchanged = tested()
-    if unchanged is Verdict.UNDECIDED:
-        raise SystemExit(f"the contracts' tests take more than {MUTANT_TIMEOUT_S} s each: too busy")
-    if unchanged is Verdict.KILLED:
-        raise SystemExit("the contracts fail their own tests: run make contracts")
-    started, counts = time.monotonic(), Counter[Verdict]()
-    for mutant in every:
-        if time.monotonic() - started > seconds:
-            break
-        verdict = verdict_on(mutant)
-        counts[verdict] += 1
-        if verdict is not Verdict.KILLED:
-            print(f"{verdict.value:9}  {mutant}", flush=True)
-    decided = counts[Verdict.KILLED] + counts[Verdict.SURVIVED]
-    each = (time.monotonic() - started) / max(1, counts.total())
-    print(
-        f"contracts: {counts[Verdict.KILLED]} of {decided} mutants killed, "
-        f"{counts[Verdict.UNDECIDED]} undecided; seed {seed}. {each:.0f} s each, so all "
-        f"{len(every)} take {each * len(every) / 3600:.1f} hours"
-    )
+    """Run until all are tried or the time is over."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants.solidity")
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("files", nargs="*", metavar="FILE", default=list(FIRST_SUITE))
+    options = parser.parse_args()
+    unknown = set(options.files) - FIRST_SUITE.keys()
+    if unknown:
+        parser.error(f"no such file: {', '.join(sorted(unknown))}; {', '.join(FIRST_SUITE)}")
+    run = MutantRun(options.files, options.seconds, ResultsFile(STAGE / "results.jsonl"))
+    try:
+        with ThreadPoolExecutor(options.workers) as workers:
+            for ended in [workers.submit(work, run, n) for n in range(options.workers)]:
+                ended.result()
+    finally:
+        report(run, options.files)
     return 0
 
 

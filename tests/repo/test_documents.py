@@ -16,7 +16,7 @@ from tests.support.documents import CODE, DATA, Block, blocks, pages
 from tests.support.source_facts import facts_of
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("bench", "contracts", "model", "node", "piecework", "protocol")
+PACKAGES = ("bench", "contracts", "docs", "model", "node", "piecework", "protocol", "requirements")
 IMPORT_PACKAGES = ("bench", "piecework", "piecework_protocol", "piecework_model", "piecework_node")
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 CLAUSES = set(re.findall(r"^- \*\*(\d+\.\d+)\*\*", PROTOCOL, re.MULTILINE))

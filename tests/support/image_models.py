@@ -1,4 +1,4 @@
-"""A small random checkpoint that takes images, in the published format, and images for it.
+"""A small random checkpoint that takes images, in the published format.
 
 Its window is 32 tokens, as is a prefill chunk, and an image has up to 70: so images are longer than
 both.
@@ -6,15 +6,12 @@ both.
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import torch
-from PIL import Image as Pillow
 from transformers import (
     DiffusionGemmaConfig,
     DiffusionGemmaForBlockDiffusion,
@@ -24,7 +21,6 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.text.images import ImageSettings
-from piecework_protocol.conversation import Image
 from tests.support import gemma_grammar
 
 SPECIAL: Final = (*gemma_grammar.SPECIAL, *gemma_grammar.IMAGE_MARKS)
@@ -132,23 +128,3 @@ def write_with_images(folder: Path, spread: float = 0.3, **text_fields: Any) -> 
         bundled_checkpoint_path() / "generation_config.json", folder / "generation_config.json"
     )
     return folder
-
-
-def picture(width: int, height: int, seed: int = 0) -> Pillow.Image:
-    """Draw an image of coloured noise over a gradient."""
-    draw = np.random.default_rng(seed)
-    noise = draw.integers(0, 96, (height, width, 3))
-    ramp = np.linspace(0, 159, width)[None, :, None]
-    return Pillow.fromarray((noise + ramp).astype(np.uint8))
-
-
-def as_file(image: Pillow.Image, kind: str = "png", **options: Any) -> Image:
-    """Write an image as the part of a message."""
-    file = io.BytesIO()
-    image.save(file, format=kind.upper(), **options)
-    return Image(f"image/{kind}", file.getvalue())
-
-
-def image_of(width: int, height: int, seed: int = 0, kind: str = "png") -> Image:
-    """Draw an image and write it as the part of a message."""
-    return as_file(picture(width, height, seed), kind)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,8 @@ class Facts:
 
     functions: line, name, lines. imports: line, module. started: line, and the constant words of a
     list, a tuple or a call that has "-m" among them. strings: with a hole for each placeholder.
+    loaded: line, and each module, or name in one, that is loaded with the file. What functions
+    import and what only types need are left out.
     """
 
     functions: list[tuple[int, str, int]] = field(default_factory=list)
@@ -48,6 +51,7 @@ class Facts:
     imports: list[tuple[int, str]] = field(default_factory=list)
     started: list[tuple[int, list[str]]] = field(default_factory=list)
     strings: list[str] = field(default_factory=list)
+    loaded: list[tuple[int, str]] = field(default_factory=list)
 
     def take(self, node: ast.AST) -> None:
         """Add what a node says."""
@@ -95,6 +99,27 @@ def dotted(node: ast.expr) -> str:
 def facts_of(path: Path) -> Facts:
     """Parse a file."""
     found = Facts()
-    for node in ast.walk(ast.parse(path.read_text(), str(path))):
+    tree = ast.parse(path.read_text(), str(path))
+    for node in ast.walk(tree):
         found.take(node)
+    found.loaded = list(_loaded(tree.body))
     return found
+
+
+def _loaded(body: Iterable[ast.stmt]) -> Iterator[tuple[int, str]]:
+    for node in body:
+        match node:
+            case ast.Import(names=names):
+                yield from ((node.lineno, alias.name) for alias in names)
+            case ast.ImportFrom(module=str(module), names=names):
+                yield node.lineno, module
+                yield from ((node.lineno, f"{module}.{alias.name}") for alias in names)
+            case ast.If(test=test, body=inner, orelse=other):
+                only_types = dotted(test).rpartition(".")[2] == "TYPE_CHECKING"
+                yield from _loaded([*([] if only_types else inner), *other])
+            case ast.Try(body=inner, handlers=handlers, orelse=other, finalbody=last):
+                yield from _loaded([*inner, *other, *last])
+                for handler in handlers:
+                    yield from _loaded(handler.body)
+            case ast.With(body=inner) | ast.ClassDef(body=inner):
+                yield from _loaded(inner)

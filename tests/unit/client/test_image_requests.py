@@ -18,12 +18,12 @@ from piecework_protocol.offers import takes_images
 from piecework_protocol.pricing import price
 from piecework_protocol.types import Timestamp
 from piecework_protocol.wire import SignedOffer
-from tests.support import image_models
 from tests.support.fake_chain import TOKEN_INFO
 from tests.support.offers import model, offer
+from tests.support.pictures import image_of
 
 NOW = 1_800_000_000
-PICTURE = image_models.image_of(20, 20)
+PICTURE = image_of(20, 20)
 ASKED = TextRequest.of("What is it?", images=[PICTURE], max_tokens=64, seed=1)
 
 
@@ -33,7 +33,7 @@ def choose(*offers: SignedOffer, request: TextRequest = ASKED) -> Ranking:
 
 def test_the_first_bytes_of_a_file_say_what_it_is() -> None:
     for kind in ("png", "jpeg", "webp"):
-        file = image_models.image_of(20, 20, kind=kind)
+        file = image_of(20, 20, kind=kind)
         assert Image.of(file.data) == file
     for data in (b"", b"GIF89a", b"<svg/>", b"RIFFabcdWAVE"):
         with pytest.raises(MalformedInput, match="image/png"):

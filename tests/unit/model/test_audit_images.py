@@ -16,9 +16,10 @@ from piecework_model.text.chat import encode_conversation
 from piecework_protocol.conversation import Conversation, Image, Message, Part, Text
 from tests.support import image_models
 from tests.support.model_runs import make_request
+from tests.support.pictures import image_of
 
-WIDE, TALL = image_models.image_of(300, 200), image_models.image_of(50, 90, 1, "jpeg")
-OTHER = image_models.image_of(300, 200, 7)
+WIDE, TALL = image_of(300, 200), image_of(50, 90, 1, "jpeg")
+OTHER = image_of(300, 200, 7)
 
 
 @pytest.fixture(scope="module")

@@ -24,10 +24,11 @@ from piecework_protocol.conversation import Conversation, Message, Part, Text
 from tests.support import image_models
 from tests.support.generate_runs import our_canvases, reference_canvases
 from tests.support.model_runs import make_request
+from tests.support.pictures import image_of
 
 EXECUTORS = [ReferenceExecutor, BatchedExecutor]
-WIDE, TALL = image_models.image_of(300, 200), image_models.image_of(50, 90, 1, "jpeg")
-SMALL = image_models.image_of(12, 9, 2, "webp")  # made larger
+WIDE, TALL = image_of(300, 200), image_of(50, 90, 1, "jpeg")
+SMALL = image_of(12, 9, 2, "webp")  # made larger
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +122,7 @@ def test_an_image_up_to_the_edge_of_the_context_gives_the_canvases_of_generate(
 
 
 def test_the_text_depends_on_the_pixels_and_on_the_order_of_images(seeing: LoadedModel) -> None:
-    again = image_models.image_of(300, 200, 9)
+    again = image_of(300, 200, 9)
     texts = [
         canvases_of(seeing, request_of(seeing, asked(Text("what? "), *images)))
         for images in ((WIDE, TALL), (again, TALL), (TALL, WIDE))

@@ -16,6 +16,7 @@ from piecework_protocol.conversation import Conversation, Message, Text
 from tests.support import image_models
 from tests.support.allocations import allocations
 from tests.support.model_runs import make_request, run
+from tests.support.pictures import image_of
 
 FLOAT: memory.Format = ("float32", "float32", "none")
 
@@ -60,7 +61,7 @@ def test_a_checkpoint_without_a_processor_keeps_its_tower_in_host_memory(
 
 def test_an_engine_that_sees_images_stays_within_its_plan(folder: Path) -> None:
     loaded = load(folder, device="cpu", dtype="float32")
-    shown = [image_models.image_of(300, 200, seed) for seed in range(3)]
+    shown = [image_of(300, 200, seed) for seed in range(3)]
     asked = Conversation((Message("user", (*shown, Text("which one?"))),))
     prompt = encode_conversation(loaded, asked)
     context = len(prompt.ids) + 2 * image_models.CANVAS

@@ -16,6 +16,7 @@ from piecework_protocol.kinds.text import TextContent
 from tests.support import image_models
 from tests.support.engine_process import cpu_engine
 from tests.support.model_runs import canvases, make_request, run_alone
+from tests.support.pictures import image_of
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -39,7 +40,7 @@ async def test_an_image_reaches_the_model_and_a_broken_one_ends_nothing(tmp_path
             assert "pillow-" in str(ready.facts.details["profile"])
             with pytest.raises(PromptRejected, match="cannot be read as image/png"):
                 await engine.encode(showing(Image("image/png", b"no picture")))
-            encoded = await engine.encode(showing(image_models.image_of(300, 200)))
+            encoded = await engine.encode(showing(image_of(300, 200)))
             request = make_request(
                 encoded.prompt_ids, images=encoded.images, max_tokens=16, max_steps=3, draft_every=0
             )
