@@ -121,8 +121,12 @@ class WorkerProcess:
                 env={**os.environ, "PIECEWORK_PASSWORD": PASSWORD},
             )
         assert self.process.stdout is not None
-        async with asyncio.timeout(within_s):
-            line = await self.process.stdout.readline()
+        try:
+            async with asyncio.timeout(within_s):
+                line = await self.process.stdout.readline()
+        except TimeoutError:
+            await self.kill()
+            raise
         assert line, f"the daemon ended: {self.log_tail()}"
         ready: dict[str, Any] = json.loads(line)
         return ready

@@ -31,8 +31,12 @@ GRAMMAR_TOKENS = (
     '<|"|>',
 )
 """What structures a text of Gemma 4's family. They are control tokens however they are declared."""
-PROBE_CHARACTERS = 16
-"""For each id that is wanted: text has about four a token."""
+PROBES = ((6, 1.25), (16, 2.0))
+"""Starts of a long text: characters for each id that is wanted, and how many ids for each show that
+the text has too many. Text has about four characters a token.
+"""
+PROBE_MARGIN = 64
+"""Ids that a start has to have beyond that. A cut changes a few at its place."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -74,14 +78,16 @@ class TextCodec:
     def encode_content(self, text: str, *, most: int | None = None) -> tuple[int, ...]:
         """Encode text that a person typed. It never gives a control id.
 
-        most: more ids are not needed. If the start of a long text gives more than twice as many,
-            the result is `most` + 1 of them. Where a text is cut changes a few ids at the cut only,
-            so a factor of two leaves no doubt.
+        most: more ids are not needed. If the start of a long text gives clearly more (`PROBES`),
+            the result is `most` + 1 of them, and the rest of the text is not read.
         """
-        if most is not None and len(text) > PROBE_CHARACTERS * (most + 1):
-            start = self._encode_literal(text[: PROBE_CHARACTERS * (most + 1)])
-            if len(start) > 2 * (most + 1):
-                return start[: most + 1]
+        if most is not None:
+            for characters, ids in PROBES:
+                if len(text) <= characters * (most + 1):
+                    break
+                start = self._encode_literal(text[: characters * (most + 1)])
+                if len(start) > ids * (most + 1) + PROBE_MARGIN:
+                    return start[: most + 1]
         return self._encode_literal(text)
 
     def encode_lead(self, lead: str) -> tuple[int, ...]:

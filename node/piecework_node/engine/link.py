@@ -127,10 +127,12 @@ class EngineLink(Protocol):
         """Whether requests can be started now."""
         ...
 
-    async def encode(self, content: Content) -> EncodedContent:
+    async def encode(self, content: Content, most: int | None = None) -> EncodedContent:
         """Encode a job's content for the engine.
 
         A prompt or a template of more tokens than the context is cut off there.
+
+        most: a prompt of more tokens is not needed. What has more is cut off behind one more.
 
         Raises:
             PromptRejected: The engine cannot carry the content.

@@ -139,7 +139,7 @@ def _or_end(
 
 
 def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
-    """Encode a content for the engine, up to one id more than `most`.
+    """Encode a content for the engine, up to one id more than `most`, or than it asks for.
 
     A rejected content is an answer, not an error.
     """
@@ -147,8 +147,9 @@ def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
     from piecework_model.errors import PromptError
 
     canvas_size = loaded.limits.canvas_size
+    held = most if command.most is None else min(most, command.most)
     try:
-        content = kinds.encode(loaded, command.content, canvas_size, most)
+        content = kinds.encode(loaded, command.content, canvas_size, held)
     except PromptError as error:
         return Encoded(command.number, EncodedContent(()), str(error))
     return Encoded(command.number, content)

@@ -165,19 +165,19 @@ class EngineSupervisor:
     def _loaded(self) -> bool:
         return self._facts is not None and self._writer is not None
 
-    async def encode(self, content: Content) -> EncodedContent:
+    async def encode(self, content: Content, most: int | None = None) -> EncodedContent:
         if not content.has_images:
-            return await self._ask(content)
+            return await self._ask(content, most)
         # One prompt's images at a time: the child decodes no more, and a second one would wait
         # there as if the child did not answer.
         async with self._pictures:
-            return await self._ask(content)
+            return await self._ask(content, most)
 
-    async def _ask(self, content: Content) -> EncodedContent:
+    async def _ask(self, content: Content, most: int | None) -> EncodedContent:
         """Ask the child to encode a content."""
         try:
             encoded = await self._answer(
-                Encode(next(self._numbers), content), self._patience.question_s
+                Encode(next(self._numbers), content, most), self._patience.question_s
             )
         except TimeoutError:
             if self._loaded and self._mute_since is None:

@@ -66,10 +66,14 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Encode a job's content. `number` comes back with the answer."""
+    """Encode a job's content. `number` comes back with the answer.
+
+    most: a prompt of more tokens is cut off behind one more. None: at the context.
+    """
 
     number: int
     content: Content
+    most: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +222,8 @@ def encode_command(command: Command) -> bytes:
             "kind": command.content.kind,
             "content": content,
         }
+        if isinstance(command, Encode) and command.most is not None:
+            body["most"] = command.most
     return _line(body)
 
 
@@ -253,7 +259,7 @@ def _question(body: dict[str, Any]) -> Encode | Replay | Audit | Drop:
     rules = KINDS[Kind(body["kind"])]
     content = rules.decode_content(b64decode(body["content"], validate=True))
     if body["op"] == "encode":
-        return Encode(body["number"], content)
+        return Encode(body["number"], content, body.get("most"))
     if not isinstance(content, AuditContent):
         raise ValueError("kind")
     return Audit(body["number"], content)

@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import os
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -33,6 +33,8 @@ from piecework_protocol.types import DIGEST_BYTES, JobId, PublicKey, Timestamp
 
 MAX_WAITING: Final = 64
 """Canvases that wait to be written. More are not kept: a slow disk must not use up the memory."""
+GATHER_S: Final = 0.05
+"""What comes meanwhile is written in one turn of a thread. A turn takes longer than a file does."""
 _SUFFIX: Final = ".steps"
 _PART: Final = ".part"
 _MAX_FILE_BYTES: Final = MAX_KEPT_BYTES + SEALING_OVERHEAD_BYTES + 1024
@@ -77,6 +79,15 @@ class _Kept:
     deadline: int
     size: int
     path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Unwritten:
+    """A canvas with the file that it is to be in, whose size is not known yet."""
+
+    job: JobId
+    kept: KeptCanvas
+    file: _Kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,25 +188,42 @@ class StepStore:
             await asyncio.gather(self._writer, return_exceptions=True)
 
     async def _write_all(self) -> None:
-        """Write what waits. A disk that fails is told once."""
+        """Write what waits, all of it in one turn of a thread. A disk that fails is told once."""
         try:
             while self._waiting:
-                job, deadline, kept = self._waiting[0]
-                self._last = number = max(self._last + 1, int(self._clock.wall() * 1e6))
-                path = self._folder / _name(job, kept.canvas.canvas, number, deadline)
-                try:
-                    size = await asyncio.to_thread(self._write, job, kept, path)
-                except (OSError, MalformedInput) as error:
-                    if not self._failed:
-                        self._log.warning("steps are not kept", reason=str(error))
-                    self._failed = True
-                else:
-                    self._failed = False
-                    self._enter((job, kept.canvas.canvas), _Kept(number, deadline, size, path))
-                    self._evict()
-                self._waiting.popleft()
+                await asyncio.sleep(GATHER_S)
+                turn = [self._named(*waiting) for waiting in self._waiting]
+                for done in await asyncio.to_thread(self._write_each, turn):
+                    self._waiting.popleft()
+                    if isinstance(done, Exception):
+                        if not self._failed:
+                            self._log.warning("steps are not kept", reason=str(done))
+                        self._failed = True
+                    else:
+                        self._failed = False
+                        self._enter(*done)
+                self._evict()
         finally:
             self._writer = None
+
+    def _named(self, job: JobId, deadline: Timestamp, kept: KeptCanvas) -> _Unwritten:
+        """Give a canvas the next place in the order, and the path that says so."""
+        self._last = number = max(self._last + 1, int(self._clock.wall() * 1e6))
+        path = self._folder / _name(job, kept.canvas.canvas, number, deadline)
+        return _Unwritten(job, kept, _Kept(number, deadline, 0, path))
+
+    def _write_each(self, turn: list[_Unwritten]) -> list[tuple[Key, _Kept] | Exception]:
+        """Write files. What one of them fails with stands in its place."""
+        written: list[tuple[Key, _Kept] | Exception] = []
+        for one in turn:
+            try:
+                size = self._write(one.job, one.kept, one.file.path)
+            except (OSError, MalformedInput) as error:
+                written.append(error)
+            else:
+                key = one.job, one.kept.canvas.canvas
+                written.append((key, replace(one.file, size=size)))
+        return written
 
     def _write(self, job: JobId, kept: KeptCanvas, path: Path) -> int:
         """Write one file. Nothing is synced: what a crash damages does not open, and is removed."""
@@ -208,7 +236,7 @@ class StepStore:
             raise MalformedInput(f"one canvas has {len(sealed)} bytes, more than evidence_bytes")
         part = path.with_suffix(_PART)
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
+        with os.fdopen(descriptor, "wb", buffering=0) as file:
             file.write(sealed)
         part.replace(path)
         return len(sealed)

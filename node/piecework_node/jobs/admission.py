@@ -421,6 +421,20 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, content: EncodedConten
             f"max_tokens is {s.job.parameters.max_tokens}, the template needs {content.positions}",
             metadata={"positions": str(content.positions)},
         )
+    check_price(s, v, c, prompt_tokens)
+    job_id = JobId(v.domain.digest(s.job))
+    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
+
+
+def check_price(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> None:
+    """Check that the context has room for a prompt, and that the job can be paid for with it.
+
+    A longer prompt never passes where a shorter one is refused.
+
+    Raises:
+        Refusal: It does not fit, or the job's ceiling, the deposit or the credit is too small.
+    """
+    model = _model(s, v)
     needed = prompt_tokens + context_tokens(s.job, model)
     if needed > model.max_context:
         raise Refusal(
@@ -437,8 +451,24 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, content: EncodedConten
         )
     _check_funds(c, worst)
     _check_credit(v, c, ceiling(model, s.job, prompt_tokens, None, 1))
-    job_id = JobId(v.domain.digest(s.job))
-    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
+
+
+def most_prompt(s: SubmitJob, v: AdmissionView, c: ChannelView, least: int, most: int) -> int:
+    """Give the longest prompt that `check_price` lets pass, in tokens, from `least` to `most`.
+
+    Raises:
+        Refusal: Not even the shortest one passes.
+    """
+    check_price(s, v, c, least)
+    while least < most:
+        middle = (least + most + 1) // 2
+        try:
+            check_price(s, v, c, middle)
+        except Refusal:
+            most = middle - 1
+        else:
+            least = middle
+    return least
 
 
 def _check_funds(c: ChannelView, worst: Amount) -> None:

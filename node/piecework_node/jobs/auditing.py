@@ -15,10 +15,12 @@ class CannotAudit(PieceworkError):
     """A canvas cannot be audited by this worker as it runs now."""
 
 
-async def encoded(engine: EngineLink, facts: EngineFacts, content: AuditContent) -> EncodedContent:
+async def encoded(
+    engine: EngineLink, facts: EngineFacts, content: AuditContent, most: int
+) -> EncodedContent:
     """Check that a replay here says something about the canvas, and count the job's tokens.
 
-    facts: of the engine, by the entry of the offer.
+    facts: of the engine, by the entry of the offer. most: more tokens need not be counted.
 
     Raises:
         Refusal: The engine computes on another profile.
@@ -30,7 +32,7 @@ async def encoded(engine: EngineLink, facts: EngineFacts, content: AuditContent)
             Reason.WRONG_PROFILE,
             f"the canvas was computed on {content.profile}, and this engine is {facts.profile}",
         )
-    return audit.encode(content, await engine.encode(content.content))
+    return audit.encode(content, await engine.encode(content.content, most))
 
 
 async def audited(

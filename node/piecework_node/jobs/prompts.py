@@ -1,21 +1,24 @@
 """Bounds on prompts before they are tokenized.
 
 Tokenizing is work that nobody pays for until the job is admitted, and all jobs share one
-tokenizer. So a prompt that cannot fit is refused by its length, and each channel has few prompts in
-the tokenizer at once.
+tokenizer. So a prompt that cannot fit is refused by its length, a long one is tokenized only as far
+as the job could pay for it, and each channel has few prompts in the tokenizer at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypeAlias
 
 from piecework_node.engine.link import EngineFacts
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds import KINDS, Content
+from piecework_protocol.kinds.audit import AuditContent
+from piecework_protocol.kinds.read import ReadContent
+from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.objects import Job
 from piecework_protocol.types import ChannelId
 
@@ -28,6 +31,14 @@ LONG_BYTES: Final = 64 * 1024
 AT_ONCE: Final = 2
 """Prompts of one channel in the tokenizer."""
 RETRY_S: Final = 1.0
+SHORT_BYTES: Final = 16 * 1024
+"""Texts of so many bytes are tokenized in some milliseconds, whoever pays for them."""
+SHORT_TOKENS: Final = 1024
+"""As many labels are looked up in the same time."""
+PriceCheck: TypeAlias = Callable[[int], None]
+"""Raises `Refusal` if a prompt of so many tokens cannot run or be paid for."""
+LimitOf: TypeAlias = "Callable[[Content, EngineFacts], TokenLimit]"
+"""Gives the limit of a content at an engine, or raises `Refusal` before anything is counted."""
 
 
 def check_sealed_length(sealed: int, max_context: int) -> None:
@@ -83,6 +94,42 @@ def check_content(content: Content, job: Job, facts: EngineFacts) -> None:
     fault = content.parameters_fault(job.parameters, facts.canvas_size)
     if fault is not None:
         raise Refusal(Reason.BAD_PARAMETERS, fault)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimit:
+    """How many tokens of a prompt are worth counting.
+
+    check: raises the refusal of a longer one. What is cut off there is no prompt.
+    """
+
+    most: int
+    check: PriceCheck
+
+    def hold(self, tokens: int) -> None:
+        """Refuse a prompt that was cut off at this limit.
+
+        Raises:
+            Refusal: It was.
+        """
+        if tokens > self.most:
+            self.check(tokens)
+
+
+def least_prompt(content: Content) -> int:
+    """Count the tokens that a prompt takes at least, without a look into its texts."""
+    if isinstance(content, AuditContent):
+        return content.context + least_prompt(content.content)
+    if isinstance(content, ReadContent):
+        return max(content.least_tokens, content.text_bytes // BYTES_PER_TOKEN)
+    if isinstance(content, TextContent):
+        return content.conversation.text_bytes // BYTES_PER_TOKEN
+    return 0
+
+
+def is_short(content: Content) -> bool:
+    """Whether the tokens of a content may be counted before anybody knows who pays for them."""
+    return content.text_bytes <= SHORT_BYTES and content.least_tokens <= SHORT_TOKENS
 
 
 def check_prompt(tokens: int, content: Content, facts: EngineFacts) -> None:

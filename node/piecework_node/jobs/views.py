@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Final
 
+from piecework_node.engine.link import EngineFacts
+from piecework_node.jobs import admission, prompts
 from piecework_node.jobs.admission import AdmissionView, ChannelView, Served
+from piecework_node.jobs.prompts import TokenLimit
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.cards import EngineEntry, entry_of
 from piecework_node.runtime.channels import Channels
@@ -18,6 +21,7 @@ from piecework_node.runtime.live import LiveChannel
 from piecework_node.times import now
 from piecework_protocol.credit import PayerCredit
 from piecework_protocol.frames import SubmitJob
+from piecework_protocol.kinds import Content
 from piecework_protocol.objects import ModelOffer, Offer
 from piecework_protocol.types import Address, Amount, Digest, JobId
 from piecework_protocol.wire import SignedOffer
@@ -140,6 +144,25 @@ class AdmissionViews:
         running: 1 if it has a sequence already.
         """
         return self.worker(submission, bound, without=1 + running)
+
+    def token_limit(
+        self, channel: LiveChannel, submission: SubmitJob, content: Content, facts: EngineFacts
+    ) -> TokenLimit:
+        """Say how many tokens of a new job's prompt are worth counting.
+
+        A long prompt is tokenized no further than its ceiling, its channel and its credit reach.
+
+        Raises:
+            Refusal: They do not reach for the shortest prompt that the content can become.
+        """
+        if prompts.is_short(content):
+            return TokenLimit(facts.max_context, lambda _: None)
+        view, known = self.own(submission), self.channel(channel, submission)
+        least = prompts.least_prompt(content)
+        most = admission.most_prompt(submission, view, known, least, facts.max_context)
+        return TokenLimit(
+            most, lambda tokens: admission.check_price(submission, view, known, tokens)
+        )
 
     def channel(self, channel: LiveChannel, submission: SubmitJob) -> ChannelView:
         time, stored = now(self._runtime.clock), channel.stored

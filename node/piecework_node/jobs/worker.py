@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final
 
 from piecework_model.kinds.open import encode
@@ -33,7 +34,7 @@ from piecework_node.errors import (
 from piecework_node.jobs import admission, auditing, prompts
 from piecework_node.jobs.engine_events import EngineEventHandler
 from piecework_node.jobs.pausing import Pausing
-from piecework_node.jobs.prompts import PromptQueue
+from piecework_node.jobs.prompts import LimitOf, PromptQueue, TokenLimit
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.time_limits import TimeLimits
 from piecework_node.jobs.views import AdmissionViews, Admitting
@@ -327,8 +328,10 @@ class Worker:
             submission, self.views.own(submission), self.views.channel(channel, submission)
         )
         await self._check_opening(channel, submission)
+        limit = partial(self.views.token_limit, channel, submission)
         async with self._prompts.turn(job.channel):
-            content = await self._open_content(submission, job_id, self.views.entry(submission))
+            entry = self.views.entry(submission)
+            content = await self._open_content(submission, job_id, entry, limit)
         return await self._runtime.shielded(self._admit_locked(channel, submission, content, sink))
 
     async def _check_opening(self, channel: LiveChannel, submission: SubmitJob) -> None:
@@ -412,9 +415,11 @@ class Worker:
             running = int(job.sequence is not None)
             view = self.views.own(submission, job.entry, running=running)
             admission.check_return(submission, view)
+            known = job.session.accepted.prompt_tokens
+            limit = TokenLimit(known, lambda _: None)
             async with self._prompts.turn(job.channel.id):
-                content = await self._open_content(submission, job.id, job.entry)
-            if content.prompt_tokens != job.session.accepted.prompt_tokens:
+                content = await self._open_content(submission, job.id, job.entry, lambda *_: limit)
+            if content.prompt_tokens != known:
                 raise Refusal(Reason.PROMPT_MISMATCH, "the prompt has another length than before")
         async with job.channel.lock:
             await self._take_over(job)
@@ -544,7 +549,7 @@ class Worker:
     # --- views
 
     async def _open_content(
-        self, submission: SubmitJob, job_id: JobId, entry: EngineEntry | None
+        self, submission: SubmitJob, job_id: JobId, entry: EngineEntry | None, limit_of: LimitOf
     ) -> EncodedContent:
         job, domain = submission.job, self._runtime.domain
         card = None if entry is None else self.cards.encoder(entry)
@@ -565,10 +570,14 @@ class Worker:
             if isinstance(content, OpenContent):
                 await self._runtime.check_opening(content, submission.channel.payer)
                 encoded = encode(content)
-            elif isinstance(content, AuditContent):
-                encoded = await auditing.encoded(card.engine, facts, content)
+                prompts.check_prompt(encoded.prompt_tokens, content, facts)
+                return encoded
+            limit = limit_of(content, facts)
+            if isinstance(content, AuditContent):
+                encoded = await auditing.encoded(card.engine, facts, content, limit.most)
             else:
-                encoded = await card.engine.encode(content)
+                encoded = await card.engine.encode(content, limit.most)
+            limit.hold(encoded.prompt_tokens)
             prompts.check_prompt(encoded.prompt_tokens, content, facts)
             return encoded
         except PromptRejected as error:

@@ -234,9 +234,9 @@ class SqliteJournal:
         return await self._alone(lambda: rows.spent(self._db, since, until))
 
     async def verify(self, *, deep: bool = True) -> int:
-        """Compare every row with the log. Return the number of rows.
+        """Check the file, and compare every row with the log. Return the number of rows.
 
-        deep: also check every page of the file, and that receipts and vouchers agree.
+        deep: also check that receipts and vouchers agree.
 
         Raises:
             JournalCorrupt: a row is not what was written. Names the first one.

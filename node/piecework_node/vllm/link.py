@@ -175,13 +175,14 @@ class VllmLink:
         """What is known of each endpoint."""
         return self.pool.endpoints if self.pool is not None else ()
 
-    async def encode(self, content: Content) -> EncodedContent:
+    async def encode(self, content: Content, most: int | None = None) -> EncodedContent:
         running = self._running
         if not self._up or running is None:
             raise EngineUnavailable("no vLLM endpoint is healthy")
         async with self._encoders:
-            most = running.facts.max_context
-            encoded = await asyncio.to_thread(_encode, running.checkpoint, content, most)
+            context = running.facts.max_context
+            held = context if most is None else min(most, context)
+            encoded = await asyncio.to_thread(_encode, running.checkpoint, content, held)
         if encoded.template and not running.pool.needs_canvases:
             raise PromptRejected("the servers of this worker fill no templates")
         if any(len(label_ids(canvas)) > MAX_LABEL_IDS for canvas in encoded.reads):

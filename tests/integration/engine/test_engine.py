@@ -479,6 +479,7 @@ def test_reports_survive_the_line(report: engine_wire.Report) -> None:
         engine_wire.Start(replace(REQUEST, template=(HOLE, 5), reads=((ReadSlot(0, (1, 2)),),))),
         engine_wire.Encode(1, message("hi")),
         engine_wire.Encode(2, READ),
+        engine_wire.Encode(3, READ, most=7),
         engine_wire.Replay(3, replace(REQUEST, images=(PICTURE,)), 4, (1, 2), soft=True),
         engine_wire.Start(replace(REQUEST, images=(PICTURE, replace(PICTURE, start=4)))),
     ],

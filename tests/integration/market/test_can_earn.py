@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 from aiohttp.test_utils import TestServer
 
 from piecework.base.clock import SystemClock
@@ -20,6 +21,7 @@ from piecework.market.storage.database import open_database
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.types import Timestamp
 from tests.support.chains import TestMarket, deployed
+from tests.support.waiting import until
 from tests.support.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.process
@@ -63,6 +65,28 @@ async def test_a_worker_that_an_index_shows_and_reaches_can_earn(tmp_path: Path)
     assert ready["shown_by"] == {host_of(url): True}
     assert ready["reached"] == {worker.endpoint: "reached"}
     assert (status["can_earn"], status["faults"]) == (True, [])
+
+
+async def test_a_drained_worker_leaves_its_index_at_once(tmp_path: Path) -> None:
+    async with (
+        EmbeddedChain() as chain,
+        deployed(chain) as market,
+        an_index(tmp_path, market) as url,
+        ClientSession() as http,
+    ):
+        worker = await WorkerProcess.register(
+            tmp_path / "worker", market.deployment, pace_s=0.01, indexes=(url,)
+        )
+
+        async def gone() -> bool:
+            async with http.get(url + "/v1/offers") as answer:
+                return not (await answer.json())["offers"]
+
+        await worker.start()
+        assert not await gone()
+        assert await worker.drain() == 0
+        # An offer lives for minutes. The index bounds how often it is asked.
+        await until(gone, within_s=30, poll_s=0.5)
 
 
 async def test_a_worker_that_no_client_reaches_is_ready_and_cannot_earn(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +243,24 @@ async def test_a_slow_disk_does_not_use_up_the_memory(tmp_path: Path) -> None:
         store(harness).keep(JobId(number.to_bytes(32, "big")), Timestamp(2**33), kept)
     await store(harness).close()
     assert store(harness).usage.canvases == before + MAX_WAITING
+
+
+async def test_one_canvas_that_cannot_be_written_stops_no_other(tmp_path: Path) -> None:
+    harness, _, _ = await served(tmp_path / "steps")
+    small = await store(harness).find(only_job(harness).id, 0)
+    assert small is not None
+    before = store(harness).usage
+    harness.evidence_bytes = before.used_bytes
+    await harness.boot()
+    large = KeptCanvas(small.canvas, PackedRecords(bytes(3) + b"\x01" + os.urandom(2**16)))
+    for number, kept in enumerate((small, large, small)):
+        store(harness).keep(JobId(number.to_bytes(32, "big")), Timestamp(2**33), kept)
+    await store(harness).close()
+    assert [store(harness).has(JobId(n.to_bytes(32, "big")), 0) for n in range(3)] == [
+        True,
+        False,
+        True,
+    ]
 
 
 async def test_the_worker_exports_what_it_holds_and_says_what_it_lacks(tmp_path: Path) -> None:

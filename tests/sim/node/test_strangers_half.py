@@ -25,9 +25,9 @@ class PausedEngine(FakeEngine):
         super().__init__(switch)
         self.go_on = asyncio.Event()
 
-    async def encode(self, content: Content) -> EncodedContent:
+    async def encode(self, content: Content, most: int | None = None) -> EncodedContent:
         await self.go_on.wait()
-        return await super().encode(content)
+        return await super().encode(content, most)
 
 
 class YieldingJournal(MemoryJournal):

@@ -99,6 +99,8 @@ class FakeEngine:
         """Seeds whose sequences fail at their next step."""
         self.changed = asyncio.Event()
         """Set when a row may have become runnable."""
+        self.asked_for: list[int | None] = []
+        """The most tokens of each content that it was to encode."""
         self.paused: list[bool] = []
         """What it was last told, if that was to pause: whether to free its memory."""
 
@@ -110,13 +112,15 @@ class FakeEngine:
     def ready(self) -> bool:
         return self.is_ready
 
-    async def encode(self, content: Content) -> EncodedContent:
+    async def encode(self, content: Content, most: int | None = None) -> EncodedContent:
         if not self.is_ready:
             raise EngineUnavailable("the engine is starting")
+        self.asked_for.append(most)
         assert isinstance(content, TextContent | ReadContent), "served beside the engine"
         if any("reject" in m.text for m in content.conversation.messages):
             raise PromptRejected("the chat template refuses these messages")
-        return encoded(content)
+        made = encoded(content)
+        return made if most is None else replace(made, prompt_ids=made.prompt_ids[: most + 1])
 
     async def replay(
         self,

@@ -15,6 +15,7 @@ from piecework_node.jobs.admission import (
     admit,
     backing,
     check_identity,
+    most_prompt,
     parameter_defect,
 )
 from piecework_protocol.errors import Reason, Refusal
@@ -254,3 +255,23 @@ def test_a_wrong_class_of_service_says_which_one_is_served() -> None:
     )
     with pytest.raises(Refusal, match="this model is served at best effort: it honours no seed"):
         admit(case.submission, case.view, case.book, content(PROMPT_TOKENS))
+
+
+@pytest.mark.parametrize(
+    ("case", "fault"),
+    [
+        (job(max_amount=WORST), Reason.PRICE_TOO_LOW),
+        (book(deposit=Amount(5_000)), Reason.UNDERFUNDED),
+    ],
+)
+def test_the_longest_prompt_that_can_be_paid_for_is_found(
+    case: Callable[[AdmissionCase], AdmissionCase], fault: Reason
+) -> None:
+    held = case(good())
+    most = most_prompt(held.submission, held.view, held.book, 0, 100_000)
+    assert PROMPT_TOKENS <= most < 100_000
+    assert isinstance(verdict(replace(held, prompt_tokens=most)), AcceptedJob)
+    assert verdict(replace(held, prompt_tokens=most + 1)) is fault
+    with pytest.raises(Refusal) as caught:
+        most_prompt(held.submission, held.view, held.book, most + 1, 100_000)
+    assert caught.value.reason is fault
