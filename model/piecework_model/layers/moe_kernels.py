@@ -116,14 +116,21 @@ def _block(
 
 
 @triton.jit
+def _slot(slots, expert):
+    """Look up where an expert's weights lie."""
+    return expert if slots is None else tl.load(slots + expert)
+
+
+@triton.jit
 def expert_up(
     hidden,  # [T, H]
-    weight,  # [E, 2 I, H], experts `weight_stride` elements apart; with `group` in 4 bits
+    weight,  # [E or slots, 2 I, H], `weight_stride` elements apart; with `group` in 4 bits
     scale,  # [E, 2 I] float32, experts `scale_stride` elements apart; unread without `scaled`
     order,  # [N] int32: which pair stands at a place
     starts,  # [E + 1] int32: the first place of each expert
     tile_expert,  # [tiles] int32, `experts` for a tile that is not needed
     tile_first,  # [tiles] int32: its first place
+    slots,  # [E] int32: where an expert's weights lie, -1 for not in this call; None for in order
     out,  # [N, I], written in the order of places
     experts: tl.constexpr,
     top_k: tl.constexpr,
@@ -142,14 +149,17 @@ def expert_up(
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert == experts:
         return
+    slot = _slot(slots, expert)
+    if slot < 0:
+        return
     place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
     inside = place < tl.load(starts + expert + 1)
     token = tl.load(order + place, mask=inside, other=0) // top_k
     column = tl.program_id(1) * columns + tl.arange(0, columns)
-    matrix = weight + expert.to(tl.int64) * weight_stride
+    matrix = weight + slot.to(tl.int64) * weight_stride
     scales = scale
     if scaled or group:
-        scales += expert.to(tl.int64) * scale_stride
+        scales += slot.to(tl.int64) * scale_stride
     even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
     dtype: tl.constexpr = hidden.dtype.element_ty
     gate = tl.zeros((rows, columns), dtype=tl.float32)
@@ -184,6 +194,7 @@ def expert_down(
     starts,  # [E + 1] int32
     tile_expert,  # [tiles] int32
     tile_first,  # [tiles] int32
+    slots,  # [E] int32, or None
     shares,  # [N] float32: the weight of a pair, by pair
     out,  # [N, H], written by pair
     experts: tl.constexpr,
@@ -204,14 +215,17 @@ def expert_down(
     expert = tl.load(tile_expert + tl.program_id(0))
     if expert == experts:
         return
+    slot = _slot(slots, expert)
+    if slot < 0:
+        return
     place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
     inside = place < tl.load(starts + expert + 1)
     pair = tl.load(order + place, mask=inside, other=0)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
-    matrix = weight + expert.to(tl.int64) * weight_stride
+    matrix = weight + slot.to(tl.int64) * weight_stride
     scales = scale
     if scaled or group:
-        scales += expert.to(tl.int64) * scale_stride
+        scales += slot.to(tl.int64) * scale_stride
     even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
     dtype: tl.constexpr = states.dtype.element_ty
     total = tl.zeros((rows, columns), dtype=tl.float32)
