@@ -235,6 +235,18 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"tools": [GO], "tool_choice": {"type": "allowed_tools", "allowed_tools": {"tools": []}}},
         "tool_choice",
     ),
+    "a demanded tool whose schema nobody checks": (
+        {
+            "tools": [
+                {
+                    "type": "function",
+                    "function": {"name": "go", "parameters": {"unevaluatedProperties": False}},
+                }
+            ],
+            "tool_choice": "required",
+        },
+        "tool_choice",
+    ),
     "an image from the web": (
         shown({"url": "https://example.com/a.png"}),
         "messages[0].content[0].image_url",

@@ -256,9 +256,12 @@ def called(tools: tuple[Tool, ...], where: str) -> Called:
     """
     if sum(len(tool.parameters) for tool in tools) > MAX_SCHEMA_BYTES:
         bad(f"the schemas of tools are at most {MAX_SCHEMA_BYTES} bytes together", where)
-    schemas = {
-        tool.name: _of_objects(loads(tool.parameters), f"{where}: {tool.name}") for tool in tools
-    }
+    schemas = {}
+    for tool in tools:
+        try:
+            schemas[tool.name] = _of_objects(loads(tool.parameters), where)
+        except ApiError as error:
+            bad(f"the function {tool.name}: {error.message}", where, code=error.code)
     return Called(tools, schemas)
 
 
