@@ -106,8 +106,8 @@ def fused_moe(experts: Any) -> FusedMoe:
         gate_up, down = (experts.stacked(m, experts.source.together) for m in MATRICES)
         away = experts.source if isinstance(experts.source, HostBytes) else None
         return FusedMoe(Matrices(*gate_up), Matrices(*down), away)
-    matrices = (Matrices(getattr(experts, m).detach(), None) for m in MATRICES)
-    return FusedMoe(*matrices)
+    plain = [Matrices(getattr(experts, matrix).detach(), None) for matrix in MATRICES]
+    return FusedMoe(plain[0], plain[1])
 
 
 def why_rejected(fused: MoeFn, plain: MoeFn, trial: MoeTrial) -> str:
