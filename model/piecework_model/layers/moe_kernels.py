@@ -116,9 +116,11 @@ def _block(
 
 
 @triton.jit
-def _slot(slots, expert):
-    """Look up where an expert's weights lie."""
-    return expert if slots is None else tl.load(slots + expert)
+def _slot(slots, expert, experts: tl.constexpr):
+    """Look up where an expert's weights lie. -1: not in this call, or there is no such expert."""
+    known = tl.minimum(expert, experts - 1)
+    slot = known if slots is None else tl.load(slots + known)
+    return tl.where(expert < experts, slot, -1)
 
 
 @triton.jit
@@ -147,9 +149,7 @@ def expert_up(
 ):
     """Compute act(gate) * up for one tile. All is rounded where the modules round it."""
     expert = tl.load(tile_expert + tl.program_id(0))
-    if expert == experts:
-        return
-    slot = _slot(slots, expert)
+    slot = _slot(slots, expert, experts)
     if slot < 0:
         return
     place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
@@ -213,9 +213,7 @@ def expert_down(
     belongs.
     """
     expert = tl.load(tile_expert + tl.program_id(0))
-    if expert == experts:
-        return
-    slot = _slot(slots, expert)
+    slot = _slot(slots, expert, experts)
     if slot < 0:
         return
     place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
