@@ -137,7 +137,7 @@ def build(
         p.numel() for name, p in model.named_parameters() if not precision.is_vision(name)
     )
     tensors = [(name, tuple(tensor.shape)) for name, tensor in model.state_dict().items()]
-    recipe = best_recipe(quantization, device, tensors, offloaded=resident_share is not None)
+    recipe = best_recipe(quantization, device, tensors)
     generator = torch.Generator(device).manual_seed(SEED)
     host_bytes = 0
     if recipe is not None:

@@ -30,7 +30,7 @@ BFLOAT16, FLOAT8, INT4 = "bfloat16", "float8", "int4"
 GROUP = 64
 
 
-def constants(up: bool, kind: str) -> dict[str, Any]:
+def constants(up: bool, kind: str, *, mapped: bool = False) -> dict[str, Any]:
     """What a kernel is compiled for with the weights of the released model."""
     own = 2 * WIDTH * HIDDEN if up else HIDDEN * WIDTH
     weights = 3 * WIDTH * HIDDEN
@@ -52,13 +52,15 @@ def constants(up: bool, kind: str) -> dict[str, Any]:
         "columns": moe_triton.TILE_COLUMNS,
         "inner": moe_triton.TILE_INNER,
     }
+    if not mapped:
+        made["slots"] = None
     return made | ({"top_k": TOP_K} if up else {}) | ({"scale": None} if kind == BFLOAT16 else {})
 
 
-def source(up: bool, kind: str) -> ASTSource:
-    """A kernel as `FusedMoe` launches it."""
+def source(up: bool, kind: str, *, mapped: bool = False) -> ASTSource:
+    """A kernel as `FusedMoe` launches it. mapped: with experts in slots."""
     function = moe_kernels.expert_up if up else moe_kernels.expert_down
-    places = ["*i32"] * 4
+    places = ["*i32"] * 5
     types = [
         "*bf16",
         {FLOAT8: "*fp8e4nv", INT4: "*u8"}.get(kind, "*bf16"),
@@ -67,7 +69,7 @@ def source(up: bool, kind: str) -> ASTSource:
         *([] if up else ["*fp32"]),
         "*bf16",
     ]
-    fixed = constants(up, kind)
+    fixed = constants(up, kind, mapped=mapped)
     pointers = dict(zip(function.arg_names, types, strict=False))
     signature = {
         name: "constexpr" if name in fixed else pointers[name] for name in function.arg_names
@@ -110,6 +112,8 @@ def sources(capability: int) -> Iterator[tuple[str, ASTSource]]:
         if kind != FLOAT8 or capability >= FLOAT8_CAPABILITY:
             yield f"expert_up {kind}", source(True, kind)
             yield f"expert_down {kind}", source(False, kind)
+    for name, up in (("expert_up", True), ("expert_down", False)):
+        yield f"{name} {INT4} in slots", source(up, INT4, mapped=True)
     yield "fixed_product straight", product(turned=False)
     yield "fixed_product turned", product(turned=True)
 

@@ -123,8 +123,7 @@ def load(
     tokenizer = load_codec(folder, eos_ids)
     computed = _dtype(dtype, config, target, folder)
     shapes = published_tensors(dimensions(config, folder / "config.json"))
-    offloaded = expert_budget_bytes is not None
-    packing = best_recipe(quantization, target, shapes, dtype=computed, offloaded=offloaded)
+    packing = best_recipe(quantization, target, shapes, dtype=computed)
     images, without_images = _images(folder, config, tokenizer)
     placement = Placement(computed, target, packing, expert_budget_bytes, images is not None)
     model = _load_weights(folder, tensors, placement, known, threads)

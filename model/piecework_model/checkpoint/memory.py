@@ -36,10 +36,10 @@ step copies nearly all of them, and a CPU is as fast.
 FASTER_ELSEWHERE: Final = ". The vllm backend is faster on such a card (docs/vllm.md)"
 """Of int4, until its kernels were measured on a card: other engines are several times as fast."""
 SLOW_COPIES: Final = (
-    ". Each step copies experts to the card and runs them one by one, so it is slow. The vllm "
-    "backend is faster on a card that holds the model (docs/vllm.md)"
+    ". Each step copies experts to the card, so it is slow. The vllm backend is faster on a card "
+    "that holds the model (docs/vllm.md)"
 )
-"""Of experts in host memory, until they run grouped as those on the device do."""
+"""Of experts in host memory: the bus is what a step waits for, however they run."""
 
 Kind = Literal["cpu", "cuda"]
 Format = tuple[Precision, Dtype, Quantization]

@@ -78,6 +78,10 @@ class ExpertBytes(Protocol):
     def expect(self, experts: Sequence[int]) -> None:
         """Tell which experts will be asked for next, in this order."""
 
+    @property
+    def together(self) -> Tensor:
+        """What kernels read experts from: [n, expert_bytes] on the device. All, or the slots."""
+
 
 class DeviceBytes(nn.Module):
     """All experts of a layer on the device, as one buffer [E, expert_bytes]."""
@@ -99,6 +103,11 @@ class DeviceBytes(nn.Module):
 
     def expect(self, experts: Sequence[int]) -> None:
         """Do nothing, because all of them are here."""
+
+    @property
+    def together(self) -> Tensor:
+        """Return the buffer."""
+        return self.packed
 
 
 class QuantizedExperts(nn.Module):
@@ -137,14 +146,14 @@ class QuantizedExperts(nn.Module):
         """How they are packed."""
         return self._codec
 
-    def stacked(self, matrix: Matrix) -> Fields | None:
-        """Return a matrix's fields for all experts: views [E, ...] of a buffer.
+    @property
+    def source(self) -> ExpertBytes:
+        """Where they are kept."""
+        return self._source
 
-        Returns None if they are in host memory.
-        """
-        if not isinstance(self._source, DeviceBytes):
-            return None
-        return self._layout.stacked(matrix, self._source.packed)
+    def stacked(self, matrix: Matrix, packed: Tensor) -> Fields:
+        """Return a matrix's fields of many experts: views [n, ...] of packed [n, expert_bytes]."""
+        return self._layout.stacked(matrix, packed)
 
     def expect(self, experts: Sequence[int]) -> None:
         """Tell which experts `run` will be called for next, in this order."""

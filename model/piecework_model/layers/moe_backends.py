@@ -15,7 +15,8 @@ from torch import Tensor
 
 from piecework_model import backend_trial
 from piecework_model.backend_trial import RESULT
-from piecework_model.layers.experts import QuantizedExperts
+from piecework_model.layers.experts import MATRICES, QuantizedExperts
+from piecework_model.layers.offload import HostBytes
 from piecework_model.layers.packed_kernels import Fp8ScaledMm
 from piecework_model.layers.quantization import Fp8, Int4
 
@@ -78,7 +79,16 @@ def moe_for(
         experts.num_experts, fused.hidden_size, top_k, device, dtype, tolerance(experts)
     )
     reason = why_rejected(fused, plain, tried)
-    return MoeBackend("plain", plain, reason) if reason else MoeBackend("fused", fused, "")
+    return MoeBackend("plain", plain, reason) if reason else MoeBackend(name_of(fused), fused, "")
+
+
+def name_of(fused: FusedMoe) -> str:
+    """Name an implementation that was admitted.
+
+    "grouped": experts come to the device in groups. The host has a part in that, so such a step
+    cannot be recorded.
+    """
+    return "fused" if fused.source is None else "grouped"
 
 
 def fused_moe(experts: Any) -> FusedMoe:
@@ -93,16 +103,11 @@ def fused_moe(experts: Any) -> FusedMoe:
     if isinstance(experts, QuantizedExperts):
         if not isinstance(experts.codec, Fp8 | Fp8ScaledMm | Int4):
             raise ValueError(f"no kernels for experts packed as {experts.codec.name}")
-        gate_up, down = experts.stacked("gate_up_proj"), experts.stacked("down_proj")
-        if gate_up is None or down is None:
-            raise ValueError("the experts are in host memory")
-        matrices = Matrices(gate_up[0], gate_up[1]), Matrices(down[0], down[1])
-    else:
-        matrices = (
-            Matrices(experts.gate_up_proj.detach(), None),
-            Matrices(experts.down_proj.detach(), None),
-        )
-    return FusedMoe(*matrices)
+        gate_up, down = (experts.stacked(m, experts.source.together) for m in MATRICES)
+        away = experts.source if isinstance(experts.source, HostBytes) else None
+        return FusedMoe(Matrices(*gate_up), Matrices(*down), away)
+    plain = [Matrices(getattr(experts, matrix).detach(), None) for matrix in MATRICES]
+    return FusedMoe(plain[0], plain[1])
 
 
 def why_rejected(fused: MoeFn, plain: MoeFn, trial: MoeTrial) -> str:

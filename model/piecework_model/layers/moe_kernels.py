@@ -116,14 +116,23 @@ def _block(
 
 
 @triton.jit
+def _slot(slots, expert, experts: tl.constexpr):
+    """Look up where an expert's weights lie. -1: not in this call, or there is no such expert."""
+    known = tl.minimum(expert, experts - 1)
+    slot = known if slots is None else tl.load(slots + known)
+    return tl.where(expert < experts, slot, -1)
+
+
+@triton.jit
 def expert_up(
     hidden,  # [T, H]
-    weight,  # [E, 2 I, H], experts `weight_stride` elements apart; with `group` in 4 bits
+    weight,  # [E or slots, 2 I, H], `weight_stride` elements apart; with `group` in 4 bits
     scale,  # [E, 2 I] float32, experts `scale_stride` elements apart; unread without `scaled`
     order,  # [N] int32: which pair stands at a place
     starts,  # [E + 1] int32: the first place of each expert
     tile_expert,  # [tiles] int32, `experts` for a tile that is not needed
     tile_first,  # [tiles] int32: its first place
+    slots,  # [E] int32: where an expert's weights lie, -1 for not in this call; None for in order
     out,  # [N, I], written in the order of places
     experts: tl.constexpr,
     top_k: tl.constexpr,
@@ -140,16 +149,17 @@ def expert_up(
 ):
     """Compute act(gate) * up for one tile. All is rounded where the modules round it."""
     expert = tl.load(tile_expert + tl.program_id(0))
-    if expert == experts:
+    slot = _slot(slots, expert, experts)
+    if slot < 0:
         return
     place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
     inside = place < tl.load(starts + expert + 1)
     token = tl.load(order + place, mask=inside, other=0) // top_k
     column = tl.program_id(1) * columns + tl.arange(0, columns)
-    matrix = weight + expert.to(tl.int64) * weight_stride
+    matrix = weight + slot.to(tl.int64) * weight_stride
     scales = scale
     if scaled or group:
-        scales += expert.to(tl.int64) * scale_stride
+        scales += slot.to(tl.int64) * scale_stride
     even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
     dtype: tl.constexpr = hidden.dtype.element_ty
     gate = tl.zeros((rows, columns), dtype=tl.float32)
@@ -184,6 +194,7 @@ def expert_down(
     starts,  # [E + 1] int32
     tile_expert,  # [tiles] int32
     tile_first,  # [tiles] int32
+    slots,  # [E] int32, or None
     shares,  # [N] float32: the weight of a pair, by pair
     out,  # [N, H], written by pair
     experts: tl.constexpr,
@@ -202,16 +213,17 @@ def expert_down(
     belongs.
     """
     expert = tl.load(tile_expert + tl.program_id(0))
-    if expert == experts:
+    slot = _slot(slots, expert, experts)
+    if slot < 0:
         return
     place = tl.load(tile_first + tl.program_id(0)) + tl.arange(0, rows)
     inside = place < tl.load(starts + expert + 1)
     pair = tl.load(order + place, mask=inside, other=0)
     column = tl.program_id(1) * columns + tl.arange(0, columns)
-    matrix = weight + expert.to(tl.int64) * weight_stride
+    matrix = weight + slot.to(tl.int64) * weight_stride
     scales = scale
     if scaled or group:
-        scales += expert.to(tl.int64) * scale_stride
+        scales += slot.to(tl.int64) * scale_stride
     even: tl.constexpr = (width % inner == 0) and (outputs % columns == 0)
     dtype: tl.constexpr = states.dtype.element_ty
     total = tl.zeros((rows, columns), dtype=tl.float32)

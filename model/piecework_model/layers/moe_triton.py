@@ -14,6 +14,10 @@ rounded where the modules round (after each product, the activation, the gating,
 token's experts are summed in ascending order. So results differ from those of `Moe` only in the
 order of sums inside a product.
 
+**Experts in host memory.** A launch takes the experts that are on the device at the time. A table
+says in which slot each of them lies. Each pair of token and expert has a row of its own in the
+result and is computed by one launch. So the number of launches changes no bit.
+
 **Cost.** TILE_ROWS is 64 for every size of batch, because another height could be another
 instruction and another order. With one sequence of the released model an expert has 16 tokens on
 average, so three quarters of the arithmetic are empty: 2.9 TFLOP a step, 4 ms of an H100's tensor
@@ -29,8 +33,9 @@ targets. Times are arithmetic.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 import triton
@@ -97,11 +102,11 @@ class Matrices:
             self.inputs // self.scales.shape[2] if self.scales is not None and self.is_int4 else 0
         )
 
-    def constants(self, states: Tensor) -> dict[str, Any]:
+    def constants(self, states: Tensor, experts: int) -> dict[str, Any]:
         """Return the constants that the kernels are compiled for."""
         products = tl.float32 if _interpreted() or states.dtype is torch.float32 else tl.bfloat16
         return {
-            "experts": self.data.shape[0],
+            "experts": experts,
             "weight_stride": self.data.stride(0),
             "scale_stride": self.scales.stride(0) if self.scales is not None else 0,
             "scaled": self.scales is not None and not self.is_int4,
@@ -144,20 +149,41 @@ def tiles(chosen: Tensor, experts: int) -> Tiles:
     return Tiles(*(part.to(torch.int32) for part in (order, starts, expert, first)))
 
 
+class ExpertGroups(Protocol):
+    """Experts whose weights come to the device in groups."""
+
+    @property
+    def experts(self) -> int:
+        """How many there are."""
+
+    def groups(self, chosen: Tensor) -> Iterable[Tensor]:
+        """Bring the chosen experts [N] to the device, group by group.
+
+        Yields for each group a table [E] int32 on the device: in which slot an expert lies, -1 if
+        it is not in this group. Slots may be overwritten once the next table is asked for.
+        """
+
+
 class FusedMoe:
     """The experts of one layer, called like `Moe`."""
 
-    def __init__(self, gate_up: Matrices, down: Matrices) -> None:
-        """Take the weights. gate_up: [E, 2 I, H]. down: [E, H, I]."""
+    def __init__(
+        self, gate_up: Matrices, down: Matrices, source: ExpertGroups | None = None
+    ) -> None:
+        """Take the weights. gate_up: [E, 2 I, H]. down: [E, H, I].
+
+        source: brings the experts to their slots, if the weights are slots [S, ...] of a cache.
+        """
         experts, doubled, _ = gate_up.data.shape
         hidden = gate_up.inputs
         if (*down.data.shape[:2], down.inputs) != (experts, hidden, doubled // 2):
             raise ValueError(
                 f"{tuple(gate_up.data.shape)} and {tuple(down.data.shape)} are no experts"
             )
-        self._gate_up, self._down = gate_up, down
+        self._gate_up, self._down, self.source = gate_up, down, source
         self.hidden_size: int = hidden
-        self._experts, self._width = experts, doubled // 2
+        self._experts = experts if source is None else source.experts
+        self._width = doubled // 2
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Compute the weighted sum [T, H] of each token's experts.
@@ -171,22 +197,36 @@ class FusedMoe:
         states = hidden.contiguous()
         inner = states.new_empty((tokens * k, self._width))
         outputs = states.new_empty((tokens * k, self.hidden_size))
-        places = (grid.order, grid.starts, grid.expert, grid.first)
-        count = len(grid.expert)
-        up, down = self._gate_up, self._down
-        kernels.expert_up[(count, triton.cdiv(self._width, TILE_COLUMNS))](
-            states, up.data, up.scales, *places, inner,
-            top_k=k, width=self.hidden_size, outputs=self._width, **up.constants(states),
-        )  # fmt: skip
-        kernels.expert_down[(count, triton.cdiv(self.hidden_size, TILE_COLUMNS))](
-            inner, down.data, down.scales, *places, shares, outputs,
-            width=self._width, outputs=self.hidden_size, **down.constants(states),
-        )  # fmt: skip
+        for slots in (None,) if self.source is None else self.source.groups(chosen.flatten()):
+            self._launch(grid, slots, states=states, inner=inner, shares=shares, outputs=outputs)
         scattered = outputs.view(tokens, k, self.hidden_size)
         total = scattered[:, 0].clone()
         for rank in range(1, k):  # in ascending order of the experts, rounded after each
             total += scattered[:, rank]
         return total
+
+    def _launch(
+        self,
+        grid: Tiles,
+        slots: Tensor | None,
+        *,
+        states: Tensor,
+        inner: Tensor,
+        shares: Tensor,
+        outputs: Tensor,
+    ) -> None:
+        """Compute the outputs of the experts that are there. inner: between the two products."""
+        places = (grid.order, grid.starts, grid.expert, grid.first, slots)
+        count, top_k = len(grid.expert), len(grid.order) // len(states)
+        up, down = self._gate_up, self._down
+        kernels.expert_up[(count, triton.cdiv(self._width, TILE_COLUMNS))](
+            states, up.data, up.scales, *places, inner, top_k=top_k, width=self.hidden_size,
+            outputs=self._width, **up.constants(states, self._experts),
+        )  # fmt: skip
+        kernels.expert_down[(count, triton.cdiv(self.hidden_size, TILE_COLUMNS))](
+            inner, down.data, down.scales, *places, shares, outputs, width=self._width,
+            outputs=self.hidden_size, **down.constants(states, self._experts),
+        )  # fmt: skip
 
 
 def _interpreted() -> bool:

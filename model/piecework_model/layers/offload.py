@@ -6,8 +6,8 @@ third more for the released model.
 
 Copies run beside the computation, on a stream of their own. When a layer has chosen its experts,
 the order of the next ones is known: those of the layer, then those of the layer behind it, of which
-a canvas uses nearly all. So a few copies are always under way while experts compute. Two rules keep
-this right on a device that works through its streams at its own speed:
+a canvas uses nearly all. Experts compute in groups, and a few copies are always under way
+meanwhile. Two rules keep this right on a device that works through its streams at its own speed:
 
 - A copy into a slot waits until the computation that last read the slot is done.
 - A computation that reads a slot waits until the copy into it is done.
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import weakref
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Protocol
 
 import torch
@@ -32,6 +32,8 @@ LOOK_AHEAD: Final = 16
 """Copies under way at most. An expert of the released model takes 3 MB in 4 bits, some 0.1 ms of a
 bus. Sixteen of them take as long as what is between the experts of two layers.
 """
+GROUP: Final = 16
+"""Experts that compute together, at most: as many as are copied meanwhile."""
 
 Key = tuple[int, int]
 """Layer and expert."""
@@ -136,7 +138,9 @@ class ExpertCache:
         self._under_way: set[Key] = set()  # copied ahead, and not asked for yet
         self._arriving: dict[int, Mark] = {}  # by slot: its copy, until a computation waited for it
         self._read: dict[int, Mark] = {}  # by slot: the last computation that read it
-        self._current: tuple[Key, int] | None = None  # handed out last
+        self._current: dict[Key, int] = {}  # handed out last, with their slots
+        self.group = max(1, min(GROUP, slots - self._ahead))
+        """Experts that may be handed out together."""
 
     def add(self, layer: int, experts: Tensor) -> None:
         """Take in the experts [E, expert_bytes] of a layer, which are in host memory."""
@@ -151,29 +155,36 @@ class ExpertCache:
         self._expected.extend((behind, expert) for expert in following)
         self._under_way &= set(self._expected)
 
-    def fetch(self, layer: int, expert: int) -> Tensor:
-        """Return the bytes of an expert on the device, which are valid until the next call."""
-        key = layer, expert
+    def fetch(self, layer: int, experts: Sequence[int]) -> list[int]:
+        """Return the slots of at most `group` experts. They are valid until the next call.
+
+        Raises:
+            ValueError: There are more of them.
+        """
+        keys = [(layer, expert) for expert in experts]
+        if len(keys) > self.group:
+            raise ValueError(f"{len(keys)} experts are more than {self.group}")
         self._mark_read()
-        self._under_way.discard(key)
-        slot, present = self.residency.place(key, self._under_way)
-        if not present:
-            self._fill(key, slot)
-        if slot in self._arriving:
-            self.copies.wait(self._arriving.pop(slot))
-        self._current = key, slot
+        wanted, placed = set(keys), dict[Key, int]()
+        for key in keys:
+            self._under_way.discard(key)
+            slot, present = self.residency.place(key, self._under_way | wanted)
+            if not present:
+                self._fill(key, slot)
+            placed[key] = slot
+        for slot in placed.values():
+            if slot in self._arriving:
+                self.copies.wait(self._arriving.pop(slot))
+        self._current = placed
         self._look_ahead()
-        return self.slots[slot]
+        return list(placed.values())
 
     def _look_ahead(self) -> None:
         """Begin the copies of experts that are expected, as many as may be under way."""
         while self._expected and len(self._under_way) < self._ahead:
             key = self._expected[0]
             if key not in self.residency:
-                kept = self._under_way if self._current is None else {
-                    *self._under_way, self._current[0]
-                }  # fmt: skip
-                slot = self.residency.reserve(key, kept)
+                slot = self.residency.reserve(key, {*self._under_way, *self._current})
                 if slot is None:
                     return
                 self._fill(key, slot)
@@ -181,10 +192,10 @@ class ExpertCache:
             self._expected.popleft()
 
     def _mark_read(self) -> None:
-        """Mark the end of what was computed with the expert that was handed out last."""
-        if self._current is not None:
-            self._read[self._current[1]] = self.copies.mark()
-            self._current = None
+        """Mark the end of what was computed with the experts that were handed out last."""
+        if self._current:
+            self._read |= dict.fromkeys(self._current.values(), self.copies.mark())
+            self._current = {}
 
     def _fill(self, key: Key, slot: int) -> None:
         layer, expert = key
@@ -204,7 +215,7 @@ class HostBytes:
     """
 
     def __init__(self, layer: int, experts: int, cache: ExpertCache) -> None:
-        self._layer, self._cache = layer, cache
+        self._layer, self._cache, self.experts = layer, cache, experts
         self.packed = torch.empty((experts, cache.slots.shape[1]), dtype=torch.uint8)
         cache.add(layer, self.packed)
 
@@ -214,7 +225,25 @@ class HostBytes:
 
     def on_device(self, expert: int) -> Tensor:
         """Return a slot of the cache, which another expert may take after the next call."""
-        return self._cache.fetch(self._layer, expert)
+        return self.together[self._cache.fetch(self._layer, [expert])[0]]
+
+    @property
+    def together(self) -> Tensor:
+        """Return the slots of all layers on the device."""
+        return self._cache.slots
+
+    def groups(self, chosen: Tensor) -> Iterator[Tensor]:
+        """Bring the chosen experts to the device, group by group (`moe_triton.ExpertGroups`).
+
+        The host waits for the choice once, because the copies follow it.
+        """
+        present = torch.bincount(chosen, minlength=self.experts).nonzero().flatten().tolist()
+        self.expect(present)
+        for start in range(0, len(present), self._cache.group):
+            some = present[start : start + self._cache.group]
+            table = torch.full((self.experts,), -1, dtype=torch.int32)
+            table[some] = torch.tensor(self._cache.fetch(self._layer, some), dtype=torch.int32)
+            yield table.to(self.together.device)
 
     def expect(self, experts: Sequence[int]) -> None:
         """Let their copies begin."""

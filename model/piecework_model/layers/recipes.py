@@ -32,11 +32,10 @@ def best_recipe(
     *,
     group: int = precision.DEFAULT_INT4_GROUP,
     dtype: torch.dtype = torch.bfloat16,
-    offloaded: bool = False,
 ) -> Recipe | None:
     """Choose how to pack these weights (names and shapes) for a device that computes in `dtype`.
 
-    offloaded: experts are in host memory, so that each runs on its own. Returns None for "none".
+    Returns None for "none".
     """
     if quantization == "none":
         return None
@@ -49,7 +48,7 @@ def best_recipe(
     experts = [item for item in packed if precision.is_experts(item[0])]
     return Recipe(
         best_codec("fp8", device, linears),
-        _expert_codec(quantization, device, experts, group, offloaded),
+        _expert_codec(quantization, device, experts, group),
     )
 
 
@@ -58,15 +57,15 @@ def _expert_codec(
     device: torch.device,
     experts: list[Shape],
     group: int,
-    offloaded: bool,
 ) -> Codec:
     """Choose a format for experts.
 
-    The fused kernels read 4-bit weights as `Int4` stores them, and run all experts in two launches.
-    torch's own 4-bit product has another format and takes one expert at a time.
+    The fused kernels read 4-bit weights as `Int4` stores them, and run all experts in two launches,
+    or those that are copied together. torch's own 4-bit product has another format and takes one
+    expert at a time.
     """
     sizes = {(shape[2], shape[1] // 2) for name, shape in experts if name.endswith(MATRICES[0])}
-    together = quantization == "int4" and device.type == "cuda" and not offloaded and bool(sizes)
+    together = quantization == "int4" and device.type == "cuda" and bool(sizes)
     if together and not any(fused_rejected(*size, Int4(group), device) for size in sizes):
         return Int4(group)
     return best_codec(quantization, device, [(shape[1], shape[2]) for _, shape in experts], group)

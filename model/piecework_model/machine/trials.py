@@ -25,12 +25,10 @@ def survey(blueprint: Blueprint, plan: PrecisionPlan) -> list[FastPath]:
     device = torch.device("cuda")
     dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[plan.need.dtype]
     of, kind = blueprint.of, plan.need.quantization
-    experts = "they are in host memory"
-    if not plan.need.offloaded:
-        codec: Codec | None = None
-        if kind != "none":
-            codec = Int4() if kind == "int4" else best_codec("fp8", device, ())
-        experts = recipes.fused_rejected(of.hidden, of.expert_intermediate, codec, device)
+    codec: Codec | None = None
+    if kind != "none":
+        codec = Int4() if kind == "int4" else best_codec("fp8", device, ())
+    experts = recipes.fused_rejected(of.hidden, of.expert_intermediate, codec, device)
     shapes = {(of.heads, layer.heads, layer.head_dim) for layer in of.layers}
     unfused = (why_device_is_unfused(*shape, device, dtype) for shape in shapes)
     return [

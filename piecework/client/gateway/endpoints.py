@@ -37,6 +37,7 @@ from piecework.client.gateway.formats.common import (
 )
 from piecework.client.gateway.formats.decisions import Asked, ReadAsk
 from piecework.client.gateway.formats.pieces import Frame, Piece, Reply
+from piecework.client.gateway.formats.surrogates import check_surrogates, may_have_surrogates
 from piecework.client.gateway.idempotency import Idempotency, Purchase
 from piecework.client.gateway.keepalive import answer_json
 from piecework.client.gateway.keys import BUDGET
@@ -126,9 +127,12 @@ class Endpoints:
             raise ApiError(415, kind, "the body is application/json", code="not_json")
         raw = await self._bodies.read(request)
         try:
-            return raw, loads(raw)
+            body = loads(raw)
         except ValueError:
             raise ApiError(400, kind, "the body is not JSON", code="not_json") from None
+        if may_have_surrogates(raw):
+            await asyncio.to_thread(check_surrogates, body)
+        return raw, body
 
     # --- text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bench.paid import SCHEMAS, Document, PaidReads, repairs_of, stories
+from bench.paid import SCHEMAS, STORY_CARD, Document, PaidReads, asked, repairs_of, stories
 from piecework.client.gateway.formats.schema import parse_schema
 from piecework.client.gateway.formats.structured import Filling
 
@@ -34,3 +34,10 @@ def test_the_prompts_are_the_same_every_time_and_every_schema_can_be_held() -> N
     for properties in SCHEMAS.values():
         schema = {"type": "object", "properties": properties, "required": list(properties)}
         assert Filling.of(parse_schema(schema, "a schema"), 512) is not None
+
+
+def test_a_story_card_is_asked_for_as_the_bundled_model_learns_it() -> None:
+    cards = [asked(STORY_CARD, number) for number in range(20)]
+    assert cards == [asked(STORY_CARD, number) for number in range(20)]
+    assert len(set(cards)) > 15
+    assert asked("list", 3) == stories(4)[3]

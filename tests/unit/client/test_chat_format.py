@@ -299,11 +299,11 @@ def test_parameters_that_refer_to_something_else_than_an_object_are_refused(
 
 
 def test_texts_beside_an_image_are_put_together() -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/jpg;base64,AAAA"}}
+    image = {"type": "image_url", "image_url": {"url": "data:image/jpg;base64,/9j/"}}
     texts = [{"type": "text", "text": t} for t in ("a", "b", "")]
     (message,) = messages_of({"role": "user", "content": [*texts, image]})
     assert message.text == "ab"
-    assert message.images == (Image("image/jpeg", b"\0\0\0"),)
+    assert message.images == (Image("image/jpeg", b"\xff\xd8\xff"),)
 
 
 def test_the_schemas_of_all_tools_have_one_bound() -> None:

@@ -28,7 +28,7 @@ from piecework_model.layers.experts import (
 )
 from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_triton import TILE_ROWS, FusedMoe, Matrices, tiles
-from piecework_model.layers.offload import ExpertCache, HostBytes
+from piecework_model.layers.offload import GROUP, ExpertCache, HostBytes
 from piecework_model.layers.packed_kernels import Fp8ScaledMm, Int4Tiles
 from piecework_model.layers.quantization import Codec, Fp8, Int4
 from piecework_model.layers.recipes import fused_rejected
@@ -54,13 +54,13 @@ def published(experts: int, dtype: torch.dtype, seed: int = 0) -> Any:
     return SimpleNamespace(num_experts=experts, act_fn=GELU, **weights_of(experts, dtype, seed))
 
 
-def packed(experts: int, codec: Codec, in_host_memory: bool = False) -> QuantizedExperts:
+def packed(experts: int, codec: Codec, slots: int | None = None) -> QuantizedExperts:
+    """Packed experts, in host memory with so many slots on the device if `slots` is given."""
     layout = ExpertLayout(HIDDEN, WIDTH, codec)
     source: Any = DeviceBytes(experts, layout.expert_bytes, DEVICE)
-    if in_host_memory:
-        source = HostBytes(
-            0, experts, ExpertCache(layout.expert_bytes, layout.expert_bytes, experts, DEVICE)
-        )
+    if slots is not None:
+        size = layout.expert_bytes
+        source = HostBytes(0, experts, ExpertCache(slots * size, size, experts, DEVICE))
     module = QuantizedExperts(experts, layout, codec, GELU, source)
     for matrix in MATRICES:
         for expert, weight in enumerate(weights_of(experts, torch.bfloat16)[matrix]):
@@ -155,6 +155,34 @@ def test_4_bit_experts_are_unpacked_in_the_product(
     assert torch.equal(some, made[5:9])
 
 
+@pytest.mark.parametrize(("codec", "slots"), [(Int4(32), 1), (Fp8(), 3), (Int4(32), 9)])
+def test_experts_in_host_memory_run_together_and_have_the_bits_of_those_on_the_device(
+    codec: Codec, slots: int
+) -> None:
+    """With one slot, with fewer than are chosen, and with more than there are."""
+    experts = 5
+    resident, away = packed(experts, codec), packed(experts, codec, slots)
+    here, there = moe_backends.fused_moe(resident), moe_backends.fused_moe(away)
+    assert [moe_backends.name_of(moe) for moe in (here, there)] == ["fused", "grouped"]
+    for seed, tokens in enumerate((33, 1)):
+        given = routing(tokens, experts, 3, torch.bfloat16, seed)
+        assert torch.equal(there(*given), here(*given))
+    assert torch.equal(plain(away)(*given), plain(resident)(*given))
+
+
+def test_a_layer_in_host_memory_has_two_launches_for_each_group_of_its_chosen_experts() -> None:
+    experts = 40
+    module = packed(experts, Int4(32), slots=40)
+    source = module.source
+    assert isinstance(source, HostBytes)
+    tables = list(source.groups(torch.tensor([7, 39, 7, 0])))
+    assert len(tables) == 1
+    assert (tables[0] >= 0).nonzero().flatten().tolist() == [0, 7, 39]
+    of_all = list(source.groups(torch.arange(experts)))
+    assert len(of_all) == -(-experts // GROUP)
+    assert (torch.stack(of_all) >= 0).sum(0).tolist() == [1] * experts
+
+
 @pytest.mark.parametrize("codec", [None, Fp8(), Int4(64)])
 def test_experts_are_tried_before_a_model_is_packed_for_them(codec: Codec | None) -> None:
     assert fused_rejected(128, 64, codec, DEVICE) == ""
@@ -235,9 +263,7 @@ def test_a_moe_that_is_wrong_is_refused_with_the_reason() -> None:
 
 def test_experts_that_the_kernels_cannot_read_are_named() -> None:
     with pytest.raises(ValueError, match="no kernels for experts packed as int4-tiles-g32"):
-        moe_backends.fused_moe(packed(2, Int4Tiles(32, "cpu"), in_host_memory=False))
-    with pytest.raises(ValueError, match="the experts are in host memory"):
-        moe_backends.fused_moe(packed(2, Fp8(), in_host_memory=True))
+        moe_backends.fused_moe(packed(2, Int4Tiles(32, "cpu")))
 
 
 def test_matrices_that_do_not_belong_together_are_refused() -> None:
@@ -265,7 +291,7 @@ def test_the_kernels_compile_to_tensor_cores_and_copies_in_the_background(tmp_pa
     )
     assert result.returncode == 0, result.stderr
     compiled = json.loads(result.stdout)
-    assert len(compiled) == 6 + 8  # Ampere has no float8
+    assert len(compiled) == 8 + 10  # Ampere has no float8
     for kernel in compiled:
         assert kernel["tensor_core_products"] > 0, kernel
         assert kernel["asynchronous_copies"] > 0, kernel

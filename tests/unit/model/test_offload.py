@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,10 +66,11 @@ class Streams:
                 copy.done = True
         self.waits.append(copied)
 
-    def compute(self, slot: Tensor) -> None:
-        """Compute with what is in a slot."""
+    def compute(self, *slots: Tensor) -> None:
+        """Compute with what is in some slots."""
         self.computed += 1
-        self.last_read[(slot.data_ptr() - self.base) // EXPERT_BYTES] = self.computed
+        for slot in slots:
+            self.last_read[(slot.data_ptr() - self.base) // EXPERT_BYTES] = self.computed
 
 
 def host(layers: int, experts: int, slots: int) -> tuple[Streams, ExpertCache, list[HostBytes]]:
@@ -105,6 +107,46 @@ def test_every_expert_is_whole_when_it_computes_and_stays_until_it_has(
                 streams.compute(slot)
                 assert torch.equal(slot, content(layer, expert)), "a copy came too early"
     assert len(cache.residency) <= slots
+
+
+@settings(deadline=None)
+@given(st.integers(1, 30), st.lists(st.lists(CHOSEN, min_size=3, max_size=3), max_size=6))
+def test_every_expert_of_a_group_is_whole_until_the_group_has_computed(
+    slots: int, passes: list[list[list[int]]]
+) -> None:
+    streams, cache, sources = host(layers=3, experts=8, slots=slots)
+    for chosen in passes:
+        for layer, experts in enumerate(chosen):
+            seen: list[int] = []
+            for table in sources[layer].groups(torch.tensor(experts)):
+                group = (table >= 0).nonzero().flatten().tolist()
+                places = [cache.slots[int(table[expert])] for expert in group]
+                streams.compute(*places)
+                for expert, place in zip(group, places, strict=True):
+                    assert torch.equal(place, content(layer, expert))
+                assert 1 <= len(group) <= cache.group
+                seen += group
+            assert seen == experts
+    assert len(cache.residency) <= slots
+
+
+def test_the_next_group_is_on_its_way_while_one_computes() -> None:
+    layers, experts = 3, 40
+    streams, cache, sources = host(layers, experts, slots=36)
+    needed = 0
+    for layer, source in enumerate(sources):
+        for table in source.groups(torch.arange(experts)):
+            group = (table >= 0).nonzero().flatten().tolist()
+            needed += len(group)
+            assert min(needed + LOOK_AHEAD, (layer + 2) * experts) <= len(streams.copies)
+            assert len(streams.copies) <= needed + LOOK_AHEAD
+            streams.compute(*(cache.slots[int(table[expert])] for expert in group))
+
+
+def test_more_experts_than_may_be_there_together_are_refused() -> None:
+    _, cache, _ = host(layers=1, experts=8, slots=4)
+    with pytest.raises(ValueError, match="4 experts are more than 3"):
+        cache.fetch(0, range(4))
 
 
 def test_copies_run_ahead_into_the_next_layer_and_are_bounded() -> None:

@@ -70,8 +70,11 @@ _MESSAGE_MEMBERS: Final = frozenset(
         "tool_call_id",
         "reasoning",
         "reasoning_content",
+        "refusal",
     }
 )
+_SAID_OTHERWISE: Final = ("audio",)
+"""Members with what was said and is no text. Without them the message would be another one."""
 _ROLES: Final = {"developer": "system", "function": "tool"}
 
 
@@ -87,7 +90,7 @@ def parse_chat(body: Any, options: FormatOptions = FormatOptions()) -> Ask:  # n
     found, legacy, functions = _tools(fields)
     thinking = take_thinking(fields)
     plan, offered = _plan(fields, found, functions, legacy=legacy)
-    messages = _messages(fields.take("messages"))
+    messages = _messages(fields)
     if thinking and not isinstance(plan, Free):
         thinking = False  # a template begins with the answer
         fields.ignore("reasoning_effort")
@@ -154,14 +157,16 @@ def _plan(
     parallel = fields.flag("parallel_tool_calls", True)
     older, choice = fields.take("function_call"), fields.take("tool_choice")
     choice = older if legacy else choice
+    every = tools
+    choice, tools = allowed(choice, tools)
     form = response_plan(fields.take("response_format"), "response_format")
     if choice == "none" or not tools:
         if choice not in (None, "none", "auto"):
             bad("tool_choice names a tool, and there are no tools", "tool_choice")
         return form or Free(), ()
     if choice in (None, "auto"):
-        strict = strict_schemas(fields, tools, functions, "tools[{}].function.strict")
-        free = Free(parallel and not legacy, strict)
+        strict = strict_schemas(fields, every, functions, "tools[{}].function.strict")
+        free = Free(parallel and not legacy, only(strict, tools))
         if isinstance(form, Structured):
             return replace(form, free=free), tools
         return free, tools
@@ -171,6 +176,35 @@ def _plan(
     named = choice if isinstance(choice, dict) else {}
     inner = named if legacy or "function" not in named else named["function"]
     return called(chosen(tools, inner, where), where), tools
+
+
+def allowed(choice: Any, tools: tuple[Tool, ...]) -> tuple[Any, tuple[Tool, ...]]:
+    """Keep the tools that a choice of type `allowed_tools` allows. Another choice allows all.
+
+    Chat completions have the mode and the tools in an object inside, responses beside the type.
+
+    Returns:
+        What is left of the choice, and the tools.
+
+    Raises:
+        ApiError: It names no tool of the request, or has no mode.
+    """
+    if not isinstance(choice, dict) or choice.get("type") != "allowed_tools":
+        return choice, tools
+    inner = choice.get("allowed_tools", choice)
+    listed = inner.get("tools") if isinstance(inner, dict) else None
+    found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    functions = [one.get("function", one) for one in found]
+    names = [one.get("name") for one in functions if isinstance(one, dict)]
+    kept = tuple(tool for tool in tools if tool.name in names)
+    if not kept or inner.get("mode") not in ("auto", "required"):
+        bad("allowed_tools has a mode and names some of the tools", "tool_choice")
+    return inner["mode"], kept
+
+
+def only(schemas: Mapping[str, JsonSchema], tools: tuple[Tool, ...]) -> dict[str, JsonSchema]:
+    """Return the schemas of these tools alone."""
+    return {tool.name: schemas[tool.name] for tool in tools if tool.name in schemas}
 
 
 def chosen(tools: tuple[Tool, ...], named: Any, where: str) -> tuple[Tool, ...]:
@@ -222,9 +256,12 @@ def called(tools: tuple[Tool, ...], where: str) -> Called:
     """
     if sum(len(tool.parameters) for tool in tools) > MAX_SCHEMA_BYTES:
         bad(f"the schemas of tools are at most {MAX_SCHEMA_BYTES} bytes together", where)
-    schemas = {
-        tool.name: _of_objects(loads(tool.parameters), f"{where}: {tool.name}") for tool in tools
-    }
+    schemas = {}
+    for tool in tools:
+        try:
+            schemas[tool.name] = _of_objects(loads(tool.parameters), where)
+        except ApiError as error:
+            bad(f"the function {tool.name}: {error.message}", where, code=error.code)
     return Called(tools, schemas)
 
 
@@ -277,23 +314,35 @@ def response_plan(raw: Any, where: str) -> Plan | None:
     raise wrong(f"{where}.type is text, json_object or json_schema", where)
 
 
-def _messages(raw: Any) -> list[Message]:
+def _messages(fields: Fields) -> list[Message]:
+    raw = fields.take("messages")
     if not isinstance(raw, list) or not 1 <= len(raw) <= MAX_MESSAGES_PER_PROMPT:
         bad(f"messages is a list of 1 to {MAX_MESSAGES_PER_PROMPT}", "messages")
     listed = (item.get("tool_calls") for item in raw if isinstance(item, dict))
     if sum(len(calls) for calls in listed if isinstance(calls, list)) > MAX_CALLS_PER_PROMPT:
         bad(f"a prompt has at most {MAX_CALLS_PER_PROMPT} tool calls", "messages")
     names: dict[str, str] = {}
-    return [_message(item, f"messages[{i}]", names) for i, item in enumerate(raw)]
+    found = [_message(item, f"messages[{i}]", names) for i, item in enumerate(raw)]
+    # What other servers and frameworks add to messages: notes on caches, ids, sources.
+    for name in dict.fromkeys(name for item in raw for name in _unknown(item)):
+        fields.ignore(f"messages[].{name}")
+    return found
+
+
+def _unknown(item: Mapping[str, Any]) -> Iterator[str]:
+    """The members of a message that say something and that nobody knows."""
+    for name, value in item.items():
+        if name not in _MESSAGE_MEMBERS and value not in (None, [], {}, ""):
+            yield name
 
 
 def _message(item: Any, where: str, names: dict[str, str]) -> Message:
     """Read one message. `names`: the tools' names by the ids of earlier calls."""
     if not isinstance(item, dict):
         bad("a message is an object", where)
-    for name, value in item.items():
-        if name not in _MESSAGE_MEMBERS and value not in (None, [], {}, ""):
-            bad(f"a message's {name[:40]} is not supported", f"{where}.{name}"[:80])
+    for name in _SAID_OTHERWISE:
+        if item.get(name) not in (None, {}):
+            bad(f"a message's {name} is not supported", f"{where}.{name}")
     role = item.get("role")
     role = _ROLES.get(role, role) if isinstance(role, str) else None
     body = item.get("content")
@@ -321,11 +370,14 @@ def _assistant(item: Mapping[str, Any], where: str, names: dict[str, str]) -> Me
         )
     names.update((call.id, call.name) for call in calls)
     thought = item.get("reasoning") or item.get("reasoning_content") or ""
-    body = item.get("content")
+    # An answer without a word is null in some histories. One that declined has a text of its own.
+    body, place = item.get("content"), f"{where}.content"
+    if body in (None, "", []) and item.get("refusal"):
+        body, place = plain_text(item["refusal"], f"{where}.refusal"), f"{where}.refusal"
     return content.message(
         where,
         "assistant",
-        content.content(body, f"{where}.content", empty=bool(calls)),
+        content.content(body, place, empty=True),
         thought=plain_text(thought, f"{where}.reasoning"),
         tool_calls=tuple(calls),
     )
@@ -347,7 +399,7 @@ def _tool_message(item: Mapping[str, Any], where: str, names: dict[str, str]) ->
     return content.message(
         where,
         "tool",
-        content.content(item.get("content"), f"{where}.content"),
+        content.content(item.get("content"), f"{where}.content", empty=True),
         tool_call_id=call,
         name=plain_text(name, f"{where}.name"),
     )

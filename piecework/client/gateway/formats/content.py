@@ -14,9 +14,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
-from piecework.client.gateway.formats.common import ApiError, bad, plain_text, wrong
+from piecework.client.gateway.formats.common import bad, plain_text, wrong
 from piecework_protocol.conversation import (
-    IMAGE_TYPES,
     Conversation,
     Image,
     Message,
@@ -35,8 +34,11 @@ from piecework_protocol.limits import (
 
 NO_PARAMETERS: Final[Mapping[str, Any]] = {"type": "object", "properties": {}}
 """The schema of a tool that takes nothing."""
-_DATA_URL = re.compile(r"data:(?P<type>[a-z]+/[a-z0-9.+-]+);base64,", re.IGNORECASE)
-_ALIASES = {"image/jpg": "image/jpeg"}
+# RFC 2397, with parameters such as a name. What the type says is not needed: the bytes say it.
+_DATA_URL = re.compile(
+    r"data:[^,;]{0,127}(?:;[a-z0-9-]{1,64}=[^,;]{0,255}){0,8};base64,", re.IGNORECASE
+)
+_WHITE_SPACE = re.compile(r"[ \t\r\n]+")
 
 
 def content(raw: Any, where: str, *, empty: bool = False) -> str | tuple[Part, ...]:
@@ -105,28 +107,27 @@ def image(url: Any, where: str) -> Image:
             where,
             code="unsupported_image_url",
         )
-    kind = match["type"].lower()
-    return image_of(_ALIASES.get(kind, kind), url[match.end() :], where)
+    return image_of(url[match.end() :], where)
 
 
-def image_of(media_type: str, encoded: str, where: str) -> Image:
-    """Read an image from base64.
+def image_of(encoded: str, where: str) -> Image:
+    """Read an image from base64. Its first bytes say which type it has.
+
+    Many programs name each image JPEG or PNG, whatever it is, wrap the base64 into lines, or leave
+    out its padding.
 
     Raises:
         ApiError: It is not base64, too large, or of another type.
     """
-    if media_type not in IMAGE_TYPES:
-        bad(f"an image is one of {', '.join(IMAGE_TYPES)}", where)
     if len(encoded) > 2 * MAX_CONTENT_BYTES:
         bad(f"a prompt with its images is at most {MAX_CONTENT_BYTES} bytes", where)
+    packed = _WHITE_SPACE.sub("", encoded)
     try:
-        return Image(media_type, base64.b64decode(encoded, validate=True))
+        return Image.of(base64.b64decode(packed + "=" * (-len(packed) % 4), validate=True))
     except (binascii.Error, ValueError):
         bad("the image is not base64", where)
     except MalformedInput as error:
-        raise ApiError(
-            400, "invalid_request_error", str(error), code=error.code, param=where
-        ) from None
+        bad(str(error), where)
 
 
 def compact(value: Any) -> str:
@@ -174,12 +175,13 @@ def tools(raw: Any, where: str, functions: Iterable[Any]) -> tuple[Tool, ...]:
 
 
 def tool_call(call_id: Any, name: Any, arguments: Any, where: str) -> ToolCall:
-    """Read a call that the assistant made earlier. Absent arguments are an empty object.
+    """Read a call that the assistant made earlier. Absent arguments, and null, are an empty object.
 
     Raises:
         ApiError: It is not such.
     """
-    text = plain_text("{}" if arguments in (None, "") else arguments, f"{where}.arguments")
+    none = arguments in (None, "", "null")
+    text = plain_text("{}" if none else arguments, f"{where}.arguments")
     try:
         return ToolCall(plain_text(call_id, f"{where}.id"), plain_text(name, f"{where}.name"), text)
     except MalformedInput as error:

@@ -316,9 +316,8 @@ def _assets(raw: Any) -> dict[str, Image]:
             bad("an asset is an object with a name", where)
         if item.get("part") is not None:
             bad(_MULTIPART, where, code="unsupported_parameter")
-        kind = str(item.get("format") or "").replace("jpg", "jpeg")
         encoded = plain_text(item.get("data_base64"), f"{where}.data_base64")
-        found[name] = content.image_of(f"image/{kind}", encoded, where)
+        found[name] = content.image_of(encoded, where)
     return found
 
 

@@ -136,31 +136,18 @@ def _plan(
     form = chat.response_plan(text.take("format"), "text.format")
     if text.rest():
         fields.ignore("text.verbosity")
-    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
-        choice, tools = _allowed(choice, tools)
+    choice, tools = chat.allowed(choice, tools)
     if choice == "none" or not tools:
         if choice not in (None, "none", "auto"):
             bad("tool_choice names a tool, and there are no tools", "tool_choice")
         return form or Free(), ()
     if choice in (None, "auto"):
         strict = chat.strict_schemas(fields, every, functions, "tools[{}].strict")
-        free = Free(parallel, {one.name: strict[one.name] for one in tools if one.name in strict})
+        free = Free(parallel, chat.only(strict, tools))
         return (Structured(form.schema, free) if isinstance(form, Structured) else free), tools
     if choice == "required":
         return chat.called(tools, "tool_choice"), tools
     return chat.called(chat.chosen(tools, choice, "tool_choice"), "tool_choice"), tools
-
-
-def _allowed(choice: Mapping[str, Any], tools: tuple[Tool, ...]) -> tuple[Any, tuple[Tool, ...]]:
-    """Keep the tools that a choice allows."""
-    raw = choice.get("tools")
-    names = (
-        {one.get("name") for one in raw if isinstance(one, dict)} if isinstance(raw, list) else {}
-    )
-    kept = tuple(tool for tool in tools if tool.name in names)
-    if not kept or choice.get("mode") not in ("auto", "required"):
-        bad("allowed_tools has a mode and names some of the tools", "tool_choice")
-    return choice["mode"], kept
 
 
 def _thinking(fields: Fields) -> bool:

@@ -23,6 +23,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework.client.gateway.formats.common import bad
+from piecework_protocol.limits import MAX_CONTENT_BYTES
 
 MAX_SCHEMA_BYTES: Final = 256 * 1024
 MAX_SCHEMA_DEPTH: Final = 32
@@ -59,6 +60,7 @@ _NOTES = frozenset(
     contentEncoding contentMediaType discriminator
     """.split()  # noqa: SIM905
 )
+_LEAST = ("minLength", "minItems", "minProperties", "minContains")
 _KNOWN = _RULES | _NOTES | {*_ONE_SCHEMA, *_SCHEMA_LISTS, *_SCHEMA_MAPS}
 
 
@@ -234,6 +236,11 @@ def _check_node(root: Mapping[str, Any], node: Mapping[str, Any], where: str) ->
             regex.compile(node["pattern"])
         except (regex.error, RecursionError):
             bad(f"{node['pattern'][:60]!r} is not a pattern", where)
+    if node.get("enum") == []:
+        bad("an enum has at least one value", where)
+    for name in _LEAST:
+        if node.get(name, 0) > MAX_CONTENT_BYTES:
+            bad(f"{name} asks for more than an answer can have", where, code="unsupported_schema")
     if "$ref" in node and _at(root, node["$ref"]) is None:
         bad(f"the reference {node['$ref'][:60]!r} leads nowhere in this schema", where)
 
