@@ -102,9 +102,7 @@ class DialDesk:
 
     def _before(self, digest: Bytes32, moment: float) -> _Dialling | None:
         """Return the dials of a request that came before. Forget those that count no more."""
-        over = [
-            known for known, (at, _) in self._answered.items() if moment - at > REPEATED_S
-        ]
+        over = [known for known, (at, _) in self._answered.items() if moment - at > REPEATED_S]
         for known in over:
             del self._answered[known]
         found = self._answered.get(digest)
