@@ -41,6 +41,7 @@ from piecework.signer.policy import (
     judge_typed,
 )
 from piecework.signer.record import SignatureLog
+from piecework.signer.statements import SignedStatements
 from piecework.signer.wire import (
     VERSION,
     asked_domain,
@@ -76,6 +77,7 @@ class SignerServer:
         key: LocalSigner,
         pins: Pins,
         book: LimitBook,
+        statements: SignedStatements,
         record: SignatureLog,
         *,
         users: frozenset[int],
@@ -84,6 +86,7 @@ class SignerServer:
     ) -> None:
         """users: ids that may ask. The system says whose a connection is."""
         self._key, self._pins, self._book, self._record = key, pins, book, record
+        self._statements = statements
         self._users, self._clock, self._log = users, clock, log
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
@@ -173,8 +176,10 @@ class SignerServer:
                 raise NotSigned(KIND, "objects of that kind are not signed")
             domain = asked_domain(given["domain"])
             message = taken(cls, given["message"], kind)
-            use = judge_typed(self._pins, domain, message)
-            self._count(use, domain.digest(message), peer)
+            use, digest = judge_typed(self._pins, domain, message), domain.digest(message)
+            self._statements.require_consistent(message, digest)
+            self._count(use, digest, peer)
+            self._statements.remember(message, digest, int(self._clock.wall()))
             return _signed(self._key.sign_typed(domain, message))
         if method == "transaction":
             given = of_names(question, "question", "method", "payload")
@@ -202,6 +207,7 @@ class SignerServer:
             "chain_id": deployment.chain_id,
             "escrow": address_hex(deployment.escrow),
             "registry": address_hex(deployment.registry),
+            "last_offer": self._statements.last_offer,
             "left": {
                 "signatures": left.signatures,
                 "wei": str(left.wei),

@@ -20,6 +20,7 @@ from piecework.signer.config import SignerConfig, SignerHome
 from piecework.signer.policy import Pins
 from piecework.signer.record import SignatureLog
 from piecework.signer.server import SignerServer
+from piecework.signer.statements import SignedStatements
 from piecework_node import logs
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Acceptance
@@ -62,8 +63,16 @@ async def serving(
     book = LimitBook.open(folder / "limits.db", limits)
     record = SignatureLog(folder / "signed.jsonl")
     allowed = frozenset({os.getuid()}) if users is None else users
+    statements = SignedStatements.open(folder / "statements.db")
     server = SignerServer(
-        key, pins, book, record, users=allowed, clock=clock or FakeClock(), log=logs.silent()
+        key,
+        pins,
+        book,
+        statements,
+        record,
+        users=allowed,
+        clock=clock or FakeClock(),
+        log=logs.silent(),
     )
     try:
         await server.start(folder / "socket")
@@ -71,6 +80,7 @@ async def serving(
     finally:
         await server.close()
         record.close()
+        statements.close()
         book.close()
 
 

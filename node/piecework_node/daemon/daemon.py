@@ -56,7 +56,7 @@ from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
-from piecework_node.jobs.rollback import last_offer, notice
+from piecework_node.jobs.rollback import last_offer, later, notice, signers_word
 from piecework_node.runtime.signing import PatientSigner
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.objects import Endpoint, Route
@@ -283,7 +283,7 @@ class Daemon:
         # Offers from before this start carry no new job. A journal that was rolled back without
         # a trace would admit one again that it has forgotten.
         await p.worker.recover()
-        await self._compare_with_indexes()
+        await self._compare_with_others()
         # While the engine loads, clients are told so and monitoring sees a worker that starts.
         admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
@@ -338,13 +338,13 @@ class Daemon:
             looked.set()
             await keep_looking(onlooker, self._reach, lambda: self._p.board.current)
 
-    async def _compare_with_indexes(self) -> None:
+    async def _compare_with_others(self) -> None:
         """Take no job if the journal is older than what this worker has signed."""
         base = self._base
         async with HttpReader(PUBLISH_LIMITS) as http:
             domain, operator = base.deployment.domain, base.operator.address
             last = await last_offer(base.config.indexes, operator, domain, http)
-        why = await notice(base.journal, last)
+        why = await notice(base.journal, later(last, await signers_word(base.operator)))
         if why is not None:
             await self._p.worker.distrust(why)
 

@@ -205,8 +205,9 @@ async def test_a_key_that_changes_under_an_open_connection_is_noticed(tmp_path: 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = {"signatures": 1, "wei": "1", "tokens": "1", "renews_at": 1}
         hello = {"address": "0x" + KEY.address.hex(), "chain_id": MARKET.chain_id, "left": left}
+        hello |= {"registry": "0x" + MARKET.registry.hex(), "last_offer": 0}
         await read_frame(reader, 5)
-        writer.write(frame({**hello, "registry": "0x" + MARKET.registry.hex()}))
+        writer.write(frame(hello))
         await read_frame(reader, 5)
         signature = OTHER.sign_typed(MARKET.domain, ACCEPTANCE)
         writer.write(frame({"signature": "0x" + signature.hex()}))
