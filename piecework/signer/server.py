@@ -12,6 +12,7 @@ import shutil
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +70,16 @@ class CannotServe(PieceworkError):
     """The socket cannot be made. The text says why."""
 
 
+def require_linux(platform: str) -> None:
+    """Refuse another system. platform: `sys.platform` there.
+
+    Raises:
+        CannotServe: it is one.
+    """
+    if platform != "linux":
+        raise CannotServe("only Linux says which user is at the other end of a socket")
+
+
 class SignerServer:
     """One signer. `start` listens and `close` ends everything."""
 
@@ -98,8 +109,10 @@ class SignerServer:
         The socket is its owner's alone, or that of a group as well.
 
         Raises:
-            CannotServe: the path is too long or in use, or its folder cannot be written.
+            CannotServe: the path is too long or in use, its folder cannot be written, or this is
+                not Linux.
         """
+        require_linux(sys.platform)
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             raise CannotServe(f"the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes")
         listening = await asyncio.to_thread(_bind, path, group)

@@ -22,7 +22,7 @@ from piecework.signer.limits import MAX_CLIENTS, MAX_FRAME_BYTES
 from piecework.signer.place import socket_path
 from piecework.signer.record import SignatureLog
 from piecework.signer.remote import RemoteSigner, signer_at
-from piecework.signer.server import BUSY, METHOD, USER, CannotServe
+from piecework.signer.server import BUSY, METHOD, USER, CannotServe, require_linux
 from piecework.signer.wire import frame, read_frame, transaction_question, typed_question
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
@@ -93,6 +93,11 @@ async def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
     async with serving(tmp_path) as path:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not path.exists()
+
+
+def test_a_system_that_does_not_say_who_asks_is_refused() -> None:
+    with pytest.raises(CannotServe, match="only Linux"):
+        require_linux("darwin")
 
 
 async def test_another_user_is_refused_by_name(tmp_path: Path) -> None:
