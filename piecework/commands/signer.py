@@ -120,7 +120,10 @@ def start(
     *,
     socket: SocketOption = None,
     group: Annotated[
-        str, typer.Option(help="Group that may open the socket too. Empty: its owner alone.")
+        str,
+        typer.Option(
+            help="Group that may open the socket too: a name or number. Empty: its owner."
+        ),
     ] = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,

@@ -256,10 +256,13 @@ def _bind(path: Path, group: str) -> socket.socket:
         listening.bind(str(path))
         path.chmod(OWNER_ONLY)
         if group:
-            shutil.chown(path, group=group)
+            # A container often has no names.
+            shutil.chown(path, group=int(group) if group.isdecimal() else group)
             path.chmod(OWNER_AND_GROUP)
         return listening
     except (OSError, LookupError) as error:
+        if listening.getsockname():
+            path.unlink(missing_ok=True)
         listening.close()
         why = getattr(error, "strerror", None) or str(error)
         raise CannotServe(f"{shown(path)}: {why}") from None

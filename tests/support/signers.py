@@ -58,6 +58,7 @@ async def serving(
     limits: DailyLimits = LIMITS,
     users: frozenset[int] | None = None,
     clock: FakeClock | None = None,
+    group: str = "",
 ) -> AsyncIterator[Path]:
     """Serve a signer of this folder, and give its socket."""
     book = LimitBook.open(folder / "limits.db", limits)
@@ -75,7 +76,7 @@ async def serving(
         log=logs.silent(),
     )
     try:
-        await server.start(folder / "socket")
+        await server.start(folder / "socket", group=group)
         yield folder / "socket"
     finally:
         await server.close()

@@ -36,7 +36,7 @@ from piecework_node.home import Home
 from piecework_node.keys.operator import is_record, write_record
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, to_hex
+from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, parse_address, to_hex
 from tests.integration.market.test_join import describe, published
 from tests.support.chains import (
     ETHER,
@@ -385,7 +385,7 @@ async def _leaves(market: TestMarket, worker: WorkerProcess, owner: Path) -> Non
     leave = ("worker", "leave", "--home", str(worker.home.root), "--yes", "--json")
     keyless = (await piecework(*leave, environment=SECRET)).json()
     assert keyless["next"] == "unbond"
-    assert keyless["transaction"]["from"].lower() == to_hex(OWNER.address)
+    assert parse_address(keyless["transaction"]["from"]) == OWNER.address
     assert worker.process is not None and await worker.process.wait() == 0
 
     waiting = (await piecework(*leave, "--owner-key", str(owner), environment=SECRET)).json()

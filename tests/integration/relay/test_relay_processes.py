@@ -32,7 +32,7 @@ from tests.integration.relay.test_behind_a_router import (
     start_relay,
 )
 from tests.support.chains import ETHER, MIN_STAKE, POLL_S, UNBONDING_DELAY_S, TestMarket, deployed
-from tests.support.client_side import CanvasText, ask, collect, last
+from tests.support.client_side import CanvasText, JobResuming, ask, collect, last
 from tests.support.waiting import until
 from tests.support.worker_process import POLL_STATUS_S, WorkerProcess
 
@@ -152,6 +152,32 @@ async def test_a_relay_that_freezes_in_a_job_costs_time_and_no_money(
             assert last(events).cost == sum(canvas.amount for canvas in canvases)
         finally:
             made.relays[0].process.send_signal(signal.SIGCONT)
+            assert await made.worker.drain() == 0
+
+
+async def test_a_worker_that_is_killed_behind_its_relays_comes_back_and_its_job_goes_on(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    """The relays find out by themselves, and let the new link in. Nobody pays twice."""
+    async with (
+        two_relays(tmp_path, embedded_chain, pace_s=0.05, bind="") as made,
+        client_of(tmp_path, made.market) as client,
+    ):
+        await made.market.pool(PAYER, embedded_chain.faucet, POOL)
+        await made.market.give(PAYER.address, wei=ETHER)
+        await made.worker.start()
+        try:
+            running = asyncio.create_task(collect(client.run(ask(max_tokens=400, seed=3))))
+            await until(lambda: bool(client.store.receipts()), within_s=60)
+            await made.worker.kill()
+            ready = await made.worker.start()
+            assert ready["relays"] == dict.fromkeys(made.names, "joined")
+            events = await asyncio.wait_for(running, 180)
+            assert any(isinstance(event, JobResuming) for event in events)
+            canvases = [event for event in events if isinstance(event, CanvasText)]
+            assert last(events).acknowledged
+            assert last(events).cost == sum(canvas.amount for canvas in canvases)
+        finally:
             assert await made.worker.drain() == 0
 
 

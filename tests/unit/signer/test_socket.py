@@ -95,6 +95,18 @@ async def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
     assert not path.exists()
 
 
+async def test_a_group_by_its_number_may_open_the_socket_and_an_unknown_one_leaves_none(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, group=str(os.getgid())) as path:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert path.stat().st_gid == os.getgid()
+    with pytest.raises(CannotServe, match="no such group"):
+        async with serving(tmp_path, group="no-such-group"):
+            pass
+    assert not (tmp_path / "socket").exists()
+
+
 def test_a_system_that_does_not_say_who_asks_is_refused() -> None:
     with pytest.raises(CannotServe, match="only Linux"):
         require_linux("darwin")
@@ -226,7 +238,7 @@ async def test_a_key_that_changes_under_an_open_connection_is_noticed(tmp_path: 
 
 
 async def test_a_signer_that_is_away_or_silent_says_so_and_comes_back(tmp_path: Path) -> None:
-    signer = remote(tmp_path / "socket", answer_s=0.2)
+    signer = remote(tmp_path / "socket", answer_s=1.0)
     with pytest.raises(SignerAway, match="does not answer"):
         await signer.typed(MARKET.domain, ACCEPTANCE)
     async with serving(tmp_path):
