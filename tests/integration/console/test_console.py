@@ -176,6 +176,19 @@ async def test_the_terminal_shows_every_panel_and_is_used_by_keys_alone(tmp_path
                 await pilot.pause(0.05)
 
 
+async def test_a_slow_machine_does_not_end_the_terminal(tmp_path: Path) -> None:
+    """The next look comes before the panels of the last one are drawn."""
+    async with served(tmp_path) as shown:
+        app = ConsoleApp(tmp_path)
+        async with app.run_test(size=(80, 200)) as pilot, asyncio.timeout(60):
+            wanted = {panel.key for panel in panels(shown.snapshot)}
+            while {view.id for view in app.query(PanelView)} != wanted:
+                app.refresh_panels()
+                await pilot.pause(0)
+            await pilot.pause()
+            assert len(app.query(DataTable)) == len(wanted)
+
+
 async def test_a_terminal_says_that_its_worker_is_gone(tmp_path: Path) -> None:
     async with served(tmp_path):
         pass
