@@ -42,9 +42,9 @@ class PanelView(Vertical):
 
     def compose(self) -> ComposeResult:
         """A title, and what is below it."""
-        yield Label(self._panel.title)
+        yield Label(self._panel.title, markup=False)
         yield DataTable(show_header=any(self._panel.columns), cursor_type="row")
-        yield Static(markup=False)
+        yield Static(markup=False, classes="line")
 
     def on_mount(self) -> None:
         """Make the columns."""
@@ -67,8 +67,9 @@ class PanelView(Vertical):
         table.display = bool(panel.rows)
         table.move_cursor(row=min(place.row, max(0, len(panel.rows) - 1)))
         line = panel.note if panel.rows else panel.empty
-        self.query_one(Static).update(one_line(line, MAX_CELL))
-        self.query_one(Static).display = bool(line)
+        below = self.query_one(".line", Static)  # a title is a Static too
+        below.update(one_line(line, MAX_CELL))
+        below.display = bool(line)
 
 
 class ConsoleApp(App[None]):

@@ -162,6 +162,11 @@ async def test_the_terminal_shows_every_panel_and_is_used_by_keys_alone(tmp_path
             while {view.id for view in app.query(PanelView)} != wanted:
                 await pilot.pause(0.05)
             await pilot.pause()
+            for panel in panels(shown.snapshot):
+                title, line = app.query_one(f"#{panel.key}", PanelView).query(Static)
+                assert title.display and str(title.render()) == panel.title
+                below = panel.note if panel.rows else panel.empty
+                assert line.display == bool(below) and str(line.render()) == below
             table = app.query_one("#clients", PanelView).query_one(DataTable)
             assert table.get_row_at(0)[3] == "1,300.00"
             before = app.focused
