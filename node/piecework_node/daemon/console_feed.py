@@ -192,9 +192,10 @@ class ConsoleFeed:
         components: Components,
         state: Callable[[], str],
         indexes: Callable[[], dict[str, bool]],
+        relays: Callable[[], dict[str, str]],
     ) -> None:
-        """`state` and `indexes` are the daemon's own: its state, and who shows the offer."""
-        self._p, self._state, self._indexes = components, state, indexes
+        """The daemon's own: its state, who shows the offer, and how each relay is (`Relays`)."""
+        self._p, self._state, self._indexes, self._relays = components, state, indexes, relays
         base, config = components.base, components.base.config
         self._meter, self._energy = ConsoleMeter(), JobEnergy()
         self._book = EarningsBook(base.journal, base.amounts.native_coin_price)
@@ -288,6 +289,7 @@ class ConsoleFeed:
             cards=cards,
             head_age_s=base.metrics.head_age_s,
             indexes=self._indexes(),
+            relays=self._relays(),
             alerts=tuple(self._alerts.last),
             money=money_of(base.deployment.payment_token, base.config),
             prices=prices,

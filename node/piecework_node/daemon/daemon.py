@@ -129,7 +129,12 @@ class Daemon:
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
-        self._feed = ConsoleFeed(components, self._state, lambda: self._indexes.seen_by)
+        self._feed = ConsoleFeed(
+            components,
+            self._state,
+            lambda: self._indexes.seen_by,
+            lambda: self._relays.states,
+        )
         self._prices = price_watch(components, self._feed.spent)
         self._settings = Reconfigurer(components, flags or {}, self._prices)
         base, config = components.base, components.base.config
