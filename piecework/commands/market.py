@@ -77,10 +77,7 @@ def start(
         typer.Option(help="The market's descriptor, to serve it with how to join on the page."),
     ] = None,
 ) -> None:
-    """Serve the index until SIGTERM or Ctrl-C.
-
-    It prints one JSON line when it is ready.
-    """
+    """Serve the index until SIGTERM or Ctrl-C. It prints one JSON line when it is ready."""
     from piecework.base.http_server import http_limits
 
     folder = common.home("market", home_dir)
@@ -91,8 +88,8 @@ def start(
         common.fail(str(error), 2)
     limits = http_limits(max_connections, CONNECTIONS_PER_ADDRESS, trusted)
     files, signer = common.guard(lambda: _files(deployment, descriptor))
-    usd, template = _dollars(token_usd), _template(transaction_url)
-    shown = _Shown(public_url, usd, template, files, signer)
+    template = _template(transaction_url)
+    shown = _Shown(public_url, _dollars(token_usd), template, files, signer)
     place = database or folder / STORE
     common.run(_serve((deployment, rpc), (folder, place), (host, port), limits, shown))
 

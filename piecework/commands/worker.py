@@ -123,8 +123,7 @@ def init(
     more: dict[str, Any] = {"asked": _options.asked(context), "stake": staked, "owner": heir}
     more |= {"flags": _options.FLAG_OF_SETTING, "file_is_asked": True}
     more |= {"faucet": faucet, "register": not no_register}
-    if not json:
-        more["doubt"] = join_market.ask_about
+    more |= {} if json else {"doubt": join_market.ask_about}
     _print_steps(common.run(set_up_worker(place, file, values, secret, **more)), json)
 
 

@@ -387,7 +387,7 @@ class IndexServer:
             await history.settled(),
             await history.settled_in_all(),
         )
-        way = offers.Way(self._settings.url or _origin(request), self._settings.key)
+        way = offers.WayIn(self._settings.url or _origin(request), self._settings.key)
         return _html(offers.render(overview, query, way, self._rows))
 
     async def _file(self, request: web.Request) -> web.Response:

@@ -129,12 +129,7 @@ class Daemon:
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
-        self._feed = ConsoleFeed(
-            components,
-            self._state,
-            lambda: self._indexes.seen_by,
-            lambda: self._relays.states,
-        )
+        self._feed = ConsoleFeed(components, self._state, self._places)
         self._prices = price_watch(components, self._feed.spent)
         self._settings = Reconfigurer(components, flags or {}, self._prices)
         base, config = components.base, components.base.config
@@ -342,6 +337,10 @@ class Daemon:
             await look_at(onlooker, self._reach, self._p.board.current)
             looked.set()
             await keep_looking(onlooker, self._reach, lambda: self._p.board.current)
+
+    def _places(self) -> tuple[dict[str, bool], dict[str, str]]:
+        """Which index shows the offer, and how each relay is."""
+        return self._indexes.seen_by, self._relays.states
 
     async def _compare_with_others(self) -> None:
         """Take no job if the journal is older than what this worker has signed."""

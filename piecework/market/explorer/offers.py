@@ -126,7 +126,7 @@ class _Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class WayIn:
     """How a reader comes into the market.
 
     url: where readers reach this index. key: who signed the market's descriptor, if it serves one.
@@ -136,7 +136,7 @@ class Way:
     key: Address | None = None
 
 
-def render(overview: Overview, query: Query, way: Way, rows: OfferRows) -> str:
+def render(overview: Overview, query: Query, way: WayIn, rows: OfferRows) -> str:
     """Return the page."""
     now, money = overview.now, rows.money
     figures = facts(
@@ -313,7 +313,7 @@ def _models_table(models: dict[str, Any], money: Money) -> str:
     return table(caption, MODEL_COLUMNS, rows, "Nobody serves a model right now.")
 
 
-def _how(way: Way) -> str:
+def _how(way: WayIn) -> str:
     shown = escape(way.url)
     return f"""<h2>Connect to this market</h2>
 <p>Save the market's <a href="{DEPLOYMENT}" download>deployment file</a>. It names chain, token and
@@ -325,7 +325,7 @@ piecework gateway</code></pre>
 {_joining(way)}"""
 
 
-def _joining(way: Way) -> str:
+def _joining(way: WayIn) -> str:
     shown = escape(way.url)
     if way.key is None:
         return f"""<p>With the same file. The first line writes a home with keys, settings and
