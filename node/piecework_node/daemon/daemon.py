@@ -24,7 +24,8 @@ from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
 from piecework.base.listener import CannotListen, bind
-from piecework.chain.errors import SignerError
+from piecework.chain.errors import SignerError, SignerRefuses
+from piecework.signer.policy import OFFER_OLD
 from piecework_node import config
 from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
@@ -118,6 +119,8 @@ class Ports:
 
 class Daemon:
     """One life of the worker. Implements `admin.Operations`."""
+
+    _offers_refused = False
 
     def __init__(
         self, components: Components, ports: Ports, flags: Mapping[str, Any] | None = None
@@ -488,7 +491,7 @@ class Daemon:
 
     def _offer_due(self) -> bool:
         key = self._p.keyring.current
-        if key is None or not self._started or self._p.worker.draining:
+        if self._offers_refused or key is None or not self._started or self._p.worker.draining:
             return False
         return self._p.board.is_due(self._address(key), self._entries())
 
@@ -501,7 +504,14 @@ class Daemon:
         if key is None:
             raise ConfigError("there is no sealing key")
         entries = with_claims(self._entries(), base.home, p.runtime.recent)
-        signed = await p.board.issue(entries, self._address(key))
+        try:
+            signed = await p.board.issue(entries, self._address(key))
+        except SignerRefuses as error:
+            if error.refusal != OFFER_OLD:
+                raise
+            self._offers_refused = True
+            await p.worker.distrust(str(error))
+            return
         p.worker.remember_offer(signed)
         base.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
 
