@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from piecework.base.entry import guard
+import sys
+
+from piecework.base.entry import fail, guard
 
 
-def main() -> None:
+def main(platform: str = sys.platform) -> None:
     """Entry point of the console command. Exits with the code of the chosen command."""
+    if platform == "win32":
+        fail("Piecework does not run on Windows. WSL 2 may work, and nobody has tried it", 2)
     guard(_command_line)
 
 

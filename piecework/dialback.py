@@ -3,6 +3,9 @@
 Indexes and relays do this alike. Neither is a scanner for hire. They dial for operators with an
 active stake alone, once a minute each, public addresses alone, with nothing but a TLS handshake.
 The answer is one word for each address.
+
+A request names nobody who is to dial, and a worker sends the same one to all its indexes. So any of
+them can hand it on. That costs the worker nothing: who has answered it gives the same answer again.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S
 from piecework_protocol.relaying import server_name
 from piecework_protocol.signing import signed_by
-from piecework_protocol.types import Address
+from piecework_protocol.types import Address, Bytes32
 
 DIALS: Final = Rate.per_minute(1, 1)
 """Of one operator."""
@@ -30,6 +33,9 @@ MAX_DIALS: Final = 32
 MAX_OPERATORS: Final = 50_000
 """Whose rates are kept. The longest unused is forgotten, which only forgives it."""
 BUSY_S: Final = 5.0
+REPEATED_S: Final = 2.0 * MAX_CLOCK_SKEW_S
+"""For so long the signature of a request counts, from the earliest clock to the latest."""
+_Dialling = asyncio.Task[list[dict[str, str]]]
 
 
 class DialRefused(PieceworkError):
@@ -75,6 +81,8 @@ class DialDesk:
         self._rate = RateLimiter(DIALS, keys=MAX_OPERATORS)
         self.under_way = 0
         """Addresses that are being dialled."""
+        self._answered: dict[Bytes32, tuple[float, _Dialling]] = {}
+        """What was dialled for, while its signature counts. The time is monotonic."""
 
     async def answer(self, data: bytes) -> dict[str, Any]:
         """Do what a signed request asks for.
@@ -83,28 +91,53 @@ class DialDesk:
             DialRefused: it is malformed, unsigned, of a stranger, or too soon.
         """
         request = self._verified(data)
+        digest, moment = self._domain.digest(request), self._clock.monotonic()
+        before = self._before(digest, moment)
+        if before is None:
+            before = await self._begin(request, digest)
+        try:
+            return {"dialled": await asyncio.shield(before)}
+        except LookupsBusy as error:
+            raise DialRefused("dials_busy", str(error), retry_after_s=BUSY_S) from None
+
+    def _before(self, digest: Bytes32, moment: float) -> _Dialling | None:
+        """Return the dials of a request that came before. Forget those that count no more."""
+        over = [known for known, (at, _) in self._answered.items() if moment - at > REPEATED_S]
+        for known in over:
+            del self._answered[known]
+        found = self._answered.get(digest)
+        return None if found is None else found[1]
+
+    async def _begin(self, request: DialRequest, digest: Bytes32) -> _Dialling:
         if not await self._is_bonded(request.operator):
             raise DialRefused("not_registered", "the operator has no active stake")
+        moment = self._clock.monotonic()
+        before = self._before(digest, moment)
+        if before is not None:  # while the chain was asked
+            return before
         if self.under_way + len(request.endpoints) > MAX_DIALS:
             raise DialRefused("dials_busy", "too many dials at once", retry_after_s=BUSY_S)
         # Last, so that nobody else can use up an operator's rate.
-        wait = self._rate.take(request.operator, self._clock.monotonic())
+        wait = self._rate.take(request.operator, moment)
         if wait:
             raise DialRefused(
                 "rate_limited", "one dial a minute for each operator", retry_after_s=wait
             )
         self.under_way += len(request.endpoints)
+        dials = asyncio.create_task(self._dial_all(request), name="dial")
+        self._answered[digest] = (moment, dials)
+        return dials
+
+    async def _dial_all(self, request: DialRequest) -> list[dict[str, str]]:
         try:
             dials = (self._dial(request, one.address) for one in request.endpoints)
             found = await asyncio.gather(*dials, return_exceptions=True)
         finally:
             self.under_way -= len(request.endpoints)
         for one in found:
-            if isinstance(one, LookupsBusy):
-                raise DialRefused("dials_busy", str(one), retry_after_s=BUSY_S)
             if isinstance(one, BaseException):
                 raise one
-        return {"dialled": found}
+        return [one for one in found if not isinstance(one, BaseException)]
 
     def _verified(self, data: bytes) -> DialRequest:
         try:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from piecework.base.connections import ConnectionLimits, parse_networks
 from piecework.base.files import private_folder
 from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from piecework_protocol.types import Address
 
 app = common.group()
 STORE = "market.db"
@@ -68,11 +72,12 @@ def start(
         str | None,
         typer.Option(help="A block explorer's address of a transaction, with {} for its hash."),
     ] = None,
+    descriptor: Annotated[
+        Path | None,
+        typer.Option(help="The market's descriptor, to serve it with how to join on the page."),
+    ] = None,
 ) -> None:
-    """Serve the index until SIGTERM or Ctrl-C.
-
-    It prints one JSON line when it is ready.
-    """
+    """Serve the index until SIGTERM or Ctrl-C. It prints one JSON line when it is ready."""
     from piecework.base.http_server import http_limits
 
     folder = common.home("market", home_dir)
@@ -82,18 +87,56 @@ def start(
     except ValueError as error:
         common.fail(str(error), 2)
     limits = http_limits(max_connections, CONNECTIONS_PER_ADDRESS, trusted)
-    shown = _Shown(public_url, _dollars(token_usd), _template(transaction_url))
+    files, signer = common.guard(lambda: _files(deployment, descriptor))
+    template = _template(transaction_url)
+    shown = _Shown(public_url, _dollars(token_usd), template, files, signer)
     place = database or folder / STORE
     common.run(_serve((deployment, rpc), (folder, place), (host, port), limits, shown))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What the explorer shows beside the offers. `usd`: what one token is worth."""
+    """What the explorer shows beside the offers, as `ExplorerSettings` has it.
+
+    usd: what one token is worth.
+    """
 
     url: str | None
     usd: Decimal | None
     transactions: str | None
+    files: Mapping[str, bytes]
+    key: Address | None
+
+
+def _files(deployment: Path, descriptor: Path | None) -> tuple[dict[str, bytes], Address | None]:
+    """What newcomers need, by the path that it is served at, and who signed the descriptor.
+
+    Raises:
+        PieceworkError: a file cannot be used, or the descriptor is another market's.
+    """
+    import json
+
+    from piecework.base.files import read
+    from piecework.chain.deployment import Deployment
+    from piecework.chain.descriptor import (
+        MAX_DESCRIPTOR_BYTES,
+        MAX_SIGNATURE_FILE_BYTES,
+        BadDescriptor,
+        MarketDescriptor,
+    )
+    from piecework.commands._descriptor import signature_file
+    from piecework.market.explorer.offers import DEPLOYMENT, DESCRIPTOR, SIGNATURE
+
+    market = Deployment.load(deployment)
+    files = {DEPLOYMENT: json.dumps(market.to_json(), indent=2).encode() + b"\n"}
+    if descriptor is None:
+        return files, None
+    content = read(descriptor, MAX_DESCRIPTOR_BYTES)
+    signature = read(signature_file(descriptor), MAX_SIGNATURE_FILE_BYTES)
+    found = MarketDescriptor.decode(content)
+    if not found.deployment.same_market(market):
+        raise BadDescriptor("--descriptor is that of another market than --deployment")
+    return {**files, DESCRIPTOR: content, SIGNATURE: signature}, found.signer(signature)
 
 
 def _dollars(text: str | None) -> Decimal | None:
@@ -138,7 +181,7 @@ async def _serve(
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
         database = await open_database(place)
         money = Money(deployment.payment_token, shown.usd)
-        settings = ExplorerSettings(money, shown.url, shown.transactions)
+        settings = ExplorerSettings(money, shown.url, shown.transactions, shown.files, shown.key)
         try:
             now = Timestamp(int(SystemClock().wall()))
             store = await OfferStore.open(database, deployment.domain, deployment.token, now)

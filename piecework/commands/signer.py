@@ -120,7 +120,10 @@ def start(
     *,
     socket: SocketOption = None,
     group: Annotated[
-        str, typer.Option(help="Group that may open the socket too. Empty: its owner alone.")
+        str,
+        typer.Option(
+            help="Group that may open the socket too: a name or number. Empty: its owner."
+        ),
     ] = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,
@@ -142,6 +145,7 @@ async def _serve(
     place: SignerHome, settings: SignerConfig, socket: Path, group: str, secret: str
 ) -> None:
     import asyncio
+    from contextlib import ExitStack
 
     import structlog
 
@@ -152,19 +156,25 @@ async def _serve(
     from piecework.signer.book import LimitBook
     from piecework.signer.record import SignatureLog
     from piecework.signer.server import SignerServer
+    from piecework.signer.statements import SignedStatements
     from piecework_protocol.types import address_hex
 
     logs_to_stderr()
     place.create()
     deployment = Deployment.load(place.deployment)
     key = await asyncio.to_thread(open_keystore, place.key, secret)
-    book = LimitBook.open(place.book, settings.limits)
-    try:
+    with ExitStack() as files:
+        book = LimitBook.open(place.book, settings.limits)
+        files.callback(book.close)
+        statements = SignedStatements.open(place.statements)
+        files.callback(statements.close)
         record = SignatureLog(place.record)
+        files.callback(record.close)
         server = SignerServer(
             key,
             settings.pins(key.address, deployment),
             book,
+            statements,
             record,
             users=settings.user_ids,
             clock=SystemClock(),
@@ -177,9 +187,6 @@ async def _serve(
             await until_told_to_stop()
         finally:
             await server.close()
-            record.close()
-    finally:
-        book.close()
 
 
 async def _ask(place: SignerHome, socket: Path) -> SignerState:
@@ -220,3 +227,4 @@ def status(
     common.say(f"gas        {found.wei} wei left")
     common.say(f"tokens     {found.tokens} base units left")
     common.say(f"renewed    {shown_time(found.renews_at)}")
+    common.say(f"last offer {found.last_offer or 'none'}")

@@ -9,6 +9,7 @@ import typer
 
 from piecework.commands import _common as common
 from piecework.commands._worker import changes, evidence, leave, update
+from piecework.commands._worker import join as join_market
 from piecework.commands._worker import options as _options
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ def init(
     more: dict[str, Any] = {"asked": _options.asked(context), "stake": staked, "owner": heir}
     more |= {"flags": _options.FLAG_OF_SETTING, "file_is_asked": True}
     more |= {"faucet": faucet, "register": not no_register}
+    more |= {} if json else {"doubt": join_market.ask_about}
     _print_steps(common.run(set_up_worker(place, file, values, secret, **more)), json)
 
 
@@ -147,6 +149,7 @@ def join(
     price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "",
     price_steps: Annotated[str, typer.Option(help="Tokens for a thousand steps.")] = "",
     stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    owner: Owner = None,
     rpc_url: NodeUrl = "",
     model: Model = "",
     faucet: Faucet = False,
@@ -160,7 +163,7 @@ def join(
     It asks for what is missing. Run again, it follows the market's indexes and relays. A key that
     changed is refused, and so is another chain, token or other terms.
     """
-    from piecework.commands._worker import join
+    from piecework_node.daemon.daemon import serve
     from piecework_node.home import Home
 
     place = Home(common.home("worker", home))
@@ -174,15 +177,14 @@ def join(
     given |= _model_settings(model) if model else {}
     # An empty flag is an answer too.
     asked = {n: v for n, v in given.items() if v or n in _options.asked(context)}
-    wishes = join.Wishes(
-        asked, (price_prompt, price_output, price_steps), fingerprint, stake, faucet
-    )
-    done = join.join(place, url, wishes, password_file, _options.FLAG_OF_SETTING)
-    _print_steps(done, as_json=False)
+    prices = (price_prompt, price_output, price_steps)
+    wishes = join_market.Wishes(asked, prices, fingerprint, stake, owner, faucet)
+    done, secret = join_market.join(place, url, wishes, password_file, _options.FLAG_OF_SETTING)
+    _print_steps(done, as_json=False, goes_on=not no_start)
     if no_start:
         return
-    check_all(place, common.password(password_file))
-    context.invoke(start, home=place.root, password_file=password_file)
+    check_all(place, secret)
+    common.run(serve(place.root, {}, secret))
 
 
 def check_all(place: Home, password: str) -> None:
@@ -201,7 +203,7 @@ def _print_findings(findings: list[CheckResult]) -> None:
             common.say(line)
 
 
-def _print_steps(done: dict[str, Any], as_json: bool) -> None:
+def _print_steps(done: dict[str, Any], as_json: bool, *, goes_on: bool = False) -> None:
     if as_json:
         common.print_json(done)
         return
@@ -210,7 +212,8 @@ def _print_steps(done: dict[str, Any], as_json: bool) -> None:
     for warning in done["warnings"]:
         common.say(f"warning: {warning}", err=True)
     common.say(f"operator {done['operator']}; earnings go to {done['payout']}")
-    common.say("next: piecework worker check, then piecework worker start")
+    if not goes_on:
+        common.say("next: piecework worker check, then piecework worker start")
 
 
 def _model_settings(model: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@
     GET  /v1/models   GET /v1/workers   ?limit= &offset=
     GET  /v1/history   GET /health   GET /metrics
     GET  /   GET /workers/OPERATOR   the explorer
+    GET  /deployment.json   GET /market.json   GET /market.json.sig   what newcomers need
 
 Checks run cheapest first: size, rate of the address, parsing, terms, signature, rate of the
 operator, sequence, and only then the chain. Errors are `{"error": {"code", "message"}}`. An index
@@ -22,8 +23,8 @@ import asyncio
 import base64
 import contextlib
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Protocol
 
 import structlog
@@ -128,11 +129,15 @@ class ExplorerSettings:
         money: What prices are shown in.
         url: Where readers reach the index, if it is not where a request says.
         transactions: A block explorer's address of a transaction, with `{}` for its hash.
+        files: What newcomers need, by its path: the deployment, and the descriptor if there is one.
+        key: Who signed the descriptor.
     """
 
     money: layout.Money
     url: str | None = None
     transactions: str | None = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    key: Address | None = None
 
 
 class IndexServer:
@@ -185,6 +190,8 @@ class IndexServer:
         app.router.add_get("/health", self._health)
         app.router.add_get("/metrics", self._expose)
         app.router.add_get("/", self._page)
+        for path in self._settings.files:
+            app.router.add_get(path, self._file)
         self._audits.add_to(app)
         app.cleanup_ctx.append(self._working)
         return app
@@ -380,8 +387,13 @@ class IndexServer:
             await history.settled(),
             await history.settled_in_all(),
         )
-        url = self._settings.url or _origin(request)
-        return _html(offers.render(overview, query, url, self._rows))
+        way = offers.WayIn(self._settings.url or _origin(request), self._settings.key)
+        return _html(offers.render(overview, query, way, self._rows))
+
+    async def _file(self, request: web.Request) -> web.Response:
+        return web.Response(
+            body=self._settings.files[request.path], content_type="application/json"
+        )
 
     async def _worker_page(self, request: web.Request) -> web.Response:
         operator, now, history = _operator(request), self._now(), self._store.history

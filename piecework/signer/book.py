@@ -7,11 +7,12 @@ or a restart, gives nothing back.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TypeVar
 
 import apsw
 
@@ -21,6 +22,7 @@ from piecework.signer.limits import DAY_S, KEPT_DAYS, RESERVED_SIGNATURES
 from piecework.signer.policy import GAS, SIGNATURES, TOKENS, NotSigned, Use
 
 SCHEMA: Final = 1
+T = TypeVar("T")
 _TABLES: Final = (
     # Wei and base units are decimal digits: they outgrow SQLite's integers.
     "CREATE TABLE IF NOT EXISTS days (day INTEGER PRIMARY KEY, signatures INTEGER NOT NULL, "
@@ -79,22 +81,7 @@ class LimitBook:
         Raises:
             BookError: it cannot be opened, is of another program, or another process holds it.
         """
-        try:
-            with suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE_FILE))
-            db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-            try:
-                db.execute("PRAGMA locking_mode = EXCLUSIVE; PRAGMA synchronous = FULL").fetchall()
-                version = db.execute("PRAGMA user_version").get
-                if version not in (0, SCHEMA):
-                    raise BookError(f"{shown(path)} has schema {version} of a newer release")
-                db.execute(f"BEGIN EXCLUSIVE; {_TABLES}; PRAGMA user_version = {SCHEMA}; COMMIT")
-                return cls(db, limits)
-            except BaseException:
-                db.close()
-                raise
-        except (apsw.Error, OSError, ValueError) as error:
-            raise BookError(f"{shown(path)} cannot be used: {error}") from error
+        return opened_database(path, SCHEMA, _TABLES, lambda db: cls(db, limits), durable=True)
 
     def close(self) -> None:
         """Give back what is reserved and not used, and close the file."""
@@ -163,6 +150,46 @@ class LimitBook:
             row = (day.number, signatures, str(day.wei), str(day.tokens))
             self._db.execute(_WRITE, row)
             self._db.execute("DELETE FROM days WHERE day < ?", (day.number - KEPT_DAYS,))
+
+
+def opened_database(
+    path: Path,
+    schema: int,
+    tables: str,
+    made: Callable[[apsw.Connection], T],
+    *,
+    durable: bool = False,
+) -> T:
+    """Open a journal of the signer, or make it, for this process alone.
+
+    Args:
+        path: Of its file.
+        schema: Its number.
+        tables: SQL that makes them.
+        made: Makes the journal of an open file.
+        durable: Whether a loss of power may take nothing back. Else each row is with the operating
+            system, which waits for no disk.
+
+    Raises:
+        BookError: it cannot be opened, is of another program, or another process holds it.
+    """
+    kept = "synchronous = FULL" if durable else "journal_mode = WAL; PRAGMA synchronous = NORMAL"
+    try:
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, PRIVATE_FILE))
+        db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+        try:
+            db.execute(f"PRAGMA locking_mode = EXCLUSIVE; PRAGMA {kept}").fetchall()
+            version = db.execute("PRAGMA user_version").get
+            if version not in (0, schema):
+                raise BookError(f"{shown(path)} has schema {version} of a newer release")
+            db.execute(f"BEGIN EXCLUSIVE; {tables}; PRAGMA user_version = {schema}; COMMIT")
+            return made(db)
+        except BaseException:
+            db.close()
+            raise
+    except (apsw.Error, OSError, ValueError) as error:
+        raise BookError(f"{shown(path)} cannot be used: {error}") from error
 
 
 def shown_time(seconds: int) -> str:

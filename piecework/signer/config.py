@@ -124,6 +124,11 @@ class SignerHome:
         return self.root / "limits.db"
 
     @property
+    def statements(self) -> Path:
+        """What was signed about jobs of the last days, and the number of the last offer."""
+        return self.root / "statements.db"
+
+    @property
     def record(self) -> Path:
         """What was signed."""
         return self.root / "signed.jsonl"

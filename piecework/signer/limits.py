@@ -19,6 +19,8 @@ RESERVED_SIGNATURES: Final = 1000
 DAY_S: Final = 24 * 3600
 KEPT_DAYS: Final = 400
 """Of the journal of limits."""
+KEPT_STATEMENT_DAYS: Final = 3
+"""What was signed about a job. A job lasts a day at most, and is not resumed after that."""
 LOG_BYTES: Final = 64 * 1024 * 1024
 """Of one file of the log of what was signed."""
 LOG_FILES: Final = 8

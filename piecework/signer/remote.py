@@ -38,7 +38,10 @@ _MAX_REFUSAL: Final = 40
 
 @dataclass(frozen=True, slots=True)
 class SignerState:
-    """What a signer says of itself. Amounts are what is left of its day."""
+    """What a signer says of itself. Amounts are what is left of its day.
+
+    last_offer: the highest number of an offer that it has signed. 0: there was none.
+    """
 
     address: Address
     chain_id: int
@@ -47,6 +50,7 @@ class SignerState:
     wei: int
     tokens: int
     renews_at: int
+    last_offer: int
 
 
 class RemoteSigner:
@@ -164,6 +168,7 @@ class RemoteSigner:
                 int(left["wei"]),
                 int(left["tokens"]),
                 int(left["renews_at"]),
+                int(hello["last_offer"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise SignerDiffers(f"what answers at {self.path} is not a signer: {error}") from None

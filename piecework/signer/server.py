@@ -12,6 +12,7 @@ import shutil
 import socket
 import stat
 import struct
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -41,6 +42,7 @@ from piecework.signer.policy import (
     judge_typed,
 )
 from piecework.signer.record import SignatureLog
+from piecework.signer.statements import SignedStatements
 from piecework.signer.wire import (
     VERSION,
     asked_domain,
@@ -68,6 +70,16 @@ class CannotServe(PieceworkError):
     """The socket cannot be made. The text says why."""
 
 
+def require_linux(platform: str) -> None:
+    """Refuse another system. platform: `sys.platform` there.
+
+    Raises:
+        CannotServe: it is one.
+    """
+    if platform != "linux":
+        raise CannotServe("only Linux says which user is at the other end of a socket")
+
+
 class SignerServer:
     """One signer. `start` listens and `close` ends everything."""
 
@@ -76,6 +88,7 @@ class SignerServer:
         key: LocalSigner,
         pins: Pins,
         book: LimitBook,
+        statements: SignedStatements,
         record: SignatureLog,
         *,
         users: frozenset[int],
@@ -84,6 +97,7 @@ class SignerServer:
     ) -> None:
         """users: ids that may ask. The system says whose a connection is."""
         self._key, self._pins, self._book, self._record = key, pins, book, record
+        self._statements = statements
         self._users, self._clock, self._log = users, clock, log
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.Task[None]] = set()
@@ -95,8 +109,10 @@ class SignerServer:
         The socket is its owner's alone, or that of a group as well.
 
         Raises:
-            CannotServe: the path is too long or in use, or its folder cannot be written.
+            CannotServe: the path is too long or in use, its folder cannot be written, or this is
+                not Linux.
         """
+        require_linux(sys.platform)
         if len(os.fsencode(path)) > MAX_SOCKET_PATH_BYTES:
             raise CannotServe(f"the path of a socket has at most {MAX_SOCKET_PATH_BYTES} bytes")
         listening = await asyncio.to_thread(_bind, path, group)
@@ -173,8 +189,10 @@ class SignerServer:
                 raise NotSigned(KIND, "objects of that kind are not signed")
             domain = asked_domain(given["domain"])
             message = taken(cls, given["message"], kind)
-            use = judge_typed(self._pins, domain, message)
-            self._count(use, domain.digest(message), peer)
+            use, digest = judge_typed(self._pins, domain, message), domain.digest(message)
+            self._statements.require_consistent(message, digest)
+            self._count(use, digest, peer)
+            self._statements.remember(message, digest, int(self._clock.wall()))
             return _signed(self._key.sign_typed(domain, message))
         if method == "transaction":
             given = of_names(question, "question", "method", "payload")
@@ -202,6 +220,7 @@ class SignerServer:
             "chain_id": deployment.chain_id,
             "escrow": address_hex(deployment.escrow),
             "registry": address_hex(deployment.registry),
+            "last_offer": self._statements.last_offer,
             "left": {
                 "signatures": left.signatures,
                 "wei": str(left.wei),
@@ -237,10 +256,13 @@ def _bind(path: Path, group: str) -> socket.socket:
         listening.bind(str(path))
         path.chmod(OWNER_ONLY)
         if group:
-            shutil.chown(path, group=group)
+            # A container often has no names.
+            shutil.chown(path, group=int(group) if group.isdecimal() else group)
             path.chmod(OWNER_AND_GROUP)
         return listening
     except (OSError, LookupError) as error:
+        if listening.getsockname():
+            path.unlink(missing_ok=True)
         listening.close()
         why = getattr(error, "strerror", None) or str(error)
         raise CannotServe(f"{shown(path)}: {why}") from None

@@ -20,6 +20,7 @@ from piecework.signer.config import SignerConfig, SignerHome
 from piecework.signer.policy import Pins
 from piecework.signer.record import SignatureLog
 from piecework.signer.server import SignerServer
+from piecework.signer.statements import SignedStatements
 from piecework_node import logs
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Acceptance
@@ -57,20 +58,30 @@ async def serving(
     limits: DailyLimits = LIMITS,
     users: frozenset[int] | None = None,
     clock: FakeClock | None = None,
+    group: str = "",
 ) -> AsyncIterator[Path]:
     """Serve a signer of this folder, and give its socket."""
     book = LimitBook.open(folder / "limits.db", limits)
     record = SignatureLog(folder / "signed.jsonl")
     allowed = frozenset({os.getuid()}) if users is None else users
+    statements = SignedStatements.open(folder / "statements.db")
     server = SignerServer(
-        key, pins, book, record, users=allowed, clock=clock or FakeClock(), log=logs.silent()
+        key,
+        pins,
+        book,
+        statements,
+        record,
+        users=allowed,
+        clock=clock or FakeClock(),
+        log=logs.silent(),
     )
     try:
-        await server.start(folder / "socket")
+        await server.start(folder / "socket", group=group)
         yield folder / "socket"
     finally:
         await server.close()
         record.close()
+        statements.close()
         book.close()
 
 

@@ -118,7 +118,7 @@ class ShownPrices:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that a console shows."""
+    """Everything that a console shows. relays: "joined" for each, or why it is not."""
 
     at: int
     state: str
@@ -143,6 +143,7 @@ class Snapshot:
     cards: tuple[ShownCard, ...]
     head_age_s: float | None
     indexes: dict[str, bool]
+    relays: dict[str, str]
     alerts: tuple[Alert, ...]
     money: ShownMoney
     prices: ShownPrices

@@ -69,7 +69,7 @@ main { display: grid; gap: 1rem; padding: 0 1rem 1rem; align-items: start;
 @media (min-width: 44rem) { main { grid-template-columns: repeat(2, minmax(0, 1fr)) }
   .half, .wide { grid-column: span 2 } }
 @media (min-width: 86rem) { main { grid-template-columns: repeat(4, minmax(0, 1fr)) }
-  .wide { grid-column: span 4 } }
+  #worker { grid-row: span 2 } .wide { grid-column: span 4 } }
 @media (min-width: 120rem) { main { grid-template-columns: repeat(8, minmax(0, 1fr)) }
   section { grid-column: span 2 } .half, .wide { grid-column: span 4 } }
 section { background: var(--card); border: 1px solid var(--line); border-radius: .5rem;

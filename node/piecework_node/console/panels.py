@@ -41,7 +41,7 @@ def panels(shown: Snapshot) -> tuple[Panel, ...]:
         _facts("balance", "Money", _balance(shown)),
         _facts("prices", "Prices", _prices(shown)),
         _cards(shown.cards),
-        _facts("health", "Chain and indexes", _health(shown)),
+        _facts("health", "Chain, indexes, relays", _health(shown)),
         _canvases(shown),
         _alerts(shown),
         _earned("hours", "Earned by hour (UTC)", shown.hours, shown.money),
@@ -241,10 +241,16 @@ def _counts(key: str, title: str, what: str, counts: dict[str, int]) -> Panel:
     return Panel(key, title, (what, "Count"), rows, frozenset({1}))
 
 
+JOINED: Final = "joined"
+"""What the status says of a relay through which clients come."""
+
+
 def _health(shown: Snapshot) -> Iterable[Row]:
     yield "Latest block", _number(shown.head_age_s, ",.0f", " s old")
     for host, seen in sorted(shown.indexes.items()):
         yield host, "shows the offer" if seen else "does not show the offer"
+    for name, state in shown.relays.items():
+        yield name, "relay joined" if state == JOINED else f"relay not joined: {state}"
 
 
 def _alerts(shown: Snapshot) -> Panel:

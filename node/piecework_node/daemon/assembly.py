@@ -16,6 +16,7 @@ from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework.signer.remote import RemoteSigner
 from piecework_node import logs
+from piecework_node.card_settings import FIRST_CARD
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.engines import Engines, make_engines
 from piecework_node.daemon.surroundings import check_endpoints
@@ -37,7 +38,7 @@ from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
 from piecework_node.owner.causes import MIB, OwnerRules
 from piecework_node.owner.nvml import MachineSenses
-from piecework_node.owner.watch import OwnerWatch
+from piecework_node.owner.watch import OwnerWatch, inherit_pauses
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
@@ -277,6 +278,9 @@ async def _assemble(base: Foundations) -> Components:
 async def _owners(base: Foundations, worker: Worker) -> dict[str, OwnerWatch]:
     """Watch each card for its owner. Our own processes do not count on any card."""
     watches = {}
+    names = tuple(one.card.name if base.config.cards else "" for one in base.engines)
+    for name in inherit_pauses(base.home.root, names, base.clock.wall()):
+        base.log.warning("pause inherited", card=name or FIRST_CARD)
     for one in base.engines:
         watches[one.card.name] = OwnerWatch(
             owner_rules(one.config),

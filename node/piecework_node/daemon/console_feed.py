@@ -191,10 +191,10 @@ class ConsoleFeed:
         self,
         components: Components,
         state: Callable[[], str],
-        indexes: Callable[[], dict[str, bool]],
+        places: Callable[[], tuple[dict[str, bool], dict[str, str]]],
     ) -> None:
-        """`state` and `indexes` are the daemon's own: its state, and who shows the offer."""
-        self._p, self._state, self._indexes = components, state, indexes
+        """`state` and `places` are the daemon's own: its state, and how indexes and relays are."""
+        self._p, self._state, self._places = components, state, places
         base, config = components.base, components.base.config
         self._meter, self._energy = ConsoleMeter(), JobEnergy()
         self._book = EarningsBook(base.journal, base.amounts.native_coin_price)
@@ -264,6 +264,7 @@ class ConsoleFeed:
         cards = tuple(map(self._card, base.engines))
         devices = {one.card.facts.device: 1 for one in base.engines if one.card.facts}
         why = tuple(fault.line for fault in p.channels.faults.faults)
+        indexes, relays = self._places()
         return Snapshot(
             at=time,
             state=self._state(),
@@ -287,7 +288,8 @@ class ConsoleFeed:
             rates=self._meter.rates,
             cards=cards,
             head_age_s=base.metrics.head_age_s,
-            indexes=self._indexes(),
+            indexes=indexes,
+            relays=relays,
             alerts=tuple(self._alerts.last),
             money=money_of(base.deployment.payment_token, base.config),
             prices=prices,

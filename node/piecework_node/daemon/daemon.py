@@ -24,7 +24,8 @@ from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
 from piecework.base.listener import CannotListen, bind
-from piecework.chain.errors import SignerError
+from piecework.chain.errors import SignerError, SignerRefuses
+from piecework.signer.policy import OFFER_OLD
 from piecework_node import config
 from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
@@ -56,7 +57,7 @@ from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
-from piecework_node.jobs.rollback import last_offer, notice
+from piecework_node.jobs.rollback import last_offer, later, notice, signers_word
 from piecework_node.runtime.signing import PatientSigner
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.objects import Endpoint, Route
@@ -119,6 +120,8 @@ class Ports:
 class Daemon:
     """One life of the worker. Implements `admin.Operations`."""
 
+    _offers_refused = False
+
     def __init__(
         self, components: Components, ports: Ports, flags: Mapping[str, Any] | None = None
     ) -> None:
@@ -129,7 +132,7 @@ class Daemon:
         self._grpc_port = 0
         self._published_at = 0.0
         self._indexes = IndexWatch(components.channels.faults, components.base.metrics)
-        self._feed = ConsoleFeed(components, self._state, lambda: self._indexes.seen_by)
+        self._feed = ConsoleFeed(components, self._state, self._places)
         self._prices = price_watch(components, self._feed.spent)
         self._settings = Reconfigurer(components, flags or {}, self._prices)
         base, config = components.base, components.base.config
@@ -283,7 +286,7 @@ class Daemon:
         # Offers from before this start carry no new job. A journal that was rolled back without
         # a trace would admit one again that it has forgotten.
         await p.worker.recover()
-        await self._compare_with_indexes()
+        await self._compare_with_others()
         # While the engine loads, clients are told so and monitoring sees a worker that starts.
         admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
@@ -338,13 +341,17 @@ class Daemon:
             looked.set()
             await keep_looking(onlooker, self._reach, lambda: self._p.board.current)
 
-    async def _compare_with_indexes(self) -> None:
+    def _places(self) -> tuple[dict[str, bool], dict[str, str]]:
+        """Which index shows the offer, and how each relay is."""
+        return self._indexes.seen_by, self._relays.states
+
+    async def _compare_with_others(self) -> None:
         """Take no job if the journal is older than what this worker has signed."""
         base = self._base
         async with HttpReader(PUBLISH_LIMITS) as http:
             domain, operator = base.deployment.domain, base.operator.address
             last = await last_offer(base.config.indexes, operator, domain, http)
-        why = await notice(base.journal, last)
+        why = await notice(base.journal, later(last, await signers_word(base.operator)))
         if why is not None:
             await self._p.worker.distrust(why)
 
@@ -484,7 +491,7 @@ class Daemon:
 
     def _offer_due(self) -> bool:
         key = self._p.keyring.current
-        if key is None or not self._started or self._p.worker.draining:
+        if self._offers_refused or key is None or not self._started or self._p.worker.draining:
             return False
         return self._p.board.is_due(self._address(key), self._entries())
 
@@ -497,7 +504,14 @@ class Daemon:
         if key is None:
             raise ConfigError("there is no sealing key")
         entries = with_claims(self._entries(), base.home, p.runtime.recent)
-        signed = await p.board.issue(entries, self._address(key))
+        try:
+            signed = await p.board.issue(entries, self._address(key))
+        except SignerRefuses as error:
+            if error.refusal != OFFER_OLD:
+                raise
+            self._offers_refused = True
+            await p.worker.distrust(str(error))
+            return
         p.worker.remember_offer(signed)
         base.log.info("offer", sequence=signed.offer.sequence, slots=signed.offer.slots_free)
 

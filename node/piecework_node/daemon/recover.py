@@ -7,10 +7,12 @@ from typing import Final
 
 from piecework.base.http import HttpReader
 from piecework.chain.deployment import Deployment
+from piecework.signer.place import socket_path
+from piecework.signer.remote import RemoteSigner
 from piecework_node import config
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS
-from piecework_node.jobs.rollback import last_offer, notice
+from piecework_node.jobs.rollback import last_offer, later, notice, signers_word
 from piecework_node.journal.records import ROLLED_BACK, SEQUENCE_FLOOR, JournalRecord, MetaSet
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address
@@ -39,6 +41,12 @@ async def recover(root: Path) -> list[Step]:
     operator = parse_address("0x" + keystore_address(home.operator))
     async with HttpReader(PUBLISH_LIMITS) as http:
         last = await last_offer(settings.indexes, operator, deployment.domain, http)
+    if settings.signer:
+        remote = RemoteSigner(socket_path(settings.signer), operator, deployment)
+        try:
+            last = later(last, await signers_word(remote))
+        finally:
+            await remote.close()
     journal = await SqliteJournal.open(home.journal, deployment.domain, operator)
     try:
         steps: list[Step] = [("journal", f"{await journal.verify()} rows, as they were written")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Any, Final
 
-from piecework.base.amounts import Token
+from piecework.base.amounts import Token, native_coin
 from piecework.base.files import shown, write_private
 from piecework.base.written_amounts import base_units
 from piecework.chain import calls
@@ -27,6 +27,8 @@ from piecework_node.home import Home
 from piecework_node.keys.operator import create_keystore, keystore_address, write_record
 from piecework_node.keys.sealing import open_wrapping_secret
 from piecework_node.keys.tls import create_tls
+from piecework_node.settlement.policy import settle_wei
+from piecework_node.settlement.watch import RESERVE_SETTLEMENTS
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import (
@@ -40,6 +42,8 @@ from piecework_protocol.types import (
 )
 
 PERMIT_LIFETIME_S: Final = 3600
+REGISTER_GAS: Final = 400_000
+"""What a registration uses at most. Less could not pay for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +253,8 @@ async def register(
         return await _refresh(reader, operator, known, endpoint, poll_s)
     needs = await reader.stake_requirements()
     amount = Amount(max(stake or 0, needs.min_stake))
-    await _require_funds(reader, operator.address, needs.token, amount)
+    sender = TransactionSender.of(reader, operator)
+    await _require_funds(reader, sender, needs.token, amount)
     deadline = Timestamp(max(now, await reader.timestamp()) + PERMIT_LIFETIME_S)
     permit = Permit(
         operator.address,
@@ -269,7 +274,7 @@ async def register(
         deadline=deadline,
     )
     call = calls.register_with_permit(reader.deployment, registration, signed)
-    mined = await TransactionSender.of(reader, operator).execute(call, poll_s=poll_s)
+    mined = await sender.execute(call, poll_s=poll_s)
     shown = reader.deployment.payment_token.format(amount)
     return RegistrationStep("registration", f"in block {mined.block}, stake {shown}", True)
 
@@ -293,17 +298,22 @@ async def _refresh(
 
 
 async def _require_funds(
-    reader: ChainReader, operator: Address, token: Address, stake: int
+    reader: ChainReader, sender: TransactionSender, token: Address, stake: int
 ) -> None:
-    held, gas = await reader.token_balance(token, operator), await reader.native_balance(operator)
+    operator, price = sender.signer.address, await sender.gas_price()
+    held, coins = await reader.token_balance(token, operator), await sender.balance()
     lacking = []
     if held < stake:
         missing = reader.deployment.payment_token.format(stake - held)
         lacking.append(f"{missing} for the stake (token {address_hex(token)})")
-    if gas == 0:
-        lacking.append("some of the chain's native coin for gas")
+    # With less there is nothing left to settle with, and the worker would take no job.
+    wanted = REGISTER_GAS * price.wei_per_gas + RESERVE_SETTLEMENTS * settle_wei(price)
+    if coins < REGISTER_GAS * price.wei_per_gas:
+        missing = native_coin().format(wanted - coins)
+        lacking.append(f"{missing} for gas, the coin of chain {reader.deployment.chain_id}")
     if lacking:
+        free = reader.deployment.chain_id in DEVELOPMENT_CHAIN_IDS
         raise NotFunded(
             f"the operator {address_hex(operator)} lacks {' and '.join(lacking)}. "
-            "Send it there, then run this again."
+            f"Send it there, then run this again{'. Or add --faucet' if free else ''}"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -38,6 +38,7 @@ async def set_up_worker(
     owner: Address | None = None,
     flags: Mapping[str, str] = MappingProxyType({}),
     file_is_asked: bool = False,
+    doubt: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the files and keys of a home, then register the worker with one transaction.
 
@@ -46,6 +47,8 @@ async def set_up_worker(
     `owner`, or to the payout address.
     `flags` are how a person writes settings. `file_is_asked`: the deployment file is a person's.
     `faucet` takes stake and gas from the faucet of a development chain. It is safe to run again.
+    `doubt` is told before the transaction if the stake may be out of reach for its owner, and may
+    raise. None: that is among the warnings.
 
     Raises:
         PieceworkError: a file, a setting or the chain is in the way. The message says which.
@@ -69,7 +72,7 @@ async def set_up_worker(
     warnings: list[str] = []
     try:
         if register:
-            chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet)
+            chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet, doubt)
             step, warnings = await _register(home, config, operator, chosen, now)
             steps.append(step)
     finally:
@@ -97,13 +100,14 @@ async def _remote_operator(
 class _Stake:
     """How much is staked (None: the least), whose it is, and whether a faucet pays.
 
-    `chosen`: somebody named the owner.
+    `chosen`: somebody named the owner. `doubt`: who is told that it may be out of reach.
     """
 
     amount: int | None
     owner: Address
     chosen: bool
     faucet: bool
+    doubt: Callable[[str], None] | None
 
 
 async def _register(
@@ -124,8 +128,11 @@ async def _register(
             registration.check_registered(known, stake=stake.amount, owner=heir, token=token)
         else:
             if stake.owner == config.receiver:
-                doubt = await registration.owner_warning(reader, stake.owner)
-                warnings += [] if doubt is None else [doubt]
+                found = await registration.owner_warning(reader, stake.owner)
+                if found is not None and stake.doubt is not None:
+                    await asyncio.to_thread(stake.doubt, found)
+                elif found is not None:
+                    warnings.append(found)
             if stake.faucet:
                 needs = await reader.stake_requirements()
                 wanted = Amount(max(stake.amount or 0, needs.min_stake))

@@ -1,7 +1,8 @@
 """Whether the journal is as new as what this worker has signed.
 
 A restored journal does not know the jobs, receipts and vouchers that came after it. The indexes do
-know the last offer, and its signature is our own. So they need not be trusted.
+know the last offer, and its signature is our own. So they need not be trusted. A signer in another
+process knows the number of the last offer too, and no index has to answer for that.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from piecework.base.http import HttpError
+from piecework.chain.errors import SignerError
+from piecework.signer.remote import RemoteSigner
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import ROLLED_BACK, MetaSet
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.offers import OfferRejected, offer_signer
+from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, to_hex
 from piecework_protocol.wire import SignedOffer, decode_offer
 
@@ -38,11 +42,11 @@ class JsonReader(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LastOffer:
-    """The highest number of an offer of ours that an index shows."""
+    """The highest number of an offer of ours that somebody knows."""
 
     sequence: int
-    index: str
-    """The host that shows it."""
+    source: str
+    """Who says so, for a person."""
     signed: SignedOffer | None = None
     """The offer itself."""
 
@@ -75,7 +79,28 @@ async def _ask(
         ValueError,
     ):
         return None  # an index that is away, or that has nothing of ours to show
-    return LastOffer(signed.offer.sequence, urlsplit(index).hostname or "?", signed)
+    host = urlsplit(index).hostname or "?"
+    return LastOffer(signed.offer.sequence, f"the index at {host}", signed)
+
+
+async def signers_word(signer: AsyncSigner) -> LastOffer | None:
+    """Ask a signer in another process what it has signed last. None: it is away, or there is none.
+
+    The very last number does not count. A worker that was killed may not have written it down.
+    """
+    if not isinstance(signer, RemoteSigner):
+        return None
+    try:
+        state = await signer.state()
+    except SignerError:
+        return None
+    return LastOffer(state.last_offer - 1, "the signer")
+
+
+def later(one: LastOffer | None, other: LastOffer | None) -> LastOffer | None:
+    """Return the one with the higher number."""
+    found = [offer for offer in (one, other) if offer is not None]
+    return max(found, key=lambda offer: offer.sequence, default=None)
 
 
 async def notice(journal: Journal, last: LastOffer | None) -> str | None:
@@ -87,7 +112,7 @@ async def notice(journal: Journal, last: LastOffer | None) -> str | None:
     if last is None or last.sequence <= newest:
         return None
     why = (
-        f"the index at {last.index} shows offer {last.sequence} with our signature, "
+        f"{last.source} shows offer {last.sequence} with our signature, "
         f"and the journal ends at offer {newest}"
     )
     await journal.append([MetaSet(ROLLED_BACK, why)])

@@ -55,6 +55,7 @@ from piecework_node.runtime.live import NO_CONTENT, LiveChannel, LiveJob
 from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.recent import RECENT_JOBS
 from piecework_node.runtime.requests import unpack_ids
+from piecework_node.runtime.signing import JOURNAL
 from piecework_node.runtime.sink import FrameSink
 from piecework_node.runtime.write_offs import written_off
 from piecework_node.times import now
@@ -518,7 +519,7 @@ class Worker:
 
         The journal lacks what this worker has signed. `piecework worker recover` ends it.
         """
-        self._channels.faults.failed("journal", Code.JOURNAL_OLD, why)
+        self._channels.faults.failed(JOURNAL, Code.JOURNAL_OLD, why)
         for job in self._jobs():
             sink = job.sink
             if job.revived and not job.ended and sink is not None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -110,8 +111,7 @@ class OwnerWatch:
         """Pause by the owner's command, for so many seconds or until it is lifted."""
         until = None if seconds is None else Timestamp(int(self._clock.wall() + seconds))
         self._word = OwnersWord(until)
-        body = json.dumps({"until": until}).encode()
-        write_private(self._pause_file, body, replace=True)
+        _write_word(self._pause_file, until)
         self.decide()
 
     def lift(self) -> tuple[str, ...]:
@@ -164,6 +164,48 @@ class OwnerWatch:
         self._log.info("baseline learned", count=len(body))
 
 
+def inherit_pauses(home: Path, cards: Sequence[str], wall: float) -> tuple[str, ...]:
+    """Let the owner's pauses hold when the cards get other names, or one becomes several.
+
+    The pause of a card that the settings do not name any more goes to every card that they name:
+    which of them is meant nobody knows, and the owner goes first. The longer one of two holds. It
+    may be repeated after a kill.
+
+    Args:
+        home: The folder.
+        cards: Their names, as `OwnerWatch` takes them.
+        wall: Unix seconds.
+
+    Returns:
+        The cards that are paused for longer than before.
+
+    Raises:
+        ConfigError: a file cannot be read.
+    """
+    own = {_of_card(PAUSE_FILE, card): card for card in cards}
+    stem, _, ending = PAUSE_FILE.partition(".")
+    left = [
+        file
+        for file in sorted({home / PAUSE_FILE, *home.glob(f"{stem}-*.{ending}")})
+        if file.name not in own and file.is_file()
+    ]
+    ends = [word.until for file in left if (word := _read_word(file)) is not None]
+    longest = max((_lasts(end) for end in ends), default=0.0)
+    paused = []
+    for name, card in own.items():
+        word = _read_word(home / name)
+        if longest > max(wall, 0.0 if word is None else _lasts(word.until)):
+            _write_word(home / name, None if math.isinf(longest) else Timestamp(int(longest)))
+            paused.append(card)
+    for file in left:
+        file.unlink(missing_ok=True)
+    return tuple(paused)
+
+
+def _lasts(until: Timestamp | None) -> float:
+    return math.inf if until is None else float(until)
+
+
 def check_rules(rules: OwnerRules, senses: Senses, readings: Readings | None = None) -> None:
     """Hold the rules to what the machine tells.
 
@@ -206,6 +248,10 @@ def _read_word(path: Path) -> OwnersWord | None:
     if until is not None and not isinstance(until, int):
         raise _unreadable(path)
     return OwnersWord(None if until is None else Timestamp(until))
+
+
+def _write_word(path: Path, until: Timestamp | None) -> None:
+    write_private(path, json.dumps({"until": until}).encode(), replace=True)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from piecework.chain.errors import SignerDiffers, SignerError, SignerRefuses
-from piecework.signer.policy import LIMITS
+from piecework.signer.policy import CONTRADICTS, JOURNAL_LAGS, LIMITS
 from piecework.signer.remote import RemoteSigner, SignerState
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_protocol.eip712 import Domain, TypedData
@@ -23,6 +23,8 @@ CHECK: Final = "signer"
 """The name under which the signer is reported to the board."""
 SPENDING: Final = "signer's transactions"
 """The name under which transactions that it refused are reported."""
+JOURNAL: Final = "journal"
+"""The name under which a journal is reported that lacks what the worker has signed."""
 RETRY_S: Final = 0.5
 LOOK_S: Final = 5.0
 
@@ -49,12 +51,15 @@ class PatientSigner:
 
         Raises:
             Refusal: the worker stops first.
+            SignerRefuses: the signer has signed something else about the same work.
         """
         while True:
             try:
                 signature = await self._signer.typed(domain, message)
             except SignerError as error:
                 report(self._board, CHECK, error)
+                if isinstance(error, SignerRefuses) and error.refusal == CONTRADICTS:
+                    raise  # it will never be signed, so nobody waits for it
                 if self._ended.is_set():
                     raise Refusal(Reason.DRAINING, "the worker is shutting down") from None
                 with suppress(TimeoutError):
@@ -115,7 +120,10 @@ def judge(board: FaultBoard, state: SignerState) -> None:
 
 
 def report(board: FaultBoard, check: str, error: SignerError) -> None:
-    """Report why a signer did not sign."""
+    """Report why a signer did not sign. A journal that lags does so until `worker recover`."""
+    if isinstance(error, SignerRefuses) and error.refusal in JOURNAL_LAGS:
+        board.failed(JOURNAL, Code.JOURNAL_OLD, str(error))
+        return
     if isinstance(error, SignerDiffers):
         code = Code.SIGNER_DIFFERS
     elif not isinstance(error, SignerRefuses):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -9,6 +11,7 @@ from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import BindingType
 from textual.containers import Vertical, VerticalScroll
+from textual.css.query import NoMatches
 from textual.widgets import DataTable, Footer, Label, Static
 
 from piecework.base.text import one_line
@@ -39,9 +42,9 @@ class PanelView(Vertical):
 
     def compose(self) -> ComposeResult:
         """A title, and what is below it."""
-        yield Label(self._panel.title)
+        yield Label(self._panel.title, markup=False)
         yield DataTable(show_header=any(self._panel.columns), cursor_type="row")
-        yield Static(markup=False)
+        yield Static(markup=False, classes="line")
 
     def on_mount(self) -> None:
         """Make the columns."""
@@ -64,8 +67,9 @@ class PanelView(Vertical):
         table.display = bool(panel.rows)
         table.move_cursor(row=min(place.row, max(0, len(panel.rows) - 1)))
         line = panel.note if panel.rows else panel.empty
-        self.query_one(Static).update(one_line(line, MAX_CELL))
-        self.query_one(Static).display = bool(line)
+        below = self.query_one(".line", Static)  # a title is a Static too
+        below.update(one_line(line, MAX_CELL))
+        below.display = bool(line)
 
 
 class ConsoleApp(App[None]):
@@ -78,6 +82,7 @@ class ConsoleApp(App[None]):
     def __init__(self, home: Path) -> None:
         super().__init__()
         self._home = home
+        self._looks = asyncio.Lock()
 
     def compose(self) -> ComposeResult:
         """A line that says how fresh it is, and the panels."""
@@ -94,9 +99,21 @@ class ConsoleApp(App[None]):
         """Change between dark and light."""
         self.theme = "textual-light" if self.current_theme.dark else "textual-dark"
 
-    @work(exclusive=True)
+    @work
     async def refresh_panels(self) -> None:
-        """Ask the worker, and show what it says. A worker that is gone leaves the last tables."""
+        """Ask the worker, and show what it says. A worker that is gone leaves the last tables.
+
+        A look that is due while the last one goes on is left out. Breaking that one off would leave
+        panels without their tables.
+        """
+        if self._looks.locked():
+            return
+        async with self._looks:
+            # On a slow machine a panel may not be drawn yet, or the window may be closing.
+            with suppress(NoMatches):
+                await self._look()
+
+    async def _look(self) -> None:
         said = self.query_one("#said", Static)
         try:
             body = await ask_daemon(self._home, "GET", "/console/data")

@@ -40,6 +40,7 @@ class Wishes:
     prices: tuple[str, str, str]
     fingerprint: str | None
     stake: str
+    owner: str | None
     faucet: bool
 
 
@@ -123,7 +124,7 @@ def _suggested(market: MarketDescriptor, rpc: str | None, given: dict[str, str])
     prompt, output, steps = (suggested[name] for name in PRICES)
     common.say(
         f"prices: {prompt} a million prompt tokens, {output} a million output tokens, "
-        f"{steps} a thousand steps: {found.why}. Change them in config.toml"
+        f"{steps} a thousand steps: {found.why}. Change them with piecework worker set"
     )
     return suggested
 
@@ -144,10 +145,18 @@ async def _suggestion(market: MarketDescriptor, rpc: str | None) -> PriceSuggest
 
 def join(
     home: Home, url: str, wishes: Wishes, password_file: Path | None, flags: dict[str, str]
-) -> dict[str, Any]:
-    """Accept the market, make the home, and register. Returns what was done, as `init` does.
+) -> tuple[dict[str, Any], str]:
+    """Accept the market, make the home, and register.
 
-    flags: how a person writes settings.
+    Args:
+        home: One that may be there.
+        url: Of the market's descriptor.
+        wishes: What the command line says.
+        password_file: With the password of the key. None: it is asked for.
+        flags: How a person writes settings.
+
+    Returns:
+        What was done, as `init` does, and the password.
     """
     import tempfile
 
@@ -159,12 +168,13 @@ def join(
     secret = common.password(password_file, confirm=not home.operator.is_file())
     token = market.deployment.payment_token
     staked = common.units(token, wishes.stake) if wishes.stake else None
+    heir = None if wishes.owner is None else common.address("--owner", wishes.owner)
     if market.faucet is not None:
         common.say(f"test tokens and coins: {market.faucet}")
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "deployment.json"
         market.deployment.save(file)
-        return common.run(
+        done = common.run(
             set_up_worker(
                 home,
                 file,
@@ -174,6 +184,16 @@ def join(
                 stake=staked,
                 faucet=wishes.faucet,
                 register=True,
+                owner=heir,
                 flags=flags,
+                doubt=ask_about,
             )
         )
+    return done, secret
+
+
+def ask_about(doubt: str) -> None:
+    """Say what may go wrong with a stake before it is sent, and ask where a person is there."""
+    common.say(f"warning: {doubt}", err=True)
+    if sys.stdin.isatty() and not typer.confirm("Register all the same?"):
+        common.fail("not registered")

@@ -22,6 +22,8 @@ def line(title: str, points: Sequence[tuple[int, int]], show: Callable[[int], st
     """
     if not points:
         return _figure(title, "", "nothing recorded yet")
+    if len(points) == 1:  # a line from one side to the other: so it has been as long as is known
+        points = (points[0], (points[0][0] + 1, points[0][1]))
     first, last = points[0][0], points[-1][0]
     top = max(value for _, value in points) or 1
     # From zero: a price that hardly moves is a flat line, and not a mountain range.

@@ -52,6 +52,7 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
   border: 1px solid var(--line) }
 caption { text-align: left; padding: .4rem 0; color: var(--soft) }
 th, td { text-align: left; padding: .5rem .6rem; border-top: 1px solid var(--line) }
+@media (min-width: 84.01rem) { th, td { font-size: .875rem; padding: .5rem .35rem } }
 td.n, th.n { text-align: right } th { background: var(--card) }
 td a { overflow-wrap: anywhere } td code { white-space: nowrap }
 small { color: var(--soft) }

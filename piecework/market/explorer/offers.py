@@ -29,7 +29,7 @@ from piecework.market.listing import Entry, Listed, Query, Sort, blended_price
 from piecework_protocol.capacity import EntryCapacity, capacity_of
 from piecework_protocol.objects import Service
 from piecework_protocol.service import service_name
-from piecework_protocol.types import Address, Digest, Timestamp, to_hex
+from piecework_protocol.types import Address, Digest, Timestamp, address_hex, to_hex
 from piecework_protocol.usual import MEAN_STEPS, Source, price_with_steps, usual_jobs
 
 MAX_SHOWN_MODELS: Final = 100
@@ -37,6 +37,10 @@ MAX_SHOWN_MODELS: Final = 100
 MAX_KEPT_ROWS: Final = 4096
 """Rows that are made once: those of the first pages in each order."""
 TITLE: Final = "Piecework market"
+DEPLOYMENT: Final = "/deployment.json"
+DESCRIPTOR: Final = "/market.json"
+SIGNATURE: Final = DESCRIPTOR + ".sig"
+"""Where an index serves what newcomers need."""
 SERVICES: Final = {Service.REPLAYABLE: "replayable", Service.BEST_EFFORT: "best effort"}
 ORDERS: Final = {
     Sort.PRICE: "cheapest first",
@@ -121,8 +125,19 @@ class _Row:
     cells: tuple[Cell, ...]
 
 
-def render(overview: Overview, query: Query, url: str, rows: OfferRows) -> str:
-    """Return the page. `url`: where readers reach this index."""
+@dataclass(frozen=True, slots=True)
+class WayIn:
+    """How a reader comes into the market.
+
+    url: where readers reach this index. key: who signed the market's descriptor, if it serves one.
+    """
+
+    url: str
+    key: Address | None = None
+
+
+def render(overview: Overview, query: Query, way: WayIn, rows: OfferRows) -> str:
+    """Return the page."""
     now, money = overview.now, rows.money
     figures = facts(
         (f"{now.workers:,}", "workers"),
@@ -145,7 +160,7 @@ def render(overview: Overview, query: Query, url: str, rows: OfferRows) -> str:
             _pager(query, overview.found.total),
             "<h2>Models</h2>",
             _models_table(overview.models, money),
-            _how(url),
+            _how(way),
         )
     )
     intro = """<p>Text by the canvas on other people's GPUs. Every offer below is signed by a bonded
@@ -298,15 +313,27 @@ def _models_table(models: dict[str, Any], money: Money) -> str:
     return table(caption, MODEL_COLUMNS, rows, "Nobody serves a model right now.")
 
 
-def _how(url: str) -> str:
-    shown = escape(url)
+def _how(way: WayIn) -> str:
+    shown = escape(way.url)
     return f"""<h2>Connect to this market</h2>
-<p>You need the market's deployment file. Then your programs talk to a gateway of your own, with any
-OpenAI client:</p>
+<p>Save the market's <a href="{DEPLOYMENT}" download>deployment file</a>. It names chain, token and
+terms, so compare it with what people you trust have. Your programs then talk to a gateway of your
+own, with any OpenAI client:</p>
 <pre><code>piecework client init --deployment deployment.json --index {shown}
 piecework gateway</code></pre>
 <h2>Run a worker</h2>
-<p>The wizard writes a home with keys, settings and prices. This index lists you once you are
-registered and up:</p>
+{_joining(way)}"""
+
+
+def _joining(way: WayIn) -> str:
+    shown = escape(way.url)
+    if way.key is None:
+        return f"""<p>With the same file. The first line writes a home with keys, settings and
+prices, and registers. This index lists you once you are up:</p>
 <pre><code>piecework worker init --deployment deployment.json --index {shown}
 piecework worker start</code></pre>"""
+    return f"""<p>One line asks for what is missing, suggests prices, registers, checks and
+starts:</p>
+<pre><code>piecework worker join {shown}{DESCRIPTOR}</code></pre>
+<p>The market's descriptor is signed by <code>{address_hex(way.key)}</code>. Compare that with what
+the market publishes elsewhere: whoever runs this index could show another one.</p>"""

@@ -162,6 +162,11 @@ async def test_the_terminal_shows_every_panel_and_is_used_by_keys_alone(tmp_path
             while {view.id for view in app.query(PanelView)} != wanted:
                 await pilot.pause(0.05)
             await pilot.pause()
+            for panel in panels(shown.snapshot):
+                title, line = app.query_one(f"#{panel.key}", PanelView).query(Static)
+                assert title.display and str(title.render()) == panel.title
+                below = panel.note if panel.rows else panel.empty
+                assert line.display == bool(below) and str(line.render()) == below
             table = app.query_one("#clients", PanelView).query_one(DataTable)
             assert table.get_row_at(0)[3] == "1,300.00"
             before = app.focused
@@ -174,6 +179,19 @@ async def test_the_terminal_shows_every_panel_and_is_used_by_keys_alone(tmp_path
             said = app.query_one("#said", Static)
             while "paused" not in str(said.render()):
                 await pilot.pause(0.05)
+
+
+async def test_a_slow_machine_does_not_end_the_terminal(tmp_path: Path) -> None:
+    """The next look comes before the panels of the last one are drawn."""
+    async with served(tmp_path) as shown:
+        app = ConsoleApp(tmp_path)
+        async with app.run_test(size=(80, 200)) as pilot, asyncio.timeout(60):
+            wanted = {panel.key for panel in panels(shown.snapshot)}
+            while {view.id for view in app.query(PanelView)} != wanted:
+                app.refresh_panels()
+                await pilot.pause(0)
+            await pilot.pause()
+            assert len(app.query(DataTable)) == len(wanted)
 
 
 async def test_a_terminal_says_that_its_worker_is_gone(tmp_path: Path) -> None:

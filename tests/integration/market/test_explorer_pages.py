@@ -25,6 +25,10 @@ pytestmark = pytest.mark.process
 
 WIDTHS = (390, 768, 1440, 2560)
 SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
+ONE_LINE = 24
+"""Pixels that a line of text takes at most."""
+ROW_HEIGHTS = """[...document.querySelector("table").tBodies[0].rows].map(
+  (row) => row.getBoundingClientRect().height)"""
 LONG = "diffusion_gemma-26b-a4b-instruct-" + "x" * 60
 
 
@@ -69,6 +73,30 @@ def _busy(explorer: Explorer) -> Any:
     now = int(explorer.clock.wall())
     nothing = Uint32(0)
     return offer("worker", now, sequence=Uint64(2), models=(model(), dear), slots_free=nothing)
+
+
+async def test_an_offer_is_one_line_of_a_usual_window_with_its_prices_in_dollars(
+    tmp_path: Path,
+) -> None:
+    store = await an_offer_store(tmp_path / "market.db", DOMAIN)
+    explorer = Explorer(store, ExplorerSettings(Money(TOKEN_INFO, Decimal(1))))
+    async with TestClient(TestServer(explorer.server.application())) as http:
+        await explorer.fill()
+        known = model(
+            "google/diffusiongemma-26B-A4B-it",
+            kinds=Uint32(0b1111),
+            tokens_per_second=Uint32(1812),
+        )
+        now = int(explorer.clock.wall())
+        busy = offer("worker", now, sequence=Uint64(2), models=(known,), slots_free=Uint32(0))
+        await explorer.server.accept(encode_offer(busy))
+        text = await _page(http, "/")
+    await store.close()
+    async with browser(tmp_path / "profile") as page:
+        await page.resize(1440, 900, "light")
+        await page.show(text)
+        heights = await page.value(ROW_HEIGHTS)
+        assert len(heights) == 3 and max(heights) < 2 * ONE_LINE, heights
 
 
 async def test_every_page_fits_and_is_readable_at_every_width_in_both_schemes(

@@ -19,6 +19,7 @@ from piecework_node import config
 from piecework_node.daemon.admin import ask_daemon
 from tests.support.chains import TestMarket, deployed, signer
 from tests.support.commands import Said, piecework
+from tests.support.on_terminal import on_terminal
 
 pytestmark = pytest.mark.process
 
@@ -90,6 +91,41 @@ async def test_one_line_joins_a_market_and_follows_what_may_change(
 
         await describe(public, key="other.json")
         assert "This home pinned" in (await join(url, home)).line()
+
+
+async def test_on_a_terminal_each_thing_is_asked_once_and_before_it_is_done(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    public, home = tmp_path / "public", tmp_path / "worker"
+    public.mkdir()
+    async with deployed(embedded_chain) as market, published(public) as url:
+        market.deployment.save(public / "deployment.json")
+        await describe(public)
+        line = ("worker", "join", url, "--home", str(home), "--bind", f"127.0.0.1:{free_port()}")
+        told = [
+            ("Is it the same", "y"),
+            ("Cold address", PAYOUT),
+            ("Key password", "secret"),
+            ("Again", "secret"),
+            ("Register all the same", "n"),
+        ]
+        code, shown = await on_terminal(*line, "--faucet", answers=told)
+        assert code == 1 and "has never sent a transaction" in shown, shown
+        assert [worker async for worker in market.reader.every_worker()] == []
+
+        code, shown = await on_terminal(
+            *line, answers=[("Key password", "secret"), ("Register all the same", "y")]
+        )
+        assert code == 1, shown
+        assert "lacks 100.00 tUSDC for the stake" in shown and " coin for gas" in shown
+        assert "Or add --faucet" in shown
+
+        code, shown = await on_terminal(
+            *(*line, "--faucet", "--no-start"),
+            answers=[("Key password", "secret"), ("Register all the same", "y")],
+        )
+        assert code == 0 and "next: piecework worker check" in shown, shown
+        assert len([worker async for worker in market.reader.every_worker()]) == 1
 
 
 async def test_the_last_step_checks_first_and_starts_only_what_can_earn(

@@ -40,10 +40,13 @@ async def test_a_pause_is_seen_everywhere_outlives_a_restart_and_is_lifted(tmp_p
             assert (await worker.start())["ready"] is True
             await hold_to_a_pause(worker)
             assert await worker.drain() == 0
+            with worker.home.config.open("a") as file:
+                file.write('[[cards]]\nname = "desk"\ndevice = "cpu"\n')
+                file.write('[[cards]]\nname = "big"\ndevice = "cpu"\n')
             assert (await worker.start())["ready"] is False
             await until(lambda: is_in(worker, "paused", 0), within_s=30, poll_s=POLL_STATUS_S)
             assert await ask(worker, "/resume", "POST") == {"paused": False, "causes": []}
-            await until(lambda: is_in(worker, "ready", 2), within_s=30, poll_s=POLL_STATUS_S)
+            await until(lambda: is_in(worker, "ready", 4), within_s=30, poll_s=POLL_STATUS_S)
         finally:
             assert await worker.drain() == 0
 

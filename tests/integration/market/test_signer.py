@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from piecework.base.files import write_private
 from piecework.chain import calls
 from piecework.chain.authorizations import Permit
 from piecework.chain.calls import Call
@@ -23,6 +24,7 @@ from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
+from piecework.demo.market import free_port
 from piecework.signer.remote import RemoteSigner
 from piecework_node import config
 from piecework_node.daemon.admin import ask_daemon
@@ -34,8 +36,18 @@ from piecework_node.home import Home
 from piecework_node.keys.operator import is_record, write_record
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, to_hex
-from tests.support.chains import ETHER, MIN_STAKE, TestMarket, deployed, signer
+from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, parse_address, to_hex
+from tests.integration.market.test_join import describe, published
+from tests.support.chains import (
+    ETHER,
+    MIN_STAKE,
+    UNBONDING_DELAY_S,
+    TestMarket,
+    deployed,
+    signer,
+)
+from tests.support.commands import piecework
+from tests.support.node.owed import OWNER
 from tests.support.signers import SignerProcess, payouts
 from tests.support.waiting import until
 from tests.support.worker_process import (
@@ -44,12 +56,14 @@ from tests.support.worker_process import (
     POLL_S,
     RECEIVER,
     WorkerProcess,
+    write_key,
 )
 
 pytestmark = pytest.mark.process
 
 OPERATOR = LocalSigner(OPERATOR_SECRET)
 NEXT = LocalSigner(bytes(keccak256(b"the next operator behind a signer")))
+SECRET = {"PIECEWORK_PASSWORD": PASSWORD}
 THIEF = Address(keccak256(b"a thief of a worker's home")[12:])
 SETTINGS: dict[str, Any] = {"payouts": payouts(RECEIVER), "daily_tokens": MIN_STAKE}
 
@@ -320,3 +334,93 @@ async def _rotates(home: Home, market: TestMarket, second: SignerProcess) -> Non
 
 def _socket(place: str) -> Path:
     return Path(place.removeprefix("unix:"))
+
+
+async def test_a_worker_joins_and_leaves_by_commands_with_no_key_on_its_machine(
+    tmp_path: Path,
+) -> None:
+    """The operator key is in a signer, and the stake belongs to somebody else altogether."""
+    public, home = tmp_path / "public", Home(tmp_path / "worker")
+    public.mkdir()
+    async with (
+        EmbeddedChain() as chain,
+        deployed(chain) as market,
+        published(public) as url,
+    ):
+        market.deployment.save(public / "deployment.json")
+        fingerprint = await describe(public)
+        allowed = payouts(RECEIVER, OWNER.address)
+        process = SignerProcess.make(
+            tmp_path / "signer",
+            market.deployment,
+            OPERATOR_SECRET,
+            payouts=allowed,
+            daily_tokens=MIN_STAKE,
+        )
+        write_key(tmp_path / "owner.json", bytes(OWNER.secret))
+        await market.give(OWNER.address, wei=ETHER)
+        await process.start()
+        try:
+            where = f"127.0.0.1:{free_port()}"
+            joined = await piecework(
+                *("worker", "join", url, "--home", str(home.root), "--fingerprint", fingerprint),
+                *("--signer", process.place, "--payout", to_hex(RECEIVER), "--bind", where),
+                *("--owner", to_hex(OWNER.address), "--faucet", "--no-start"),
+                environment=SECRET,
+            )
+            assert joined.code == 0, joined.err
+            assert is_record(home.operator)
+            known = await market.reader.worker(OPERATOR.address)
+            assert known is not None and (known.owner, known.payout) == (OWNER.address, RECEIVER)
+            worker = WorkerProcess(home, where, 0.05)
+            assert (await worker.start())["ready"]
+            await _leaves(market, worker, tmp_path / "owner.json")
+        finally:
+            await process.kill()
+    assert not {"requestUnbond", "withdrawStake", "send"} & set(process.signed())
+
+
+async def _leaves(market: TestMarket, worker: WorkerProcess, owner: Path) -> None:
+    """Leave, to the stake at its owner. The worker still runs when this begins."""
+    leave = ("worker", "leave", "--home", str(worker.home.root), "--yes", "--json")
+    keyless = (await piecework(*leave, environment=SECRET)).json()
+    assert keyless["next"] == "unbond"
+    assert parse_address(keyless["transaction"]["from"]) == OWNER.address
+    assert worker.process is not None and await worker.process.wait() == 0
+
+    waiting = (await piecework(*leave, "--owner-key", str(owner), environment=SECRET)).json()
+    assert waiting["next"] == "wait" and waiting["transaction"] is None
+    await market.pass_time(UNBONDING_DELAY_S)
+    gone = (await piecework(*leave, "--owner-key", str(owner), environment=SECRET)).json()
+    assert gone["next"] is None, gone
+    assert await market.reader.worker(OPERATOR.address) is None
+    assert await market.reader.token_balance(market.token, OWNER.address) == MIN_STAKE
+
+
+async def test_of_two_homes_with_one_signer_the_second_takes_no_job(tmp_path: Path) -> None:
+    """It has a journal of its own, and would sign again what the first has signed."""
+    async with apart(tmp_path) as parts:
+        assert (await parts.worker.start())["ready"]
+        second = WorkerProcess(Home(tmp_path / "second"), f"127.0.0.1:{free_port()}", 0.05)
+        await _copied(parts.worker.home, second)
+        # Another start is another offer. The very last number may come again.
+        assert await parts.worker.drain() == 0
+        assert (await parts.worker.start())["ready"]
+        ready = await second.start()
+        assert not ready["ready"] and "journal" in ready["fault"], ready
+        status = await ask_daemon(second.home.root, "GET", "/status")
+        assert "journal-old" in {fault["code"] for fault in status["faults"]}
+        await parts.has()
+        assert await second.drain() == 0
+        assert await parts.worker.drain() == 0
+
+
+async def _copied(home: Home, second: WorkerProcess) -> None:
+    """Make a second home with the same operator, as somebody does who moves to another machine."""
+    second.home.create()
+    for file in (home.deployment, home.operator, home.sealing, home.certificate):
+        write_private(second.home.root / file.name, file.read_bytes())
+    write_private(second.home.certificate_key, home.certificate_key.read_bytes())
+    text = home.config.read_text()
+    changed = text.replace(config.load(home.root, environment={}).bind, second.endpoint)
+    write_private(second.home.config, changed.encode())

@@ -19,6 +19,7 @@ import pytest
 from piecework.base.http import HttpLimits, HttpReader, host_of
 from piecework.chain.deploy import deploy
 from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.client.errors import JobInterrupted
 from piecework.demo.market import free_port
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.index_pages import parse_page
@@ -152,6 +153,35 @@ async def test_a_relay_that_freezes_in_a_job_costs_time_and_no_money(
             assert last(events).cost == sum(canvas.amount for canvas in canvases)
         finally:
             made.relays[0].process.send_signal(signal.SIGCONT)
+            assert await made.worker.drain() == 0
+
+
+async def test_a_worker_that_is_killed_behind_its_relays_comes_back_and_its_job_goes_on(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    """The relays find out by themselves, and let the new link in. Nobody pays twice."""
+    async with (
+        two_relays(tmp_path, embedded_chain, pace_s=0.05, bind="") as made,
+        client_of(tmp_path, made.market) as client,
+    ):
+        await made.market.pool(PAYER, embedded_chain.faucet, POOL)
+        await made.market.give(PAYER.address, wei=ETHER)
+        await made.worker.start()
+        try:
+            running = asyncio.create_task(collect(client.run(ask(max_tokens=400, seed=3))))
+            await until(lambda: bool(client.store.receipts()), within_s=60)
+            await made.worker.kill()
+            ready = await made.worker.start()
+            assert ready["relays"] == dict.fromkeys(made.names, "joined")
+            try:
+                events = await asyncio.wait_for(running, 180)
+            except JobInterrupted as cut:  # the start took longer than the client waits
+                events = await asyncio.wait_for(collect(client.resume(cut.job)), 180)
+            (row,) = client.store.channels()
+            _, receipts = await client.receipts(row.id)
+            assert last(events).acknowledged and not [r.trouble for r in receipts if r.trouble]
+            assert last(events).cost == sum(proven.row.receipt.amount for proven in receipts)
+        finally:
             assert await made.worker.drain() == 0
 
 

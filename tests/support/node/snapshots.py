@@ -84,6 +84,7 @@ def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
         cards=(a_card(gpu=gpu),),
         head_age_s=3.2,
         indexes={"index.example": True, "other.example": False},
+        relays={"relay.example:7443": "joined", "far.example:7443": "it does not answer"},
         alerts=(
             Alert(AT - 900, "gas-low", "the worker cannot pay for settlements. Send some."),
             Alert(AT - 60, "gas-low", "the worker cannot pay for settlements. Send some.", True),

@@ -207,3 +207,8 @@ def test_a_locale_without_utf8_does_not_break_an_error_line() -> None:
         environment={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
     )
     assert (code, err) == (1, "error: 5 ?\n")
+
+
+def test_on_windows_the_command_says_that_it_does_not_run_there() -> None:
+    code, out, err = ended("from piecework.__main__ import main\nmain('win32')")
+    assert (code, out) == (2, "") and err.startswith("error: Piecework does not run on Windows")

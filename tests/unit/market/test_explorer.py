@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from decimal import Decimal
 from html.parser import HTMLParser
 from pathlib import Path
@@ -20,7 +21,16 @@ from piecework.market.server import ExplorerSettings, IndexServer
 from piecework.market.settlements import catch_up
 from piecework_protocol.limits import MAX_OFFER_MODELS
 from piecework_protocol.objects import Endpoint, Route
-from piecework_protocol.types import Amount, Digest, Timestamp, Uint32, Uint64, keccak256, to_hex
+from piecework_protocol.types import (
+    Amount,
+    Digest,
+    Timestamp,
+    Uint32,
+    Uint64,
+    address_hex,
+    keccak256,
+    to_hex,
+)
 from piecework_protocol.wire import encode_offer
 from tests.support.client_side import FakeClock
 from tests.support.databases import an_offer_store
@@ -121,6 +131,30 @@ async def test_nobody_is_believed_about_dollars(store: OfferStore) -> None:
     await plain.fill()
     async with TestClient(TestServer(plain.server.application())) as http:
         assert "$" not in (await shown(http, "/")).text
+
+
+async def test_a_newcomer_finds_the_deployment_and_the_line_that_joins(store: OfferStore) -> None:
+    files = {"/deployment.json": b"{}", "/market.json": b'{"a":1}', "/market.json.sig": b"0x"}
+    key = operator("who signs a market").address
+    money = Money(TOKEN_INFO)
+    without = ExplorerSettings(money, "https://i.example", files={"/deployment.json": b"{}"})
+    signed = replace(without, files=files, key=key)
+    for settings in (without, signed):
+        server = Explorer(store, settings).server
+        async with TestClient(TestServer(server.application())) as http:
+            for path, content in settings.files.items():
+                assert await (await http.get(path)).read() == content
+            answer = await http.get("/")
+            text = await answer.text()
+            assert 'href="/deployment.json" download' in text
+            joins = "piecework worker join https://i.example/market.json" in text
+            assert joins == (address_hex(key) in text) == (settings is signed)
+    assert (await _status(store, without, "/market.json")) == 404
+
+
+async def _status(store: OfferStore, settings: ExplorerSettings, path: str) -> int:
+    async with TestClient(TestServer(Explorer(store, settings).server.application())) as http:
+        return (await http.get(path)).status
 
 
 HOSTILE = "\u202egpj\x00\x1b[2J\u200b" + "x" * 40

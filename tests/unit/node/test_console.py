@@ -367,3 +367,9 @@ def test_energy_is_the_sum_of_our_cards_and_unknown_if_one_of_them_does_not_tell
     assert meter.hours == {hour: 500.0}, "what a paused card draws is its owner's"
     sample(6, ours=["a", "b"], a=100.0, b=None)
     assert meter.hours == {hour: 500.0}
+
+
+def test_an_owner_behind_a_router_sees_which_relays_are_joined() -> None:
+    (health,) = (panel for panel in panels(a_snapshot()) if panel.key == "health")
+    assert ("relay.example:7443", "relay joined") in health.rows
+    assert ("far.example:7443", "relay not joined: it does not answer") in health.rows

@@ -22,7 +22,7 @@ from piecework_node.owner.causes import (
 )
 from piecework_node.owner.nvml import MachineSenses
 from piecework_node.owner.readings import GpuProcess, GpuReading, Readings
-from piecework_node.owner.watch import LEARN_S, OwnerWatch, check_rules
+from piecework_node.owner.watch import LEARN_S, OwnerWatch, check_rules, inherit_pauses
 from piecework_node.runtime.pause import LONGEST_RETRY_S, Pause
 from piecework_node.schedule import Window
 from piecework_protocol.types import Timestamp
@@ -170,6 +170,40 @@ async def test_each_of_several_cards_is_paused_by_its_own_command_over_a_restart
     assert desk.texts == ("piecework worker pause",)
     desk.watch.lift()
     assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((), ("desk", "big")), (("desk", "big"), ()), (("desk", "big"), ("office", "big"))],
+)
+async def test_a_pause_holds_when_the_cards_get_other_names(
+    tmp_path: Path, before: tuple[str, ...], after: tuple[str, ...]
+) -> None:
+    """An owner who changes the settings has not said that the card is free."""
+    owned = Owned(tmp_path, OwnerRules())
+    owned.start(*before[:1]).command(None)
+    named = inherit_pauses(tmp_path, after or ("",), owned.clock.wall())
+    assert named == (after or ("",))
+    for card in after or ("",):
+        await owned.start(card).look()
+        assert owned.texts == ("piecework worker pause",)
+        owned.watch.lift()
+    assert not files(tmp_path) and inherit_pauses(tmp_path, after or ("",), 0.0) == ()
+
+
+def test_of_two_pauses_the_longer_one_holds_and_one_that_is_over_does_not(tmp_path: Path) -> None:
+    owned = Owned(tmp_path, OwnerRules())
+    owned.start("old").command(3600)
+    owned.start("desk").command(60)
+    owned.start("big").command(7200)
+    assert inherit_pauses(tmp_path, ("desk", "big"), owned.clock.wall()) == ("desk",)
+    ends = {card: owned.start(card).decide()[0].ends_at for card in ("desk", "big")}
+    now = int(owned.clock.wall())
+    assert ends == {"desk": now + 3600, "big": now + 7200}
+    owned.start("old").command(5)
+    owned.clock.advance(6)
+    assert inherit_pauses(tmp_path, ("desk", "big"), owned.clock.wall()) == ()
+    assert files(tmp_path) == ["pause-big.json", "pause-desk.json"]
 
 
 @pytest.mark.parametrize(

@@ -94,9 +94,31 @@ async def test_an_operator_is_dialled_for_once_a_minute(chain: FakeChain) -> Non
     clock = FakeClock(SystemClock().wall())
     async with running_relay(chain, dialler=LOCAL, clock=clock) as relay:
         assert "dialled" in await answer(relay, request("worker.example:1"))
-        assert await code(relay, request("worker.example:1")) == "rate_limited"
+        assert await code(relay, request("worker.example:1", late_s=-1)) == "rate_limited"
         clock.advance(60)
         assert "dialled" in await answer(relay, request("worker.example:1", late_s=-60))
+
+
+async def test_who_plays_a_request_again_elsewhere_takes_no_dial_from_its_worker(
+    chain: FakeChain,
+) -> None:
+    """A worker sends one request to all indexes, and any of them may hand it to the others."""
+    clock = FakeClock(SystemClock().wall())
+    async with (
+        running_relay(chain, dialler=LOCAL, clock=clock) as relay,
+        tls_listener(WORKER.address) as (port, pin, names),
+    ):
+        asked = request(f"worker.example:{port}", pin=pin)
+        played, own = await asyncio.gather(answer(relay, asked), answer(relay, asked))
+        assert own == played and own["dialled"][0]["outcome"] == "reached"
+        assert await answer(relay, asked) == own
+        assert len(names) == 1, "it is dialled for once"
+
+        clock.advance(60)
+        later = request(f"worker.example:{port}", pin=pin, late_s=-60)
+        assert await code(relay, asked) == "clock_differs"
+        assert (await answer(relay, later))["dialled"][0]["outcome"] == "reached"
+        assert len(names) == 2
 
 
 @pytest.mark.parametrize(

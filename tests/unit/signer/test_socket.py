@@ -22,7 +22,7 @@ from piecework.signer.limits import MAX_CLIENTS, MAX_FRAME_BYTES
 from piecework.signer.place import socket_path
 from piecework.signer.record import SignatureLog
 from piecework.signer.remote import RemoteSigner, signer_at
-from piecework.signer.server import BUSY, METHOD, USER, CannotServe
+from piecework.signer.server import BUSY, METHOD, USER, CannotServe, require_linux
 from piecework.signer.wire import frame, read_frame, transaction_question, typed_question
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
@@ -93,6 +93,23 @@ async def test_the_socket_is_its_owners_alone(tmp_path: Path) -> None:
     async with serving(tmp_path) as path:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not path.exists()
+
+
+async def test_a_group_by_its_number_may_open_the_socket_and_an_unknown_one_leaves_none(
+    tmp_path: Path,
+) -> None:
+    async with serving(tmp_path, group=str(os.getgid())) as path:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        assert path.stat().st_gid == os.getgid()
+    with pytest.raises(CannotServe, match="no such group"):
+        async with serving(tmp_path, group="no-such-group"):
+            pass
+    assert not (tmp_path / "socket").exists()
+
+
+def test_a_system_that_does_not_say_who_asks_is_refused() -> None:
+    with pytest.raises(CannotServe, match="only Linux"):
+        require_linux("darwin")
 
 
 async def test_another_user_is_refused_by_name(tmp_path: Path) -> None:
@@ -205,8 +222,9 @@ async def test_a_key_that_changes_under_an_open_connection_is_noticed(tmp_path: 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left = {"signatures": 1, "wei": "1", "tokens": "1", "renews_at": 1}
         hello = {"address": "0x" + KEY.address.hex(), "chain_id": MARKET.chain_id, "left": left}
+        hello |= {"registry": "0x" + MARKET.registry.hex(), "last_offer": 0}
         await read_frame(reader, 5)
-        writer.write(frame({**hello, "registry": "0x" + MARKET.registry.hex()}))
+        writer.write(frame(hello))
         await read_frame(reader, 5)
         signature = OTHER.sign_typed(MARKET.domain, ACCEPTANCE)
         writer.write(frame({"signature": "0x" + signature.hex()}))
@@ -220,7 +238,7 @@ async def test_a_key_that_changes_under_an_open_connection_is_noticed(tmp_path: 
 
 
 async def test_a_signer_that_is_away_or_silent_says_so_and_comes_back(tmp_path: Path) -> None:
-    signer = remote(tmp_path / "socket", answer_s=0.2)
+    signer = remote(tmp_path / "socket", answer_s=1.0)
     with pytest.raises(SignerAway, match="does not answer"):
         await signer.typed(MARKET.domain, ACCEPTANCE)
     async with serving(tmp_path):

@@ -1,0 +1,68 @@
+"""`piecework` commands on a terminal of their own, with somebody who answers."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import pty
+import re
+import sys
+import termios
+from collections.abc import Sequence
+
+WITHIN_S = 180.0
+MAX_READ = 65536
+
+
+def _own_terminal() -> None:
+    """In the child: make the terminal the one that it controls, as a login does."""
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+async def on_terminal(
+    *arguments: str, answers: Sequence[tuple[str, str]], within_s: float = WITHIN_S
+) -> tuple[int, str]:
+    """Run a command. Each question (a pattern) has to come in its turn, and gets its answer.
+
+    Returns its exit code and all that the terminal showed.
+    """
+    ours, theirs = pty.openpty()
+    environment = {n: v for n, v in os.environ.items() if n != "PIECEWORK_PASSWORD"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "piecework", *arguments),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=environment,
+        start_new_session=True,
+        preexec_fn=_own_terminal,
+    )
+    os.close(theirs)
+    try:
+        async with asyncio.timeout(within_s):
+            shown = await asyncio.to_thread(_talk, ours, list(answers))
+            return await process.wait(), shown
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+        os.close(ours)
+
+
+def _talk(terminal: int, answers: list[tuple[str, str]]) -> str:
+    """Read to the end, and answer. The end is an error of the terminal, as Linux has it."""
+    shown, asked_from = "", 0
+    while True:
+        try:
+            came = os.read(terminal, MAX_READ)
+        except OSError:
+            break
+        if not came:
+            break
+        shown += came.decode(errors="replace")
+        if answers and re.search(answers[0][0], shown[asked_from:]):
+            asked_from = len(shown)
+            os.write(terminal, answers.pop(0)[1].encode() + b"\n")
+    assert not answers, f"it did not ask {answers[0][0]!r}: {shown}"
+    return shown
