@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from piecework_model import kinds, templates
 from piecework_model.audit.claims import ClaimedCanvas, ClaimedJob, Ids
 from piecework_model.audit.forced import ForcedPass
-from piecework_model.audit.judgement import Pairing, Table, Tails, judge, precision_name
+from piecework_model.audit.judgement import Pairing, Table, Tails, judge
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import scores
@@ -23,6 +23,7 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.errors import AuditError, OpeningError, PromptError, RequestError
 from piecework_model.jobs import generation_request
 from piecework_model.machine.probe import read_precision
+from piecework_model.precision import precision_name
 from piecework_model.requests import HOLE, CanvasFinish, GenerationRequest
 from piecework_model.text.segments import SegmentStream
 from piecework_protocol.kinds import KINDS

@@ -106,11 +106,6 @@ Tails = Mapping[str, Tail]
 Table = Mapping[Pairing, Tails]
 
 
-def precision_name(dtype: str, quantization: str) -> str:
-    """Name how a model is computed, from its arithmetic and how its weights are packed."""
-    return dtype if quantization == "none" else f"{dtype}+{quantization}"
-
-
 def judge(canvases: Sequence[Scored], tails: Tails) -> Judgement:
     """Judge canvases of one worker, of different jobs if they are several.
 

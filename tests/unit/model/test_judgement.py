@@ -19,10 +19,10 @@ from piecework_model.audit.judgement import (
     fit_tail,
     judge,
     load_table,
-    precision_name,
     threshold,
 )
 from piecework_model.errors import AuditError
+from piecework_model.precision import precision_name
 
 PAIR = Pairing("00" * 32, "text", "bfloat16", "float32")
 TAIL = Tail(start=0.0, share=0.1, scale=0.1, shape=0.0, center=-0.2)
