@@ -51,7 +51,7 @@ class CanvasAudit:
     """What an audit of a canvas found.
 
     findings: what is wrong, one line each, if the outcome is FAIL. reason: why there is no verdict.
-    steps: of the canvas.
+    steps: of the canvas. leaves: of the steps that a replay has computed.
     """
 
     level: AuditLevel
@@ -60,6 +60,7 @@ class CanvasAudit:
     steps: int
     findings: tuple[str, ...] = ()
     reason: str = ""
+    leaves: tuple[bytes, ...] = ()
 
 
 class JobAudit:
@@ -148,7 +149,9 @@ class JobAudit:
         shown = self._shown(canvas)
         found = self._differences(shown, replayed, committed)
         outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
-        return CanvasAudit(AuditLevel.REPLAY, outcome, canvas, int(shown.steps), tuple(found))
+        leaves = tuple(bytes(record.leaf()) for record in replayed.records)
+        level, steps = AuditLevel.REPLAY, int(shown.steps)
+        return CanvasAudit(level, outcome, canvas, steps, tuple(found), leaves=leaves)
 
     def forced(
         self, auditor: ForcedPass, table: Table, canvas: int, opened: Sequence[OpenedStep]

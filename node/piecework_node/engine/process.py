@@ -287,8 +287,15 @@ def measure(
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Load, measure, report ready, and run."""
+Loads = Callable[[argparse.Namespace, "Reports"], "PlannedModel | None"]
+"""Load the model, or report why it cannot be."""
+
+
+def main(arguments: list[str], loads: Loads | None = None) -> int:
+    """Load, measure, report ready, and run.
+
+    loads: what loads the model. None: `load`.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="")
     parser.add_argument("--device", default="auto")
@@ -303,7 +310,7 @@ def main(arguments: list[str]) -> int:
     # Libraries print. stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
-    planned = load(chosen, reports)
+    planned = (loads or load)(chosen, reports)
     if planned is None:
         return 1
     from piecework_model.audit.replay import Replayer
