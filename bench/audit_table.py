@@ -14,6 +14,7 @@ from bench.audit_figures import WorkerFigures, whole_lines
 from bench.report import ROOT, percentile
 from piecework_model.audit import judgement
 from piecework_model.audit.judgement import (
+    FALSE_REJECTS,
     THRESHOLDS_FILE,
     Pairing,
     Tails,
@@ -34,6 +35,16 @@ DRAWS: Final = 2000
 LEAST_CANVASES: Final = 40
 """Of a calibration half. Fewer show no tail."""
 CONFIDENCE: Final = 0.95
+FALSE_ACCEPTS: Final = 1e-3
+"""Goal: tens of canvases of a cheat of `GOAL_FOR` that pass."""
+GOAL_FOR: Final = (
+    "fp8-for-bfloat16",
+    "int4",
+    "half-the-steps",
+    "older-checkpoint",
+    "a-layer-less",
+    "edited",
+)
 
 WORKERS: Final = {
     "bfloat16": "honest, bfloat16, one thread",
@@ -220,16 +231,42 @@ def _fitted(seen: Sequence[Scores]) -> Iterator[tuple[str, judgement.Tail]]:
 class AuditedRow:
     """One worker, one kind, one auditor: on the half that did not make the thresholds.
 
-    found: of forced audits. found_ten: of drawn tens. tests: which tests found how many.
+    found: by forced audits of one canvas. found_ten: of the drawn tens, as a share. missed_ten: of
+    tens, extrapolated. failed_one: of canvases, extrapolated as if the worker was honest. tests:
+    which of them found how many.
     """
 
     worker: str
     kind: str
     auditor: str
     found: Share
-    found_ten: Share
+    found_ten: float
     missed_ten: float
+    failed_one: float
     tests: Mapping[str, int]
+
+    @property
+    def honest(self) -> bool:
+        """Whether a failure is wrong. Of a cheat, a pass is."""
+        return self.worker in HONEST
+
+    @property
+    def wrong_ten(self) -> tuple[float, float]:
+        """The bounds of how often ten canvases of different jobs, each judged alone, are judged
+        wrong: an honest worker fails one of them, or a cheat passes all.
+        """
+        low, high = ((1 - bound) ** TEN for bound in reversed(self.found.bounds))
+        return (1 - high, 1 - low) if self.honest else (low, high)
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is reached: for honest workers, and for the cheats that have one."""
+        if self.honest:
+            return None if math.isnan(self.failed_one) else self.failed_one < FALSE_REJECTS
+        if self.worker not in GOAL_FOR:
+            return None
+        shown = [value for value in (self.missed_ten, self.wrong_ten[1]) if not math.isnan(value)]
+        return min(shown) < FALSE_ACCEPTS
 
 
 def count(
@@ -253,14 +290,15 @@ def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tail
         for test in judgement.TESTS
     }
     draw = random.Random(len(seen))  # noqa: S311  resampling, no secret
-    tens = [_ten(seen, draw) for _ in range(DRAWS)]
+    tens = [_fails(_ten(seen, draw), tails) for _ in range(DRAWS)]
     return AuditedRow(
         name,
         kind,
         auditor,
         Share(sum(_fails([s], tails) for s in alone), len(alone)),
-        Share(sum(_fails(ten, tails) for ten in tens), DRAWS),
+        sum(tens) / DRAWS,
         _missed(alone, tails),
+        _failed(alone, tails),
         tests,
     )
 
@@ -288,6 +326,22 @@ def _missed(alone: Sequence[Scores], tails: Tails) -> float:
     limit = math.log(threshold("logits", tails["logits"], TEN))
     spread = statistics.stdev(logs) / math.sqrt(TEN)
     return statistics.NormalDist(statistics.fmean(logs), max(spread, 1e-9)).cdf(limit)
+
+
+def _failed(alone: Sequence[Scores], tails: Tails) -> float:
+    """Extrapolate how many canvases fail, from the tails of these canvases themselves.
+
+    The model: beyond its upper tenth each score is Pareto, as in `fit_tail`. The tests are added
+    up.
+    """
+    shares = []
+    for test, tail in tails.items():
+        values = [value for s in alone if (value := getattr(s, test)) is not None]
+        if len(values) < LEAST_CANVASES:
+            return math.nan
+        limit = in_unit(test, threshold(test, tail, 1))
+        shares.append(fit_tail(test, values).beyond(limit))
+    return sum(shares)
 
 
 # Writing
@@ -384,21 +438,23 @@ def tables(figures: Mapping[str, list[Canvas]], rows: Sequence[AuditedRow]) -> I
     yield "### Forced"
     yield ""
     yield (
-        "| worker | kind | auditor | found, one canvas | found, ten canvases, resampled "
-        "| missed, ten, extrapolated | tests that found it |"
+        "| worker | kind | auditor | failed, one canvas | wrong, ten, from one "
+        "| failed, ten, resampled | wrong, extrapolated | goal | tests that failed |"
     )
-    yield "|---|---|---|---|---|---|---|"
-    yield from _forced(rows)
+    yield "|---|---|---|---|---|---|---|---|---|"
+    yield from map(_forced, rows)
 
 
-def _forced(rows: Sequence[AuditedRow]) -> Iterator[str]:
-    for row in rows:
-        missed = "" if row.worker in HONEST else _small(row.missed_ten)
-        tests = ", ".join(f"{name} {hits}" for name, hits in row.tests.items() if hits) or "–"
-        yield (
-            f"| {WORKERS[row.worker]} | {row.kind} | {row.auditor} | {row.found} | {row.found_ten} "
-            f"| {missed or '–'} | {tests} |"
-        )
+def _forced(row: AuditedRow) -> str:
+    tests = ", ".join(f"{name} {hits}" for name, hits in row.tests.items() if hits) or "–"
+    low, high = row.wrong_ten
+    of, value = ("one", row.failed_one) if row.honest else ("ten", row.missed_ten)
+    wrong = "–" if math.isnan(value) else f"{_small(value)} of {of}"
+    goal = {None: "–", True: "reached", False: "**missed**"}[row.reached]
+    return (
+        f"| {WORKERS[row.worker]} | {row.kind} | {row.auditor} | {row.found} "
+        f"| {_small(low)} to {_small(high)} | {row.found_ten:.1%} | {wrong} | {goal} | {tests} |"
+    )
 
 
 # The plot

@@ -78,6 +78,17 @@ class Tail:
             return self.start + self.scale * math.log(ratio)
         return self.start + self.scale / self.shape * (math.pow(ratio, self.shape) - 1)
 
+    def beyond(self, value: float) -> float:
+        """Return the share of honest canvases that exceeds a value, by extrapolation. At most
+        `share`, also of a value before the tail.
+        """
+        if value <= self.start:
+            return self.share
+        excess = (value - self.start) / self.scale if self.scale > 0 else math.inf
+        if self.shape < 1e-6:
+            return self.share * math.exp(-excess)
+        return self.share * math.pow(1 + self.shape * excess, -1 / self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:

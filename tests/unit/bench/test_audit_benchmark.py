@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import random
 import subprocess
 import sys
@@ -254,8 +255,14 @@ def test_thresholds_come_from_one_half_and_figures_from_the_other(
     honest, cheat = count(measured, table, MODEL)
     assert (honest.found.hits, honest.found.of) == (0, 200)
     assert (cheat.found.hits, cheat.found.of) == (30, 30)
-    assert cheat.found_ten.hits == cheat.found_ten.of
+    assert (cheat.found_ten, honest.found_ten) == (1.0, 0.0)
     assert cheat.missed_ten < 1e-6 < honest.missed_ten
+    assert honest.failed_one < 1e-3
+    assert math.isnan(cheat.failed_one), "30 canvases show no tail"
+    # Ten from one: each has the bounds of Clopper and Pearson.
+    assert honest.wrong_ten == pytest.approx((0.0, 1 - (1 - 0.01828) ** 10), abs=1e-3)
+    assert cheat.wrong_ten == pytest.approx((0.0, 0.11570**10), abs=1e-9)
+    assert (honest.reached, cheat.reached) == (honest.failed_one < 1e-4, True)
     assert cheat.tests["logits"] == 30
 
 

@@ -52,6 +52,14 @@ def test_a_heavy_tail_is_extrapolated_further() -> None:
     assert heavy.quantile(1e-5) > heavy.quantile(1e-4) > heavy.quantile(1e-3)
 
 
+@pytest.mark.parametrize("shape", [0.0, 0.3])
+def test_what_lies_beyond_a_quantile_is_its_share(shape: float) -> None:
+    tail = Tail(start=1.0, share=0.1, scale=0.2, shape=shape, center=0.5)
+    for share in (0.1, 0.01, 1e-5):
+        assert tail.beyond(tail.quantile(share)) == pytest.approx(share)
+    assert tail.beyond(0.0) == 0.1
+
+
 def test_a_short_tail_promises_no_largest_value() -> None:
     draw = random.Random(3)
     tail = fit_tail("argmax", [draw.random() for _ in range(5000)])
