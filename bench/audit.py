@@ -10,6 +10,9 @@ workers advance together: the figures of a run that is cut off are fewer, of all
 docs/audits.md and its plot, every ten minutes and at the end. `--no-measure --write` makes them of
 what is there. Thresholds come from requests of even numbers. All else is counted on requests of odd
 numbers.
+
+On two machines, such as two cards: `--serve FOLDER` writes on one what its workers show, and
+`--shown FOLDER` audits it on the other.
 """
 
 from __future__ import annotations
@@ -36,8 +39,9 @@ from bench.audit_figures import (
     earlier_edition,
     setting,
 )
+from bench.audit_shown import machine_of, shown_count, shown_file, write_shown
 from bench.audit_table import HONEST, WORKERS, Places
-from bench.report import ROOT
+from bench.report import ROOT, environment
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.errors import ModelError
 
@@ -52,12 +56,13 @@ OLDER: Final = "older-checkpoint"
 class Plan:
     """Which block is measured next, and how long the rest takes.
 
-    figures: of each worker that is measured. wanted: canvases of each. ordered: blocks that are
-    being measured.
+    figures: of each worker that is measured. wanted: canvases of each. exists: says whether there
+    is such a block. ordered: blocks that are being measured.
     """
 
     figures: Mapping[str, WorkerFigures]
     wanted: Mapping[str, int]
+    exists: Callable[[str, int], bool] = lambda worker, block: True
     ordered: set[tuple[str, int]] = field(default_factory=set)
 
     def next(self) -> tuple[str, int] | None:
@@ -70,14 +75,17 @@ class Plan:
         if not behind:
             return None
         name = min(behind, key=lambda one: behind[one])
-        done = self.figures[name].blocks
-        if len(done) >= MOST_EMPTY and not self.figures[name].canvases:
+        if len(self.figures[name].blocks) >= MOST_EMPTY and not self.figures[name].canvases:
             raise ModelError(f"{name} makes no canvas with this checkpoint. Leave it out: --only")
-        number = 0
-        while number in done or (name, number) in self.ordered:
-            number += 1
+        number = self._next_of(name)
         self.ordered.add((name, number))
         return name, number
+
+    def _next_of(self, name: str) -> int:
+        number, done = 0, self.figures[name].blocks
+        while number in done or (name, number) in self.ordered:
+            number += 1
+        return number
 
     def take(self, name: str, block: dict[str, Any]) -> None:
         """Keep a block that was ordered."""
@@ -104,6 +112,8 @@ class Plan:
 
     def _share(self, name: str) -> float:
         one, wanted = self.figures[name], self.wanted[name]
+        if not self.exists(name, self._next_of(name)):
+            return 1.0
         usual = one.canvases / len(one.blocks) if one.blocks else 1.0
         ordered = sum(worker == name for worker, _ in self.ordered)
         return (one.canvases + usual * ordered) / wanted if wanted else 1.0
@@ -233,7 +243,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     wanted = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
         older = _older(wanted, Path(place))
-        measured = setting(wanted.device, wanted.model, older)
+        if wanted.serve:
+            _serve(wanted, older, _chosen(wanted.only, with_older=older is not None))
+            return
+        by = machine_of(next(iter(sorted(wanted.shown.iterdir())))) if wanted.shown else ""
+        measured = setting(wanted.device, wanted.model, older, by)
         folder = wanted.raw / (wanted.figures or measured.key)
         print(f"figures: {folder}")
 
@@ -265,8 +279,35 @@ def _measure(  # noqa: PLR0917  all of one run
         options = ["--device", wanted.device]
         options += ["--model", str(wanted.model.resolve())] if wanted.model else []
         options += ["--older", str(older.resolve())] if older else []
-        run = MeasuringRun(Plan(figures, counts), Progress(wanted.processes, write))
+        plan = Plan(figures, counts)
+        if wanted.shown:
+            options += ["--shown", str(wanted.shown.resolve())]
+            plan.exists = lambda worker, block: shown_file(wanted.shown, worker, block).is_file()
+        run = MeasuringRun(plan, Progress(wanted.processes, write))
         run.run([Measurer(options) for _ in range(wanted.processes)])
+
+
+def _serve(wanted: argparse.Namespace, older: Path | None, chosen: Sequence[str]) -> None:
+    """Write what workers show, and audit nothing. What is there is not made again."""
+    import torch
+
+    from bench.audit_measure import Measuring, Models
+
+    torch.set_num_threads(1)
+
+    said = environment("torch")
+    card = torch.cuda.get_device_name() if wanted.device == "cuda" else said["cpu"]
+    machine = f"{card}, torch {said['torch']}"
+    measuring = Measuring(Models(wanted.device, wanted.model, older))
+    for name in chosen:
+        canvases = block = 0
+        while canvases < (wanted.honest if name in HONEST else wanted.cheats):
+            file = shown_file(wanted.serve, name, block)
+            if not file.is_file():
+                write_shown(file, measuring.answers(name, block), machine)
+            canvases += shown_count(file)
+            block += 1
+            print(f"{name:20} {canvases:6} canvases", flush=True)
 
 
 def _older(wanted: argparse.Namespace, place: Path) -> Path | None:
@@ -303,6 +344,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, help="folder of another checkpoint")
     parser.add_argument("--older", type=Path, help="folder of an older checkpoint")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--serve", type=Path, help="only write here what workers show")
+    parser.add_argument("--shown", type=Path, help="audit what workers of another machine showed")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--no-measure", dest="measure", action="store_false")
     parser.add_argument("--write", action="store_true", help="thresholds, table and plot")

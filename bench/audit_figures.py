@@ -37,7 +37,8 @@ class MeasuredSetting:
     """What decides figures: whose they are. Digests are in hex.
 
     model: the model digest. older: of the earlier edition, empty if there is none. code: of what
-    measures (`code_version`).
+    measures (`code_version`). shown_by: the machine of workers whose canvases came as files, empty
+    if they ran here.
     """
 
     model: str
@@ -45,11 +46,13 @@ class MeasuredSetting:
     device: str
     code: str
     libraries: dict[str, str]
+    shown_by: str = ""
 
     @property
     def key(self) -> str:
         """Name the folder."""
-        settled = json.dumps([self.older, self.device, self.code, self.libraries], sort_keys=True)
+        parts = [self.older, self.device, self.code, self.libraries, self.shown_by]
+        settled = json.dumps(parts, sort_keys=True)
         return f"{self.model[:12]}-{hashlib.sha256(settled.encode()).hexdigest()[:12]}"
 
     def described(self) -> dict[str, Any]:
@@ -57,7 +60,9 @@ class MeasuredSetting:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
-def setting(device: str, folder: Path | None, older: Path | None) -> MeasuredSetting:
+def setting(
+    device: str, folder: Path | None, older: Path | None, shown_by: str = ""
+) -> MeasuredSetting:
     """Find out what is measured here and now.
 
     Raises:
@@ -69,6 +74,7 @@ def setting(device: str, folder: Path | None, older: Path | None) -> MeasuredSet
         device=device,
         code=code_digest(MEASURED, ROOTS),
         libraries={name: package_version(name) for name in LIBRARIES},
+        shown_by=shown_by,
     )
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import queue
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any, Final, TextIO
 
 import torch
 
+from bench.audit_shown import read_shown, shown_file
 from bench.audit_workers import (
     Numerics,
     Run,
@@ -239,38 +242,54 @@ def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
 # A process that measures
 
 
-class Measuring:
-    """A process that measures blocks. It builds a worker when the first block of it is ordered."""
+def request_number(canvas: ServedCanvas) -> int:
+    """The number of the request that a canvas is shown for."""
+    return int(canvas.request.request_id.rpartition("-")[2])
 
-    def __init__(self, models: Models) -> None:
-        self._models = models
+
+class Measuring:
+    """A process that measures blocks. It builds a worker when the first block of it is ordered.
+
+    shown: folder with the canvases of workers on another machine. Nothing of them is replayed.
+    """
+
+    def __init__(self, models: Models, shown: Path | None = None) -> None:
+        self._models, self._shown = models, shown
         self._runs: dict[str, Run] = {}
 
-    def block(self, name: str, number: int) -> list[dict[str, Any]]:
-        """Let a worker answer a block of requests, and audit every canvas. One row a canvas."""
-        condition = BY_NAME[name]
+    def answers(self, name: str, number: int) -> list[ServedCanvas]:
+        """Let a worker answer a block of requests, and show all canvases of them in order."""
         run = self._runs.get(name)
         if run is None:
-            run = self._runs[name] = condition.make(self._models)
+            run = self._runs[name] = BY_NAME[name].make(self._models)
         asked = self._models.of(BFLOAT16)
         first = number * BATCH
-        requests = [ask(asked, one) for one in range(first, first + BATCH)]
-        order = {request.request_id: first + index for index, request in enumerate(requests)}
+        shown = run([ask(asked, one) for one in range(first, first + BATCH)])
+        return sorted(shown, key=lambda one: (request_number(one), len(one.request.committed)))
+
+    def block(self, name: str, number: int) -> list[dict[str, Any]]:
+        """Audit every canvas of a block. One row a canvas."""
+        condition = BY_NAME[name]
         started = time.perf_counter()
-        shown = run(requests)
+        if self._shown is None:
+            shown = self.answers(name, number)
+        else:
+            asks = partial(ask, self._models.of(BFLOAT16))
+            file = shown_file(self._shown, name, number)
+            shown = read_shown(file, asks, self._models.device)
         job_s = round((time.perf_counter() - started) / max(1, len(shown)), 4)
-        shown.sort(key=lambda c: (order[c.request.request_id], len(c.request.committed)))
         replay = condition.replayed is None or number < condition.replayed
+        replay = replay and self._shown is None
         return [
             {
-                "request": order[canvas.request.request_id],
+                "request": request_number(canvas),
                 **audit(self._models, condition, canvas, replay=replay),
                 "job_s": job_s,
             }
             for canvas in shown
         ]
 
-    def serve(self, orders: TextIO, answers: TextIO) -> None:
+    def serve(self, orders: Iterable[str], answers: TextIO) -> None:
         """Measure what is ordered, until nothing more comes."""
         for line in orders:
             order = json.loads(line)
@@ -281,18 +300,34 @@ class Measuring:
             answers.flush()
 
 
+def lines_of_the_parent(parent: TextIO) -> Iterator[str]:
+    """Yield its lines. When it is gone, this process ends at once: nobody waits for the block."""
+    lines: queue.Queue[str] = queue.Queue()
+
+    def read() -> None:
+        for line in parent:
+            lines.put(line)
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        yield lines.get()
+
+
 def main() -> None:
     """Serve the process that has started this one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--model", type=Path)
     parser.add_argument("--older", type=Path)
+    parser.add_argument("--shown", type=Path)
     wanted = parser.parse_args()
     torch.set_num_threads(1)
     # What a library prints must not come between the answers.
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    Measuring(Models(wanted.device, wanted.model, wanted.older)).serve(sys.stdin, answers)
+    models = Models(wanted.device, wanted.model, wanted.older)
+    Measuring(models, wanted.shown).serve(lines_of_the_parent(sys.stdin), answers)
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ class CommitteeMember:
 
     async def _escalated(self, evidence: EvidenceFile, about: DisputedStep) -> ChallengeOpened:
         receipt = evidence.canvases[about.canvas].receipt
-        digest = evidence.domain.digest(receipt)
+        digest = Digest(evidence.domain.digest(receipt))
         for opened in await _challenges(self._reader, self._deployment, evidence.channel.operator):
             asked = opened.challenge
             if (asked.receipt, asked.leaf) == (digest, about.step + 1):

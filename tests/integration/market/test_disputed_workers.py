@@ -107,12 +107,12 @@ async def test_a_worker_that_signs_two_receipts_for_a_canvas_loses_its_stake(
         said = await court.customer.says(*ASKED, "--json")
         assert said.code == 1, said.out
         (first,) = (await court.customer.types("receipts"))["receipts"]
-        evidence = await court.evidence(first["job"])
-        found = await court.customer.types("dispute", str(evidence), "--yes")
+        found = await court.customer.types("dispute", first["job"], "--yes")
         assert (found["stage"], found["over"]) == (DisputeStage.DECIDED.value, True)
         assert "two receipts for canvas 0" in found["text"]
         await court.hold_the_books_of_a_proof()
         assert await court.books.challenges(OPERATOR) == ()
+        evidence = await court.evidence(first["job"])
         again = await court.customer.types("dispute", str(evidence), "--yes")
         assert "Nothing waits for the payer now" in again["text"]
 

@@ -9,15 +9,18 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench import audit_table
 from bench.audit import MeasuringRun, Plan, main
 from bench.audit_figures import MeasuredSetting, WorkerFigures, alone, asked_alike, setting
-from bench.audit_measure import CONDITIONS, Measuring, Models
+from bench.audit_measure import BFLOAT16, CONDITIONS, Measuring, Models
+from bench.audit_shown import machine_of, read_shown, shown_count, shown_file, write_shown
 from bench.audit_table import (
     SAME_PROFILE,
     WORKERS,
@@ -30,6 +33,7 @@ from bench.audit_table import (
     plot,
     read,
 )
+from bench.audit_workers import ask, serve
 from piecework_model.audit.judgement import Pairing, load_table
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.errors import ModelError
@@ -170,6 +174,33 @@ def test_what_is_ordered_is_not_ordered_again_and_the_time_left_is_of_the_rest(
     assert made.next() == ("many", 2)
 
 
+def test_a_plan_ends_where_another_machine_has_shown_no_more(tmp_path: Path) -> None:
+    made = plan(tmp_path, some=20, more=20)
+    made.exists = lambda worker, block: block < (2 if worker == "some" else 3)
+    ordered = []
+    while (order := made.next()) is not None:
+        ordered.append(order)
+        made.take(order[0], ScriptedMeasurer(canvases=1).measure(*order))
+    assert sorted(ordered) == [("more", 0), ("more", 1), ("more", 2), ("some", 0), ("some", 1)]
+
+
+@pytest.mark.model
+def test_what_a_worker_showed_is_audited_elsewhere_as_it_would_be_here(tmp_path: Path) -> None:
+    models = Models("cpu", None, None)
+    loaded = models.of(BFLOAT16)
+    shown = serve(loaded, [ask(loaded, 0)])
+    file = shown_file(tmp_path, "bfloat16", 0)
+    write_shown(file, shown, "a card")
+    assert (machine_of(file), shown_count(file)) == ("a card", len(shown))
+    asks = partial(ask, loaded)
+    for here, there in zip(shown, read_shown(file, asks, "cpu"), strict=True):
+        assert (there.request, there.records) == (here.request, here.records)
+        assert there.token_ids == here.token_ids
+        assert all(map(torch.equal, there.softs, here.softs))
+    key = setting("cpu", None, None).key
+    assert setting("cpu", None, None, "a card").key != key
+
+
 def test_several_processes_share_the_work_and_one_that_dies_ends_the_run(tmp_path: Path) -> None:
     two = [ScriptedMeasurer(), ScriptedMeasurer()]
     seen: list[int] = []
@@ -222,7 +253,11 @@ def test_a_run_that_is_killed_goes_on_with_the_same_command_and_has_the_same_fig
     wanted = sum(map(len, before.values())) + 1
     docs = tmp_path / "docs"
     again = command(tmp_path, "--honest", str(wanted), "--write", "--docs", str(docs))
-    told, _ = again.communicate(timeout=600)
+    try:
+        told, _ = again.communicate(timeout=600)
+    finally:
+        again.kill()
+        again.communicate()
     after = blocks_in(tmp_path)
     assert again.returncode == 0
     assert before.items() < after.items()

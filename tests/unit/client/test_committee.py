@@ -21,7 +21,15 @@ from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import AuditLevel, AuditOutcome, disputes_domain
 from piecework_protocol.signing import LocalSigner, signed_by
-from piecework_protocol.types import Address, Amount, Bytes32, Seconds, Timestamp, keccak256
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Digest,
+    Seconds,
+    Timestamp,
+    keccak256,
+)
 from tests.support.evidence import NOW, Story, evidence
 from tests.support.fake_chain import DOMAIN, TOKEN
 
@@ -35,7 +43,7 @@ ABOUT = DisputedStep(1, 2)
 ID = Bytes32(keccak256(b"a challenge"))
 
 
-class TestedMarket(Deployment):
+class MarketOfTests(Deployment):
     """A market whose escrow is that of the tests' evidence."""
 
     @property
@@ -43,7 +51,7 @@ class TestedMarket(Deployment):
         return DOMAIN
 
 
-MARKET = TestedMarket(
+MARKET = MarketOfTests(
     DOMAIN.chain_id,
     TOKEN,
     "USD",
@@ -81,7 +89,7 @@ class KnownChallenges:
             FILE.channel.payer,
             operator,
             FILE.channel.payer,
-            DOMAIN.digest(receipt),
+            Digest(DOMAIN.digest(receipt)),
             receipt.trace_root,
             receipt.steps,
             self.leaf,
