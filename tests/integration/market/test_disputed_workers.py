@@ -25,6 +25,7 @@ from piecework_node.daemon.admin import ask_daemon
 from piecework_node.journal.records import TxKind
 from piecework_protocol.disputes import ChallengeStatus
 from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import to_hex
 from tests.support.chains import USD
 from tests.support.dispute_market import PROVING_COST, Books, Customer, deploy
 from tests.support.waiting import until
@@ -103,7 +104,7 @@ async def test_a_worker_that_signs_two_receipts_for_a_canvas_loses_its_stake(
     anvil: Anvil, tmp_path: Path
 ) -> None:
     async with court_of(anvil, tmp_path) as court:
-        await court.worker.start_cheating("equivocates")
+        await court.worker.start_cheating("equivocates", within_s=WITHIN_S)
         said = await court.customer.says(*ASKED, "--json")
         assert said.code == 1, said.out
         (first,) = (await court.customer.types("receipts"))["receipts"]
@@ -121,7 +122,7 @@ async def test_an_invented_trace_that_keeps_root_and_counts_is_proved_from_its_a
     anvil: Anvil, tmp_path: Path
 ) -> None:
     async with court_of(anvil, tmp_path) as court:
-        await court.worker.start()
+        await court.worker.start(WITHIN_S)
         done = await court.customer.types(*ASKED)
         evidence = await court.evidence(done["job"])
         about = ("--canvas", "0", "--step", "0", "--yes", "--wait", "--poll-seconds", "1")
@@ -139,7 +140,7 @@ async def test_a_frivolous_challenge_is_answered_through_a_gas_spike_and_a_reorg
     anvil: Anvil, tmp_path: Path
 ) -> None:
     async with court_of(anvil, tmp_path, stuck_after_s=1) as court:
-        await court.worker.start()
+        await court.worker.start(WITHIN_S)
         done = await court.customer.types(*ASKED)
         evidence = await court.evidence(done["job"])
         assert await court.worker.drain() == 0, court.worker.log_tail()
@@ -165,11 +166,15 @@ async def _answer_in_a_gas_spike(court: Court, opened: ChallengeOpened) -> None:
     block = await court.rpc("eth_getBlockByNumber", "latest", False)
     spike = 30 * int(block["baseFeePerGas"], 16)
     await court.rpc("evm_setAutomine", False)
-    await court.worker.start()
+    await court.worker.start(WITHIN_S)
+
+    contract = court.books.deployment.disputes_contract
+    assert contract is not None
 
     async def sent() -> bool:
         pending = await court.rpc("eth_getBlockByNumber", "pending", True)
-        return any(int(tx["nonce"], 16) >= 0 for tx in pending["transactions"])
+        found = [(tx["from"], tx["to"]) for tx in pending["transactions"]]
+        return (to_hex(OPERATOR).lower(), to_hex(contract).lower()) in found
 
     await until(sent, within_s=WITHIN_S, poll_s=POLL_S)
     await court.rpc("anvil_setNextBlockBaseFeePerGas", hex(spike))
