@@ -2,6 +2,7 @@
 
 equivocates: signs a second receipt for every canvas, and sends it behind the first. The engine is
 the stand-in.
+accuses: its audits of others' canvases come to other numbers, and fail. The engine is the stand-in.
 other-weights: its engine has loaded the bundled model, and rounds its weights to 8 bits.
 """
 
@@ -61,15 +62,23 @@ class Equivocator:
         return await self._worker.submit(submission, SaysItTwice(sink, self._domain))
 
 
+def stand_in(*more: str) -> EngineCommandLine:
+    """The stand-in engine."""
+    command = (sys.executable, "-P", "-m", "tests.support.node.engine_child", "0.01", *more)
+    return EngineCommandLine(command, dict(os.environ))
+
+
+async def accuse(home: Path, password: str) -> None:
+    """Serve, and find fault with what others have made."""
+    await serve(home, {}, password, engine=stand_in(b"a lie".hex()))
+
+
 async def equivocate(home: Path, password: str) -> None:
     """Serve, and sign everything twice."""
     settings = config.load(home, {})
     ports = Ports.bind(settings)
-    child = EngineCommandLine(
-        (sys.executable, "-P", "-m", "tests.support.node.engine_child", "0.01"), dict(os.environ)
-    )
     try:
-        components = await build(Home(home), settings, password, engine=child)
+        components = await build(Home(home), settings, password, engine=stand_in())
         lying = Equivocator(components.worker, components.base.deployment.domain)
         await Daemon(replace(components, worker=cast("Worker", lying)), ports).run()
     finally:
@@ -94,7 +103,7 @@ async def serve_other_weights(home: Path, password: str) -> None:
     await serve(home, {}, password, engine=child)
 
 
-WAYS = {"equivocates": equivocate, "other-weights": serve_other_weights}
+WAYS = {"equivocates": equivocate, "accuses": accuse, "other-weights": serve_other_weights}
 
 
 def main() -> None:
