@@ -73,8 +73,8 @@ def judge(
         shown = read_evidence(await asyncio.to_thread(read, evidence, MAX_EVIDENCE_BYTES))
         async with await ChainReader.connect(market, rpc_url=rpc) as reader:
             found = DisputeReader(reader.rpc, market)
-            member = CommitteeMember(market, found, EngineAuditor(model, device), signer)
             try:
+                member = CommitteeMember(market, found, EngineAuditor(model, device), signer)
                 given = await member.judge(shown, DisputedStep(canvas, step))
             except DisputeError as error:
                 common.fail(str(error), 3)
