@@ -213,7 +213,7 @@ class MeasuringRun:
 
 
 @dataclass(slots=True)
-class Progress:
+class RunProgress:
     """Lines about how far a run is. processes: that share the work."""
 
     processes: int
@@ -283,7 +283,7 @@ def _measure(  # noqa: PLR0917  all of one run
         if wanted.shown:
             options += ["--shown", str(wanted.shown.resolve())]
             plan.exists = lambda worker, block: shown_file(wanted.shown, worker, block).is_file()
-        run = MeasuringRun(plan, Progress(wanted.processes, write))
+        run = MeasuringRun(plan, RunProgress(wanted.processes, write))
         run.run([Measurer(options) for _ in range(wanted.processes)])
 
 
