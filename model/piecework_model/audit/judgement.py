@@ -82,9 +82,11 @@ class Tail:
         """Return the share of honest canvases that exceeds a value, by extrapolation. At most
         `share`, also of a value before the tail.
         """
+        if self.scale <= 0:  # all of the tail is at its start
+            return self.share if value < self.start else 0.0
         if value <= self.start:
             return self.share
-        excess = (value - self.start) / self.scale if self.scale > 0 else math.inf
+        excess = (value - self.start) / self.scale
         if self.shape < 1e-6:
             return self.share * math.exp(-excess)
         return self.share * math.pow(1 + self.shape * excess, -1 / self.shape)

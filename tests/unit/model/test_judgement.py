@@ -60,6 +60,11 @@ def test_what_lies_beyond_a_quantile_is_its_share(shape: float) -> None:
     assert tail.beyond(0.0) == 0.1
 
 
+def test_nothing_lies_beyond_scores_that_are_all_the_same() -> None:
+    tail = fit_tail("argmax", [0.05] * 100)
+    assert (tail.beyond(0.05), tail.beyond(0.04)) == (0.0, 0.1)
+
+
 def test_a_short_tail_promises_no_largest_value() -> None:
     draw = random.Random(3)
     tail = fit_tail("argmax", [draw.random() for _ in range(5000)])
