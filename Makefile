@@ -46,9 +46,11 @@ check: .venv/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python -P -m piecework_protocol.generate --check
 
-# Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas.
+# Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas. CONTRACTS=ci runs the
+# invariants 1,000 times, as .ci/run does.
+CONTRACTS ?= default
 contracts:
-	contracts/tools/check.sh
+	contracts/tools/check.sh $(CONTRACTS)
 
 unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json) $(SDL)
 	$(BIN)/coverage erase

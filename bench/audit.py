@@ -1,357 +1,356 @@
 """What audits find: `python -m bench.audit [--honest 2000] [--cheats 300] [--write]`.
 
 Workers answer the same requests, honestly on several numerics and in several dishonest ways
-(`bench/audit_workers.py`). Every canvas is audited at every level. The figures of each worker go
-into a file of their own, one line a request, as soon as they are known. So a run that is cut off
-goes on where it was, and `--honest` can be raised later.
+(`bench/audit_workers.py`). Every canvas is audited at every level. As many processes as there are
+cores measure blocks of requests. Each block goes into a file as soon as it is known. So a run that
+is cut off goes on where it was with the same command, and `--honest` can be raised later. All
+workers advance together: the figures of a run that is cut off are fewer, of all of them.
 
-`--write` makes of these figures the thresholds of `piecework_model.audit`, the table in
-docs/audits.md and its plot. Thresholds come from requests of even numbers. All else is counted on
-requests of odd numbers.
+`--write` makes of the figures the thresholds of `piecework_model.audit`, the table in
+docs/audits.md and its plot, every ten minutes and at the end. `--no-measure --write` makes them of
+what is there. Thresholds come from requests of even numbers. All else is counted on requests of odd
+numbers.
 
+On two machines, such as two cards: `--serve FOLDER` writes on one what its workers show, and
+`--shown FOLDER` audits it on the other.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
-
-import torch
+from typing import Any, Final, Protocol
 
 from bench import audit_table
-from bench.audit_workers import (
-    Numerics,
-    Run,
-    ServedCanvas,
-    ask,
-    cached,
-    claiming,
-    cooler,
-    cut_otherwise,
-    edited,
-    forged,
-    half_the_steps,
-    int8,
-    invented,
-    other_seed,
-    serve,
-    threads,
-    without_a_layer,
+from bench.audit_figures import (
+    MeasuredSetting,
+    WorkerFigures,
+    alone,
+    asked_alike,
+    earlier_edition,
+    setting,
 )
+from bench.audit_shown import machine_of, shown_count, shown_file, write_shown
+from bench.audit_table import HONEST, WORKERS, Places
 from bench.report import ROOT, environment
-from piecework_model.audit.forced import ForcedPass
-from piecework_model.audit.judgement import precision_name
-from piecework_model.audit.replay import Replayer, first_difference
-from piecework_model.audit.scores import scores
-from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
-from piecework_model.errors import ModelError, OpeningError
+from piecework_model.errors import ModelError
 
-RAW: Final = ROOT / "docs" / "audits"
-BATCH: Final = 8
-"""Requests that a worker answers together, and that are lost at most when a run is cut off."""
-OTHER_REPLAYS: Final = 100
-"""Canvases of an honest worker of another profile that are replayed, to show that it says nothing.
-"""
-BFLOAT16: Final = Numerics("bfloat16")
-FLOAT32: Final = Numerics("float32")
-FP8: Final = Numerics("bfloat16", "fp8")
-FP8_IN_FLOAT32: Final = Numerics("float32", "fp8")
-TWO_THREADS: Final = Numerics("bfloat16", threads=2)
-OTHER_CHUNKS: Final = Numerics("bfloat16", chunk_canvases=1)
+FIGURES: Final = ROOT / "bench" / "figures" / "audits"
+WRITE_EVERY_S: Final = 600.0
+MOST_EMPTY: Final = 20
+"""Blocks of a worker without a canvas, after which it has none."""
+OLDER: Final = "older-checkpoint"
 
 
-@dataclass(frozen=True, slots=True)
-class TrialWorker:
-    """A worker, and who audits him.
+@dataclass(slots=True)
+class Plan:
+    """Which block is measured next, and how long the rest takes.
 
-    name: of its file. claimed: what his offer says. auditors: of forced audits. replayer: of
-    replays, None for none. cheat: whether he is to be found. make: loads and builds him.
+    figures: of each worker that is measured. wanted: canvases of each. exists: says whether there
+    is such a block. ordered: blocks that are being measured.
     """
 
-    name: str
-    claimed: Numerics
-    auditors: tuple[Numerics, ...]
-    replayer: Numerics | None
-    cheat: bool
-    make: Callable[[Models], Run]
+    figures: Mapping[str, WorkerFigures]
+    wanted: Mapping[str, int]
+    exists: Callable[[str, int], bool] = lambda worker, block: True
+    ordered: set[tuple[str, int]] = field(default_factory=set)
 
-
-class Models:
-    """The bundled checkpoint in every form that is needed, each loaded once."""
-
-    def __init__(self, device: str, older: Path | None) -> None:
-        self.device, self.older = device, older
-        self._loaded: dict[Numerics, LoadedModel] = {}
-        self._forced: dict[Numerics, ForcedPass] = {}
-        self._replayers: dict[Numerics, Replayer] = {}
-
-    def load(self, numerics: Numerics, folder: Path | None = None) -> LoadedModel:
-        """Load it once more."""
-        return load(
-            folder,
-            device=self.device,  # type: ignore[arg-type]
-            dtype=numerics.dtype,
-            quantization=numerics.quantization,
-        )
-
-    def of(self, numerics: Numerics) -> LoadedModel:
-        """The honest model in this form."""
-        if numerics not in self._loaded:
-            loaded = self.load(numerics)
-            other = numerics.chunk_canvases == 1
-            self._loaded[numerics] = cut_otherwise(loaded) if other else loaded
-        return self._loaded[numerics]
-
-    def forced(self, numerics: Numerics) -> ForcedPass:
-        """An auditor of forced passes."""
-        if numerics not in self._forced:
-            self._forced[numerics] = ForcedPass(self.of(numerics))
-        return self._forced[numerics]
-
-    def replayer(self, numerics: Numerics) -> Replayer:
-        """An auditor who replays."""
-        if numerics not in self._replayers:
-            self._replayers[numerics] = Replayer(self.of(numerics))
-        return self._replayers[numerics]
-
-
-def _honest(numerics: Numerics) -> Callable[[Models], Run]:
-    def make(models: Models) -> Run:
-        loaded = models.of(numerics)
-
-        def run(requests: Sequence[Any]) -> list[ServedCanvas]:
-            with threads(numerics.threads):
-                return serve(loaded, requests)
-
-        return run
-
-    return make
-
-
-def _weights(change: Callable[[LoadedModel], LoadedModel]) -> Callable[[Models], Run]:
-    return lambda models: partial(serve, change(models.load(BFLOAT16)))
-
-
-def _claiming(change: Callable[[Any], Any]) -> Callable[[Models], Run]:
-    return lambda models: claiming(_honest(BFLOAT16)(models), change)
-
-
-def _older(models: Models) -> Run:
-    if models.older is None:
-        raise ModelError("there is no earlier edition of the checkpoint. Name one: --older FOLDER")
-    return partial(serve, models.load(BFLOAT16, models.older))
-
-
-def _forged(models: Models) -> Run:
-    cheap = partial(serve, models.of(Numerics("bfloat16", "int4")))
-    return forged(cheap, models.of(BFLOAT16))
-
-
-def _invented(models: Models) -> Run:
-    loaded = models.of(BFLOAT16)
-    width = loaded.model.config.text_config.hidden_size
-    return invented(partial(serve, loaded), width, loaded.limits.vocab_size)
-
-
-def _cheat(name: str, make: Callable[[Models], Run]) -> TrialWorker:
-    return TrialWorker(name, BFLOAT16, (FLOAT32,), BFLOAT16, cheat=True, make=make)
-
-
-def _honest_worker(
-    name: str, claimed: Numerics, auditors: tuple[Numerics, ...], runs: Numerics
-) -> TrialWorker:
-    return TrialWorker(name, claimed, auditors, claimed, cheat=False, make=_honest(runs))
-
-
-CONDITIONS: Final = (
-    _honest_worker("bfloat16", BFLOAT16, (FLOAT32, BFLOAT16), BFLOAT16),
-    _honest_worker("two-threads", BFLOAT16, (FLOAT32,), TWO_THREADS),
-    _honest_worker("other-chunks", BFLOAT16, (FLOAT32, BFLOAT16), OTHER_CHUNKS),
-    _honest_worker("float32", FLOAT32, (BFLOAT16,), FLOAT32),
-    _honest_worker("fp8", FP8, (FP8_IN_FLOAT32, FP8), FP8),
-    _cheat("int8", _weights(int8)),
-    _cheat("fp8-for-bfloat16", _honest(FP8)),
-    _cheat("int4", _honest(Numerics("bfloat16", "int4"))),
-    _cheat("half-the-steps", _claiming(half_the_steps)),
-    _cheat("temperature", _claiming(cooler)),
-    _cheat("older-checkpoint", _older),
-    _cheat("a-layer-less", _weights(without_a_layer)),
-    _cheat("cached", lambda models: cached(_honest(BFLOAT16)(models))),
-    _cheat("other-seed", _claiming(other_seed)),
-    _cheat("edited", lambda models: edited(_honest(BFLOAT16)(models))),
-    _cheat("invented", _invented),
-    _cheat("forged-numbers", _forged),
-)
-
-
-def key(numerics: Numerics) -> str:
-    """Name an auditor in the figures."""
-    return precision_name(numerics.dtype, numerics.quantization)
-
-
-def audit(
-    models: Models, condition: TrialWorker, canvas: ServedCanvas, replay: bool
-) -> dict[str, Any]:
-    """Audit a canvas at every level. A score is None where there is nothing to score."""
-    row: dict[str, Any] = {
-        "canvas": len(canvas.request.committed),
-        "kind": canvas.kind,
-        "steps": len(canvas.records),
-    }
-    for auditor in condition.auditors:
-        started = time.perf_counter()
-        try:
-            figures = models.forced(auditor).figures(
-                canvas.request, canvas.opened(models.of(auditor).limits)
-            )
-            row[f"forced {key(auditor)}"] = _rounded(asdict(scores(figures)))
-        except OpeningError as error:
-            row[f"forced {key(auditor)}"] = {"impossible": str(error)}
-        row["forced_s"] = round(time.perf_counter() - started, 4)
-    if replay and condition.replayer is not None:
-        started = time.perf_counter()
-        replayed = models.replayer(condition.replayer).replay(
-            canvas.request, steps=len(canvas.records)
-        )
-        row["differs_at"] = first_difference(replayed.leaves, canvas.leaves)
-        row["replay_s"] = round(time.perf_counter() - started, 4)
-    return row
-
-
-def _rounded(numbers: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: float(f"{value:.5g}") if isinstance(value, float) else value
-        for name, value in numbers.items()
-    }
-
-
-# Running
-
-
-class WorkerFigures:
-    """The figures of one worker: a file with one line a request, after one that says whose."""
-
-    def __init__(self, file: Path, model: str) -> None:
-        """Take up what is there.
+    def next(self) -> tuple[str, int] | None:
+        """Order a block of the worker that is furthest behind. None: all is measured or ordered.
 
         Raises:
-            ModelError: The file is of another model.
+            ModelError: A worker makes no canvas at all.
         """
-        self._file, self.rows = file, dict[int, list[dict[str, Any]]]()
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        whole = [json.loads(line) for line in lines if line.endswith("}")]
-        if whole and whole[0].get("model") != model:
-            raise ModelError(f"{file} has figures of another checkpoint. Move the folder away")
-        for line in whole[1:]:
-            self.rows[line["request"]] = line["canvases"]
-        file.parent.mkdir(parents=True, exist_ok=True)
-        # A line that was cut off with the run before is left out.
-        body = whole or [{"model": model, **environment("torch", "transformers")}]
-        file.write_text("".join(json.dumps(line) + "\n" for line in body), encoding="utf-8")
+        behind = {name: share for name in self.figures if (share := self._share(name)) < 1}
+        if not behind:
+            return None
+        name = min(behind, key=lambda one: behind[one])
+        if len(self.figures[name].blocks) >= MOST_EMPTY and not self.figures[name].canvases:
+            raise ModelError(f"{name} makes no canvas with this checkpoint. Leave it out: --only")
+        number = self._next_of(name)
+        self.ordered.add((name, number))
+        return name, number
+
+    def _next_of(self, name: str) -> int:
+        number, done = 0, self.figures[name].blocks
+        while number in done or (name, number) in self.ordered:
+            number += 1
+        return number
+
+    def take(self, name: str, block: dict[str, Any]) -> None:
+        """Keep a block that was ordered."""
+        self.ordered.discard((name, block["block"]))
+        self.figures[name].add(block)
 
     @property
     def canvases(self) -> int:
-        """How many there are."""
-        return sum(map(len, self.rows.values()))
+        """How many of those that are wanted there are."""
+        return sum(min(one.canvases, self.wanted[name]) for name, one in self.figures.items())
 
-    def add(self, number: int, rows: list[dict[str, Any]]) -> None:
-        """Keep a request's canvases."""
-        self.rows[number] = rows
-        with self._file.open("a", encoding="utf-8") as out:
-            out.write(json.dumps({"request": number, "canvases": rows}) + "\n")
+    @property
+    def work_left_s(self) -> float | None:
+        """Estimate the rest, for one process. A worker that was not seen yet is like the others."""
+        seen = [one for one in self.figures.values() if one.canvases]
+        if not seen:
+            return None
+        usual = sum(one.seconds for one in seen) / sum(one.canvases for one in seen)
+        return sum(
+            max(0, self.wanted[name] - one.canvases)
+            * (one.seconds / one.canvases if one.canvases else usual)
+            for name, one in self.figures.items()
+        )
 
-
-def measure(models: Models, condition: TrialWorker, figures: WorkerFigures, wanted: int) -> None:
-    """Let a worker answer requests until there are so many canvases."""
-    if figures.canvases >= wanted:
-        return
-    run, first = condition.make(models), 0
-    asked = models.of(BFLOAT16)
-    while figures.canvases < wanted:
-        numbers = [n for n in range(first, first + BATCH) if n not in figures.rows]
-        first += BATCH
-        if not numbers:
-            continue
-        started = time.perf_counter()
-        shown = run([ask(asked, number) for number in numbers])
-        job_s = (time.perf_counter() - started) / max(1, len(shown))
-        always = condition.cheat or condition.name in audit_table.SAME_PROFILE
-        for number in numbers:
-            mine = [c for c in shown if c.request.request_id == f"request-{number}"]
-            replay = always or figures.canvases < OTHER_REPLAYS
-            rows = [audit(models, condition, canvas, replay=replay) for canvas in mine]
-            figures.add(number, [{**row, "job_s": round(job_s, 4)} for row in rows])
-        print(f"{condition.name:20} {figures.canvases:6} of {wanted} canvases", flush=True)
+    def _share(self, name: str) -> float:
+        one, wanted = self.figures[name], self.wanted[name]
+        if not self.exists(name, self._next_of(name)):
+            return 1.0
+        usual = one.canvases / len(one.blocks) if one.blocks else 1.0
+        ordered = sum(worker == name for worker, _ in self.ordered)
+        return (one.canvases + usual * ordered) / wanted if wanted else 1.0
 
 
-def earlier_edition(folder: Path) -> Path | None:
-    """Take the edition of the bundled checkpoint before this one out of the repository's history.
+class BlockMeasurer(Protocol):
+    """Measures blocks, one after the other."""
 
-    folder: where to write it. None if there is none with the same vocabulary and canvas.
-    """
-    place = bundled_checkpoint_path().relative_to(ROOT).as_posix()
+    def measure(self, name: str, number: int) -> dict[str, Any]: ...
+    def close(self) -> None: ...
 
-    def git(*arguments: str) -> bytes:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, check=True).stdout
 
-    commits = git("log", "--format=%H", "--", f"{place}/model.safetensors").decode().split()
-    here = (ROOT / place / "model.safetensors").read_bytes()
-    for commit in commits:
-        if git("show", f"{commit}:{place}/model.safetensors") == here:
-            continue
-        names = git("ls-tree", "--name-only", commit, f"{place}/").decode().split()
-        for name in names:
-            (folder / Path(name).name).write_bytes(git("show", f"{commit}:{name}"))
-        return folder
-    return None
+class Measurer:
+    """A process of `bench.audit_measure`. It ends with this one, however this one ends."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        command = [sys.executable, "-P", "-m", "bench.audit_measure", *arguments]
+        # Two threads of a worker beside another process: waiting must not take a core.
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        self._child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            encoding="utf-8",
+        )
+
+    def measure(self, name: str, number: int) -> dict[str, Any]:
+        """Measure a block.
+
+        Raises:
+            ModelError: The process ended. It has said why on its standard error.
+        """
+        assert self._child.stdin is not None and self._child.stdout is not None  # noqa: S101  pipes
+        try:
+            self._child.stdin.write(json.dumps({"worker": name, "block": number}) + "\n")
+            self._child.stdin.flush()
+            line = self._child.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line.endswith("\n"):
+            code = self._child.wait()
+            raise ModelError(f"measuring {name}, block {number}, ended with exit code {code}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        """End it. What it is measuring is lost."""
+        self._child.kill()
+        self._child.communicate()
+
+
+class MeasuringRun:
+    """Several processes that measure one plan, each driven by a thread."""
+
+    def __init__(self, plan: Plan, note: Callable[[Plan], None]) -> None:
+        """note: called after each block, by one thread at a time."""
+        self._plan, self._note = plan, note
+        self._lock = threading.Lock()
+        self._failures: list[Exception] = []
+
+    def run(self, measurers: Sequence[BlockMeasurer]) -> None:
+        """Measure until nothing is left. The measurers are closed then.
+
+        Raises:
+            ModelError: A process failed. Blocks that were measured are kept.
+        """
+        threads = [
+            threading.Thread(target=self._drive, args=(one,), daemon=True) for one in measurers
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            for measurer in measurers:
+                measurer.close()
+        if self._failures:
+            raise self._failures[0]
+
+    def _drive(self, measurer: BlockMeasurer) -> None:
+        try:
+            while True:
+                with self._lock:
+                    order = None if self._failures else self._plan.next()
+                if order is None:
+                    return
+                block = measurer.measure(*order)
+                with self._lock:
+                    self._plan.take(order[0], block)
+                    self._note(self._plan)
+        except Exception as error:  # noqa: BLE001  told by the thread that waits
+            with self._lock:
+                self._failures.append(error)
+
+
+@dataclass(slots=True)
+class RunProgress:
+    """Lines about how far a run is. processes: that share the work."""
+
+    processes: int
+    write: Callable[[], None]
+    clock: Callable[[], float] = time.monotonic
+    _written: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._written = self.clock()
+
+    def __call__(self, plan: Plan) -> None:
+        """Say how far it is, and write the page now and then."""
+        wanted = sum(plan.wanted[name] for name in plan.figures)
+        left = (plan.work_left_s or 0.0) / self.processes
+        share = plan.canvases / max(1, wanted)
+        print(
+            f"{plan.canvases:6} of {wanted} canvases, {share:.1%}, {left / 60:.0f} minutes left",
+            flush=True,
+        )
+        if self.clock() - self._written >= WRITE_EVERY_S:
+            self._written = self.clock()
+            self.write()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, and write if told so."""
+    """Measure what is missing, say what is there, and write it if told so."""
+    wanted = _parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory() as place:
+        older = _older(wanted, Path(place))
+        if wanted.serve:
+            _serve(wanted, older, _chosen(wanted.only, with_older=older is not None))
+            return
+        by = machine_of(next(iter(sorted(wanted.shown.iterdir())))) if wanted.shown else ""
+        measured = setting(wanted.device, wanted.model, older, by)
+        folder = wanted.raw / (wanted.figures or measured.key)
+        print(f"figures: {folder}")
+
+        def write() -> None:
+            if wanted.write:
+                audit_table.write(folder, measured.model, Places.below(wanted.docs))
+
+        if wanted.measure:
+            chosen = _chosen(wanted.only, with_older=older is not None)
+            _measure(wanted, measured, folder, older, chosen, write)
+        write()
+    for name in WORKERS:
+        print(f"{name:20} {WorkerFigures(folder / f'{name}.jsonl').canvases:6} canvases")
+
+
+def _measure(  # noqa: PLR0917  all of one run
+    wanted: argparse.Namespace,
+    measured: MeasuredSetting,
+    folder: Path,
+    older: Path | None,
+    chosen: Sequence[str],
+    write: Callable[[], None],
+) -> None:
+    with alone(folder):
+        figures = {name: WorkerFigures(folder / f"{name}.jsonl") for name in chosen}
+        counts = {n: wanted.honest if n in HONEST else wanted.cheats for n in chosen}
+        for one in figures.values():
+            one.begin(measured)
+        options = ["--device", wanted.device]
+        options += ["--model", str(wanted.model.resolve())] if wanted.model else []
+        options += ["--older", str(older.resolve())] if older else []
+        plan = Plan(figures, counts)
+        if wanted.shown:
+            options += ["--shown", str(wanted.shown.resolve())]
+            plan.exists = lambda worker, block: shown_file(wanted.shown, worker, block).is_file()
+        run = MeasuringRun(plan, RunProgress(wanted.processes, write))
+        run.run([Measurer(options) for _ in range(wanted.processes)])
+
+
+def _serve(wanted: argparse.Namespace, older: Path | None, chosen: Sequence[str]) -> None:
+    """Write what workers show, and audit nothing. What is there is not made again."""
+    import torch
+
+    from bench.audit_measure import Measuring, Models
+
+    torch.set_num_threads(1)
+
+    said = environment("torch")
+    card = torch.cuda.get_device_name() if wanted.device == "cuda" else said["cpu"]
+    machine = f"{card}, torch {said['torch']}"
+    measuring = Measuring(Models(wanted.device, wanted.model, older))
+    for name in chosen:
+        canvases = block = 0
+        while canvases < (wanted.honest if name in HONEST else wanted.cheats):
+            file = shown_file(wanted.serve, name, block)
+            if not file.is_file():
+                write_shown(file, measuring.answers(name, block), machine)
+            canvases += shown_count(file)
+            block += 1
+            print(f"{name:20} {canvases:6} canvases", flush=True)
+
+
+def _older(wanted: argparse.Namespace, place: Path) -> Path | None:
+    """Find the earlier edition: the one that was named, or of a bundled checkpoint the last one."""
+    older: Path | None = wanted.older
+    if older is None:
+        return None if wanted.model else earlier_edition(place)
+    if not asked_alike(older, wanted.model or bundled_checkpoint_path()):
+        raise SystemExit(f"{older} has another tokenizer, vocabulary or canvas")
+    return older
+
+
+def _chosen(names: Iterable[str], *, with_older: bool) -> list[str]:
+    chosen = set(names)
+    unknown = chosen - set(WORKERS)
+    if unknown:
+        raise SystemExit(f"no such worker: {', '.join(sorted(unknown))}")
+    if not with_older and (not chosen or OLDER in chosen):
+        print(f"{OLDER} is left out: there is no earlier edition. Name one: --older FOLDER")
+    usable = [name for name in WORKERS if not chosen or name in chosen]
+    return [name for name in usable if name != OLDER or with_older]
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--honest", type=int, default=2000, help="canvases of each honest worker")
     parser.add_argument("--cheats", type=int, default=300, help="canvases of each cheat")
-    parser.add_argument("--raw", type=Path, default=RAW, help="folder of the figures")
+    parser.add_argument("--raw", type=Path, default=FIGURES, help="where folders of figures are")
+    parser.add_argument(
+        "--figures",
+        help="folder of --raw to go on with: of other code, if you know that it holds",
+    )
     parser.add_argument("--only", nargs="*", default=[], help="these workers alone")
+    parser.add_argument("--model", type=Path, help="folder of another checkpoint")
     parser.add_argument("--older", type=Path, help="folder of an older checkpoint")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--serve", type=Path, help="only write here what workers show")
+    parser.add_argument("--shown", type=Path, help="audit what workers of another machine showed")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--no-measure", dest="measure", action="store_false")
     parser.add_argument("--write", action="store_true", help="thresholds, table and plot")
-    wanted = parser.parse_args(arguments)
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as place:
-        older = wanted.older or earlier_edition(Path(place))
-        models = Models(wanted.device, older)
-        digest = models.of(BFLOAT16).digest.hex()
-        for condition in _chosen(wanted.only):
-            if condition.name == "older-checkpoint" and older is None:
-                print("older-checkpoint     left out: there is no earlier edition")
-                continue
-            figures = WorkerFigures(wanted.raw / f"{condition.name}.jsonl", digest)
-            count = wanted.cheats if condition.cheat else wanted.honest
-            measure(models, condition, figures, count)
-    if wanted.write:
-        audit_table.write(
-            wanted.raw,
-            digest,
-            f"python -m bench.audit --honest {wanted.honest} --cheats {wanted.cheats} --write",
-        )
-
-
-def _chosen(names: Iterable[str]) -> list[TrialWorker]:
-    wanted = set(names)
-    unknown = wanted - {condition.name for condition in CONDITIONS}
-    if unknown:
-        raise SystemExit(f"no such worker: {', '.join(sorted(unknown))}")
-    return [c for c in CONDITIONS if not wanted or c.name in wanted]
+    parser.add_argument("--docs", type=Path, help="folder for what is written, to try it out")
+    return parser
 
 
 if __name__ == "__main__":

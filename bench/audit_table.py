@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import statistics
@@ -11,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from bench.audit_figures import WorkerFigures, whole_lines
 from bench.report import ROOT, percentile
 from piecework_model.audit import judgement
 from piecework_model.audit.judgement import (
+    FALSE_REJECTS,
     THRESHOLDS_FILE,
     Pairing,
     Tails,
@@ -24,8 +25,9 @@ from piecework_model.audit.judgement import (
     threshold,
 )
 
-PAGE: Final = ROOT / "docs" / "audits.md"
-PLOT: Final = ROOT / "docs" / "audits" / "logits.svg"
+GOAL_HONEST: Final = 2000
+GOAL_CHEATS: Final = 300
+"""Canvases of each worker that the page is to rest on."""
 BEGIN: Final = "<!-- bench.audit: begin -->"
 END: Final = "<!-- bench.audit: end -->"
 TEN: Final = 10
@@ -33,6 +35,16 @@ DRAWS: Final = 2000
 LEAST_CANVASES: Final = 40
 """Of a calibration half. Fewer show no tail."""
 CONFIDENCE: Final = 0.95
+FALSE_ACCEPTS: Final = 1e-3
+"""Goal: tens of canvases of a cheat of `GOAL_FOR` that pass."""
+GOAL_FOR: Final = (
+    "fp8-for-bfloat16",
+    "int4",
+    "half-the-steps",
+    "older-checkpoint",
+    "a-layer-less",
+    "edited",
+)
 
 WORKERS: Final = {
     "bfloat16": "honest, bfloat16, one thread",
@@ -148,18 +160,34 @@ class Canvas:
         return Scores(*(found[test] for test in judgement.TESTS))
 
 
-def read(raw: Path, model: str) -> dict[str, list[Canvas]]:
+def read(folder: Path, model: str) -> dict[str, list[Canvas]]:
     """Read the figures of every worker, of this checkpoint."""
     found: dict[str, list[Canvas]] = {}
     for name in WORKERS:
-        file = raw / f"{name}.jsonl"
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        whole = [json.loads(line) for line in lines if line.endswith("}")]
-        if whole and whole[0].get("model") == model:
-            found[name] = [
-                Canvas(line["request"], row) for line in whole[1:] for row in line["canvases"]
-            ]
+        file = folder / f"{name}.jsonl"
+        said = [line["setting"] for line in whole_lines(file) if "setting" in line]
+        if not said or any(one["model"] != model for one in said):
+            continue
+        blocks = WorkerFigures(file).blocks
+        found[name] = [
+            Canvas(row["request"], row) for number in sorted(blocks) for row in blocks[number]
+        ]
     return found
+
+
+def machines(folder: Path) -> list[str]:
+    """Say where the figures of a folder were measured, and at which commits."""
+    said = [
+        line["environment"]
+        for file in sorted(folder.glob("*.jsonl"))
+        for line in whole_lines(file)
+        if "environment" in line
+    ]
+    texts = (
+        f"{one['cores']} cores of {one['cpu']}, torch {one['torch']}, commit {one['commit']}"
+        for one in said
+    )
+    return list(dict.fromkeys(texts))
 
 
 def auditors(canvases: Sequence[Canvas]) -> list[str]:
@@ -203,16 +231,42 @@ def _fitted(seen: Sequence[Scores]) -> Iterator[tuple[str, judgement.Tail]]:
 class AuditedRow:
     """One worker, one kind, one auditor: on the half that did not make the thresholds.
 
-    found: of forced audits. found_ten: of drawn tens. tests: which tests found how many.
+    found: by forced audits of one canvas. found_ten: of the drawn tens, as a share. missed_ten: of
+    tens, extrapolated. failed_one: of canvases, extrapolated as if the worker was honest. tests:
+    which of them found how many.
     """
 
     worker: str
     kind: str
     auditor: str
     found: Share
-    found_ten: Share
+    found_ten: float
     missed_ten: float
+    failed_one: float
     tests: Mapping[str, int]
+
+    @property
+    def honest(self) -> bool:
+        """Whether a failure is wrong. Of a cheat, a pass is."""
+        return self.worker in HONEST
+
+    @property
+    def wrong_ten(self) -> tuple[float, float]:
+        """The bounds of how often ten canvases of different jobs, each judged alone, are judged
+        wrong: an honest worker fails one of them, or a cheat passes all.
+        """
+        low, high = ((1 - bound) ** TEN for bound in reversed(self.found.bounds))
+        return (1 - high, 1 - low) if self.honest else (low, high)
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether the goal is reached: for honest workers, and for the cheats that have one."""
+        if self.honest:
+            return None if math.isnan(self.failed_one) else self.failed_one < FALSE_REJECTS
+        if self.worker not in GOAL_FOR:
+            return None
+        shown = [value for value in (self.missed_ten, self.wrong_ten[1]) if not math.isnan(value)]
+        return min(shown) < FALSE_ACCEPTS
 
 
 def count(
@@ -236,14 +290,15 @@ def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tail
         for test in judgement.TESTS
     }
     draw = random.Random(len(seen))  # noqa: S311  resampling, no secret
-    tens = [_ten(seen, draw) for _ in range(DRAWS)]
+    tens = [_fails(_ten(seen, draw), tails) for _ in range(DRAWS)]
     return AuditedRow(
         name,
         kind,
         auditor,
         Share(sum(_fails([s], tails) for s in alone), len(alone)),
-        Share(sum(_fails(ten, tails) for ten in tens), DRAWS),
+        sum(tens) / DRAWS,
         _missed(alone, tails),
+        _failed(alone, tails),
         tests,
     )
 
@@ -273,30 +328,99 @@ def _missed(alone: Sequence[Scores], tails: Tails) -> float:
     return statistics.NormalDist(statistics.fmean(logs), max(spread, 1e-9)).cdf(limit)
 
 
+def _failed(alone: Sequence[Scores], tails: Tails) -> float:
+    """Extrapolate how many canvases fail, from the tails of these canvases themselves.
+
+    The model: beyond its upper tenth each score is Pareto, as in `fit_tail`. The tests are added
+    up.
+    """
+    shares = []
+    for test, tail in tails.items():
+        values = [value for s in alone if (value := getattr(s, test)) is not None]
+        if len(values) < LEAST_CANVASES:
+            return math.nan
+        limit = in_unit(test, threshold(test, tail, 1))
+        shares.append(fit_tail(test, values).beyond(limit))
+    return sum(shares)
+
+
 # Writing
 
 
-def write(raw: Path, model: str, source: str) -> None:
-    """Write thresholds, table and plot."""
-    figures = read(raw, model)
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The files that are written."""
+
+    page: Path
+    plot: Path
+    thresholds: Path
+
+    @classmethod
+    def below(cls, folder: Path | None) -> Places:
+        """Those of the repository, or copies of them in a folder, which is made."""
+        page = ROOT / "docs" / "audits.md"
+        if folder is None:
+            return cls(page, page.parent / "audits" / "logits.svg", THRESHOLDS_FILE)
+        folder.mkdir(parents=True, exist_ok=True)
+        copy = folder / page.name
+        copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
+        return cls(copy, folder / "audits" / "logits.svg", folder / THRESHOLDS_FILE.name)
+
+
+def write(folder: Path, model: str, places: Places) -> None:
+    """Write thresholds, table and plot, of the figures in a folder."""
+    figures = read(folder, model)
     table = fit(figures, model)
-    THRESHOLDS_FILE.write_text(dump_table(table, source), encoding="utf-8")
+    source = f"python -m bench.audit --write, {_honest_canvases(figures)} honest canvases"
+    places.thresholds.write_text(dump_table(table, source), encoding="utf-8")
     rows = list(count(figures, table, model))
-    PLOT.parent.mkdir(parents=True, exist_ok=True)
-    PLOT.write_text(plot(figures, table, model), encoding="utf-8")
-    page = PAGE.read_text(encoding="utf-8")
+    places.plot.parent.mkdir(parents=True, exist_ok=True)
+    places.plot.write_text(plot(figures, table, model), encoding="utf-8")
+    page = places.page.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    made = "\n".join([BEGIN, "", *tables(figures, rows, model, source), "", END])
-    PAGE.write_text(before + made + after, encoding="utf-8")
+    lines = (*counts(figures, model, machines(folder)), *tables(figures, rows))
+    made = "\n".join([BEGIN, "", *lines, "", END])
+    places.page.write_text(before + made + after, encoding="utf-8")
 
 
-def tables(
-    figures: Mapping[str, list[Canvas]], rows: Sequence[AuditedRow], model: str, source: str
+def _honest_canvases(figures: Mapping[str, list[Canvas]]) -> int:
+    return sum(len(figures.get(name, [])) for name in HONEST)
+
+
+def counts(
+    figures: Mapping[str, list[Canvas]], model: str, measured_on: Sequence[str]
 ) -> Iterator[str]:
-    canvases = sum(len(figures.get(name, [])) for name in HONEST)
-    yield f"Made by `{source}`: {canvases} honest canvases and"
-    yield f"{sum(map(len, figures.values())) - canvases} of cheats, model `{model[:16]}…`."
+    """Say what was measured, how much of it, and what is missing."""
+    honest = _honest_canvases(figures)
+    cheats = sum(map(len, figures.values())) - honest
+    yield f"{honest} honest canvases and {cheats} of cheats, model `{model[:16]}…`."
+    for place in measured_on:
+        yield f"Measured on {place}."
+    yield ""
+    yield (
+        f"The goal is {GOAL_HONEST} canvases of each honest worker and {GOAL_CHEATS} of each cheat."
+    )
+    missing = [name for name in WORKERS if len(figures.get(name, [])) < _goal(name)]
+    if missing:
+        yield f"**It is not reached** by {len(missing)} of {len(WORKERS)} workers."
+    yield ""
+    yield "| worker | canvases | goal | of jobs | for thresholds | counted |"
+    yield "|---|---|---|---|---|---|"
+    for name, worker in WORKERS.items():
+        mine = figures.get(name, [])
+        fitted = sum(c.calibrates for c in mine) if name in HONEST else 0
+        jobs = len({c.number for c in mine})
+        held = sum(not c.calibrates for c in mine)
+        yield f"| {worker} | {len(mine)} | {_goal(name)} | {jobs} | {fitted} | {held} |"
+
+
+def _goal(name: str) -> int:
+    return GOAL_HONEST if name in HONEST else GOAL_CHEATS
+
+
+def tables(figures: Mapping[str, list[Canvas]], rows: Sequence[AuditedRow]) -> Iterator[str]:
+    """Say what replays and forced audits found."""
     yield ""
     yield "### Replay"
     yield ""
@@ -314,21 +438,23 @@ def tables(
     yield "### Forced"
     yield ""
     yield (
-        "| worker | kind | auditor | found, one canvas | found, ten canvases, resampled "
-        "| missed, ten, extrapolated | tests that found it |"
+        "| worker | kind | auditor | failed, one canvas | wrong, ten, from one "
+        "| failed, ten, resampled | wrong, extrapolated | goal | tests that failed |"
     )
-    yield "|---|---|---|---|---|---|---|"
-    yield from _forced(rows)
+    yield "|---|---|---|---|---|---|---|---|---|"
+    yield from map(_forced, rows)
 
 
-def _forced(rows: Sequence[AuditedRow]) -> Iterator[str]:
-    for row in rows:
-        missed = "" if row.worker in HONEST else _small(row.missed_ten)
-        tests = ", ".join(f"{name} {hits}" for name, hits in row.tests.items() if hits) or "–"
-        yield (
-            f"| {WORKERS[row.worker]} | {row.kind} | {row.auditor} | {row.found} | {row.found_ten} "
-            f"| {missed or '–'} | {tests} |"
-        )
+def _forced(row: AuditedRow) -> str:
+    tests = ", ".join(f"{name} {hits}" for name, hits in row.tests.items() if hits) or "–"
+    low, high = row.wrong_ten
+    of, value = ("one", row.failed_one) if row.honest else ("ten", row.missed_ten)
+    wrong = "–" if math.isnan(value) else f"{_small(value)} of {of}"
+    goal = {None: "–", True: "reached", False: "**missed**"}[row.reached]
+    return (
+        f"| {WORKERS[row.worker]} | {row.kind} | {row.auditor} | {row.found} "
+        f"| {_small(low)} to {_small(high)} | {row.found_ten:.1%} | {wrong} | {goal} | {tests} |"
+    )
 
 
 # The plot

@@ -32,11 +32,11 @@ def environment(*packages: str) -> dict[str, object]:
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
-        **{name: _version(name) for name in packages},
+        **{name: package_version(name) for name in packages},
     }
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
     """The version of a package. A build may bring a module without a package of its name."""
     try:
         return metadata.version(package)

@@ -25,6 +25,7 @@ COMMANDS = {
     "provenance": "Write and check C2PA credentials of answers.",
     "relay": "Run a relay for workers that have no public port.",
     "signer": "Hold a worker's operator key apart, with limits.",
+    "committee": "Judge disputed steps, as a member of a market's committee.",
     "chain": "Deploy the contracts, or run a development chain.",
     "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",

@@ -40,6 +40,11 @@ _EXPERTS: Final = re.compile(_LAYER + r"experts\.(gate_up_proj|down_proj)")
 _VISION: Final = re.compile(r"model\.encoder\.(vision_tower|embed_vision)\..*")
 
 
+def precision_name(dtype: str, quantization: str) -> str:
+    """Name how a model is computed, from its arithmetic and how its weights are packed."""
+    return dtype if quantization == "none" else f"{dtype}+{quantization}"
+
+
 def is_linear(name: str) -> bool:
     """Say whether this published name is that of a linear's matrix [out, in], which is packed in
     fp8.

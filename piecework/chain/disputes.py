@@ -265,14 +265,14 @@ class DisputeReader:
     async def answer_to(self, challenge_id: Bytes32, from_block: int) -> LeafOpened | None:
         """The answer to a challenge, or None before it."""
         topics = [_topic("LeafOpened"), to_hex(challenge_id)]
-        found = await self._events(topics, from_block, await self._latest())
+        found = await self._events(topics, from_block, await self.latest_block())
         return next((event for event in found if isinstance(event, LeafOpened)), None)
 
     async def waiting_rewards(
         self, operator: Address, payer: Address, from_block: int
     ) -> tuple[RewardWaits, ...]:
         """The rewards of a payer that wait for other challenges against an operator."""
-        latest = await self._latest()
+        latest = await self.latest_block()
         topics = [_topic("RewardWaits"), None, _indexed(operator), _indexed(payer)]
         found = await self._events(topics, from_block, latest)
         waiting = [event for event in found if isinstance(event, RewardWaits)]
@@ -282,7 +282,8 @@ class DisputeReader:
         over = {event.number for event in ended if isinstance(event, RewardEnded)}
         return tuple(event for event in waiting if event.number not in over)
 
-    async def _latest(self) -> int:
+    async def latest_block(self) -> int:
+        """The height of the chain."""
         return int(str(await self._rpc.call("eth_blockNumber")), 16)
 
     async def _events(

@@ -37,7 +37,7 @@ from piecework_protocol.evidence.check import broken_rules, check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import read_openings
-from piecework_protocol.types import Address, Amount, JobId
+from piecework_protocol.types import Address, Amount, JobId, parse_hex
 
 AUDIT_CLAUSE: Final = "7.2 in an audit"
 """The trace is that of the model, the seed and the steps that the receipt names."""
@@ -58,6 +58,7 @@ class CanvasReport:
         cost: What they were paid, in base units.
         confirmed: Whether a second auditor has found the same failure.
         remarks: What there is to say about auditors: who gave no report, who is trusted no more.
+        leaves: The step leaves that a replay here has computed.
     """
 
     level: AuditLevel
@@ -72,6 +73,7 @@ class CanvasReport:
     cost: Amount = Amount(0)
     confirmed: bool = False
     remarks: tuple[str, ...] = ()
+    leaves: tuple[bytes, ...] = ()
 
 
 class Auditor(Protocol):
@@ -144,6 +146,7 @@ def _report(line: bytes, level: AuditLevel, canvas: int) -> CanvasReport:
             str(body["reason"]),
             int(body["steps"]),
             float(body["seconds"]),
+            leaves=tuple(parse_hex(one, 32, "leaf") for one in body["leaves"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) if line else "the engine process ended without a report"

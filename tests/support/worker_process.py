@@ -98,10 +98,17 @@ class WorkerProcess:
             )
         return cls(home, endpoint, pace_s)
 
-    async def start(self) -> dict[str, Any]:
+    async def start(self, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         """Run the daemon on a stand-in engine; returns its ready line."""
         module = "tests.support.node.daemon_process"
-        return await self._start("-m", module, str(self.home.root), str(self.pace_s))
+        words = ("-m", module, str(self.home.root), str(self.pace_s))
+        return await self._start(*words, within_s=within_s)
+
+    async def start_cheating(self, way: str, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
+        """Run a daemon that cheats (`tests.support.node.cheating_daemon`); returns its ready
+        line."""
+        module = "tests.support.node.cheating_daemon"
+        return await self._start("-P", "-m", module, str(self.home.root), way, within_s=within_s)
 
     async def start_as_shipped(self, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         """Run the daemon as an operator starts it; returns its ready line."""

@@ -164,6 +164,7 @@ def _nothing(chosen: argparse.Namespace, reason: str) -> dict[str, Any]:
         "reason": reason,
         "seconds": 0.0,
         "profile": "",
+        "leaves": [],
     }
 
 
@@ -177,6 +178,7 @@ def _report(found: CanvasAudit, started: float, profile: str) -> dict[str, Any]:
         "reason": found.reason,
         "seconds": round(time.perf_counter() - started, 3),
         "profile": profile,
+        "leaves": [leaf.hex() for leaf in found.leaves],
     }
 
 

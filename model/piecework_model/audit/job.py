@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from piecework_model import kinds, templates
 from piecework_model.audit.claims import ClaimedCanvas, ClaimedJob, Ids
 from piecework_model.audit.forced import ForcedPass
-from piecework_model.audit.judgement import Pairing, Table, Tails, judge, precision_name
+from piecework_model.audit.judgement import Pairing, Table, Tails, judge
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import scores
@@ -23,6 +23,7 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.errors import AuditError, OpeningError, PromptError, RequestError
 from piecework_model.jobs import generation_request
 from piecework_model.machine.probe import read_precision
+from piecework_model.precision import precision_name
 from piecework_model.requests import HOLE, CanvasFinish, GenerationRequest
 from piecework_model.text.segments import SegmentStream
 from piecework_protocol.kinds import KINDS
@@ -50,7 +51,7 @@ class CanvasAudit:
     """What an audit of a canvas found.
 
     findings: what is wrong, one line each, if the outcome is FAIL. reason: why there is no verdict.
-    steps: of the canvas.
+    steps: of the canvas. leaves: of the steps that a replay has computed.
     """
 
     level: AuditLevel
@@ -59,6 +60,7 @@ class CanvasAudit:
     steps: int
     findings: tuple[str, ...] = ()
     reason: str = ""
+    leaves: tuple[bytes, ...] = ()
 
 
 class JobAudit:
@@ -147,7 +149,9 @@ class JobAudit:
         shown = self._shown(canvas)
         found = self._differences(shown, replayed, committed)
         outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
-        return CanvasAudit(AuditLevel.REPLAY, outcome, canvas, int(shown.steps), tuple(found))
+        leaves = tuple(bytes(record.leaf()) for record in replayed.records)
+        level, steps = AuditLevel.REPLAY, int(shown.steps)
+        return CanvasAudit(level, outcome, canvas, steps, tuple(found), leaves=leaves)
 
     def forced(
         self, auditor: ForcedPass, table: Table, canvas: int, opened: Sequence[OpenedStep]

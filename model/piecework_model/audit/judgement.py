@@ -78,6 +78,19 @@ class Tail:
             return self.start + self.scale * math.log(ratio)
         return self.start + self.scale / self.shape * (math.pow(ratio, self.shape) - 1)
 
+    def beyond(self, value: float) -> float:
+        """Return the share of honest canvases that exceeds a value, by extrapolation. At most
+        `share`, also of a value before the tail.
+        """
+        if self.scale <= 0:  # all of the tail is at its start
+            return self.share if value < self.start else 0.0
+        if value <= self.start:
+            return self.share
+        excess = (value - self.start) / self.scale
+        if self.shape < 1e-6:
+            return self.share * math.exp(-excess)
+        return self.share * math.pow(1 + self.shape * excess, -1 / self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -104,11 +117,6 @@ class Judgement:
 Tails = Mapping[str, Tail]
 """One for each test."""
 Table = Mapping[Pairing, Tails]
-
-
-def precision_name(dtype: str, quantization: str) -> str:
-    """Name how a model is computed, from its arithmetic and how its weights are packed."""
-    return dtype if quantization == "none" else f"{dtype}+{quantization}"
 
 
 def judge(canvases: Sequence[Scored], tails: Tails) -> Judgement:

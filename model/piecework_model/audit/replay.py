@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from piecework_model import bounds, templates
+from piecework_model.bounds import ModelLimits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.executor import SequenceFailure, SequenceStep, StepObserver
@@ -110,7 +111,7 @@ class Replayer:
         ):
             raise InvalidRequestError("committed", "there is no canvas behind these")
         most = request.max_steps if steps is None else min(steps, request.max_steps)
-        self._executor.open(replace(request, tenant="", canvas_limit=len(request.committed) + 1))
+        self._executor.open(alone(request, self.loaded.limits))
         try:
             for _ in known_chunks(request, self._executor.chunk_tokens):
                 yield self._step(SequenceWork(request.request_id, 1, denoise=False), observe)
@@ -132,6 +133,19 @@ class Replayer:
                 raise ReplayError(f"{outcome.kind}: {outcome.message}")
             return outcome
         return None
+
+
+def alone(request: GenerationRequest, limits: ModelLimits) -> GenerationRequest:
+    """Return the request whose sequence ends with the canvas that follows the committed ones.
+
+    Its KV cache is that of this canvas, and not that of the whole job. A text with a form keeps its
+    length: the form says how long it is.
+    """
+    next_canvas = len(request.committed) + 1
+    most = request.max_tokens
+    if not request.template:
+        most = min(most, next_canvas * limits.canvas_size)
+    return replace(request, tenant="", canvas_limit=next_canvas, max_tokens=most)
 
 
 def first_difference(replayed: Sequence[bytes], committed: Sequence[bytes]) -> int | None:

@@ -1,8 +1,8 @@
 """The engine's own process: `python -P -m piecework_node.engine.process`.
 
-Commands come on stdin, reports go to stdout. A thread reads commands and answers tokenizations
-itself, so that they never wait for a denoising step. Only the main thread uses the engine. The
-process ends with its parent, at the end of stdin.
+Commands come on stdin, reports go to stdout. A thread reads commands. It answers tokenizations and
+encodes the prompts of audits itself: they never wait for a denoising step, and no step waits for
+them. Only the main thread uses the engine. The process ends with its parent, at the end of stdin.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 from piecework.base.files import FileError
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineFacts, EnginePaused, EngineResumed
-from piecework_node.engine.replays import ReplayDesk
+from piecework_node.engine.replays import PreparedAudit, ReplayDesk, prepare
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
@@ -45,6 +45,7 @@ from piecework_node.engine.wire import (
     encode_report,
 )
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.types import Digest
 
@@ -60,6 +61,8 @@ BEAT_S: Final = 5.0
 MEMORY_RETRY_S: Final = 1.0
 """Between two tries to take the device's memory back that somebody else still holds."""
 END: Final = None
+Ordered = Command | PreparedAudit | None
+"""What the main thread gets."""
 
 
 class Parking(Protocol):
@@ -93,7 +96,7 @@ class Reports:
 def read_commands(
     pipe: BinaryIO,
     loaded: LoadedModel,
-    commands: queue.Queue[Command | None],
+    commands: queue.Queue[Ordered],
     reports: Reports,
     *,
     max_context: int,
@@ -105,16 +108,19 @@ def read_commands(
     max_context: tokens. A prompt is not encoded further than that.
     """
 
-    def answer(command: Encode) -> None:
-        reports.send(encode(loaded, command, max_context))
+    def answer(command: Encode | Audit) -> None:
+        if isinstance(command, Audit):
+            commands.put(prepare(command, loaded))
+        else:
+            reports.send(encode(loaded, command, max_context))
 
     pictures = ThreadPoolExecutor(1, thread_name_prefix="images")
     try:
         while line := pipe.readline(MAX_LINE_BYTES):
             command = decode_command(line)
-            if not isinstance(command, Encode):
+            if not isinstance(command, Encode | Audit):
                 commands.put(command)
-            elif command.content.has_images:
+            elif _has_images(command):
                 pictures.submit(_or_end, answer, command, commands)
             else:
                 answer(command)
@@ -126,8 +132,15 @@ def read_commands(
         commands.put(END)
 
 
+def _has_images(command: Encode | Audit) -> bool:
+    content = command.content
+    return (content.content if isinstance(content, AuditContent) else content).has_images
+
+
 def _or_end(
-    answer: Callable[[Encode], None], command: Encode, commands: queue.Queue[Command | None]
+    answer: Callable[[Encode | Audit], None],
+    command: Encode | Audit,
+    commands: queue.Queue[Ordered],
 ) -> None:
     """Answer a question. What goes wrong ends the process, as it does in the thread that reads."""
     try:
@@ -187,7 +200,7 @@ class Brake:
 
 def run(
     engine: Engine,
-    commands: queue.Queue[Command | None],
+    commands: queue.Queue[Ordered],
     reports: Reports,
     brake: Brake,
     replays: ReplayDesk,
@@ -214,7 +227,7 @@ def run(
             brake.pull(free_memory=command.free_memory)
         elif isinstance(command, ResumeEngine):
             brake.release()
-        elif isinstance(command, Replay | Audit):
+        elif isinstance(command, Replay | PreparedAudit):
             replays.take(command)
         elif isinstance(command, Drop):
             replays.drop(command.number)
@@ -288,8 +301,15 @@ def measure(
     )
 
 
-def main(arguments: list[str]) -> int:
-    """Load, measure, report ready, and run."""
+Loads = Callable[[argparse.Namespace, "Reports"], "PlannedModel | None"]
+"""Load the model, or report why it cannot be."""
+
+
+def main(arguments: list[str], loads: Loads | None = None) -> int:
+    """Load, measure, report ready, and run.
+
+    loads: what loads the model. None: `load`.
+    """
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="")
     parser.add_argument("--device", default="auto")
@@ -304,14 +324,14 @@ def main(arguments: list[str]) -> int:
     # Libraries print. stdout is ours alone.
     reports = Reports(os.fdopen(os.dup(1), "wb"))
     os.dup2(2, 1)
-    planned = load(chosen, reports)
+    planned = (loads or load)(chosen, reports)
     if planned is None:
         return 1
     from piecework_model.audit.replay import Replayer
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
 
-    commands: queue.Queue[Command | None] = queue.Queue(MAX_PENDING_COMMANDS)
+    commands: queue.Queue[Ordered] = queue.Queue(MAX_PENDING_COMMANDS)
     loaded, choice = planned.loaded, planned.choice
     executor = BatchedExecutor(loaded.model, loaded.limits)
     executor.record(chosen.slots)

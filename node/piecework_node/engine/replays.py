@@ -9,8 +9,9 @@ length of one canvas at most, and waits for one pass.
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from piecework_node.engine.wire import (
@@ -21,7 +22,7 @@ from piecework_node.engine.wire import (
     Replayed,
     ShownStep,
 )
-from piecework_protocol.kinds.audit import AuditContent, AuditOutput
+from piecework_protocol.kinds.audit import AuditOutput
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest
@@ -29,6 +30,7 @@ from piecework_protocol.types import Digest
 if TYPE_CHECKING:
     from piecework_model.audit.job import JobAudit
     from piecework_model.audit.replay import Replayer
+    from piecework_model.checkpoint.loading import LoadedModel
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
     from piecework_model.engine.executor import SequenceStep
@@ -38,6 +40,19 @@ PATIENCE_S: Final = 60.0
 """A replay that has waited so long goes on beside the jobs."""
 SEQUENCE: Final = "replay"
 """The name of its sequence in the executor. Those of jobs are longer."""
+
+
+MOST_DROPPED: Final = 8
+"""Numbers that are remembered. One may be dropped while its audit is still being prepared."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedAudit:
+    """An audit whose prompt is encoded. job: None if it cannot be, and `refused` says why."""
+
+    asked: Audit
+    job: JobAudit | None
+    refused: str = ""
 
 
 class ReplayDesk:
@@ -66,15 +81,24 @@ class ReplayDesk:
         self._chunks: Iterator[PrefillChunk] = iter(())
         """What is prefilled by the next passes."""
         self._prefilled = 0
+        self._dropped: deque[int] = deque(maxlen=MOST_DROPPED)
 
-    def take(self, asked: Replay | Audit) -> None:
+    def take(self, given: Replay | PreparedAudit) -> None:
         """Take a replay or an audit in. `step` does it."""
+        asked = given.asked if isinstance(given, PreparedAudit) else given
+        if asked.number in self._dropped:
+            return
         if self._asked is not None:
             self._end("another canvas was asked for")
         self._asked, self._asked_at = asked, self._monotonic()
+        if isinstance(given, PreparedAudit):
+            self._job = given.job
+            if given.job is None:
+                self._end(given.refused)
 
     def drop(self, number: int) -> None:
         """Give up a replay or an audit that nobody waits for any more. It says nothing more."""
+        self._dropped.append(number)
         if self._asked is not None and self._asked.number == number:
             self._clear()
 
@@ -108,16 +132,19 @@ class ReplayDesk:
             self._end(str(error))
 
     def _begin(self, asked: Replay | Audit) -> Generator[SequenceStep | None, None, None]:
+        from piecework_model.audit.replay import alone
         from piecework_model.engine.scheduler import known_chunks
         from piecework_model.errors import ReplayError
 
         if isinstance(asked, Audit):
-            self._job = job_audit(asked.content, self._replayer)
+            if self._job is None:
+                raise ReplayError("it was not prepared")
             request, steps = self._job.request_of(asked.content.canvas), asked.content.steps
         else:
             request, steps = asked.request, asked.steps
         request = replace(request, request_id=SEQUENCE)
-        if not self._engine.reserve(self._executor.footprint(request)):
+        one = alone(request, self._replayer.loaded.limits)
+        if not self._engine.reserve(self._executor.footprint(one)):
             raise ReplayError("the memory for it is not free now")
         self._chunks = iter(known_chunks(request, self._executor.chunk_tokens))
         return self._replayer.walk(request, steps=steps, observe=self._observe)
@@ -171,14 +198,14 @@ class ReplayDesk:
         self._engine.reserve(0)
 
 
-def job_audit(content: AuditContent, replayer: Replayer) -> JobAudit:
-    """Prepare the audit of a canvas that somebody else's worker made.
-
-    Raises:
-        AuditError: it cannot be audited with this model.
-    """
+def prepare(asked: Audit, loaded: LoadedModel) -> PreparedAudit:
+    """Encode the prompt of a canvas that somebody else's worker made. A long one takes a while."""
     from piecework_model.audit.claims import ClaimedJob
     from piecework_model.audit.job import JobAudit
+    from piecework_model.errors import AuditError, RequestError
 
-    loaded = replayer.loaded
-    return JobAudit(ClaimedJob.of_content(content, Digest(loaded.digest)), loaded)
+    claimed = ClaimedJob.of_content(asked.content, Digest(loaded.digest))
+    try:
+        return PreparedAudit(asked, JobAudit(claimed, loaded))
+    except (AuditError, RequestError, ValueError) as error:
+        return PreparedAudit(asked, None, str(error))

@@ -1,4 +1,4 @@
-"""`piecework client dispute`: from an evidence file to payout."""
+"""`piecework client dispute`: from a job's evidence to payout."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from piecework.commands._client.home import Earlier, Home, Json, PasswordFile, w
 if TYPE_CHECKING:
     from piecework.client.disputes.walk import DisputeReport, DisputeWalk
     from piecework.client.sdk import PieceworkClient
+    from piecework_protocol.evidence.file import EvidenceFile
 
 
 def register(app: typer.Typer) -> None:
@@ -23,7 +24,9 @@ def register(app: typer.Typer) -> None:
 
 
 def dispute(
-    file: Annotated[Path, typer.Argument(help="The job's evidence file.")],
+    job: Annotated[
+        str, typer.Argument(help="The job's id, or its first digits, or its evidence file.")
+    ],
     *,
     canvas: Annotated[int | None, typer.Option(min=0, help="The canvas to challenge.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="The step of it to challenge.")] = None,
@@ -50,7 +53,7 @@ def dispute(
         common.fail("give --canvas and --step together", 2)
 
     async def work(client: PieceworkClient) -> dict[str, Any]:
-        walk = await _walk_of(client, file, canvas, step, escalate=escalate)
+        walk = await _walk_of(client, job, canvas, step, escalate=escalate)
         if not yes:
             await asyncio.to_thread(_ask, walk)
         report = await walk.advance()
@@ -69,18 +72,28 @@ def dispute(
 
 
 async def _walk_of(
-    client: PieceworkClient, file: Path, canvas: int | None, step: int | None, *, escalate: bool
+    client: PieceworkClient, job: str, canvas: int | None, step: int | None, *, escalate: bool
 ) -> DisputeWalk:
-    from piecework.base.files import read
     from piecework.client.disputes.port import ChainDisputePort
     from piecework.client.disputes.walk import DisputedStep, DisputeWalk
-    from piecework_protocol.evidence.file import read_evidence
-    from piecework_protocol.limits import MAX_EVIDENCE_BYTES
 
-    evidence = read_evidence(await asyncio.to_thread(read, file, MAX_EVIDENCE_BYTES))
+    evidence = await _evidence_of(client, job)
     about = None if canvas is None or step is None else DisputedStep(canvas, step)
     port = ChainDisputePort(client.reader, client.wallet.payer)
     return DisputeWalk(port, evidence, about, escalate=escalate)
+
+
+async def _evidence_of(client: PieceworkClient, job: str) -> EvidenceFile:
+    """Return what a file holds, or the evidence of a job of this client."""
+    from piecework.base.files import read
+    from piecework_protocol.evidence.file import read_evidence
+    from piecework_protocol.limits import MAX_EVIDENCE_BYTES
+
+    file = Path(job)
+    if await asyncio.to_thread(file.is_file):
+        return read_evidence(await asyncio.to_thread(read, file, MAX_EVIDENCE_BYTES))
+    evidence, _ = await client.evidence(await asyncio.to_thread(client.store.job_named, job))
+    return evidence
 
 
 def _ask(walk: DisputeWalk) -> None:

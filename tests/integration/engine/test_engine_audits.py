@@ -16,7 +16,7 @@ from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.machine.probe import engine_profile, probe, short_profile
-from piecework_node.engine.replays import ReplayDesk
+from piecework_node.engine.replays import ReplayDesk, prepare
 from piecework_node.engine.wire import (
     Audit,
     Audited,
@@ -68,7 +68,7 @@ class Bench:
         self.records.clear()
         command = decode_command(encode_command(Audit(7, content)))
         assert isinstance(command, Audit)
-        self.desk.take(command)
+        self.desk.take(prepare(command, self.loaded))
         while not self.reports:
             assert self.desk.is_due
             self.desk.step()
@@ -218,3 +218,25 @@ def test_one_who_overlooks_an_edited_token_is_shown_to_have_lied(
     passed, leaves = bench.audit(content)
     (line,) = judged(bench, bad, passed.report, leaves).findings
     assert line.startswith("the auditor says that the canvas passes, and it fails: the delivered")
+
+
+def test_an_audit_that_is_given_up_while_its_prompt_is_encoded_is_not_begun(
+    bench: Bench, honest: AuditedJob
+) -> None:
+    prepared = prepare(Audit(9, claim(honest, 0)), bench.loaded)
+    assert prepared.job is not None
+    bench.desk.drop(9)
+    bench.desk.take(prepared)
+    assert not bench.desk.is_due
+    assert bench.reports == []
+
+
+def test_an_audit_that_cannot_be_prepared_is_answered_without_a_step(
+    bench: Bench, honest: AuditedJob
+) -> None:
+    prepared = prepare(Audit(10, claim(honest, 0)), bench.loaded)
+    bench.desk.take(replace(prepared, job=None, refused="this model cannot be asked that"))
+    assert not bench.desk.is_due
+    (found,) = bench.reports
+    bench.reports.clear()
+    assert found.refused == "this model cannot be asked that"

@@ -2,7 +2,8 @@
 alone.
 
 It loads in a fraction of a second, so that a test can kill the daemon many times. Started as
-`python -m tests.support.node.engine_child PACE_S`; a canvas takes PACE_S seconds.
+`python -m tests.support.node.engine_child PACE_S [LIE]`; a canvas takes PACE_S seconds. With LIE,
+in hex, its audits of others' canvases come to other numbers.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ from tests.support.node.fake_engine import (
 
 
 def main() -> None:
-    pace = float(sys.argv[1])
+    pace, lie = float(sys.argv[1]), bytes.fromhex("".join(sys.argv[2:3]))
     commands: queue.Queue[Command | None] = queue.Queue(maxsize=1024)
     threading.Thread(target=_read, args=(commands,), daemon=True).start()
     _send(Ready(FACTS))
@@ -88,7 +89,7 @@ def main() -> None:
             if rows.pop(command.request_id, None) is not None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         elif not isinstance(command, Drop):  # every answer is whole by then
-            _send(*_answers(command))
+            _send(*_answers(command, lie))
 
 
 def _canvas(request: GenerationRequest, canvas: int) -> CanvasEvent:
@@ -97,10 +98,10 @@ def _canvas(request: GenerationRequest, canvas: int) -> CanvasEvent:
 
 
 def _answers(
-    command: Encode | Replay | Audit,
+    command: Encode | Replay | Audit, lie: bytes
 ) -> Iterator[Encoded | ShownStep | Replayed | Audited]:
     if isinstance(command, Audit):
-        audited = audited_canvas(command.content)
+        audited = audited_canvas(command.content, lie)
         for record in audited.records:
             yield ShownStep(command.number, StepOpening(record.fields()))
         yield Audited(command.number, audited.report)

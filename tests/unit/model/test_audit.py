@@ -15,7 +15,7 @@ from bench.audit_workers import ServedCanvas, cut_otherwise, serve
 from piecework_model.audit.forced import CanvasFigures, ForcedPass
 from piecework_model.audit.opening import OpenedStep, read_soft
 from piecework_model.audit.openings import opened_steps
-from piecework_model.audit.replay import Replayer, first_difference
+from piecework_model.audit.replay import Replayer, alone, first_difference
 from piecework_model.audit.scores import LOGIT_CAP, scores
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.errors import InvalidRequestError, OpeningError
@@ -94,6 +94,18 @@ def test_a_cancelled_canvas_replays_to_the_leaves_that_it_has(
         replayed = replayer.replay(canvas.request, steps=steps)
         assert replayed.leaves == canvas.leaves[:steps]
         assert not replayed.finished
+
+
+def test_a_replay_holds_the_memory_of_its_canvas_and_not_of_the_whole_job(
+    bundled: LoadedModel, prompt: Prompt
+) -> None:
+    limits = bundled.limits
+    asked = make_request(prompt, "long", max_tokens=10 * SIZE)
+    for canvas in (0, 3, 9):
+        one = alone(replace(asked, committed=((7,) * SIZE,) * canvas), limits)
+        assert limits.sequence_tokens(one) == len(prompt) + (canvas + 1) * SIZE
+    form = make_request(prompt, "form", max_tokens=64, template=(HOLE,) * 64)
+    assert limits.sequence_tokens(alone(form, limits)) == limits.sequence_tokens(form)
 
 
 CHANGES = st.sampled_from(

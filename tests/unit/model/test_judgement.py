@@ -19,10 +19,10 @@ from piecework_model.audit.judgement import (
     fit_tail,
     judge,
     load_table,
-    precision_name,
     threshold,
 )
 from piecework_model.errors import AuditError
+from piecework_model.precision import precision_name
 
 PAIR = Pairing("00" * 32, "text", "bfloat16", "float32")
 TAIL = Tail(start=0.0, share=0.1, scale=0.1, shape=0.0, center=-0.2)
@@ -50,6 +50,19 @@ def test_a_heavy_tail_is_extrapolated_further() -> None:
     heavy = fit_tail("argmax", [draw.paretovariate(3) for _ in range(20_000)])
     assert heavy.shape == pytest.approx(1 / 3, abs=0.12)
     assert heavy.quantile(1e-5) > heavy.quantile(1e-4) > heavy.quantile(1e-3)
+
+
+@pytest.mark.parametrize("shape", [0.0, 0.3])
+def test_what_lies_beyond_a_quantile_is_its_share(shape: float) -> None:
+    tail = Tail(start=1.0, share=0.1, scale=0.2, shape=shape, center=0.5)
+    for share in (0.1, 0.01, 1e-5):
+        assert tail.beyond(tail.quantile(share)) == pytest.approx(share)
+    assert tail.beyond(0.0) == 0.1
+
+
+def test_nothing_lies_beyond_scores_that_are_all_the_same() -> None:
+    tail = fit_tail("argmax", [0.05] * 100)
+    assert (tail.beyond(0.05), tail.beyond(0.04)) == (0.0, 0.1)
 
 
 def test_a_short_tail_promises_no_largest_value() -> None:

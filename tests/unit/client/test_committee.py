@@ -1,0 +1,245 @@
+"""A committee's member: what it signs, when it signs nothing, and which verdicts go together."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from piecework.chain.addresses import DisputeTerms
+from piecework.chain.calls import Call
+from piecework.chain.deployment import Deployment
+from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, contract_of
+from piecework.chain.events import Log
+from piecework.client.auditing import CanvasReport
+from piecework.client.disputes.committee import CommitteeMember, MemberVerdict, agreed
+from piecework.client.disputes.walk import DisputedStep
+from piecework.client.errors import DisputeError
+from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus
+from piecework_protocol.eip712 import Domain
+from piecework_protocol.objects import AuditLevel, AuditOutcome, disputes_domain
+from piecework_protocol.signing import LocalSigner, signed_by
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    Digest,
+    Seconds,
+    Timestamp,
+    keccak256,
+)
+from tests.support.evidence import NOW, Story, evidence
+from tests.support.fake_chain import DOMAIN, TOKEN
+
+MEMBERS = sorted(
+    (LocalSigner(bytes(keccak256(b"judge %d" % number))) for number in range(3)),
+    key=lambda member: member.address,
+)
+FILE = evidence(Story(steps=(3, 5)))
+LEAVES = FILE.canvases[1].leaves or ()
+ABOUT = DisputedStep(1, 2)
+ID = Bytes32(keccak256(b"a challenge"))
+
+
+class MarketOfTests(Deployment):
+    """A market whose escrow is that of the tests' evidence."""
+
+    @property
+    def domain(self) -> Domain:
+        return DOMAIN
+
+
+MARKET = MarketOfTests(
+    DOMAIN.chain_id,
+    TOKEN,
+    "USD",
+    6,
+    Amount(10**8),
+    Seconds(7 * 24 * 3600),
+    disputes=DisputeTerms(
+        Amount(10**5), 10**15, Amount(10**6), tuple(m.address for m in MEMBERS), threshold=2
+    ),
+)
+
+
+@dataclass
+class KnownChallenges:
+    """One challenge about the step, in a state. Implements `ChallengeReader`."""
+
+    status: ChallengeStatus = ChallengeStatus.ESCALATED
+    leaf: int = ABOUT.step + 1
+
+    async def latest_block(self) -> int:
+        return 100
+
+    async def state(self, challenge_id: Bytes32) -> ChallengeState:
+        assert challenge_id == ID
+        return ChallengeState(self.status, Timestamp(NOW), 0)
+
+    async def challenges_to(
+        self, operator: Address, from_block: int, to_block: int
+    ) -> tuple[ChallengeOpened, ...]:
+        if operator != FILE.channel.operator:
+            return ()
+        receipt = FILE.canvases[1].receipt
+        asked = Challenge(
+            FILE.job.job.channel,
+            FILE.channel.payer,
+            operator,
+            FILE.channel.payer,
+            Digest(DOMAIN.digest(receipt)),
+            receipt.trace_root,
+            receipt.steps,
+            self.leaf,
+            127,
+            TOKEN,
+            receipt.amount,
+        )
+        log = Log(operator, (), b"", 7, 0, Bytes32(bytes(32)))
+        times = Timestamp(NOW), Timestamp(NOW)
+        return (ChallengeOpened(log, ID, asked, *times, 10**15),)
+
+
+@dataclass
+class ScriptedAuditor:
+    """Says one report after the other, and the last one again."""
+
+    reports: list[CanvasReport]
+    asked: list[tuple[int, AuditLevel]] = field(default_factory=list)
+
+    async def audit(
+        self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
+    ) -> CanvasReport:
+        self.asked.append((canvas, level))
+        return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
+
+
+def replayed(leaves: tuple[bytes, ...], outcome: AuditOutcome) -> CanvasReport:
+    return CanvasReport(AuditLevel.REPLAY, outcome, 1, steps=5, leaves=leaves)
+
+
+HONEST = replayed(LEAVES[1:], AuditOutcome.PASS)
+OTHERS = tuple(bytes(keccak256(leaf)) for leaf in LEAVES[1:])
+OTHER = replayed(OTHERS, AuditOutcome.FAIL)
+
+
+def member(*reports: CanvasReport, number: int = 0, **state: Any) -> CommitteeMember:
+    reader, auditor = KnownChallenges(**state), ScriptedAuditor(list(reports))
+    return CommitteeMember(MARKET, reader, auditor, MEMBERS[number])
+
+
+async def test_a_step_that_is_the_same_again_is_not_guilty() -> None:
+    given = await member(HONEST).judge(FILE, ABOUT)
+    assert (given.verdict.guilty, given.verdict.leaf_root) == (False, LEAVES[3])
+    assert given.verdict.deadline == NOW + VERDICT_SECONDS
+    domain = disputes_domain(MARKET.chain_id, contract_of(MARKET))
+    assert signed_by(domain, given.verdict, given.signature, MEMBERS[0].address)
+    assert MemberVerdict.read(given.write()) == given
+
+
+async def test_a_step_that_differs_twice_alike_is_guilty_and_names_what_it_should_be() -> None:
+    given = await member(OTHER, OTHER).judge(FILE, ABOUT)
+    assert (given.verdict.guilty, given.verdict.leaf_root) == (True, OTHERS[2])
+
+
+async def test_a_canvas_that_differs_elsewhere_is_not_guilty_in_this_step() -> None:
+    elsewhere = replayed((*LEAVES[1:5], OTHERS[4]), AuditOutcome.FAIL)
+    given = await member(elsewhere).judge(FILE, ABOUT)
+    assert not given.verdict.guilty
+
+
+async def test_a_step_that_the_model_does_not_make_is_guilty() -> None:
+    short = replayed(LEAVES[1:3], AuditOutcome.FAIL)
+    given = await member(short).judge(FILE, ABOUT)
+    assert (given.verdict.guilty, given.verdict.leaf_root) == (True, bytes(32))
+
+
+async def test_a_machine_that_is_unsure_or_another_profile_signs_nothing() -> None:
+    with pytest.raises(DisputeError, match="this machine is unsure"):
+        await member(OTHER, HONEST).judge(FILE, ABOUT)
+    elsewhere = CanvasReport(AuditLevel.REPLAY, AuditOutcome.NO_VERDICT, 1, reason="other profile")
+    with pytest.raises(DisputeError, match="cannot be judged here: other profile"):
+        await member(elsewhere).judge(FILE, ABOUT)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"status": ChallengeStatus.ANSWERED},
+        {"status": ChallengeStatus.GUILTY},
+        {"leaf": 1},
+    ],
+)
+async def test_what_is_not_before_the_committee_is_not_judged(state: dict[str, Any]) -> None:
+    with pytest.raises(DisputeError, match="is not before the committee"):
+        await member(HONEST, **state).judge(FILE, ABOUT)
+
+
+async def test_evidence_of_another_market_or_without_the_step_is_not_judged() -> None:
+    other = replace(FILE, domain=Domain(1, DOMAIN.verifying_contract))
+    with pytest.raises(DisputeError, match="another market"):
+        await member(HONEST).judge(other, ABOUT)
+    for about in (DisputedStep(1, 5), DisputedStep(2, 0)):
+        with pytest.raises(DisputeError, match="has no step"):
+            await member(HONEST).judge(FILE, about)
+
+
+def test_the_key_of_a_stranger_judges_nothing() -> None:
+    stranger = LocalSigner(bytes(keccak256(b"a stranger")))
+    with pytest.raises(DisputeError, match="is not in the committee"):
+        CommitteeMember(MARKET, KnownChallenges(), ScriptedAuditor([HONEST]), stranger)
+
+
+async def given_by(number: int, report: CanvasReport = OTHER) -> MemberVerdict:
+    return await member(report, report, number=number).judge(FILE, ABOUT)
+
+
+async def test_as_many_verdicts_as_the_threshold_make_a_call() -> None:
+    three = [await given_by(number) for number in (2, 0, 1)]
+    call = await agreed(MARKET, KnownChallenges(), three)
+    assert isinstance(call, Call) and call.to == contract_of(MARKET)
+    assert call == await agreed(MARKET, KnownChallenges(), [three[2], three[1]])
+
+
+async def test_verdicts_that_do_not_make_one_are_refused_with_the_reason() -> None:
+    first, second = await given_by(0), await given_by(1)
+    innocent = await given_by(1, HONEST)
+    stranger = replace(first, signature=second.signature, verdict=innocent.verdict)
+    cases = (
+        ([first, first], "1 members agree, and 2 are needed"),
+        ([first, innocent], "the verdicts differ"),
+        ([stranger], "is not in the committee"),
+        ([replace(first, operator=MEMBERS[0].address)] * 2, "1 members agree"),
+    )
+    for given, why in cases:
+        with pytest.raises(DisputeError, match=why):
+            await agreed(MARKET, KnownChallenges(), given)
+    elsewhere = [replace(one, operator=MEMBERS[0].address) for one in (first, second)]
+    with pytest.raises(DisputeError, match="knows no such challenge"):
+        await agreed(MARKET, KnownChallenges(), elsewhere)
+    alone = replace(MARKET, disputes=None)
+    with pytest.raises(DisputeError, match="no committee"):
+        await agreed(alone, KnownChallenges(), [first, second])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "piecework-verdict/2"},
+        {"guilty": 1},
+        {"deadline": True},
+        {"deadline": -1},
+        {"challenge": "0x12"},
+        {"signature": 5},
+        {"operator": None},
+    ],
+)
+async def test_a_file_that_is_no_verdict_is_refused(change: dict[str, Any]) -> None:
+    body = {**json.loads((await given_by(0)).write()), **change}
+    with pytest.raises(DisputeError, match="this is no verdict"):
+        MemberVerdict.read(json.dumps(body).encode())
+    for data in (b"", b"[]", b"{}", b"nonsense"):
+        with pytest.raises(DisputeError, match="this is no verdict"):
+            MemberVerdict.read(data)
