@@ -21,6 +21,9 @@ KEPT_DAYS: Final = 400
 """Of the journal of limits."""
 KEPT_STATEMENT_DAYS: Final = 3
 """What was signed about a job. A job lasts a day at most, and is not resumed after that."""
+MAX_OFFER_STEP: Final = 2**32
+"""From the number of an offer to the next one. A thief at the socket would need years of a day's
+signatures to come to the highest number, after which this key could offer nothing."""
 LOG_BYTES: Final = 64 * 1024 * 1024
 """Of one file of the log of what was signed."""
 LOG_FILES: Final = 8
@@ -29,3 +32,5 @@ MAX_DOMAIN_CHARACTERS: Final = 128
 """Of the name and of the version of a token's domain."""
 MAX_SOCKET_PATH_BYTES: Final = 107
 """What Linux takes for the path of a unix socket."""
+MAX_GROUP: Final = 2**32 - 2
+"""What Linux takes for the number of a group."""

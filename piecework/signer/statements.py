@@ -17,8 +17,8 @@ from typing import Any, Final, Self
 import apsw
 
 from piecework.signer.book import BookError, opened_database
-from piecework.signer.limits import DAY_S, KEPT_STATEMENT_DAYS
-from piecework.signer.policy import CONTRADICTS, OFFER_OLD, NotSigned
+from piecework.signer.limits import DAY_S, KEPT_STATEMENT_DAYS, MAX_OFFER_STEP
+from piecework.signer.policy import CONTRADICTS, MALFORMED, OFFER_OLD, NotSigned
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.objects import Acceptance, Offer, Receipt
 from piecework_protocol.types import Bytes32, JobId, to_hex
@@ -77,6 +77,12 @@ class SignedStatements:
                     OFFER_OLD,
                     f"it is offer {message.sequence}, and offer {self.last_offer} was signed "
                     "before. The worker's journal is old, or another home uses this signer",
+                )
+            if message.sequence - self.last_offer > MAX_OFFER_STEP:
+                raise NotSigned(
+                    MALFORMED,
+                    f"it is offer {message.sequence}, far above {self.last_offer}, the last one. "
+                    "Nothing could be offered after the highest number that there is",
                 )
             return
         about = _about(message, digest)

@@ -10,7 +10,7 @@ import pytest
 
 from piecework.chain.errors import SignerRefuses
 from piecework.signer.limits import DAY_S, KEPT_STATEMENT_DAYS
-from piecework.signer.policy import CONTRADICTS, OFFER_OLD, NotSigned
+from piecework.signer.policy import CONTRADICTS, MALFORMED, OFFER_OLD, NotSigned
 from piecework.signer.statements import SignedStatements
 from piecework_node.jobs.rollback import LastOffer, later, signers_word
 from piecework_node.runtime.faults import Code
@@ -95,6 +95,19 @@ def test_the_numbers_of_offers_do_not_go_back(tmp_path: Path) -> None:
     book = SignedStatements.open(tmp_path / "statements.db")
     assert book.last_offer == 9 and refusal(book, OFFER) == OFFER_OLD
     book.close()
+
+
+async def test_no_offer_takes_the_numbers_of_those_after_it(tmp_path: Path) -> None:
+    """A thief who was at the socket once could end all offers of this key with the highest one."""
+    remote = Parts(tmp_path).remote
+    async with serving(tmp_path):
+        for number in (2**63 - 1, 2**40):
+            with pytest.raises(SignerRefuses, match=f"offer {number}, far above 0") as caught:
+                await remote.typed(MARKET.domain, OFFER.replace(sequence=Uint64(number)))
+            assert caught.value.refusal == MALFORMED
+        await remote.typed(MARKET.domain, OFFER.replace(sequence=Uint64(2**31)))
+        assert (await remote.state()).last_offer == 2**31
+        await remote.close()
 
 
 def test_statements_of_jobs_that_are_long_over_are_forgotten(tmp_path: Path) -> None:
