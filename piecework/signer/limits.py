@@ -19,8 +19,11 @@ RESERVED_SIGNATURES: Final = 1000
 DAY_S: Final = 24 * 3600
 KEPT_DAYS: Final = 400
 """Of the journal of limits."""
-KEPT_STATEMENT_DAYS: Final = 3
-"""What was signed about a job. A job lasts a day at most, and is not resumed after that."""
+JOB_DAYS: Final = 2
+"""From a job's first statement to its deadline: a day at most, and the rest of the last one."""
+FIRST_EVIDENCE_DAYS: Final = 5
+"""In which a worker signs again, until an offer says otherwise. It is the default of workers."""
+MAX_EVIDENCE_DAYS: Final = 400
 MAX_OFFER_STEP: Final = 2**32
 """From the number of an offer to the next one. A thief at the socket would need years of a day's
 signatures to come to the highest number, after which this key could offer nothing."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.errors import SignerRefuses
-from piecework.signer.limits import DAY_S, KEPT_STATEMENT_DAYS
+from piecework.signer.limits import DAY_S, FIRST_EVIDENCE_DAYS, JOB_DAYS
 from piecework.signer.policy import CONTRADICTS, MALFORMED, OFFER_OLD, NotSigned
 from piecework.signer.statements import SignedStatements
 from piecework_node.jobs.rollback import LastOffer, later, signers_word
@@ -110,15 +110,31 @@ async def test_no_offer_takes_the_numbers_of_those_after_it(tmp_path: Path) -> N
         await remote.close()
 
 
-def test_statements_of_jobs_that_are_long_over_are_forgotten(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("evidence_s", "days"),
+    [(None, FIRST_EVIDENCE_DAYS), (0, 0), (3 * DAY_S, 3), (3 * DAY_S + 1, 4), (2**31, 400)],
+)
+def test_a_statement_is_kept_while_a_worker_may_sign_it_again_and_then_forgotten(
+    tmp_path: Path, evidence_s: int | None, days: int
+) -> None:
+    """A job of which one receipt was refused stays in the journal. Its client may come late."""
     book = SignedStatements.open(tmp_path / "statements.db")
+    if evidence_s is not None:
+        sign(book, OFFER.replace(evidence_seconds=Uint64(evidence_s)))
+        book.close()
+        book = SignedStatements.open(tmp_path / "statements.db")
     for number in range(20):
         sign(book, RECEIPT.replace(canvas=Uint32(number)))
-    late = NOW + (KEPT_STATEMENT_DAYS + 1) * DAY_S
+    last = NOW + (JOB_DAYS + days) * DAY_S
     for number in range(3):
-        sign(book, RECEIPT.replace(job=JobId(b"\x02" * 32), canvas=Uint32(number)), late)
+        sign(book, RECEIPT.replace(job=JobId(b"\x02" * 32), canvas=Uint32(number)), last)
     for number in range(20):
-        sign(book, RECEIPT.replace(canvas=Uint32(number), steps=Uint32(4)), late)
+        assert refusal(book, RECEIPT.replace(canvas=Uint32(number), steps=Uint32(4))) == CONTRADICTS
+    for number in range(3):
+        over = RECEIPT.replace(job=JobId(b"\x03" * 32), canvas=Uint32(number))
+        sign(book, over, last + DAY_S)
+    for number in range(20):
+        sign(book, RECEIPT.replace(canvas=Uint32(number), steps=Uint32(4)), last + DAY_S)
     book.close()
 
 
