@@ -17,13 +17,15 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 from piecework.base.clock import Clock
+from piecework.chain.errors import SignerRefuses
+from piecework.signer.policy import CONTRADICTS
 from piecework_model.jobs import generation_request
 from piecework_model.requests import Event, GenerationRequest
 from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
 from piecework_node.evidence.steps import StepKeeper
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import JournalRecord
+from piecework_node.journal.records import ROLLED_BACK, JournalRecord, MetaSet
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.cards import EngineCard, EngineCards
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
@@ -355,8 +357,15 @@ class JobRuntime:
         Raises:
             Refusal: the daemon stops while the signer is away. The records are durable, so the
                 next start signs again.
+            SignerRefuses: it has signed something else about the same work. The journal knows from
+                now on that it is old.
         """
-        return await self.signer.typed(self.domain, message)
+        try:
+            return await self.signer.typed(self.domain, message)
+        except SignerRefuses as error:
+            if error.refusal == CONTRADICTS:
+                await self.journal.append([MetaSet(ROLLED_BACK, str(error))])
+            raise
 
     # --- units of work
 
