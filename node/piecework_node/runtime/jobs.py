@@ -111,6 +111,8 @@ class JobRuntime:
         """Jobs by the name of their sequence in the engine."""
         self.credit: CreditDesk | None = None
         """What payers may owe. The worker sets it."""
+        self.contradicted: Callable[[str], None] | None = None
+        """Told that a signer knows better than the journal. The worker sets it."""
         self.recent = RecentJobs()
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -152,7 +154,9 @@ class JobRuntime:
             if isinstance(record, StateRecord):
                 self.metrics.moved(record.state)
         if job.sink is not None:
-            for frame in outcome.frames([await self.sign(m) for m in outcome.to_sign]):
+            again = not outcome.records  # of a job that is over, for a client that returns
+            signed = [await self.sign(m, again=again) for m in outcome.to_sign]
+            for frame in outcome.frames(signed):
                 job.sink.send(frame)
         if self.command(job, outcome):
             self.rest(job)
@@ -351,8 +355,13 @@ class JobRuntime:
             sink.close(None)
         job.channel.jobs.pop(job.id, None)
 
-    async def sign(self, message: TypedData) -> Signature:
+    async def sign(self, message: TypedData, *, again: bool = False) -> Signature:
         """Sign as the operator. A signer that is away is waited for, with the channel's lock held.
+
+        Args:
+            message: A typed object of the operator.
+            again: Whether it says nothing new. A contradiction in it was noticed before, and a
+                client that returns to its job must not stop a worker that is recovered since.
 
         Raises:
             Refusal: the daemon stops while the signer is away. The records are durable, so the
@@ -363,8 +372,10 @@ class JobRuntime:
         try:
             return await self.signer.typed(self.domain, message)
         except SignerRefuses as error:
-            if error.refusal == CONTRADICTS:
+            if error.refusal == CONTRADICTS and not again:
                 await self.journal.append([MetaSet(ROLLED_BACK, str(error))])
+                if self.contradicted is not None:
+                    self.contradicted(str(error))
             raise
 
     # --- units of work

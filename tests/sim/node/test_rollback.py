@@ -158,6 +158,14 @@ async def test_what_a_signer_knows_better_stays_noticed_until_it_is_recovered(
     await world.client.finish(line)
     assert not line.receipts and world.harness.journal.jobs[line.id].state is JobState.FAILED
     assert "signed with other content" in (await notice(world.harness.journal, None) or "")
+    assert [fault.code for fault in world.harness.faults.faults] == [Code.JOURNAL_OLD]
+
+    await world.harness.journal.append([MetaSet(ROLLED_BACK, "")])
+    await world.restore(world.harness.journal)
+    world.client.forget(line)
+    with pytest.raises(SignerRefuses):
+        await world.client.submit(line)
+    assert not world.harness.faults.faults and await notice(world.harness.journal, None) is None
 
 
 async def test_what_does_not_add_up_or_is_not_signed_changes_nothing(world: Restored) -> None:
