@@ -387,7 +387,8 @@ class IndexServer:
             await history.settled(),
             await history.settled_in_all(),
         )
-        way = offers.WayIn(self._settings.url or _origin(request), self._settings.key)
+        url = (self._settings.url or _origin(request)).rstrip("/")  # a path is put behind it
+        way = offers.WayIn(url, self._settings.key)
         return _html(offers.render(overview, query, way, self._rows))
 
     async def _file(self, request: web.Request) -> web.Response:

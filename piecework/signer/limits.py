@@ -19,8 +19,14 @@ RESERVED_SIGNATURES: Final = 1000
 DAY_S: Final = 24 * 3600
 KEPT_DAYS: Final = 400
 """Of the journal of limits."""
-KEPT_STATEMENT_DAYS: Final = 3
-"""What was signed about a job. A job lasts a day at most, and is not resumed after that."""
+JOB_DAYS: Final = 2
+"""From a job's first statement to its deadline: a day at most, and the rest of the last one."""
+FIRST_EVIDENCE_DAYS: Final = 5
+"""In which a worker signs again, until an offer says otherwise. It is the default of workers."""
+MAX_EVIDENCE_DAYS: Final = 400
+MAX_OFFER_STEP: Final = 2**32
+"""From the number of an offer to the next one. A thief at the socket would need years of a day's
+signatures to come to the highest number, after which this key could offer nothing."""
 LOG_BYTES: Final = 64 * 1024 * 1024
 """Of one file of the log of what was signed."""
 LOG_FILES: Final = 8
@@ -29,3 +35,5 @@ MAX_DOMAIN_CHARACTERS: Final = 128
 """Of the name and of the version of a token's domain."""
 MAX_SOCKET_PATH_BYTES: Final = 107
 """What Linux takes for the path of a unix socket."""
+MAX_GROUP: Final = 2**32 - 2
+"""What Linux takes for the number of a group."""

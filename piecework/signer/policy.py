@@ -45,8 +45,6 @@ GAS: Final = "daily-gas"
 TOKENS: Final = "daily-tokens"
 CONTRADICTS: Final = "contradicts"
 OFFER_OLD: Final = "offer-old"
-JOURNAL_LAGS: Final = (CONTRADICTS, OFFER_OLD)
-"""Refusals that say that the worker's journal lacks what it has signed."""
 LIMITS: Final = (SIGNATURES, GAS, TOKENS)
 """Refusals that end with the day."""
 SIGNATURE_ROOM: Final = 1 + 33 + 33

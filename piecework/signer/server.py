@@ -29,6 +29,7 @@ from piecework.signer.limits import (
     IDLE_S,
     MAX_CLIENTS,
     MAX_FRAME_BYTES,
+    MAX_GROUP,
     MAX_SOCKET_PATH_BYTES,
 )
 from piecework.signer.policy import (
@@ -256,8 +257,7 @@ def _bind(path: Path, group: str) -> socket.socket:
         listening.bind(str(path))
         path.chmod(OWNER_ONLY)
         if group:
-            # A container often has no names.
-            shutil.chown(path, group=int(group) if group.isdecimal() else group)
+            shutil.chown(path, group=_group(group))
             path.chmod(OWNER_AND_GROUP)
         return listening
     except (OSError, LookupError) as error:
@@ -266,6 +266,19 @@ def _bind(path: Path, group: str) -> socket.socket:
         listening.close()
         why = getattr(error, "strerror", None) or str(error)
         raise CannotServe(f"{shown(path)}: {why}") from None
+
+
+def _group(text: str) -> int | str:
+    """The number of a group, or its name. A container often has no names.
+
+    Raises:
+        LookupError: it is a number that no group has. The highest one means "leave it as it is".
+    """
+    if not (text.isascii() and text.isdecimal()):
+        return text
+    if len(text) > len(str(MAX_GROUP)) or int(text) > MAX_GROUP:
+        raise LookupError(f"no group has a number above {MAX_GROUP}")
+    return int(text)
 
 
 def _remove_stale(path: Path) -> None:

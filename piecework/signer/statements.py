@@ -5,6 +5,9 @@ acceptances of one job that count the prompt differently. An honest worker signs
 journal is older than its signatures: after a restored backup, or where two homes have one operator.
 The signer stands behind all of them, so it is the one that knows.
 
+A worker signs a receipt again for a client that returns, and for evidence, until the time of
+evidence after the job's deadline is over. Offers state that time, so a statement is kept as long.
+
 It is no guard against a thief, who needs one false receipt and not two.
 """
 
@@ -17,8 +20,14 @@ from typing import Any, Final, Self
 import apsw
 
 from piecework.signer.book import BookError, opened_database
-from piecework.signer.limits import DAY_S, KEPT_STATEMENT_DAYS
-from piecework.signer.policy import CONTRADICTS, OFFER_OLD, NotSigned
+from piecework.signer.limits import (
+    DAY_S,
+    FIRST_EVIDENCE_DAYS,
+    JOB_DAYS,
+    MAX_EVIDENCE_DAYS,
+    MAX_OFFER_STEP,
+)
+from piecework.signer.policy import CONTRADICTS, MALFORMED, OFFER_OLD, NotSigned
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.objects import Acceptance, Offer, Receipt
 from piecework_protocol.types import Bytes32, JobId, to_hex
@@ -31,14 +40,14 @@ _TABLES: Final = (
     "content BLOB NOT NULL, day INTEGER NOT NULL, UNIQUE (job, canvas)) STRICT; "
     "CREATE INDEX IF NOT EXISTS statements_by_day ON statements (day); "
     "CREATE TABLE IF NOT EXISTS offers (one INTEGER PRIMARY KEY CHECK (one = 1), "
-    "sequence INTEGER NOT NULL) STRICT"
+    "sequence INTEGER NOT NULL, evidence_days INTEGER NOT NULL) STRICT"
 )
 _FORGOTTEN_AT_ONCE: Final = 8
 """Old statements that go with each new one, so that no signature waits for a whole day of them."""
 
 
 class SignedStatements:
-    """Knows the statements of the last days. One process holds it.
+    """Knows the statements about jobs that may be signed again. One process holds it.
 
     A row is with the operating system before its signature leaves. So a killed signer has lost
     none. A machine that loses power may have lost the last ones, and its worker's journal has them.
@@ -46,9 +55,11 @@ class SignedStatements:
 
     def __init__(self, db: apsw.Connection) -> None:
         self._db = db
-        found = db.execute("SELECT sequence FROM offers").get
-        self.last_offer = int(found or 0)
+        found = db.execute("SELECT sequence, evidence_days FROM offers").fetchone()
+        number, days = (0, FIRST_EVIDENCE_DAYS) if found is None else map(int, found)
+        self.last_offer = number
         """The highest number of an offer that was signed. 0: there was none."""
+        self._evidence_days = days
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -78,6 +89,12 @@ class SignedStatements:
                     f"it is offer {message.sequence}, and offer {self.last_offer} was signed "
                     "before. The worker's journal is old, or another home uses this signer",
                 )
+            if message.sequence - self.last_offer > MAX_OFFER_STEP:
+                raise NotSigned(
+                    MALFORMED,
+                    f"it is offer {message.sequence}, far above {self.last_offer}, the last one. "
+                    "Nothing could be offered after the highest number that there is",
+                )
             return
         about = _about(message, digest)
         if about is None:
@@ -99,17 +116,19 @@ class SignedStatements:
             BookError: the disk fails. Nothing may be signed.
         """
         if isinstance(message, Offer):
-            number = message.sequence
-            if number > self.last_offer:
-                _failing(lambda: self._db.execute("REPLACE INTO offers VALUES (1, ?)", (number,)))
-                self.last_offer = number
+            days = min(-(-message.evidence_seconds // DAY_S), MAX_EVIDENCE_DAYS)
+            last = (message.sequence, days)
+            if last != (self.last_offer, self._evidence_days):
+                _failing(lambda: self._db.execute("REPLACE INTO offers VALUES (1, ?, ?)", last))
+                self.last_offer, self._evidence_days = last
             return
         about = _about(message, digest)
         if about is None:
             return
         day = now // DAY_S
         _failing(lambda: self._db.execute(_KEEP, (*about, day)))
-        _failing(lambda: self._db.execute(_FORGET, (day - KEPT_STATEMENT_DAYS, _FORGOTTEN_AT_ONCE)))
+        oldest = day - JOB_DAYS - self._evidence_days
+        _failing(lambda: self._db.execute(_FORGET, (oldest, _FORGOTTEN_AT_ONCE)))
 
 
 _FIND: Final = "SELECT content FROM statements WHERE job = ? AND canvas = ?"

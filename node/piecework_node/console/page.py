@@ -76,7 +76,7 @@ section { background: var(--card); border: 1px solid var(--line); border-radius:
   padding: .9rem 1rem; min-width: 0 }
 section > p { margin-top: .5rem; font-size: .9rem }
 dl { display: grid; grid-template-columns: minmax(8rem, 2fr) 3fr; gap: .25rem 1rem; margin: 0 }
-dt { color: var(--soft) }
+dt { color: var(--soft); overflow-wrap: anywhere }
 dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .3rem .6rem; border-top: 1px solid var(--line);

@@ -12,7 +12,7 @@ from piecework.signer.remote import RemoteSigner
 from piecework_node import config
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS
-from piecework_node.jobs.rollback import last_offer, later, notice, signers_word
+from piecework_node.jobs.rollback import last_offer, later, notice, signed_last
 from piecework_node.journal.records import ROLLED_BACK, SEQUENCE_FLOOR, JournalRecord, MetaSet
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address
@@ -35,18 +35,21 @@ async def recover(root: Path) -> list[Step]:
     Raises:
         JournalLocked: the worker runs. Stop it first.
         JournalCorrupt: the journal is damaged, and not only old.
+        SignerError: the signer does not say what it has signed.
     """
     home, settings = Home(root), config.load(root)
     deployment = Deployment.load(home.deployment)
     operator = parse_address("0x" + keystore_address(home.operator))
     async with HttpReader(PUBLISH_LIMITS) as http:
         last = await last_offer(settings.indexes, operator, deployment.domain, http)
+    signed = 0
     if settings.signer:
         remote = RemoteSigner(socket_path(settings.signer), operator, deployment)
         try:
-            last = later(last, await signers_word(remote))
+            state = await remote.state()
         finally:
             await remote.close()
+        last, signed = later(last, signed_last(state)), state.last_offer
     journal = await SqliteJournal.open(home.journal, deployment.domain, operator)
     try:
         steps: list[Step] = [("journal", f"{await journal.verify()} rows, as they were written")]
@@ -54,7 +57,7 @@ async def recover(root: Path) -> list[Step]:
         if why is None:
             return [*steps, ("found", "nothing that the journal lacks. Nothing was changed")]
         steps.append(("found", why))
-        floor = max(await journal.last_sequence(), last.sequence if last else 0)
+        floor = max(await journal.last_sequence(), last.sequence if last else 0, signed)
         return [*steps, *await _repair(journal, floor)]
     finally:
         await journal.close()

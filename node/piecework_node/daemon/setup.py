@@ -127,7 +127,7 @@ async def _register(
             heir = stake.owner if stake.chosen else None
             registration.check_registered(known, stake=stake.amount, owner=heir, token=token)
         else:
-            if stake.owner == config.receiver:
+            if stake.owner != operator.address:  # a new key of ours has sent nothing either
                 found = await registration.owner_warning(reader, stake.owner)
                 if found is not None and stake.doubt is not None:
                     await asyncio.to_thread(stake.doubt, found)

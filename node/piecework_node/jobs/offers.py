@@ -211,6 +211,8 @@ class OfferBoard:
         """`fees` gives what an offer of now asks for a client's transactions."""
         self._journal, self.terms, self._fees = journal, terms, fees
         self._domain, self._signer, self._clock = domain, signer, clock
+        self._turn = asyncio.Lock()
+        """Held from the choice of a number to its offer's signature."""
         self._sequence: int | None = None
         self._stale = False
         self.current: SignedOffer | None = None
@@ -220,21 +222,29 @@ class OfferBoard:
         self.terms, self._stale = terms, True
 
     async def issue(self, entries: Sequence[OfferEntry], address: OfferAddress) -> SignedOffer:
-        """Build, journal and sign the next offer. A crash in between uses up its number."""
-        if self._sequence is None:
-            self._sequence = await self._journal.last_sequence()
-        self._sequence += 1
-        self._stale = False
-        offer = build_offer(
-            self.terms,
-            entries,
-            address,
-            operator=self._signer.address,
-            sequence=self._sequence,
-            now=now(self._clock),
-            fees=self._fees(),
-        )
-        return await self._show(offer)
+        """Build, sign and journal the next offer. A signature that never came uses up no number.
+
+        So a signer in another process is at most one number ahead of the journal, whatever breaks
+        off in between.
+        """
+        async with self._turn:
+            if self._sequence is None:
+                self._sequence = await self._journal.last_sequence()
+            stale, self._stale = self._stale, False
+            offer = build_offer(
+                self.terms,
+                entries,
+                address,
+                operator=self._signer.address,
+                sequence=self._sequence + 1,
+                now=now(self._clock),
+                fees=self._fees(),
+            )
+            try:
+                return await self._show(offer)
+            except BaseException:
+                self._stale = self._stale or stale  # what was changed is still to be offered
+                raise
 
     async def adopt(self, signed: SignedOffer) -> None:
         """Take an offer of an earlier life, as an index shows it, for the current one."""
@@ -246,22 +256,23 @@ class OfferBoard:
 
         An index shows it in place of the one before, and then nothing.
         """
-        if self.current is None or self._sequence is None:
-            return None
-        self._sequence += 1
-        issued = now(self._clock)
-        offer = self.current.offer.replace(
-            sequence=Uint64(self._sequence),
-            issued_at=issued,
-            expires_at=Timestamp(issued + WITHDRAWN_LIFETIME_S),
-            slots_free=Uint32(0),
-            queue_free=Uint32(0),
-        )
-        return await self._show(offer)
+        async with self._turn:
+            if self.current is None or self._sequence is None:
+                return None
+            issued = now(self._clock)
+            offer = self.current.offer.replace(
+                sequence=Uint64(self._sequence + 1),
+                issued_at=issued,
+                expires_at=Timestamp(issued + WITHDRAWN_LIFETIME_S),
+                slots_free=Uint32(0),
+                queue_free=Uint32(0),
+            )
+            return await self._show(offer)
 
     async def _show(self, offer: Offer) -> SignedOffer:
         """Journal an offer before it is shown to anybody."""
         signed = SignedOffer(offer, await self._signer.typed(self._domain, offer))
+        self._sequence = offer.sequence  # used up, even if the disk fails
         await self._journal.append([OfferIssued(Digest(self._domain.digest(offer)), signed)])
         self.current = signed
         return signed

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from piecework.base.http import HttpError
 from piecework.chain.errors import SignerError
-from piecework.signer.remote import RemoteSigner
+from piecework.signer.remote import RemoteSigner, SignerState
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import ROLLED_BACK, MetaSet
 from piecework_protocol.eip712 import Domain
@@ -86,7 +86,7 @@ async def _ask(
 async def signers_word(signer: AsyncSigner) -> LastOffer | None:
     """Ask a signer in another process what it has signed last. None: it is away, or there is none.
 
-    The very last number does not count. A worker that was killed may not have written it down.
+    One that comes back later refuses an offer with an old number.
     """
     if not isinstance(signer, RemoteSigner):
         return None
@@ -94,6 +94,14 @@ async def signers_word(signer: AsyncSigner) -> LastOffer | None:
         state = await signer.state()
     except SignerError:
         return None
+    return signed_last(state)
+
+
+def signed_last(state: SignerState) -> LastOffer:
+    """Give what a signer in another process has signed last.
+
+    The very last number does not count. A worker that was killed may not have written it down.
+    """
     return LastOffer(state.last_offer - 1, "the signer")
 
 

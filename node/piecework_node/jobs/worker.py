@@ -100,6 +100,7 @@ class Worker:
         if runtime.openings is not None:
             runtime.openings.sink = self._engine_events.reported
         self._credit = runtime.credit = CreditDesk(channels, terms.credit)
+        runtime.contradicted = partial(channels.faults.failed, JOURNAL, Code.JOURNAL_OLD)
         self._limits = TimeLimits(runtime, patience)
         self._log = log
         self._openings = openings

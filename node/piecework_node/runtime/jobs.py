@@ -17,13 +17,15 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn, Protocol, TypeVar
 
 from piecework.base.clock import Clock
+from piecework.chain.errors import SignerRefuses
+from piecework.signer.policy import CONTRADICTS
 from piecework_model.jobs import generation_request
 from piecework_model.requests import Event, GenerationRequest
 from piecework_node.engine.link import EngineLink
 from piecework_node.errors import EngineUnavailable, JournalError
 from piecework_node.evidence.steps import StepKeeper
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import JournalRecord
+from piecework_node.journal.records import ROLLED_BACK, JournalRecord, MetaSet
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.cards import EngineCard, EngineCards
 from piecework_node.runtime.credit import BLOCK_S, CreditDesk
@@ -109,6 +111,8 @@ class JobRuntime:
         """Jobs by the name of their sequence in the engine."""
         self.credit: CreditDesk | None = None
         """What payers may owe. The worker sets it."""
+        self.contradicted: Callable[[str], None] | None = None
+        """Told that a signer knows better than the journal. The worker sets it."""
         self.recent = RecentJobs()
         self._sequence_number = 0
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -150,7 +154,9 @@ class JobRuntime:
             if isinstance(record, StateRecord):
                 self.metrics.moved(record.state)
         if job.sink is not None:
-            for frame in outcome.frames([await self.sign(m) for m in outcome.to_sign]):
+            again = not outcome.records  # of a job that is over, for a client that returns
+            signed = [await self.sign(m, again=again) for m in outcome.to_sign]
+            for frame in outcome.frames(signed):
                 job.sink.send(frame)
         if self.command(job, outcome):
             self.rest(job)
@@ -349,14 +355,28 @@ class JobRuntime:
             sink.close(None)
         job.channel.jobs.pop(job.id, None)
 
-    async def sign(self, message: TypedData) -> Signature:
+    async def sign(self, message: TypedData, *, again: bool = False) -> Signature:
         """Sign as the operator. A signer that is away is waited for, with the channel's lock held.
+
+        Args:
+            message: A typed object of the operator.
+            again: Whether it says nothing new. A contradiction in it was noticed before, and a
+                client that returns to its job must not stop a worker that is recovered since.
 
         Raises:
             Refusal: the daemon stops while the signer is away. The records are durable, so the
                 next start signs again.
+            SignerRefuses: it has signed something else about the same work. The journal knows from
+                now on that it is old.
         """
-        return await self.signer.typed(self.domain, message)
+        try:
+            return await self.signer.typed(self.domain, message)
+        except SignerRefuses as error:
+            if error.refusal == CONTRADICTS and not again:
+                await self.journal.append([MetaSet(ROLLED_BACK, str(error))])
+                if self.contradicted is not None:
+                    self.contradicted(str(error))
+            raise
 
     # --- units of work
 

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from piecework.chain.errors import SignerDiffers, SignerError, SignerRefuses
-from piecework.signer.policy import CONTRADICTS, JOURNAL_LAGS, LIMITS
+from piecework.signer.policy import CONTRADICTS, LIMITS, OFFER_OLD
 from piecework.signer.remote import RemoteSigner, SignerState
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_protocol.eip712 import Domain, TypedData
@@ -57,9 +57,9 @@ class PatientSigner:
             try:
                 signature = await self._signer.typed(domain, message)
             except SignerError as error:
-                report(self._board, CHECK, error)
                 if isinstance(error, SignerRefuses) and error.refusal == CONTRADICTS:
                     raise  # it will never be signed, so nobody waits for it
+                report(self._board, CHECK, error)
                 if self._ended.is_set():
                     raise Refusal(Reason.DRAINING, "the worker is shutting down") from None
                 with suppress(TimeoutError):
@@ -121,7 +121,7 @@ def judge(board: FaultBoard, state: SignerState) -> None:
 
 def report(board: FaultBoard, check: str, error: SignerError) -> None:
     """Report why a signer did not sign. A journal that lags does so until `worker recover`."""
-    if isinstance(error, SignerRefuses) and error.refusal in JOURNAL_LAGS:
+    if isinstance(error, SignerRefuses) and error.refusal == OFFER_OLD:
         board.failed(JOURNAL, Code.JOURNAL_OLD, str(error))
         return
     if isinstance(error, SignerDiffers):

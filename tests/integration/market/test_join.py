@@ -17,6 +17,7 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.demo.market import free_port
 from piecework_node import config
 from piecework_node.daemon.admin import ask_daemon
+from piecework_protocol.types import address_hex, parse_address
 from tests.support.chains import TestMarket, deployed, signer
 from tests.support.commands import Said, piecework
 from tests.support.on_terminal import on_terminal
@@ -24,6 +25,7 @@ from tests.support.on_terminal import on_terminal
 pytestmark = pytest.mark.process
 
 PAYOUT = "0x" + signer("a cold address").address.hex()
+OWNER = address_hex(signer("a cold owner of a stake").address)
 ENVIRONMENT = {"PIECEWORK_PASSWORD": "a test password"}
 READY_S = 180.0
 
@@ -121,11 +123,13 @@ async def test_on_a_terminal_each_thing_is_asked_once_and_before_it_is_done(
         assert "Or add --faucet" in shown
 
         code, shown = await on_terminal(
-            *(*line, "--faucet", "--no-start"),
+            *(*line, "--owner", OWNER, "--faucet", "--no-start"),
             answers=[("Key password", "secret"), ("Register all the same", "y")],
         )
         assert code == 0 and "next: piecework worker check" in shown, shown
-        assert len([worker async for worker in market.reader.every_worker()]) == 1
+        assert f"the stake will belong to {OWNER}" in shown
+        (worker,) = [worker async for worker in market.reader.every_worker()]
+        assert (worker.owner, worker.payout) == (parse_address(OWNER), parse_address(PAYOUT))
 
 
 async def test_the_last_step_checks_first_and_starts_only_what_can_earn(

@@ -12,17 +12,20 @@ from typing import Any
 import pytest
 
 from piecework.base.http import HttpUnreachable
+from piecework.chain.errors import SignerRefuses
+from piecework.signer.policy import CONTRADICTS
 from piecework_node.jobs.healing import Healer, Shown
 from piecework_node.jobs.rollback import LastOffer, last_offer, notice
 from piecework_node.journal.records import ROLLED_BACK, MetaSet
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.runtime.faults import Code
+from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.merkle import Accumulator
 from piecework_protocol.objects import Receipt
-from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.signing import LocalSigner, Unsigned, sign
 from piecework_protocol.states import JobState
-from piecework_protocol.types import Amount, to_hex
+from piecework_protocol.types import Amount, Signature, to_hex
 from piecework_protocol.wire import encode_offer
 from tests.support.node.harness import DOMAIN, OPERATOR, Client, JobStream, WorkerHarness
 from tests.support.node.memory_journal import MemoryJournal
@@ -128,6 +131,41 @@ async def test_an_unfinished_job_gets_no_signature_and_ends_when_its_receipts_ar
     assert world.harness.journal.jobs[line.id].state is JobState.FAILED
     ledger = world.harness.journal.books[world.client.id].ledger
     assert ledger.cumulative == world.client.book.cumulative and not ledger.unpaid
+
+
+class Remembers:
+    """Implements `AsyncSigner` as one in another process that has signed other receipts before."""
+
+    address = OPERATOR.address
+
+    async def typed(self, domain: Domain, message: TypedData) -> Signature:
+        if isinstance(message, Receipt):
+            raise SignerRefuses(CONTRADICTS, "it was signed with other content")
+        return await OPERATOR.typed(domain, message)
+
+    async def transaction(self, transaction: Unsigned) -> Signature:
+        return await OPERATOR.transaction(transaction)
+
+
+async def test_what_a_signer_knows_better_stays_noticed_until_it_is_recovered(
+    world: Restored,
+) -> None:
+    """Its numbers of offers may be those of the journal. So the next start could not tell."""
+    world.harness.signer = Remembers()
+    await world.restore(world.harness.journal)
+    line = world.client.job(78, 40)
+    await world.client.submit(line)
+    await world.client.finish(line)
+    assert not line.receipts and world.harness.journal.jobs[line.id].state is JobState.FAILED
+    assert "signed with other content" in (await notice(world.harness.journal, None) or "")
+    assert [fault.code for fault in world.harness.faults.faults] == [Code.JOURNAL_OLD]
+
+    await world.harness.journal.append([MetaSet(ROLLED_BACK, "")])
+    await world.restore(world.harness.journal)
+    world.client.forget(line)
+    with pytest.raises(SignerRefuses):
+        await world.client.submit(line)
+    assert not world.harness.faults.faults and await notice(world.harness.journal, None) is None
 
 
 async def test_what_does_not_add_up_or_is_not_signed_changes_nothing(world: Restored) -> None:
@@ -244,7 +282,7 @@ async def test_an_index_that_shows_a_later_offer_of_ours_tells_a_rollback() -> N
     }
     indexes = [*answers, "http://dead"]
     last = await last_offer(indexes, OPERATOR.address, DOMAIN, Indexes(answers))
-    assert last == LastOffer(later.offer.sequence, "honest", later)
+    assert last == LastOffer(later.offer.sequence, "the index at honest", later)
     assert await notice(harness.journal, last) is None
     why = await notice(backup, last)
     assert why is not None and "honest" in why

@@ -48,7 +48,7 @@ from piecework_protocol.frames import (
 from piecework_protocol.kinds import Content
 from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import Channel, Endpoint, FundChannel, Parameters, Route, Service
-from piecework_protocol.signing import LocalSigner, sign
+from piecework_protocol.signing import AsyncSigner, LocalSigner, sign
 from piecework_protocol.types import (
     Address,
     Amount,
@@ -152,6 +152,7 @@ class WorkerHarness:
         self.terms, self.patience, self.make_engine = terms, patience, make_engine
         self.profiles = profiles
         self.clock = FakeClock()
+        self.signer: AsyncSigner = OPERATOR
         self.journal = MemoryJournal(DOMAIN)
         self.chain: FakeEscrow = FakeEscrow()
         self.metrics = Metrics()
@@ -190,7 +191,7 @@ class WorkerHarness:
             self.journal,
             self.cards,
             domain=DOMAIN,
-            signer=OPERATOR,
+            signer=self.signer,
             clock=self.clock,
             metrics=self.metrics,
             log=log,

@@ -138,7 +138,7 @@ async def test_a_newcomer_finds_the_deployment_and_the_line_that_joins(store: Of
     key = operator("who signs a market").address
     money = Money(TOKEN_INFO)
     without = ExplorerSettings(money, "https://i.example", files={"/deployment.json": b"{}"})
-    signed = replace(without, files=files, key=key)
+    signed = replace(without, files=files, key=key, url="https://i.example/")
     for settings in (without, signed):
         server = Explorer(store, settings).server
         async with TestClient(TestServer(server.application())) as http:

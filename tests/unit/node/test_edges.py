@@ -16,6 +16,7 @@ import pytest
 from piecework.base.connections import Refused
 from piecework.base.http import HttpError, HttpStatus, HttpUnreachable
 from piecework.base.listener import bind
+from piecework.chain.errors import SignerAway
 from piecework_node import config, logs
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import (
@@ -43,10 +44,12 @@ from piecework_node.jobs.offers import (
 )
 from piecework_node.metrics import Metrics
 from piecework_protocol.capacity import EntryCapacity, capacity_of
+from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import Reason
-from piecework_protocol.objects import Endpoint, Route, Service
+from piecework_protocol.objects import Endpoint, Offer, Route, Service
 from piecework_protocol.offers import check_terms, takes_images
-from piecework_protocol.types import PublicKey, Timestamp
+from piecework_protocol.signing import Unsigned
+from piecework_protocol.types import Address, PublicKey, Signature, Timestamp
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
@@ -199,6 +202,47 @@ async def test_sequence_numbers_grow_across_restarts() -> None:
             signed = await board.issue((entry(),), address_with(KEY))
             numbers.append(signed.offer.sequence)
     assert numbers == [1, 2, 3, 4]
+
+
+class Sometimes:
+    """Implements `AsyncSigner`. It signs, and the answer is lost as often as `lost` says."""
+
+    def __init__(self, lost: int) -> None:
+        self.lost = lost
+        self.signed: list[int] = []
+
+    @property
+    def address(self) -> Address:
+        return OPERATOR.address
+
+    async def typed(self, domain: Domain, message: TypedData) -> Signature:
+        assert isinstance(message, Offer)
+        self.signed.append(message.sequence)
+        self.lost -= 1
+        if self.lost >= 0:
+            raise SignerAway("it does not answer in time")
+        return await OPERATOR.typed(domain, message)
+
+    async def transaction(self, transaction: Unsigned) -> Signature:
+        return await OPERATOR.transaction(transaction)
+
+
+async def test_a_signature_that_does_not_come_uses_up_no_number_and_loses_no_change() -> None:
+    """Else a signer would be numbers ahead, and the next start would take the journal for old."""
+    journal, signer = MemoryJournal(DOMAIN), Sometimes(0)
+    board = OfferBoard(journal, TERMS, domain=DOMAIN, signer=signer, clock=FakeClock())
+    await board.issue((entry(),), address_with(KEY))
+    board.change(TERMS)
+    signer.lost = 3
+    for _ in range(3):
+        with pytest.raises(SignerAway):
+            await board.issue((entry(),), address_with(KEY))
+        assert max(signer.signed) - 1 <= await journal.last_sequence()
+        assert board.is_due(address_with(KEY), (entry(),))
+    assert (await board.issue((entry(),), address_with(KEY))).offer.sequence == 2
+    assert not board.is_due(address_with(KEY), (entry(),))
+    last = await asyncio.gather(board.issue((entry(),), address_with(KEY)), board.withdraw())
+    assert [one.offer.sequence for one in last if one is not None] == [3, 4]
 
 
 class Poster:

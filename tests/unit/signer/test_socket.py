@@ -101,9 +101,11 @@ async def test_a_group_by_its_number_may_open_the_socket_and_an_unknown_one_leav
     async with serving(tmp_path, group=str(os.getgid())) as path:
         assert stat.S_IMODE(path.stat().st_mode) == 0o660
         assert path.stat().st_gid == os.getgid()
-    with pytest.raises(CannotServe, match="no such group"):
-        async with serving(tmp_path, group="no-such-group"):
-            pass
+    odd = {str(2**32 - 1): "above", str(2**32): "above", "9" * 5000: "above", "³": "no such group"}
+    for group, why in {"no-such-group": "no such group", **odd}.items():
+        with pytest.raises(CannotServe, match=why):
+            async with serving(tmp_path, group=group):
+                pass
     assert not (tmp_path / "socket").exists()
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.errors import SignerRefuses
-from piecework.signer.limits import DAY_S, KEPT_STATEMENT_DAYS
-from piecework.signer.policy import CONTRADICTS, OFFER_OLD, NotSigned
+from piecework.signer.limits import DAY_S, FIRST_EVIDENCE_DAYS, JOB_DAYS
+from piecework.signer.policy import CONTRADICTS, MALFORMED, OFFER_OLD, NotSigned
 from piecework.signer.statements import SignedStatements
 from piecework_node.jobs.rollback import LastOffer, later, signers_word
 from piecework_node.runtime.faults import Code
@@ -97,19 +97,48 @@ def test_the_numbers_of_offers_do_not_go_back(tmp_path: Path) -> None:
     book.close()
 
 
-def test_statements_of_jobs_that_are_long_over_are_forgotten(tmp_path: Path) -> None:
+async def test_no_offer_takes_the_numbers_of_those_after_it(tmp_path: Path) -> None:
+    """A thief who was at the socket once could end all offers of this key with the highest one."""
+    remote = Parts(tmp_path).remote
+    async with serving(tmp_path):
+        for number in (2**63 - 1, 2**40):
+            with pytest.raises(SignerRefuses, match=f"offer {number}, far above 0") as caught:
+                await remote.typed(MARKET.domain, OFFER.replace(sequence=Uint64(number)))
+            assert caught.value.refusal == MALFORMED
+        await remote.typed(MARKET.domain, OFFER.replace(sequence=Uint64(2**31)))
+        assert (await remote.state()).last_offer == 2**31
+        await remote.close()
+
+
+@pytest.mark.parametrize(
+    ("evidence_s", "days"),
+    [(None, FIRST_EVIDENCE_DAYS), (0, 0), (3 * DAY_S, 3), (3 * DAY_S + 1, 4), (2**31, 400)],
+)
+def test_a_statement_is_kept_while_a_worker_may_sign_it_again_and_then_forgotten(
+    tmp_path: Path, evidence_s: int | None, days: int
+) -> None:
+    """A job of which one receipt was refused stays in the journal. Its client may come late."""
     book = SignedStatements.open(tmp_path / "statements.db")
+    if evidence_s is not None:
+        sign(book, OFFER.replace(evidence_seconds=Uint64(evidence_s)))
+        book.close()
+        book = SignedStatements.open(tmp_path / "statements.db")
     for number in range(20):
         sign(book, RECEIPT.replace(canvas=Uint32(number)))
-    late = NOW + (KEPT_STATEMENT_DAYS + 1) * DAY_S
+    last = NOW + (JOB_DAYS + days) * DAY_S
     for number in range(3):
-        sign(book, RECEIPT.replace(job=JobId(b"\x02" * 32), canvas=Uint32(number)), late)
+        sign(book, RECEIPT.replace(job=JobId(b"\x02" * 32), canvas=Uint32(number)), last)
     for number in range(20):
-        sign(book, RECEIPT.replace(canvas=Uint32(number), steps=Uint32(4)), late)
+        assert refusal(book, RECEIPT.replace(canvas=Uint32(number), steps=Uint32(4))) == CONTRADICTS
+    for number in range(3):
+        over = RECEIPT.replace(job=JobId(b"\x03" * 32), canvas=Uint32(number))
+        sign(book, over, last + DAY_S)
+    for number in range(20):
+        sign(book, RECEIPT.replace(canvas=Uint32(number), steps=Uint32(4)), last + DAY_S)
     book.close()
 
 
-async def test_a_worker_with_an_old_journal_is_told_and_waits_for_no_contradiction(
+async def test_nobody_waits_for_a_signature_that_would_be_a_contradiction(
     tmp_path: Path,
 ) -> None:
     parts = Parts(tmp_path)
@@ -119,9 +148,6 @@ async def test_a_worker_with_an_old_journal_is_told_and_waits_for_no_contradicti
         with pytest.raises(SignerRefuses, match="canvas 0 of job 0x00") as caught:
             await parts.signer.typed(MARKET.domain, RECEIPT.replace(steps=Uint32(4)))
         assert caught.value.refusal == CONTRADICTS
-        assert parts.codes(JOURNAL) == [Code.JOURNAL_OLD] and parts.board.stopping is not None
-        await parts.signer.look()
-        assert parts.codes(JOURNAL) == [Code.JOURNAL_OLD], "only `worker recover` ends it"
         await parts.remote.close()
 
 
@@ -132,7 +158,9 @@ async def test_a_second_home_with_the_same_signer_offers_nothing(tmp_path: Path)
         first = OFFER.replace(sequence=Uint64(1))
         waiting = asyncio.create_task(other.signer.typed(MARKET.domain, first))
         await until(lambda: other.codes(JOURNAL) == [Code.JOURNAL_OLD])
-        assert not waiting.done()
+        assert not waiting.done() and other.board.stopping is not None
+        await other.signer.look()
+        assert other.codes(JOURNAL) == [Code.JOURNAL_OLD], "only `worker recover` ends it"
         assert await signers_word(other.remote) == LastOffer(6, "the signer")
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
