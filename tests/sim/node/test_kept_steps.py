@@ -18,7 +18,6 @@ from piecework_node.evidence.export import Exporter, NoEvidence
 from piecework_node.evidence.steps import (
     MAX_WAITING,
     TURN_SHARE,
-    TURN_SHARE,
     SealingKeySource,
     StepStore,
 )
