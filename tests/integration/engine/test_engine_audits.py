@@ -194,7 +194,8 @@ def test_an_honest_report_holds_and_a_lie_is_shown_by_what_the_auditor_signed(
     content = claim(honest, 0)
     assert isinstance(content.told, TextOutput)
     found, leaves = bench.audit(content)
-    assert judged(bench, content, found.report, leaves).outcome is AuditOutcome.PASS
+    held = judged(bench, content, found.report, leaves)
+    assert (held.outcome, held.leaves) == (AuditOutcome.PASS, leaves)
     accused = replace(found.report, outcome=AuditOutcome.FAIL, findings=("the trace is another",))
     shown = judged(bench, content, accused, leaves)
     assert shown.outcome is AuditOutcome.FAIL
