@@ -22,6 +22,7 @@ from piecework_protocol.types import (
     Digest,
     Signature,
     Timestamp,
+    keccak256,
     to_hex,
 )
 
@@ -196,6 +197,11 @@ def _call(deployment: Deployment, what: str, gas: int, *members: Any, value: int
     return Call(what, contract_of(deployment), data, gas, value)
 
 
+def id_of(asked: Challenge) -> Bytes32:
+    """Hash a challenge to its id, as the contract does."""
+    return Bytes32(keccak256(interface(_CONTRACT).encode("challengeId", (asked,))[4:]))
+
+
 # --- what it says
 
 
@@ -348,6 +354,9 @@ def _opened(log: Log, v: dict[str, Any]) -> ChallengeOpened:
         token,
         Amount(amount),
     )
+    if id_of(asked) != v["id"]:
+        # Who answers or judges one challenge must not have signed for another.
+        raise BadAnswer("the node shows a challenge under the id of another")
     times = Timestamp(v["startsAt"]), Timestamp(v["answerBy"])
     return ChallengeOpened(log, Bytes32(v["id"]), asked, *times, v["bond"])
 

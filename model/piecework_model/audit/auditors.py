@@ -94,4 +94,5 @@ def judge_report(
     if place is not None:
         lines.append(f"the auditor's trace differs from step {place} on")
     outcome = AuditOutcome.FAIL if lines else AuditOutcome.PASS
-    return CanvasAudit(AuditLevel.REPLAY, outcome, 0, len(replayed.steps), tuple(lines))
+    steps, level, own = len(replayed.steps), AuditLevel.REPLAY, replayed.leaves
+    return CanvasAudit(level, outcome, 0, steps, tuple(lines), leaves=own)

@@ -20,13 +20,15 @@ def encode(
     source: HasTokenizer | TextCodec,
     content: Content,
     canvas_size: int,
-    most: int,
+    context: int,
+    most: int | None = None,
 ) -> EncodedContent:
     """Encode a content of any kind that the engine runs.
 
     source: a loaded model, or its tokenizer.
-    most: positions of a context. A prompt of more ids is not needed: what comes then has more of
-        them and means nothing but that. A template of more is refused.
+    context: its positions. A template of more is refused.
+    most: a prompt of more ids is not needed: what comes then has more of them and means nothing but
+        that. None: as many as the context has.
 
     Raises:
         PromptError: The chat template or the vocabulary cannot carry the content.
@@ -34,7 +36,7 @@ def encode(
     if isinstance(content, OpenContent):
         return open.encode(content)
     if isinstance(content, AuditContent):
-        return audit.encode(content, encode(source, content.content, canvas_size, most))
+        return audit.encode(content, encode(source, content.content, canvas_size, context, most))
     if isinstance(content, ReadContent):
-        return read.encode(source, content, canvas_size, most)
-    return text.encode(source, content, canvas_size, most)
+        return read.encode(source, content, canvas_size, context, most)
+    return text.encode(source, content, canvas_size, context, most)

@@ -53,7 +53,11 @@ _LONGEST_TOKEN: Final = 64  # characters: no vocabulary has a longer word, so no
 
 
 def encode(
-    source: HasTokenizer | TextCodec, content: ReadContent, canvas_size: int, most: int
+    source: HasTokenizer | TextCodec,
+    content: ReadContent,
+    canvas_size: int,
+    context: int,
+    most: int | None = None,
 ) -> EncodedContent:
     """Encode a read. The arguments are those of `kinds.encode`.
 
@@ -62,11 +66,12 @@ def encode(
             a question has labels, or a canvas is too small for a question.
     """
     codec = codec_of(source)
+    most = context if most is None else most
     if content.least_tokens > most:
         return EncodedContent(too_long(most).ids)
     answers = _answers(codec, content.questions)
     conversation = _asked(content, answers)
-    prompt = encode_conversation(source, conversation, most=most)
+    prompt = encode_conversation(source, conversation, most=most, context=context)
     if len(prompt.ids) > most:
         return EncodedContent(prompt.ids)
     end = end_id(codec, prompt.ids)

@@ -17,19 +17,24 @@ from piecework_protocol.kinds.text import Fixed, TemplatePart, TextContent
 
 
 def encode(
-    source: HasTokenizer | TextCodec, content: TextContent, canvas_size: int, most: int
+    source: HasTokenizer | TextCodec,
+    content: TextContent,
+    canvas_size: int,
+    context: int,
+    most: int | None = None,
 ) -> EncodedContent:
     """Encode a text job. The arguments are those of `kinds.encode`.
 
     Raises:
         PromptError: The chat template or the vocabulary cannot carry it, or the template has more
-            than `most` positions.
+            than `context` positions.
     """
-    prompt = encode_conversation(source, content.conversation, most=most)
+    most = context if most is None else most
+    prompt = encode_conversation(source, content.conversation, most=most, context=context)
     if not content.template or len(prompt.ids) > most:
         return EncodedContent(prompt.ids, images=prompt.images)
     codec = codec_of(source)
-    form = _form(codec, content.template, most)
+    form = _form(codec, content.template, context)
     template = padded(form, canvas_size, end_id(codec, prompt.ids))
     return EncodedContent(prompt.ids, template, positions=len(form), images=prompt.images)
 

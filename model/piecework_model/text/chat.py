@@ -84,6 +84,7 @@ def encode_conversation(
     conversation: Conversation,
     *,
     most: int | None = None,
+    context: int | None = None,
 ) -> EncodedPrompt:
     """Encode a conversation to a prompt, ready for the model to answer.
 
@@ -93,6 +94,7 @@ def encode_conversation(
     source: a loaded model, or its tokenizer. A tokenizer alone takes no images.
     most: a prompt of more ids is not needed. Encoding stops early then, and the result is `most`
         + 1 ids that mean nothing but that.
+    context: of a tokenizer alone, how many tokens fit. None: `most`. A loaded model says it itself.
 
     Raises:
         PromptError: The texts are too long or not valid Unicode, an image cannot be shown, or the
@@ -104,8 +106,10 @@ def encode_conversation(
     if conversation.has_images and processor is None:
         raise PromptError("this model takes no images")
     if not isinstance(source, TextCodec):
-        _check_bytes(conversation, source.limits.max_context)
-    context = most if isinstance(source, TextCodec) else source.limits.max_context
+        context = source.limits.max_context
+        _check_bytes(conversation, context)
+    elif context is None:
+        context = most
     images = _Images(processor, conversation)
     if most is not None and images.tokens > most:
         return too_long(most)

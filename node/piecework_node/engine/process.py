@@ -151,8 +151,8 @@ def _or_end(
         raise
 
 
-def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
-    """Encode a content for the engine, up to one id more than `most`, or than it asks for.
+def encode(loaded: LoadedModel, command: Encode, context: int) -> Encoded:
+    """Encode a content for the engine, up to one id more than the context, or than it asks for.
 
     A rejected content is an answer, not an error.
     """
@@ -160,9 +160,9 @@ def encode(loaded: LoadedModel, command: Encode, most: int) -> Encoded:
     from piecework_model.errors import PromptError
 
     canvas_size = loaded.limits.canvas_size
-    held = most if command.most is None else min(most, command.most)
+    most = context if command.most is None else min(context, command.most)
     try:
-        content = kinds.encode(loaded, command.content, canvas_size, held)
+        content = kinds.encode(loaded, command.content, canvas_size, context, most)
     except PromptError as error:
         return Encoded(command.number, EncodedContent(()), str(error))
     return Encoded(command.number, content)

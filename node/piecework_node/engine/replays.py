@@ -9,7 +9,6 @@ length of one canvas at most, and waits for one pass.
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -40,10 +39,6 @@ PATIENCE_S: Final = 60.0
 """A replay that has waited so long goes on beside the jobs."""
 SEQUENCE: Final = "replay"
 """The name of its sequence in the executor. Those of jobs are longer."""
-
-
-MOST_DROPPED: Final = 8
-"""Numbers that are remembered. One may be dropped while its audit is still being prepared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +76,13 @@ class ReplayDesk:
         self._chunks: Iterator[PrefillChunk] = iter(())
         """What is prefilled by the next passes."""
         self._prefilled = 0
-        self._dropped: deque[int] = deque(maxlen=MOST_DROPPED)
+        self._dropped = -1
+        """The latest number. Numbers grow. An audit may be dropped while it is prepared."""
 
     def take(self, given: Replay | PreparedAudit) -> None:
         """Take a replay or an audit in. `step` does it."""
         asked = given.asked if isinstance(given, PreparedAudit) else given
-        if asked.number in self._dropped:
+        if isinstance(given, PreparedAudit) and asked.number <= self._dropped:
             return
         if self._asked is not None:
             self._end("another canvas was asked for")
@@ -98,7 +94,7 @@ class ReplayDesk:
 
     def drop(self, number: int) -> None:
         """Give up a replay or an audit that nobody waits for any more. It says nothing more."""
-        self._dropped.append(number)
+        self._dropped = max(self._dropped, number)
         if self._asked is not None and self._asked.number == number:
             self._clear()
 

@@ -35,6 +35,8 @@ MAX_WAITING: Final = 64
 """Canvases that wait to be written. More are not kept: a slow disk must not use up the memory."""
 GATHER_S: Final = 0.05
 """What comes meanwhile is written in one turn of a thread. A turn takes longer than a file does."""
+TURN_SHARE: Final = 16
+"""A turn ends once it has written this part of the budget: what it exceeds is removed behind it."""
 _SUFFIX: Final = ".steps"
 _PART: Final = ".part"
 _MAX_FILE_BYTES: Final = MAX_KEPT_BYTES + SEALING_OVERHEAD_BYTES + 1024
@@ -160,11 +162,10 @@ class StepStore:
             self._writer = asyncio.create_task(self._write_all(), name="kept steps")
 
     def has(self, job: JobId, canvas: int) -> bool:
-        return (job, canvas) in self._files
+        return (job, canvas) in self._files or self._unwritten(job, canvas) is not None
 
     async def find(self, job: JobId, canvas: int) -> KeptCanvas | None:
-        waiting = (kept for j, _, kept in self._waiting if (j, kept.canvas.canvas) == (job, canvas))
-        fresh, known = next(waiting, None), self._files.get((job, canvas))
+        fresh, known = self._unwritten(job, canvas), self._files.get((job, canvas))
         try:
             if fresh is not None:
                 return KeptCanvas(fresh.canvas, tuple(fresh.steps))
@@ -175,6 +176,10 @@ class StepStore:
             self._log.warning("a kept canvas does not open", job=job, reason=str(error))
             self._forget((job, canvas))
             return None
+
+    def _unwritten(self, job: JobId, canvas: int) -> KeptCanvas | None:
+        waiting = (kept for j, _, kept in self._waiting if (j, kept.canvas.canvas) == (job, canvas))
+        return next(waiting, None)
 
     def prune(self) -> None:
         """Remove what nobody can ask for any more."""
@@ -213,14 +218,18 @@ class StepStore:
         return _Unwritten(job, kept, _Kept(number, deadline, 0, path))
 
     def _write_each(self, turn: list[_Unwritten]) -> list[tuple[Key, _Kept] | Exception]:
-        """Write files. What one of them fails with stands in its place."""
+        """Write files until the turn ends. What one of them fails with stands in its place."""
         written: list[tuple[Key, _Kept] | Exception] = []
+        left = self._budget // TURN_SHARE
         for one in turn:
+            if left < 0:
+                break
             try:
                 size = self._write(one.job, one.kept, one.file.path)
             except (OSError, MalformedInput) as error:
                 written.append(error)
             else:
+                left -= size
                 key = one.job, one.kept.canvas.canvas
                 written.append((key, replace(one.file, size=size)))
         return written
@@ -235,10 +244,15 @@ class StepStore:
         if len(sealed) > self._budget:
             raise MalformedInput(f"one canvas has {len(sealed)} bytes, more than evidence_bytes")
         part = path.with_suffix(_PART)
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb", buffering=0) as file:
-            file.write(sealed)
-        part.replace(path)
+        try:
+            descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            # A buffer writes again what a disk that is nearly full did not take, and so learns why.
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(sealed)
+            part.replace(path)
+        except OSError:
+            _remove(part)  # what is there of it takes the room that is missing
+            raise
         return len(sealed)
 
     def _open(self, job: JobId, canvas: int, path: Path) -> KeptCanvas:

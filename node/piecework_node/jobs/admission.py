@@ -421,20 +421,6 @@ def admit(s: SubmitJob, v: AdmissionView, c: ChannelView, content: EncodedConten
             f"max_tokens is {s.job.parameters.max_tokens}, the template needs {content.positions}",
             metadata={"positions": str(content.positions)},
         )
-    check_price(s, v, c, prompt_tokens)
-    job_id = JobId(v.domain.digest(s.job))
-    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
-
-
-def check_price(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> None:
-    """Check that the context has room for a prompt, and that the job can be paid for with it.
-
-    A longer prompt never passes where a shorter one is refused.
-
-    Raises:
-        Refusal: It does not fit, or the job's ceiling, the deposit or the credit is too small.
-    """
-    model = _model(s, v)
     needed = prompt_tokens + context_tokens(s.job, model)
     if needed > model.max_context:
         raise Refusal(
@@ -442,6 +428,20 @@ def check_price(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: i
             f"prompt and output need {needed} tokens, the context has {model.max_context}",
             metadata={"prompt_tokens": str(prompt_tokens)},
         )
+    check_price(s, v, c, prompt_tokens)
+    job_id = JobId(v.domain.digest(s.job))
+    return AcceptedJob(job_id, s.job, s.channel, model, prompt_tokens, v.now)
+
+
+def check_price(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: int) -> None:
+    """Check that the job can be paid for with a prompt of so many tokens.
+
+    A longer prompt never passes where a shorter one is refused.
+
+    Raises:
+        Refusal: The job's ceiling, the deposit or the credit is too small.
+    """
+    model = _model(s, v)
     worst = worst_case(model, s.job.kind, s.job.parameters, prompt_tokens)
     if worst > s.job.max_amount:
         raise Refusal(
@@ -455,6 +455,9 @@ def check_price(s: SubmitJob, v: AdmissionView, c: ChannelView, prompt_tokens: i
 
 def most_prompt(s: SubmitJob, v: AdmissionView, c: ChannelView, least: int, most: int) -> int:
     """Give the longest prompt that `check_price` lets pass, in tokens, from `least` to `most`.
+
+    Whether prompt and output fit into the context together does not matter here: a client that
+    hears how long its prompt is asks again for a shorter output.
 
     Raises:
         Refusal: Not even the shortest one passes.

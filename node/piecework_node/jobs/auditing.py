@@ -32,7 +32,8 @@ async def encoded(
             Reason.WRONG_PROFILE,
             f"the canvas was computed on {content.profile}, and this engine is {facts.profile}",
         )
-    return audit.encode(content, await engine.encode(content.content, most))
+    asked = await engine.encode(content.content, max(0, most - content.context))
+    return audit.encode(content, asked)
 
 
 async def audited(

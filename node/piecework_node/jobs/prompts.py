@@ -36,7 +36,7 @@ SHORT_BYTES: Final = 16 * 1024
 SHORT_TOKENS: Final = 1024
 """As many labels are looked up in the same time."""
 PriceCheck: TypeAlias = Callable[[int], None]
-"""Raises `Refusal` if a prompt of so many tokens cannot run or be paid for."""
+"""Raises `Refusal` if a prompt of so many tokens cannot be paid for."""
 LimitOf: TypeAlias = "Callable[[Content, EngineFacts], TokenLimit]"
 """Gives the limit of a content at an engine, or raises `Refusal` before anything is counted."""
 
@@ -128,8 +128,12 @@ def least_prompt(content: Content) -> int:
 
 
 def is_short(content: Content) -> bool:
-    """Whether the tokens of a content may be counted before anybody knows who pays for them."""
-    return content.text_bytes <= SHORT_BYTES and content.least_tokens <= SHORT_TOKENS
+    """Whether the tokens of a content may be counted before anybody knows who pays for them.
+
+    Images are decoded with them, and that takes far longer.
+    """
+    texts = content.text_bytes <= SHORT_BYTES and content.least_tokens <= SHORT_TOKENS
+    return texts and not content.has_images
 
 
 def check_prompt(tokens: int, content: Content, facts: EngineFacts) -> None:

@@ -182,7 +182,7 @@ class VllmLink:
         async with self._encoders:
             context = running.facts.max_context
             held = context if most is None else min(most, context)
-            encoded = await asyncio.to_thread(_encode, running.checkpoint, content, held)
+            encoded = await asyncio.to_thread(_encode, running.checkpoint, content, context, held)
         if encoded.template and not running.pool.needs_canvases:
             raise PromptRejected("the servers of this worker fill no templates")
         if any(len(label_ids(canvas)) > MAX_LABEL_IDS for canvas in encoded.reads):
@@ -546,10 +546,12 @@ async def survey(settings: VllmSettings, clock: Clock, log: Any) -> str:
     return f"{len(served)} well, {shortest} tokens of context, their tokenizer is the checkpoint's"
 
 
-def _encode(checkpoint: ServedCheckpoint, content: Content, most: int) -> EncodedContent:
+def _encode(
+    checkpoint: ServedCheckpoint, content: Content, context: int, most: int
+) -> EncodedContent:
     from piecework_model import kinds
 
     try:
-        return kinds.encode(checkpoint.codec, content, checkpoint.canvas_size, most)
+        return kinds.encode(checkpoint.codec, content, checkpoint.canvas_size, context, most)
     except PromptError as error:
         raise PromptRejected(str(error)) from None

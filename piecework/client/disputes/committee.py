@@ -129,6 +129,10 @@ class CommitteeMember:
             raise DisputeError("the evidence is of another market than the deployment file")
         check_evidence(evidence)
         committed = _leaf(evidence, about)
+        if any(shown.output is None for shown in evidence.canvases[: about.canvas]):
+            # The step follows from what was delivered before it. What this machine would have made
+            # there instead is another question, and members would answer different ones.
+            raise DisputeError("the evidence lacks the text of canvases before this one")
         opened = await self._escalated(evidence, about)
         found = await self._replayed(evidence, about)
         leaf = Digest(found.leaves[about.step]) if about.step < len(found.leaves) else _NO_STEP

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,12 @@ from piecework_node import logs
 from piecework_node.daemon.evidence import EvidenceWish, answer
 from piecework_node.disputes.leaves import JournalLeaves
 from piecework_node.evidence.export import Exporter, NoEvidence
-from piecework_node.evidence.steps import MAX_WAITING, StepStore
+from piecework_node.evidence.steps import (
+    MAX_WAITING,
+    TURN_SHARE,
+    SealingKeySource,
+    StepStore,
+)
 from piecework_node.journal.records import StoredJob
 from piecework_node.keys.sealing import SealingKeys
 from piecework_protocol.disputes import CHALLENGE_SECONDS
@@ -33,7 +39,7 @@ from piecework_protocol.openings import (
     unpack_canvas,
 )
 from piecework_protocol.trace import CanvasRecord, EmbeddingType, StepRecord, leaf_of, soft_field
-from piecework_protocol.types import JobId, Timestamp
+from piecework_protocol.types import JobId, PublicKey, Timestamp
 from tests.sim.node.test_defence_leaves import challenge
 from tests.support.node.fake_engine import FACTS
 from tests.support.node.harness import (
@@ -261,6 +267,75 @@ async def test_one_canvas_that_cannot_be_written_stops_no_other(tmp_path: Path) 
         False,
         True,
     ]
+
+
+async def test_what_a_full_disk_takes_half_of_is_not_kept_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    harness, _, _ = await served(tmp_path / "steps")
+    small = await store(harness).find(only_job(harness).id, 0)
+    assert small is not None
+    large = KeptCanvas(small.canvas, PackedRecords(bytes(3) + b"\x01" + os.urandom(2**19)))
+    before = sorted((tmp_path / "steps").iterdir())
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**18, limits[1]))
+    try:
+        store(harness).keep(JobId(bytes(32)), Timestamp(2**33), large)
+        await store(harness).close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not store(harness).has(JobId(bytes(32)), 0)
+    assert sorted((tmp_path / "steps").iterdir()) == before
+
+
+class WatchedKeys:
+    """The worker's keys. It looks at a folder each time that a canvas is sealed."""
+
+    def __init__(self, keys: SealingKeySource, folder: Path) -> None:
+        self._keys, self._folder = keys, folder
+        self.seen: list[int] = []
+
+    @property
+    def current(self) -> PublicKey | None:
+        self.seen.append(sum(path.stat().st_size for path in self._folder.iterdir()))
+        return self._keys.current
+
+    def open(self, sealed: bytes, context: bytes) -> bytes:
+        return self._keys.open(sealed, context)
+
+
+async def test_many_canvases_at_once_exceed_the_budget_by_a_part_of_it(tmp_path: Path) -> None:
+    harness, _, _ = await served(tmp_path / "steps")
+    small = await store(harness).find(only_job(harness).id, 0)
+    assert small is not None
+    size, budget, folder = 2**14, 2**18, tmp_path / "others"
+    large = KeptCanvas(small.canvas, PackedRecords(bytes(3) + b"\x01" + os.urandom(size)))
+    keys = WatchedKeys(harness.keyring, folder)
+    kept = StepStore(
+        folder,
+        keys,
+        DOMAIN,
+        budget_bytes=budget,
+        window_s=EVIDENCE_S,
+        clock=harness.clock,
+        log=logs.silent(),
+    )
+    await kept.load()
+    for number in range(MAX_WAITING):
+        kept.keep(JobId(number.to_bytes(32, "big")), Timestamp(2**33), large)
+    await kept.close()
+    assert len(keys.seen) == MAX_WAITING
+    assert budget // 2 < max(keys.seen) <= budget + budget // TURN_SHARE + 2 * size
+    assert kept.usage.used_bytes <= budget
+
+
+async def test_what_waits_to_be_written_is_kept_already(tmp_path: Path) -> None:
+    harness, _, _ = await served(tmp_path / "steps")
+    kept = await store(harness).find(only_job(harness).id, 0)
+    assert kept is not None
+    store(harness).keep(JobId(bytes(32)), Timestamp(2**33), kept)
+    assert store(harness).has(JobId(bytes(32)), 0)
+    assert await store(harness).find(JobId(bytes(32)), 0) == kept
 
 
 async def test_the_worker_exports_what_it_holds_and_says_what_it_lacks(tmp_path: Path) -> None:

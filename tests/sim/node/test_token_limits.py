@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 import pytest
 
 from piecework_model.requests import EncodedContent
+from piecework_node.engine.link import EngineFacts
 from piecework_node.jobs.prompts import BYTES_PER_TOKEN, SHORT_BYTES
+from piecework_protocol.conversation import Conversation, Image, Message
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds import Content
+from piecework_protocol.kinds.text import TextContent
+from piecework_protocol.types import Amount
 from tests.support.node.fake_engine import FACTS, FakeEngine
 from tests.support.node.faults import KillSwitch
 from tests.support.node.harness import TERMS, Client, WorkerHarness
 
 CREDIT = int(TERMS.credit.first)
 PRICE = int(TERMS.price_per_million_prompt_tokens)
+WIDE = 2 * SHORT_BYTES
 LONG = "x" * (SHORT_BYTES + 4)
 """A byte is a token of the engine of these tests."""
 TOO_DEAR = "x" * (BYTES_PER_TOKEN * CREDIT * 1_000_000 // PRICE)
@@ -81,6 +87,42 @@ async def test_a_prompt_that_was_cut_off_is_refused_whatever_happened_meanwhile(
     most = engine.asked_for[-1]
     assert most is not None
     await client.submit(client.job(2, 8, prompt="x" * (most + 1)))  # there is credit by now
+
+
+class WideEngine(FakeEngine):
+    """An engine whose context holds a long prompt, and that takes images."""
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        wide = replace(FACTS, max_context=WIDE, images=True)
+        return wide if self.is_ready else None
+
+
+async def test_a_long_prompt_that_leaves_no_room_for_the_output_is_counted() -> None:
+    cheap = replace(
+        TERMS,
+        price_per_million_prompt_tokens=Amount(1),
+        price_per_million_output_tokens=Amount(1),
+        price_per_thousand_steps=Amount(1),
+    )
+    harness = WorkerHarness(make_engine=WideEngine, terms=cheap)
+    client = await stranger(harness)
+    client.open_on_chain()
+    # A client asks once more then, for as many tokens as there is room for.
+    with pytest.raises(Refusal) as caught:
+        await client.submit(client.job(1, WIDE - len(LONG) + 8, prompt=LONG))
+    assert caught.value.reason is Reason.PROMPT_TOO_LONG
+    assert caught.value.metadata["prompt_tokens"] == str(len(LONG))
+
+
+async def test_images_are_decoded_only_if_the_job_could_pay_for_them() -> None:
+    harness = WorkerHarness(make_engine=WideEngine)
+    client = await stranger(harness)
+    shown = TextContent(Conversation((Message("user", (Image("image/png", b"a picture"),)),)))
+    await client.submit(client.job(1, 8, prompt=shown), funding=client.funding())
+    (most,) = harness.engine.asked_for
+    assert most is not None
+    assert CREDIT // 2 < most * PRICE // 1_000_000 < CREDIT
 
 
 async def test_a_short_prompt_is_tokenized_whole() -> None:

@@ -10,6 +10,7 @@ from piecework.client.gateway.formats.asks import Ask, Called, Free, Structured
 from piecework.client.gateway.formats.chat import parse_chat
 from piecework.client.gateway.formats.common import ApiError, FormatOptions, StopCutter
 from piecework.client.gateway.formats.decisions import parse_systemone
+from piecework.client.gateway.formats.surrogates import NAMED_CHARACTERS, check_surrogates
 from piecework_protocol.conversation import Image, Message, ToolCall
 from piecework_protocol.limits import MIN_TEMPERATURE_MICROS
 
@@ -333,3 +334,10 @@ def test_images_are_counted_before_a_text_is_cut_at_all_of_them() -> None:
     assert parse_systemone({**body, "state": "x " * 16}).conversation.has_images
     with pytest.raises(ApiError, match="at most 16 images"):
         parse_systemone({**body, "state": "x " * 10_000})
+
+
+def test_a_place_of_a_lone_surrogate_is_named_as_far_as_a_line_goes() -> None:
+    with pytest.raises(ApiError) as caught:
+        check_surrogates({"x" * 1000: ["\ud800"]})
+    assert caught.value.param == "x" * NAMED_CHARACTERS
+    assert len(str(caught.value)) < 2 * NAMED_CHARACTERS

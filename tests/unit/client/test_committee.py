@@ -186,6 +186,13 @@ async def test_evidence_of_another_market_or_without_the_step_is_not_judged() ->
             await member(HONEST).judge(FILE, about)
 
 
+async def test_a_step_behind_canvases_whose_text_was_left_out_is_not_judged() -> None:
+    first, second = FILE.canvases
+    about_second = replace(FILE, canvases=(replace(first, output=None), second))
+    with pytest.raises(DisputeError, match="lacks the text of canvases before"):
+        await member(OTHER).judge(about_second, ABOUT)
+
+
 def test_the_key_of_a_stranger_judges_nothing() -> None:
     stranger = LocalSigner(bytes(keccak256(b"a stranger")))
     with pytest.raises(DisputeError, match="is not in the committee"):

@@ -47,6 +47,15 @@ def story(loaded: LoadedModel, name: str = "job", **changes: Any) -> GenerationR
     return make_request(encoded.prompt_ids, name, template=encoded.template, **changes)
 
 
+def test_a_limit_of_the_prompt_says_nothing_about_the_template(bundled: LoadedModel) -> None:
+    whole = kinds.encode(bundled, STORY, 32, 1024)
+    prompt = len(whole.prompt_ids)
+    assert prompt < whole.positions
+    assert kinds.encode(bundled, STORY, 32, 1024, prompt) == whole
+    assert kinds.encode(bundled.tokenizer, STORY, 32, 1024, prompt) == whole
+    assert len(kinds.encode(bundled, STORY, 32, 1024, prompt - 1).prompt_ids) == prompt
+
+
 def test_a_story_is_filled_between_its_fixed_parts(bundled: LoadedModel) -> None:
     events = canvases(run_alone(bundled, story(bundled, max_steps=48)))
     text = "".join(event.text for event in events)

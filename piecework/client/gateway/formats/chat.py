@@ -195,7 +195,8 @@ def allowed(choice: Any, tools: tuple[Tool, ...]) -> tuple[Any, tuple[Tool, ...]
     listed = inner.get("tools") if isinstance(inner, dict) else None
     found = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     functions = [one.get("function", one) for one in found]
-    names = [one.get("name") for one in functions if isinstance(one, dict)]
+    given = (one.get("name") for one in functions if isinstance(one, dict))
+    names = {name for name in given if isinstance(name, str)}
     kept = tuple(tool for tool in tools if tool.name in names)
     if not kept or inner.get("mode") not in ("auto", "required"):
         bad("allowed_tools has a mode and names some of the tools", "tool_choice")

@@ -15,6 +15,8 @@ from piecework.client.gateway.formats.common import bad
 
 NAMED_DEPTH: Final = 8
 """Levels of a body that the error names. Each costs one encoding of the part above it."""
+NAMED_CHARACTERS: Final = 80
+"""Of the place that the error names."""
 # UTF-8 itself cannot hold a surrogate, so one has to come from an escape.
 _ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 
@@ -38,7 +40,7 @@ def check_surrogates(body: Any) -> None:
         if found is None or not _is_text(found[0]):
             break
         where, part = where + found[0], found[1]
-    where = where.removeprefix(".")
+    where = where.removeprefix(".")[:NAMED_CHARACTERS]
     bad(f"{where or 'the body'} has lone surrogates", where or None)
 
 
