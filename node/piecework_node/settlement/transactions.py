@@ -3,6 +3,9 @@
 The signed bytes are journaled before they are broadcast. From then on only those bytes are sent
 for that effect, or bytes with the same nonce and higher fees. What the chain did not call final
 stays open and is looked at again after a restart.
+
+Of several with one nonce, one is mined. The others are kept until that one is final: a
+reorganization may take it back. They hold nothing up in the meantime.
 """
 
 from __future__ import annotations
@@ -71,7 +74,7 @@ class TransactionTracker:
 
     @property
     def unmined(self) -> int:
-        """How many are not mined."""
+        """How many wait for a block."""
         return len(self._unmined())
 
     def is_claiming(self, channel: ChannelId, kind: TxKind) -> bool:
@@ -79,14 +82,11 @@ class TransactionTracker:
 
         A mined one does not count. It shows in the channel's state.
         """
-        return any(
-            stored.kind is kind and stored.state is TxState.INTENDED and concerns(stored, channel)
-            for stored in self
-        )
+        return any(s.kind is kind and concerns(s, channel) for s in self._unmined())
 
     def is_pending(self, kind: TxKind) -> bool:
         """Whether any transaction of a kind may still be mined."""
-        return any(s.kind is kind and s.state is TxState.INTENDED for s in self)
+        return any(s.kind is kind for s in self._unmined())
 
     def latest(self, channel: ChannelId, kind: TxKind) -> bytes:
         """Return the hash of the newest open transaction of a kind, or empty bytes."""
@@ -159,7 +159,7 @@ class TransactionTracker:
         """Send the same bytes. The node does not know them: never sent, dropped or reorganized."""
         if stored.state is TxState.MINED:
             await self._move(stored, TxState.INTENDED)
-        if not self._is_highest_bid(stored):
+        if not self._is_highest_bid(stored) or await self._is_beaten(stored):
             return
         # One behind others cannot be judged before they have had their effect.
         if self._is_next(stored):
@@ -195,7 +195,9 @@ class TransactionTracker:
         await self.send(TxKind.CANCEL, tx, (), worth)
 
     def _unmined(self) -> list[StoredTx]:
-        return [stored for stored in self if stored.state is TxState.INTENDED]
+        """Those that wait for a block. Where a nonce has its winner, none of the others does."""
+        taken = {stored.tx.nonce for stored in self if stored.state is TxState.MINED}
+        return [s for s in self if s.state is TxState.INTENDED and s.tx.nonce not in taken]
 
     def _is_next(self, stored: StoredTx) -> bool:
         """Whether no transaction of a lower nonce waits to be mined."""
@@ -207,6 +209,13 @@ class TransactionTracker:
             for other in self
             if other.tx.nonce == stored.tx.nonce and other.tx.hash != stored.tx.hash
         ]
+
+    async def _is_beaten(self, stored: StoredTx) -> bool:
+        """Whether the chain has mined a rival. What is known of it may be a block old."""
+        for rival in self._rivals(stored):
+            if isinstance(await self._port.outcome(rival.tx), Mined | Finalized):
+                return True
+        return False
 
     def _is_highest_bid(self, stored: StoredTx) -> bool:
         return all(rival.tx.max_fee <= stored.tx.max_fee for rival in self._rivals(stored))

@@ -384,15 +384,76 @@ async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> N
     made.port.mine(finalize=False)
     await made.settler.tick()
     assert made.settler.under_way[0].state is TxState.MINED
-    made.port.mined.clear()
-    made.port.used.clear()
-    made.port.channels[client.id].settled = type(client.deposit)(0)
+    made.port.reorganize()
     await made.settler.tick()
     assert len(made.port.broadcasts) == 2
     made.port.mine()
     await made.settler.tick()
     assert not made.settler.under_way
     assert made.port.channels[client.id].settled == client.book.cumulative
+
+
+async def outbid(made: Bank, client: Client) -> tuple[bytes, bytes]:
+    """Have a settlement that was stuck and its dearer copy in the pool. Returns their hashes."""
+    await made.trade(client)
+    made.settler.ask()
+    await made.settler.tick()
+    made.harness.clock.advance(91)
+    await made.settler.tick()
+    cheap, dear = made.port.pool
+    return cheap, dear
+
+
+async def test_the_loser_for_a_nonce_holds_nothing_up_before_the_winner_is_final() -> None:
+    made, client = await bank()
+    await outbid(made, client)
+    made.port.mine(finalize=False)
+    await made.settler.tick()
+    await made.settler.tick()
+    assert len(made.settler.under_way) == 2  # a reorganization may still bring back either
+    assert made.settler.idle
+    await made.trade(client, seed=4)
+    made.settler.ask()
+    await made.settler.tick()
+    assert {tx.tx.nonce for tx in made.settler.under_way} == {0, 1}
+    made.port.mine(finalize=False)
+    await made.settler.tick()
+    assert made.settler.idle
+    assert made.port.paid[client.id] == client.book.cumulative
+
+
+async def test_the_loser_for_a_nonce_is_not_sent_again_while_the_winner_is_in_a_block() -> None:
+    made, client = await bank()
+    cheap, dear = await outbid(made, client)
+    made.port.drop_from_pool(dear)
+    made.port.mine(finalize=False)
+    other = Client(made.harness, "other")
+    other.open_on_chain()
+    await made.trade(other, seed=5)
+    made.settler.ask()
+    for _ in range(3):
+        await made.settler.tick()
+    assert made.port.broadcasts[:2] == [cheap, dear]
+    assert {tx.tx.nonce for tx in made.settler.under_way} == {0, 1}
+    assert {tx.kind for tx in made.settler.under_way} == {TxKind.SETTLE}
+    assert not made.harness.metrics.errors
+
+
+async def test_the_highest_bid_for_a_nonce_is_sent_again_after_a_reorganization() -> None:
+    made, client = await bank()
+    cheap, dear = await outbid(made, client)
+    made.port.drop_from_pool(dear)
+    made.port.mine(finalize=False)
+    await made.settler.tick()
+    assert made.settler.idle
+    made.port.reorganize()
+    await made.settler.tick()
+    assert not made.settler.idle
+    assert made.port.broadcasts == [cheap, dear, dear]
+    made.port.mine()
+    await made.settler.tick()
+    assert not made.settler.under_way
+    assert made.port.paid[client.id] == client.book.cumulative
 
 
 async def test_a_chain_that_is_down_costs_nothing_and_is_noted() -> None:

@@ -276,6 +276,19 @@ class FakePort(FakeEscrow):
         """The node forgets what it had not mined."""
         self.pool.clear()
 
+    def drop_from_pool(self, tx_hash: bytes) -> None:
+        """The node forgets one transaction that it had not mined."""
+        del self.pool[tx_hash]
+
+    def reorganize(self) -> None:
+        """Every block with a transaction goes, and what settlements paid in it. None was final."""
+        assert not self.final
+        self.mined.clear()
+        self.used.clear()
+        for channel, paid in self.paid.items():
+            self.channels[channel].settled = Amount(self.channels[channel].settled - paid)
+        self.paid.clear()
+
     def supersede(self, tx: SignedTransaction) -> None:
         """Another transaction of the operator's key is final with the same nonce."""
         self.pool.pop(tx.hash, None)
