@@ -73,20 +73,30 @@ class TransactionTracker:
         return len(self._open)
 
     @property
+    def waiting(self) -> tuple[StoredTx, ...]:
+        """Those that wait for a block. Where a nonce has its winner, none of the others does."""
+        taken = {stored.tx.nonce for stored in self if stored.state is TxState.MINED}
+        return tuple(
+            stored
+            for stored in self
+            if stored.state is TxState.INTENDED and stored.tx.nonce not in taken
+        )
+
+    @property
     def unmined(self) -> int:
         """How many wait for a block."""
-        return len(self._unmined())
+        return len(self.waiting)
 
     def is_claiming(self, channel: ChannelId, kind: TxKind) -> bool:
         """Whether such a transaction may still be mined.
 
         A mined one does not count. It shows in the channel's state.
         """
-        return any(s.kind is kind and concerns(s, channel) for s in self._unmined())
+        return any(s.kind is kind and concerns(s, channel) for s in self.waiting)
 
     def is_pending(self, kind: TxKind) -> bool:
         """Whether any transaction of a kind may still be mined."""
-        return any(s.kind is kind for s in self._unmined())
+        return any(s.kind is kind for s in self.waiting)
 
     def latest(self, channel: ChannelId, kind: TxKind) -> bytes:
         """Return the hash of the newest open transaction of a kind, or empty bytes."""
@@ -186,7 +196,7 @@ class TransactionTracker:
 
         Left alone it costs nothing, and it may still be mined when fees fall.
         """
-        waiting = [other for other in self._unmined() if other.tx.nonce > stored.tx.nonce]
+        waiting = [other for other in self.waiting if other.tx.nonce > stored.tx.nonce]
         self._log.info("transaction is left", kind=stored.kind.value, reason=reason)
         if not waiting or stored.kind is TxKind.CANCEL:
             return
@@ -194,14 +204,9 @@ class TransactionTracker:
         tx = await self._port.cancel(stored.tx, worth)
         await self.send(TxKind.CANCEL, tx, (), worth)
 
-    def _unmined(self) -> list[StoredTx]:
-        """Those that wait for a block. Where a nonce has its winner, none of the others does."""
-        taken = {stored.tx.nonce for stored in self if stored.state is TxState.MINED}
-        return [s for s in self if s.state is TxState.INTENDED and s.tx.nonce not in taken]
-
     def _is_next(self, stored: StoredTx) -> bool:
         """Whether no transaction of a lower nonce waits to be mined."""
-        return all(other.tx.nonce >= stored.tx.nonce for other in self._unmined())
+        return all(other.tx.nonce >= stored.tx.nonce for other in self.waiting)
 
     def _rivals(self, stored: StoredTx) -> list[StoredTx]:
         return [
