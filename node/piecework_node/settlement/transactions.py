@@ -171,7 +171,6 @@ class TransactionTracker:
             await self._move(stored, TxState.INTENDED)
         if not self._is_highest_bid(stored) or await self._is_beaten(stored):
             return
-        # One behind others cannot be judged before they have had their effect.
         if self._is_next(stored):
             simulated = await self._port.simulate(stored.tx)
             if isinstance(simulated, WouldRevert):
@@ -186,8 +185,12 @@ class TransactionTracker:
         """Raise the fees, as far as the transaction is worth it."""
         try:
             tx = await self._port.replace(stored.tx, stored.worth)
-        except (FeeTooHigh, TransactionReverted) as error:
+        except FeeTooHigh as error:
             await self._give_up(stored, str(error))
+            return
+        except TransactionReverted as error:
+            if self._is_next(stored):
+                await self._give_up(stored, str(error))
             return
         await self.send(stored.kind, tx, stored.subjects, stored.worth)
 
@@ -205,7 +208,10 @@ class TransactionTracker:
         await self.send(TxKind.CANCEL, tx, (), worth)
 
     def _is_next(self, stored: StoredTx) -> bool:
-        """Whether no transaction of a lower nonce waits to be mined."""
+        """Whether no transaction of a lower nonce waits to be mined.
+
+        One behind others cannot be judged before they have had their effect.
+        """
         return all(other.tx.nonce >= stored.tx.nonce for other in self.waiting)
 
     def _rivals(self, stored: StoredTx) -> list[StoredTx]:

@@ -23,38 +23,9 @@ from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, ChannelId
 from tests.support.node.fake_port import FakePort
-from tests.support.node.faults import Killed, KillSwitch
-from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
-from tests.support.node.settlement import make_settler
-
-
-class Bank:
-    """A worker that settles on a fake chain."""
-
-    def __init__(self, port: FakePort | None = None) -> None:
-        self.harness = WorkerHarness()
-        self.port = port or FakePort()
-        self.harness.chain = self.port
-
-    async def boot(self, switch: KillSwitch | None = None) -> None:
-        """Start worker and settler from the journal."""
-        switch = switch or KillSwitch()
-        self.port.switch = KillSwitch()
-        await self.harness.boot(switch)
-        self.settler = await make_settler(self.harness, self.port)
-        self.port.switch = switch
-
-    def settler_waits(self) -> None:
-        """No claim has waited for the interval."""
-        for live in self.harness.channels:
-            live.unsettled_since = None
-
-    async def trade(self, client: Client, seed: int = 3, tokens: int = 40) -> JobStream:
-        line = client.job(seed, tokens)
-        await client.submit(line)
-        await client.finish(line)
-        assert line.finished
-        return line
+from tests.support.node.faults import Killed
+from tests.support.node.harness import DOMAIN, Client
+from tests.support.node.settlement import Bank, bank
 
 
 class SlowPort(FakePort):
@@ -82,14 +53,6 @@ class SlowSimulation(FakePort):
         self.asked.set()
         await self.go_on.wait()
         return await super().payable(claims)
-
-
-async def bank(port: FakePort | None = None) -> tuple[Bank, Client]:
-    made = Bank(port)
-    await made.boot()
-    client = Client(made.harness)
-    client.open_on_chain()
-    return made, client
 
 
 async def test_vouchers_are_settled_after_the_interval_and_not_again() -> None:
@@ -359,23 +322,6 @@ async def test_a_dropped_transaction_is_sent_again_byte_for_byte() -> None:
     assert len(set(made.port.broadcasts)) == 1
 
 
-async def test_a_stuck_transaction_is_outbid_with_the_same_nonce_and_one_of_them_wins() -> None:
-    made, client = await bank()
-    await made.trade(client)
-    made.settler.ask()
-    await made.settler.tick()
-    made.harness.clock.advance(91)
-    await made.settler.tick()
-    assert {tx.tx.nonce for tx in made.settler.under_way} == {0}
-    assert len(made.settler.under_way) == 2
-    made.port.mine()
-    await made.settler.tick()
-    assert not made.settler.under_way
-    states = sorted(tx.state.value for tx in made.harness.journal.txs.values())
-    assert states == [TxState.FINAL.value, TxState.REPLACED.value]
-    assert made.port.paid[client.id] == client.book.cumulative
-
-
 async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> None:
     made, client = await bank()
     await made.trade(client)
@@ -391,69 +337,6 @@ async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> N
     await made.settler.tick()
     assert not made.settler.under_way
     assert made.port.channels[client.id].settled == client.book.cumulative
-
-
-async def outbid(made: Bank, client: Client) -> tuple[bytes, bytes]:
-    """Have a settlement that was stuck and its dearer copy in the pool. Returns their hashes."""
-    await made.trade(client)
-    made.settler.ask()
-    await made.settler.tick()
-    made.harness.clock.advance(91)
-    await made.settler.tick()
-    cheap, dear = made.port.pool
-    return cheap, dear
-
-
-async def test_the_loser_for_a_nonce_holds_nothing_up_before_the_winner_is_final() -> None:
-    made, client = await bank()
-    await outbid(made, client)
-    made.port.mine(finalize=False)
-    await made.settler.tick()
-    await made.settler.tick()
-    assert len(made.settler.under_way) == 2  # a reorganization may still bring back either
-    assert made.settler.idle
-    await made.trade(client, seed=4)
-    made.settler.ask()
-    await made.settler.tick()
-    assert {tx.tx.nonce for tx in made.settler.under_way} == {0, 1}
-    made.port.mine(finalize=False)
-    await made.settler.tick()
-    assert made.settler.idle
-    assert made.port.paid[client.id] == client.book.cumulative
-
-
-async def test_the_loser_for_a_nonce_is_not_sent_again_while_the_winner_is_in_a_block() -> None:
-    made, client = await bank()
-    cheap, dear = await outbid(made, client)
-    made.port.drop_from_pool(dear)
-    made.port.mine(finalize=False)
-    other = Client(made.harness, "other")
-    other.open_on_chain()
-    await made.trade(other, seed=5)
-    made.settler.ask()
-    for _ in range(3):
-        await made.settler.tick()
-    assert made.port.broadcasts[:2] == [cheap, dear]
-    assert {tx.tx.nonce for tx in made.settler.under_way} == {0, 1}
-    assert {tx.kind for tx in made.settler.under_way} == {TxKind.SETTLE}
-    assert not made.harness.metrics.errors
-
-
-async def test_the_highest_bid_for_a_nonce_is_sent_again_after_a_reorganization() -> None:
-    made, client = await bank()
-    cheap, dear = await outbid(made, client)
-    made.port.drop_from_pool(dear)
-    made.port.mine(finalize=False)
-    await made.settler.tick()
-    assert made.settler.idle
-    made.port.reorganize()
-    await made.settler.tick()
-    assert not made.settler.idle
-    assert made.port.broadcasts == [cheap, dear, dear]
-    made.port.mine()
-    await made.settler.tick()
-    assert not made.settler.under_way
-    assert made.port.paid[client.id] == client.book.cumulative
 
 
 async def test_a_chain_that_is_down_costs_nothing_and_is_noted() -> None:

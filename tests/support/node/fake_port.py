@@ -196,6 +196,8 @@ class FakePort(FakeEscrow):
         self._answer()
         body = json.loads(tx.unsigned.data)
         rows = [(bytes.fromhex(c), a) for c, a in body["rows"]]
+        if body["kind"] == "push" and not self.waiting:
+            raise TransactionReverted("NothingToPush", {})
         fee = tx.max_fee + tx.max_fee // 8 + 1
         self._weigh(fee, worth)
         return self._make(body["kind"], rows, tx.nonce, fee)
