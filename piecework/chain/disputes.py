@@ -142,6 +142,14 @@ def answer(deployment: Deployment, asked: Challenge, leaf: OpenedLeaf) -> Call:
     return _call(deployment, "answer", 200_000 + 60 * size, asked, leaf)
 
 
+def is_answer_to(asked: Challenge, data: bytes) -> bool:
+    """Whether the data of a call answers a challenge, whatever it opens."""
+    named = interface(_CONTRACT)
+    # A challenge has no member of variable length. So it stands whole where the arguments begin.
+    start = named.functions["answer"].selector + named.encode("conclude", [asked])[4:]
+    return data.startswith(start)
+
+
 def conclude(deployment: Deployment, asked: Challenge) -> Call:
     """End a challenge whose time is over. By anybody."""
     return _call(deployment, "conclude", 300_000, asked)

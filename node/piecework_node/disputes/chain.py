@@ -34,6 +34,10 @@ class DefencePort(Protocol):
         self, asked: Challenge, leaf: OpenedLeaf, worth: Worth
     ) -> SignedTransaction: ...
 
+    def is_answer_to(self, asked: Challenge, tx: SignedTransaction) -> bool:
+        """Return whether a transaction answers a challenge."""
+        ...
+
     async def credits(self) -> Credits:
         """Return what waits for this worker's operator: the bonds of what it answered."""
         ...
@@ -64,6 +68,9 @@ class DisputeLink:
     ) -> SignedTransaction:
         call = disputes.answer(self._link.deployment, asked, leaf)
         return await self._link.prepare_call(call, worth)
+
+    def is_answer_to(self, asked: Challenge, tx: SignedTransaction) -> bool:
+        return disputes.is_answer_to(asked, tx.unsigned.data)
 
     async def credits(self) -> Credits:
         return await self._reader.credits_of(self._operator)

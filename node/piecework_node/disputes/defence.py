@@ -169,7 +169,7 @@ class Defence:
         status = (await self._port.state(opened.id)).status
         if status not in (ChallengeStatus.OPEN, ChallengeStatus.SILENT):
             return None, True
-        if self._transactions.is_claiming(asked.channel, TxKind.ANSWER):
+        if self._is_answering(asked):
             return None, False
         late = status is ChallengeStatus.OPEN and time > opened.answer_by
         if late:
@@ -189,6 +189,16 @@ class Defence:
         subjects = (TxSubject(asked.channel, Amount(0)),)
         await self._transactions.send(TxKind.ANSWER, tx, subjects, ANY_COST)
         return None, False
+
+    def _is_answering(self, asked: Challenge) -> bool:
+        """Whether an answer to this very challenge may still be mined.
+
+        One to another of the same channel may never be: anybody can copy it and come first.
+        """
+        return any(
+            stored.kind is TxKind.ANSWER and self._port.is_answer_to(asked, stored.tx)
+            for stored in self._transactions.waiting
+        )
 
     async def _open(self, opened: ChallengeOpened, time: Timestamp) -> OpenedLeaf | _Failure | None:
         """Open the leaf of a challenge, one challenge at a time. None: it is not open yet."""

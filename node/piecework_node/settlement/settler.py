@@ -16,7 +16,7 @@ from piecework.chain.calls import NO_SIGNATURE, Claim
 from piecework.chain.errors import ChainError, FeeTooHigh, LogRangeRefused, TransactionReverted
 from piecework.chain.transactions import GasPrice
 from piecework_node.journal.protocol import Journal
-from piecework_node.journal.records import MetaSet, StoredTx, TxKind, TxState, TxSubject, Worth
+from piecework_node.journal.records import MetaSet, StoredTx, TxKind, TxSubject, Worth
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import Code, code_of
@@ -150,7 +150,7 @@ class Settler:
     @property
     def idle(self) -> bool:
         """Whether everything under way only waits for finality."""
-        return not self._asked and all(tx.state is TxState.MINED for tx in self._transactions)
+        return not self._asked and not self._transactions.unmined
 
     async def check(self) -> None:
         """Make every check of the surroundings once. A start is not ready before."""

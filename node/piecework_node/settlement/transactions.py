@@ -3,6 +3,9 @@
 The signed bytes are journaled before they are broadcast. From then on only those bytes are sent
 for that effect, or bytes with the same nonce and higher fees. What the chain did not call final
 stays open and is looked at again after a restart.
+
+Of several with one nonce, one is mined. The others are kept until that one is final: a
+reorganization may take it back. They hold nothing up in the meantime.
 """
 
 from __future__ import annotations
@@ -70,23 +73,30 @@ class TransactionTracker:
         return len(self._open)
 
     @property
+    def waiting(self) -> tuple[StoredTx, ...]:
+        """Those that wait for a block. Where a nonce has its winner, none of the others does."""
+        taken = {stored.tx.nonce for stored in self if stored.state is TxState.MINED}
+        return tuple(
+            stored
+            for stored in self
+            if stored.state is TxState.INTENDED and stored.tx.nonce not in taken
+        )
+
+    @property
     def unmined(self) -> int:
-        """How many are not mined."""
-        return len(self._unmined())
+        """How many wait for a block."""
+        return len(self.waiting)
 
     def is_claiming(self, channel: ChannelId, kind: TxKind) -> bool:
         """Whether such a transaction may still be mined.
 
         A mined one does not count. It shows in the channel's state.
         """
-        return any(
-            stored.kind is kind and stored.state is TxState.INTENDED and concerns(stored, channel)
-            for stored in self
-        )
+        return any(s.kind is kind and concerns(s, channel) for s in self.waiting)
 
     def is_pending(self, kind: TxKind) -> bool:
         """Whether any transaction of a kind may still be mined."""
-        return any(s.kind is kind and s.state is TxState.INTENDED for s in self)
+        return any(s.kind is kind for s in self.waiting)
 
     def latest(self, channel: ChannelId, kind: TxKind) -> bytes:
         """Return the hash of the newest open transaction of a kind, or empty bytes."""
@@ -159,9 +169,8 @@ class TransactionTracker:
         """Send the same bytes. The node does not know them: never sent, dropped or reorganized."""
         if stored.state is TxState.MINED:
             await self._move(stored, TxState.INTENDED)
-        if not self._is_highest_bid(stored):
+        if not self._is_highest_bid(stored) or await self._is_beaten(stored):
             return
-        # One behind others cannot be judged before they have had their effect.
         if self._is_next(stored):
             simulated = await self._port.simulate(stored.tx)
             if isinstance(simulated, WouldRevert):
@@ -176,8 +185,12 @@ class TransactionTracker:
         """Raise the fees, as far as the transaction is worth it."""
         try:
             tx = await self._port.replace(stored.tx, stored.worth)
-        except (FeeTooHigh, TransactionReverted) as error:
+        except FeeTooHigh as error:
             await self._give_up(stored, str(error))
+            return
+        except TransactionReverted as error:
+            if self._is_next(stored):
+                await self._give_up(stored, str(error))
             return
         await self.send(stored.kind, tx, stored.subjects, stored.worth)
 
@@ -186,7 +199,7 @@ class TransactionTracker:
 
         Left alone it costs nothing, and it may still be mined when fees fall.
         """
-        waiting = [other for other in self._unmined() if other.tx.nonce > stored.tx.nonce]
+        waiting = [other for other in self.waiting if other.tx.nonce > stored.tx.nonce]
         self._log.info("transaction is left", kind=stored.kind.value, reason=reason)
         if not waiting or stored.kind is TxKind.CANCEL:
             return
@@ -194,12 +207,12 @@ class TransactionTracker:
         tx = await self._port.cancel(stored.tx, worth)
         await self.send(TxKind.CANCEL, tx, (), worth)
 
-    def _unmined(self) -> list[StoredTx]:
-        return [stored for stored in self if stored.state is TxState.INTENDED]
-
     def _is_next(self, stored: StoredTx) -> bool:
-        """Whether no transaction of a lower nonce waits to be mined."""
-        return all(other.tx.nonce >= stored.tx.nonce for other in self._unmined())
+        """Whether no transaction of a lower nonce waits to be mined.
+
+        One behind others cannot be judged before they have had their effect.
+        """
+        return all(other.tx.nonce >= stored.tx.nonce for other in self.waiting)
 
     def _rivals(self, stored: StoredTx) -> list[StoredTx]:
         return [
@@ -207,6 +220,13 @@ class TransactionTracker:
             for other in self
             if other.tx.nonce == stored.tx.nonce and other.tx.hash != stored.tx.hash
         ]
+
+    async def _is_beaten(self, stored: StoredTx) -> bool:
+        """Whether the chain has mined a rival. What is known of it may be a block old."""
+        for rival in self._rivals(stored):
+            if isinstance(await self._port.outcome(rival.tx), Mined | Finalized):
+                return True
+        return False
 
     def _is_highest_bid(self, stored: StoredTx) -> bool:
         return all(rival.tx.max_fee <= stored.tx.max_fee for rival in self._rivals(stored))

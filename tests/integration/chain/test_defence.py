@@ -95,12 +95,14 @@ class DefendingWorker:
     journal: MemoryJournal
     leaves: KeptLeaves
     link: type[ChainLink] = ChainLink
+    stuck_s: float = 90
+    """After how long an answer is outbid. 0: as soon as it is seen to wait."""
 
     async def restart(self) -> None:
         clock, metrics, log = SystemClock(), Metrics(), logs.silent()
         link = self.link(self.market.reader, OPERATOR, FeePolicy())
         self.tracker = await TransactionTracker.load(
-            self.journal, link, clock=clock, stuck_s=90, metrics=metrics, log=log
+            self.journal, link, clock=clock, stuck_s=self.stuck_s, metrics=metrics, log=log
         )
         self.board = FaultBoard(clock, metrics, log, patience_s=0)
         self.defence = Defence(
@@ -133,6 +135,26 @@ class DefendingWorker:
         mined = await market.run(PAYER, disputes.challenge(market.deployment, question, bond))
         (opened,) = await reader.challenges_to(OPERATOR.address, mined.block, mined.block)
         return opened
+
+    async def outbid(self, opened: ChallengeOpened) -> tuple[SignedTransaction, SignedTransaction]:
+        """Answer while blocks are too dear, and outbid it. Returns both answers, cheap and dear.
+
+        No block comes by itself afterwards.
+        """
+        await self.market.rpc.call("evm_setAutomine", False)
+        await self.defence.look()
+        await self.price_next_block()
+        await self.market.rpc.call("evm_mine")
+        await self.follow()
+        cheap, dear = (stored.tx for stored in self.tracker)
+        assert cheap.nonce == dear.nonce
+        return cheap, dear
+
+    async def price_next_block(self) -> None:
+        """The base fee of the next block is thirty times that of the latest."""
+        latest = await self.market.rpc.call("eth_getBlockByNumber", "latest", False)
+        spike = 30 * int(latest["baseFeePerGas"], 16)
+        await self.market.rpc.call("anvil_setNextBlockBaseFeePerGas", hex(spike))
 
     async def status(self, opened: ChallengeOpened) -> ChallengeStatus:
         """Where it stands once all that was broadcast is mined."""
@@ -233,6 +255,82 @@ async def test_an_answer_that_is_refused_holds_up_no_other(worker: DefendingWork
     (fault,) = worker.board.failures(CHECK)
     assert "too much for one node" in fault.detail
     assert int(worker.journal.notes[CURSOR]) < refused.log.block
+
+
+async def test_an_answer_that_was_outbid_holds_up_no_later_one_and_no_bond(
+    worker: DefendingWorker,
+) -> None:
+    worker.stuck_s = 0
+    await worker.restart()
+    first = await worker.challenge(0)
+    await worker.outbid(first)
+    await worker.market.rpc.call("evm_mine")
+    await worker.market.rpc.call("evm_setAutomine", True)
+    await worker.follow()
+    assert await worker.status(first) is ChallengeStatus.ANSWERED
+    second = await worker.challenge(0, leaf=2)
+    assert second.challenge.channel == first.challenge.channel
+    await worker.defence.look()
+    assert await worker.status(second) is ChallengeStatus.ANSWERED
+    await worker.follow()
+    await worker.defence.look()
+    await worker.follow()
+    assert (await dispute_reader(worker.market).credits_of(OPERATOR.address)).coins == 0
+    kinds = [stored.kind for stored in worker.tracker]
+    assert kinds == [TxKind.ANSWER] * 3 + [TxKind.PUSH]
+
+
+async def test_an_outbid_answer_is_sent_again_after_a_reorganization_and_no_other_is_signed(
+    worker: DefendingWorker,
+) -> None:
+    worker.stuck_s = 0
+    await worker.restart()
+    opened = await worker.challenge()
+    _, dear = await worker.outbid(opened)
+    await worker.market.rpc.call("evm_mine")
+    await worker.follow()
+    assert await worker.status(opened) is ChallengeStatus.ANSWERED
+    await worker.market.rpc.call("anvil_reorg", 1, [])
+    assert await worker.status(opened) is ChallengeStatus.OPEN
+    worker.stuck_s = 90
+    await worker.restart()
+    await worker.follow()
+    await worker.defence.look()
+    await worker.market.rpc.call("evm_mine")
+    await worker.follow()
+    assert await worker.status(opened) is ChallengeStatus.ANSWERED
+    assert [s.tx for s in worker.tracker if s.state is TxState.MINED] == [dear]
+    assert len(worker.journal.txs) == 2
+    assert not worker.tracker.unmined
+
+
+async def test_an_answer_that_somebody_copied_holds_up_no_later_one_in_the_channel(
+    worker: DefendingWorker,
+) -> None:
+    market, thief = worker.market, signer("somebody who reads the mempool")
+    await market.give(thief.address, wei=ETHER)
+    first = await worker.challenge(0)
+    await market.rpc.call("evm_setAutomine", False)
+    await worker.defence.look()
+    await worker.price_next_block()
+    await market.rpc.call("evm_mine")
+    (ours,) = (stored.tx for stored in worker.tracker)
+    u = ours.unsigned
+    copier = market.sender(thief)
+    copied = await copier.prepare(
+        Call("copy", u.to, u.data, u.gas_limit, u.value), value_at_stake=None
+    )
+    await copier.broadcast(copied)
+    await market.rpc.call("evm_mine")
+    await market.rpc.call("evm_setAutomine", True)
+    assert (await dispute_reader(market).state(first.id)).status is ChallengeStatus.ANSWERED
+    worker.stuck_s = 0
+    await worker.restart()
+    second = await worker.challenge(0, leaf=2)
+    await worker.defence.look()
+    await worker.follow()
+    await market.rpc.call("evm_mine")
+    assert (await dispute_reader(market).state(second.id)).status is ChallengeStatus.ANSWERED
 
 
 async def test_a_silence_is_kept_for_as_long_as_it_can_be_answered(

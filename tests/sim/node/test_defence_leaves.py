@@ -133,6 +133,8 @@ class FakeDisputes:
     opened: list[ChallengeOpened] = field(default_factory=list)
     prepared: list[OpenedLeaf] = field(default_factory=list)
     refuses: set[Bytes32] = field(default_factory=set)
+    signed: dict[bytes, Challenge] = field(default_factory=dict)
+    """Which challenge each answer is for, by the transaction's hash."""
     time: int = 1_800_000_000
 
     def open(self, asked: Challenge) -> None:
@@ -158,7 +160,12 @@ class FakeDisputes:
         if any(o.challenge == asked and o.id in self.refuses for o in self.opened):
             raise RpcUnavailable("eth_estimateGas", "not now")
         self.prepared.append(leaf)
-        return await self.port.prepare_push(asked.token, asked.operator, Worth(Amount(0), None))
+        tx = await self.port.prepare_push(asked.token, asked.operator, Worth(Amount(0), None))
+        self.signed[tx.hash] = asked
+        return tx
+
+    def is_answer_to(self, asked: Challenge, tx: SignedTransaction) -> bool:
+        return self.signed[tx.hash] == asked
 
     async def credits(self) -> Credits:
         return Credits(Amount(0), 0)

@@ -23,38 +23,9 @@ from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, ChannelId
 from tests.support.node.fake_port import FakePort
-from tests.support.node.faults import Killed, KillSwitch
-from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
-from tests.support.node.settlement import make_settler
-
-
-class Bank:
-    """A worker that settles on a fake chain."""
-
-    def __init__(self, port: FakePort | None = None) -> None:
-        self.harness = WorkerHarness()
-        self.port = port or FakePort()
-        self.harness.chain = self.port
-
-    async def boot(self, switch: KillSwitch | None = None) -> None:
-        """Start worker and settler from the journal."""
-        switch = switch or KillSwitch()
-        self.port.switch = KillSwitch()
-        await self.harness.boot(switch)
-        self.settler = await make_settler(self.harness, self.port)
-        self.port.switch = switch
-
-    def settler_waits(self) -> None:
-        """No claim has waited for the interval."""
-        for live in self.harness.channels:
-            live.unsettled_since = None
-
-    async def trade(self, client: Client, seed: int = 3, tokens: int = 40) -> JobStream:
-        line = client.job(seed, tokens)
-        await client.submit(line)
-        await client.finish(line)
-        assert line.finished
-        return line
+from tests.support.node.faults import Killed
+from tests.support.node.harness import DOMAIN, Client
+from tests.support.node.settlement import Bank, bank
 
 
 class SlowPort(FakePort):
@@ -82,14 +53,6 @@ class SlowSimulation(FakePort):
         self.asked.set()
         await self.go_on.wait()
         return await super().payable(claims)
-
-
-async def bank(port: FakePort | None = None) -> tuple[Bank, Client]:
-    made = Bank(port)
-    await made.boot()
-    client = Client(made.harness)
-    client.open_on_chain()
-    return made, client
 
 
 async def test_vouchers_are_settled_after_the_interval_and_not_again() -> None:
@@ -359,23 +322,6 @@ async def test_a_dropped_transaction_is_sent_again_byte_for_byte() -> None:
     assert len(set(made.port.broadcasts)) == 1
 
 
-async def test_a_stuck_transaction_is_outbid_with_the_same_nonce_and_one_of_them_wins() -> None:
-    made, client = await bank()
-    await made.trade(client)
-    made.settler.ask()
-    await made.settler.tick()
-    made.harness.clock.advance(91)
-    await made.settler.tick()
-    assert {tx.tx.nonce for tx in made.settler.under_way} == {0}
-    assert len(made.settler.under_way) == 2
-    made.port.mine()
-    await made.settler.tick()
-    assert not made.settler.under_way
-    states = sorted(tx.state.value for tx in made.harness.journal.txs.values())
-    assert states == [TxState.FINAL.value, TxState.REPLACED.value]
-    assert made.port.paid[client.id] == client.book.cumulative
-
-
 async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> None:
     made, client = await bank()
     await made.trade(client)
@@ -384,9 +330,7 @@ async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> N
     made.port.mine(finalize=False)
     await made.settler.tick()
     assert made.settler.under_way[0].state is TxState.MINED
-    made.port.mined.clear()
-    made.port.used.clear()
-    made.port.channels[client.id].settled = type(client.deposit)(0)
+    made.port.reorganize()
     await made.settler.tick()
     assert len(made.port.broadcasts) == 2
     made.port.mine()

@@ -196,6 +196,8 @@ class FakePort(FakeEscrow):
         self._answer()
         body = json.loads(tx.unsigned.data)
         rows = [(bytes.fromhex(c), a) for c, a in body["rows"]]
+        if body["kind"] == "push" and not self.waiting:
+            raise TransactionReverted("NothingToPush", {})
         fee = tx.max_fee + tx.max_fee // 8 + 1
         self._weigh(fee, worth)
         return self._make(body["kind"], rows, tx.nonce, fee)
@@ -275,6 +277,19 @@ class FakePort(FakeEscrow):
     def drop_pool(self) -> None:
         """The node forgets what it had not mined."""
         self.pool.clear()
+
+    def drop_from_pool(self, tx_hash: bytes) -> None:
+        """The node forgets one transaction that it had not mined."""
+        del self.pool[tx_hash]
+
+    def reorganize(self) -> None:
+        """Every block with a transaction goes, and what settlements paid in it. None was final."""
+        assert not self.final
+        self.mined.clear()
+        self.used.clear()
+        for channel, paid in self.paid.items():
+            self.channels[channel].settled = Amount(self.channels[channel].settled - paid)
+        self.paid.clear()
 
     def supersede(self, tx: SignedTransaction) -> None:
         """Another transaction of the operator's key is final with the same nonce."""

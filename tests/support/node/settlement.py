@@ -13,7 +13,15 @@ from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_node.settlement.transactions import TransactionTracker
 from piecework_node.settlement.watch import NodeWatch, WatchLimits
 from tests.support.node.fake_port import FakePort
-from tests.support.node.harness import DOMAIN, RECEIVER, TOKEN, WorkerHarness
+from tests.support.node.faults import KillSwitch
+from tests.support.node.harness import (
+    DOMAIN,
+    RECEIVER,
+    TOKEN,
+    Client,
+    JobStream,
+    WorkerHarness,
+)
 
 FREE = SettlePolicy(gas_multiple=20, interval_s=60, native_coin_price=0)
 STUCK_S = 90
@@ -71,3 +79,41 @@ async def make_settler(
         metrics=harness.metrics,
         log=log,
     )
+
+
+class Bank:
+    """A worker that settles on a fake chain."""
+
+    def __init__(self, port: FakePort | None = None) -> None:
+        self.harness = WorkerHarness()
+        self.port = port or FakePort()
+        self.harness.chain = self.port
+
+    async def boot(self, switch: KillSwitch | None = None) -> None:
+        """Start worker and settler from the journal."""
+        switch = switch or KillSwitch()
+        self.port.switch = KillSwitch()
+        await self.harness.boot(switch)
+        self.settler = await make_settler(self.harness, self.port)
+        self.port.switch = switch
+
+    def settler_waits(self) -> None:
+        """No claim has waited for the interval."""
+        for live in self.harness.channels:
+            live.unsettled_since = None
+
+    async def trade(self, client: Client, seed: int = 3, tokens: int = 40) -> JobStream:
+        line = client.job(seed, tokens)
+        await client.submit(line)
+        await client.finish(line)
+        assert line.finished
+        return line
+
+
+async def bank(port: FakePort | None = None) -> tuple[Bank, Client]:
+    """Start a worker that settles, with a client whose channel is open."""
+    made = Bank(port)
+    await made.boot()
+    client = Client(made.harness)
+    client.open_on_chain()
+    return made, client
