@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -15,6 +14,7 @@ from piecework.base.files import private_folder
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
+    from piecework.chain.deployment import Deployment
     from piecework_protocol.types import Address
 
 app = common.group()
@@ -87,37 +87,30 @@ def start(
     except ValueError as error:
         common.fail(str(error), 2)
     limits = http_limits(max_connections, CONNECTIONS_PER_ADDRESS, trusted)
-    files, signer = common.guard(lambda: _files(deployment, descriptor))
-    template = _template(transaction_url)
-    shown = _Shown(public_url, _dollars(token_usd), template, files, signer)
+    shown = _Shown(public_url, _dollars(token_usd), _template(transaction_url), descriptor)
     place = database or folder / STORE
     common.run(_serve((deployment, rpc), (folder, place), (host, port), limits, shown))
 
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """What the explorer shows beside the offers, as `ExplorerSettings` has it.
-
-    usd: what one token is worth.
-    """
+    """What the explorer shows beside the offers. `usd`: what one token is worth."""
 
     url: str | None
     usd: Decimal | None
     transactions: str | None
-    files: Mapping[str, bytes]
-    key: Address | None
+    descriptor: Path | None
 
 
-def _files(deployment: Path, descriptor: Path | None) -> tuple[dict[str, bytes], Address | None]:
+def _files(market: Deployment, descriptor: Path | None) -> tuple[dict[str, bytes], Address | None]:
     """What newcomers need, by the path that it is served at, and who signed the descriptor.
 
     Raises:
-        PieceworkError: a file cannot be used, or the descriptor is another market's.
+        PieceworkError: The descriptor cannot be used, or is another market's.
     """
     import json
 
     from piecework.base.files import read
-    from piecework.chain.deployment import Deployment
     from piecework.chain.descriptor import (
         MAX_DESCRIPTOR_BYTES,
         MAX_SIGNATURE_FILE_BYTES,
@@ -127,7 +120,6 @@ def _files(deployment: Path, descriptor: Path | None) -> tuple[dict[str, bytes],
     from piecework.commands._descriptor import signature_file
     from piecework.market.explorer.offers import DEPLOYMENT, DESCRIPTOR, SIGNATURE
 
-    market = Deployment.load(deployment)
     files = {DEPLOYMENT: json.dumps(market.to_json(), indent=2).encode() + b"\n"}
     if descriptor is None:
         return files, None
@@ -178,10 +170,11 @@ async def _serve(
     logs_to_stderr()
     (host, port), (file, rpc), (folder, place) = address, market, home
     deployment = Deployment.load(file)
+    files, signer = _files(deployment, shown.descriptor)
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
         database = await open_database(place)
         money = Money(deployment.payment_token, shown.usd)
-        settings = ExplorerSettings(money, shown.url, shown.transactions, shown.files, shown.key)
+        settings = ExplorerSettings(money, shown.url, shown.transactions, files, signer)
         try:
             now = Timestamp(int(SystemClock().wall()))
             store = await OfferStore.open(database, deployment.domain, deployment.token, now)
