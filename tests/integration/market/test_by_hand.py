@@ -135,7 +135,7 @@ async def _become_a_worker(
     for words in (
         "lacks",
         "for the stake",
-        "native coin",
+        "for gas",
         "run this again",
     ):
         assert words in lacking

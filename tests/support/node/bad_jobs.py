@@ -130,6 +130,10 @@ def _salt_again(s: Scene) -> SubmitJob:
 
 
 def _long(s: Scene) -> SubmitJob:
+    return s.submission(encode_messages((Message("user", "fox " * 70_000),)))
+
+
+def _dear(s: Scene) -> SubmitJob:
     return s.submission(encode_messages((Message("user", "fox " * 20_000),)))
 
 
@@ -151,6 +155,7 @@ BAD_JOBS: Mapping[str, BadJob] = {
     "malformed: another prompt": _job(Reason.PROMPT_MISMATCH, _another_prompt),
     "oversized: frame": BadJob(Reason.OVERSIZED, lambda _: bytes(MAX_FRAME_BYTES + 1)),
     "oversized: prompt": _job(Reason.PROMPT_TOO_LONG, _long),
+    "oversized: prompt beyond the credit": _job(Reason.CREDIT_EXHAUSTED, _dear),
     "oversized: output": _job(
         Reason.BAD_PARAMETERS, lambda s: s.submission(parameters=parameters(1, 2**31 - 1))
     ),
