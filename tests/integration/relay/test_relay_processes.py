@@ -20,6 +20,8 @@ from piecework.base.http import HttpLimits, HttpReader, host_of
 from piecework.chain.deploy import deploy
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.errors import JobInterrupted
+from piecework.client.jobs.events import JobEvent
+from piecework.client.sdk import PieceworkClient
 from piecework.demo.market import free_port
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.index_pages import parse_page
@@ -132,6 +134,22 @@ async def test_a_relay_that_is_killed_is_told_and_joined_when_it_is_back(
             assert await made.worker.drain() == 0
 
 
+async def begun_job(
+    made: TwoRelays, client: PieceworkClient, chain: EmbeddedChain
+) -> asyncio.Task[list[JobEvent]]:
+    """Start the worker, and a long job whose first canvas has its receipt."""
+    await made.market.pool(PAYER, chain.faucet, POOL)
+    await made.market.give(PAYER.address, wei=ETHER)
+    await made.worker.start()
+    try:
+        running = asyncio.create_task(collect(client.run(ask(max_tokens=400, seed=3))))
+        await until(lambda: bool(client.store.receipts()), within_s=60)
+    except BaseException:
+        await made.worker.drain()
+        raise
+    return running
+
+
 async def test_a_relay_that_freezes_in_a_job_costs_time_and_no_money(
     tmp_path: Path, embedded_chain: EmbeddedChain
 ) -> None:
@@ -140,12 +158,8 @@ async def test_a_relay_that_freezes_in_a_job_costs_time_and_no_money(
         two_relays(tmp_path, embedded_chain, pace_s=0.05, bind="") as made,
         client_of(tmp_path, made.market) as client,
     ):
-        await made.market.pool(PAYER, embedded_chain.faucet, POOL)
-        await made.market.give(PAYER.address, wei=ETHER)
-        await made.worker.start()
+        running = await begun_job(made, client, embedded_chain)
         try:
-            running = asyncio.create_task(collect(client.run(ask(max_tokens=400, seed=3))))
-            await until(lambda: bool(client.store.receipts()), within_s=60)
             made.relays[0].process.send_signal(signal.SIGSTOP)
             events = await asyncio.wait_for(running, 120)
             canvases = [event for event in events if isinstance(event, CanvasText)]
@@ -164,12 +178,8 @@ async def test_a_worker_that_is_killed_behind_its_relays_comes_back_and_its_job_
         two_relays(tmp_path, embedded_chain, pace_s=0.05, bind="") as made,
         client_of(tmp_path, made.market) as client,
     ):
-        await made.market.pool(PAYER, embedded_chain.faucet, POOL)
-        await made.market.give(PAYER.address, wei=ETHER)
-        await made.worker.start()
+        running = await begun_job(made, client, embedded_chain)
         try:
-            running = asyncio.create_task(collect(client.run(ask(max_tokens=400, seed=3))))
-            await until(lambda: bool(client.store.receipts()), within_s=60)
             await made.worker.kill()
             ready = await made.worker.start()
             assert ready["relays"] == dict.fromkeys(made.names, "joined")
