@@ -2,7 +2,7 @@
 piecework_model.training`.
 
 A run writes its state now and then, and goes on from it with --resume. The weights that come out
-are the same as of a run that was never stopped.
+are the same as of a run that was never stopped, on a CPU of the same kind.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import torch
 
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.training import architecture, loop, vocabulary, writer
+from piecework_model.training.network import fastest_products
 
 _REPORT_EVERY_STEPS = 20
 _SAVE_EVERY_S = 180.0
@@ -53,15 +54,18 @@ class _Progress:
     def __init__(self, trainer: loop.Trainer, state: Path, clock: Callable[[], float]) -> None:
         self._trainer, self._state, self._clock = trainer, state, clock
         self._started = self._saved = clock()
-        self._losses: list[tuple[float, ...]] = []
+        self._losses: list[tuple[float | None, ...]] = []
 
     def __call__(self, step: int, losses: loop.Losses) -> None:
         self._losses.append(dataclasses.astuple(losses))
         total, now = self._trainer.settings.steps, self._clock()
         if len(self._losses) == _REPORT_EVERY_STEPS or step + 1 == total:
             names = [field.name for field in dataclasses.fields(losses)]
-            means = [sum(values) / len(self._losses) for values in zip(*self._losses, strict=True)]
-            shown = "  ".join(f"{n} {mean:.4f}" for n, mean in zip(names, means, strict=True))
+            columns = [
+                [v for v in each if v is not None] for each in zip(*self._losses, strict=True)
+            ]
+            means = zip(names, columns, strict=True)
+            shown = "  ".join(f"{n} {sum(each) / len(each):.4f}" for n, each in means if each)
             sys.stdout.write(f"step {step + 1}/{total}  {shown}  {now - self._started:.0f} s\n")
             sys.stdout.flush()
             self._losses.clear()
@@ -74,7 +78,10 @@ def _trainer(arguments: argparse.Namespace) -> loop.Trainer:
     settings = loop.TrainingSettings(seed=arguments.seed, steps=arguments.steps)
     torch.manual_seed(settings.seed)
     size = vocabulary.build_tokenizer().get_vocab_size()
-    trainer = loop.Trainer(architecture.build_model(size), settings, arguments.threads)
+    products = fastest_products()
+    sys.stdout.write(f"matrix products in {products}\n")
+    model = architecture.build_model(size)
+    trainer = loop.Trainer(model, settings, arguments.threads, products)
     if arguments.resume or arguments.write_only:
         trainer.load(arguments.state)
     return trainer

@@ -58,13 +58,16 @@ def pack(samples: list[TrainingSample]) -> Batch:
     return Batch(context, lengths, starts, target, pinned, weights)
 
 
-def corrupt(batch: Batch, vocab_size: int, generator: torch.Generator) -> torch.Tensor:
-    """Replace free tokens by uniform random ids: a share t ~ U(0, 1) of each canvas, 15 % of the
-    canvases wholly.
+def corrupt(
+    batch: Batch, vocab_size: int, generator: torch.Generator, most: float = 1.0
+) -> torch.Tensor:
+    """Replace free tokens by uniform random ids: a share t ~ U(0, `most`) of each canvas, and
+    `most` of 15 % of the canvases.
     """
     rows, span = batch.target.shape
     share = torch.rand(rows, span // CANVAS, generator=generator)
     share[torch.rand(share.shape, generator=generator) < 0.15] = 1.0
+    share *= most
     hit = torch.rand(rows, span, generator=generator) < share.repeat_interleave(CANVAS, dim=1)
     return renoise(batch, ~hit, batch.target, vocab_size, generator)
 

@@ -4,9 +4,11 @@ next-token loss.
 The first steps learn to answer questions and nothing else. Beside stories it is not learnt: their
 gradients are so much larger that nothing of the questions' is left in a step.
 
-After them, the first half of the steps learns from truth and uniform noise. The second half mostly
-learns from what the sampler itself makes of that: tokens that the model drew and accepted, right
-and wrong. So it learns to repair its own mistakes, which noise alone never shows it.
+After them, the model learns from truth and uniform noise. At the end it also learns from what the
+sampler itself makes of that: tokens that the model drew and accepted, right and wrong. So it learns
+to repair its own mistakes, which noise alone never shows it. That is for canvases that were mostly
+right. Where little is known, the model's draw is as good as the sample's word, and the loss would
+teach it to distrust a fair draw (docs/LOG.md).
 
 B = rows, C = canvas length, K = canvases of the batch, L = context length, V = vocabulary.
 """
@@ -15,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import random
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,9 @@ from piecework_model.sampling.sampler import accept
 from piecework_model.training import batches, skills
 from piecework_model.training.network import Network
 
+_MOSTLY_RIGHT: Final = (
+    0.5  # at most so much of a canvas is noise where the sampler's states are shown
+)
 FIRST_STEPS: Final = skills.FIRST_MIXTURES[-1][0]
 
 
@@ -40,33 +44,39 @@ FIRST_STEPS: Final = skills.FIRST_MIXTURES[-1][0]
 class TrainingSettings:
     """What a run depends on, besides the code. The same settings give the same weights.
 
-    own_states_share: of the batches of the second half that show the sampler's own states.
+    decay_steps: the last steps, in which the rate falls to its end. Before them it stays at the
+        peak, so that a run may still be made longer or shorter (Haegele et al. 2024, "Scaling Laws
+        and Compute-Optimal Training Beyond Fixed Training Durations").
+    own_states_steps, own_states_share: the last steps, and how many of their batches show the
+        sampler's own states.
     reads_first: whether the first steps read and do nothing else, at `first_rate` times the peaks.
     """
 
     seed: int = 20261122
-    steps: int = 5000
-    adam_rate: float = 4e-3
-    muon_rate: float = 2e-2
+    steps: int = 4000
+    decay_steps: int = 1200
+    adam_rate: float = 3e-3
+    muon_rate: float = 1.5e-2
     warmup_steps: int = 60
     encoder_weight: float = 0.5
     reading_weight: float = 3.0
     reads_first: bool = True
-    first_rate: float = 0.25
+    first_rate: float = 1 / 3
     self_conditioning_share: float = 0.35
-    own_states_share: float = 0.7
+    own_states_steps: int = 150
+    own_states_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """Mean cross-entropy in nats a token, 0 where a step has no such batch. `reading` is of the
-    answers to questions.
+    """Mean cross-entropy in nats a token, None where a step has no such batch. `reading` is of the
+    answers to questions, `encoder` of the next tokens of stories.
     """
 
-    telling: float
-    serving: float
-    reading: float
-    encoder: float
+    telling: float | None
+    serving: float | None
+    reading: float | None
+    encoder: float | None
 
 
 class Pass:
@@ -140,16 +150,16 @@ def sampler_step(
 
 
 def _rate(step: int, settings: TrainingSettings) -> float:
-    """Compute the rate: linear warm-up to that of the first steps, linear warm-up to the peak, then
-    a cosine down to 2 % of it.
+    """Compute the rate: linear warm-up to that of the first steps, linear warm-up to the peak, and
+    at last a line down to 2 % of it.
     """
     warmup, first = settings.warmup_steps, FIRST_STEPS if settings.reads_first else 0
     if step < first:
         return settings.first_rate * min(1.0, (step + 1) / warmup)
     if step < first + warmup:
         return settings.first_rate + (1 - settings.first_rate) * (step + 1 - first) / warmup
-    progress = (step - first - warmup) / max(1, settings.steps - first - warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress))
+    left = min(1.0, (settings.steps - step) / max(1, settings.decay_steps))
+    return 0.02 + 0.98 * left
 
 
 class Optimizer:
@@ -217,7 +227,8 @@ def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.Trai
     rng = random.Random(f"samples {settings.seed} {step}")  # noqa: S311 (no secret)
     first = skills.FIRST_MIXTURES if settings.reads_first else ()
     found = (mixtures for until, mixtures in first if step < until)
-    return [mixture.draw(rng) for mixture in next(found, skills.MIXTURES)]
+    usual = skills.MIXTURES[step % len(skills.MIXTURES)]
+    return [mixture.draw(rng) for mixture in next(found, usual)]
 
 
 class Noise:
@@ -232,7 +243,7 @@ class Noise:
         self._rng = random.Random(seed)  # noqa: S311 (no secret)
         self._generator = torch.Generator().manual_seed(self._rng.getrandbits(63))
         own = self._rng.random() < settings.own_states_share
-        self._own_states = own and step * 2 >= settings.steps
+        self._own_states = own and step >= settings.steps - settings.own_states_steps
 
     def answering(self, batch: batches.Batch) -> tuple[torch.Tensor, None]:
         """Show questions, which are answered in one step: all that is free is noise."""
@@ -241,7 +252,8 @@ class Noise:
 
     def writing(self, once: Pass, batch: batches.Batch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Show the truth with noise, or what the sampler makes of it in one or two steps."""
-        noisy = batches.corrupt(batch, self._vocab_size, self._generator)
+        most = _MOSTLY_RIGHT if self._own_states else 1.0
+        noisy = batches.corrupt(batch, self._vocab_size, self._generator, most)
         previous = None
         if not self._own_states:
             if self._rng.random() < self._settings.self_conditioning_share:
@@ -259,6 +271,17 @@ class Noise:
         return batches.renoise(batch, kept, ids, self._vocab_size, self._generator)
 
 
+def _losses(samples: list[list[skills.TrainingSample]], found: list[tuple[float, float]]) -> Losses:
+    """Name the denoising and encoder losses of a step's batches."""
+    reading = [each for batch, (each, _) in zip(samples, found, strict=True) if batch[0].reads]
+    writing = [pair for batch, pair in zip(samples, found, strict=True) if not batch[0].reads]
+    answered = sum(reading) / len(reading) if reading else None
+    if not writing:
+        return Losses(None, None, answered, None)
+    (told, causal), (served, _), *_ = writing
+    return Losses(told, served, answered, causal)
+
+
 class Trainer:
     """A run of training, which may be saved and resumed between any two steps.
 
@@ -267,13 +290,17 @@ class Trainer:
     """
 
     def __init__(
-        self, model: DiffusionGemmaForBlockDiffusion, settings: TrainingSettings, workers: int = 1
+        self,
+        model: DiffusionGemmaForBlockDiffusion,
+        settings: TrainingSettings,
+        workers: int = 1,
+        products: torch.dtype = torch.bfloat16,
     ) -> None:
-        """Begin at step 0."""
+        """Begin at step 0. Matrix products are computed in `products`."""
         self.model, self.settings = model, settings
         self.step = 0
         self._workers = workers
-        self._network = Network(model)
+        self._network = Network(model, products)
         self._optimizer = Optimizer(model, settings)
         self._vocab_size = model.config.text_config.vocab_size
 
@@ -292,11 +319,7 @@ class Trainer:
         found = list(pool.map(self._gradient, range(len(samples)), samples))
         self._optimizer.set_gradient([gradient for gradient, *_ in found])
         self._optimizer.step(_rate(self.step, self.settings))
-        denoising = [each for _, each, _ in found]
-        if samples[0][0].reads:
-            return Losses(0.0, 0.0, sum(denoising) / len(denoising), 0.0)
-        told, served, answered = denoising
-        return Losses(told, served, answered, found[0][2])
+        return _losses(samples, [(each, causal) for _, each, causal in found])
 
     def _gradient(
         self, index: int, samples: list[skills.TrainingSample]
@@ -329,11 +352,12 @@ class Trainer:
         """Go on where `save` was called.
 
         Raises:
-            ValueError: The state is of a run with other settings.
+            ValueError: The state is of a run with other settings, or it is of a shorter or longer
+                run and the rate falls already.
         """
         with safe_open(path, framework="pt") as state:
             told = state.metadata()
-            if told["settings"] != _shown(self.settings):
+            if not self._goes_on(json.loads(told["settings"]), int(told["step"])):
                 raise ValueError(f"{path} is of a run with other settings: {told['settings']}")
             for name, weight in self.model.named_parameters():
                 weight.copy_(state.get_tensor(f"model.{name}"))
@@ -346,6 +370,15 @@ class Trainer:
                 }
             )
         self.step = int(told["step"])
+
+    def _goes_on(self, settings: dict[str, object], step: int) -> bool:
+        """Whether the steps so far are those of this run too."""
+        own = dataclasses.asdict(self.settings)
+        longest = min(own["steps"], settings["steps"])
+        last = max(own["decay_steps"], own["own_states_steps"])
+        return settings == own or (
+            settings | {"steps": 0} == own | {"steps": 0} and step <= longest - last
+        )
 
 
 def _shown(settings: TrainingSettings) -> str:

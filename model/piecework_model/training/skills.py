@@ -567,8 +567,8 @@ SERVING: Final = Mixture(
     windows=True,
 )
 READING: Final = Mixture(((1.0, read_sample),), rows=16, most_canvases=2)
-MIXTURES: Final = (TELLING, SERVING, READING)
-"""One batch of each makes a training step."""
+MIXTURES: Final = ((TELLING, SERVING, READING), (TELLING, SERVING, TELLING))
+"""What steps learn in turns, after the first ones. One batch of each mixture makes a step."""
 
 
 def _reading(rows: int, choices: float, *levels: Difficulty) -> Mixture:
