@@ -44,11 +44,17 @@ from piecework.demo.market import free_port
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.limits import MAX_CONTENT_BYTES
 from piecework_protocol.signing import LocalSigner
-from tests.support.chains import TestMarket, channel_of, deployed, signer
+from tests.support.chain.chains import TestMarket, channel_of, deployed, signer
+from tests.support.client.scripted_client import ScriptedJob
 from tests.support.node.harness import parameters
 from tests.support.node.wire_client import WireClient
-from tests.support.scripted_client import ScriptedJob
-from tests.support.worker_process import OPERATOR_SECRET, PASSWORD, RECEIVER, WorkerProcess, limited
+from tests.support.system.worker_process import (
+    OPERATOR_SECRET,
+    PASSWORD,
+    RECEIVER,
+    WorkerProcess,
+    limited,
+)
 
 DESCRIPTORS: Final = 1024
 """What systemd and most shells give."""

@@ -38,8 +38,8 @@ from piecework.market.server import IndexServer
 from piecework.market.storage.database import open_database
 from piecework_protocol.types import Amount, Timestamp, Uint32, Uint64
 from piecework_protocol.wire import encode_offer
-from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
-from tests.support.offers import model, offer, operator, receiver
+from tests.support.chain.fake_chain import EXPLORER, TOKEN, FakeChain
+from tests.support.market.offers import model, offer, operator, receiver
 
 PATHS: Final = (
     "/health",

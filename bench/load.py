@@ -27,8 +27,8 @@ import psutil
 from bench.load_process import PAYER
 from bench.report import environment, percentile
 from piecework.chain.dev.embedded import EmbeddedChain
-from tests.support.chains import deployed, signer
-from tests.support.worker_process import WorkerProcess
+from tests.support.chain.chains import deployed, signer
+from tests.support.system.worker_process import WorkerProcess
 
 DEPOSIT = 100_000_000
 NO_TIME_S = 0.0005

@@ -29,7 +29,7 @@ from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.types import Address, Digest
-from tests.support.chains import signer
+from tests.support.chain.chains import signer
 
 PAYER = "the payer of the load benchmark"
 ONE_CANVAS = 8

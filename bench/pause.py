@@ -21,7 +21,7 @@ from piecework_node.engine.link import EngineEvent, EnginePaused, EngineReady, E
 from piecework_node.engine.supervisor import (
     EngineSupervisor,
 )
-from tests.support.engine_process import cpu_engine
+from tests.support.model.engine_process import cpu_engine
 
 GOAL_MS: Final = 100.0
 BETWEEN_S: Final = 0.2

@@ -22,8 +22,8 @@ from bench.load_process import PAYER
 from bench.report import environment, percentile
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.demo.market import free_port
-from tests.support.chains import deployed, signer
-from tests.support.worker_process import WorkerProcess
+from tests.support.chain.chains import deployed, signer
+from tests.support.system.worker_process import WorkerProcess
 
 ROUNDS = 6
 """Turns of each way. Who goes first changes, so that neither always meets a warmer machine."""

@@ -32,8 +32,8 @@ from piecework_protocol.relaying import (
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Address, Timestamp, keccak256
 from tests.property.relay.test_hello import context, hello_of
-from tests.support.fake_chain import FakeChain
-from tests.support.relays import MARKET, running_relay
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.network.relays import MARKET, running_relay
 
 OPERATOR = LocalSigner(keccak256(b"an operator of a benchmark"))
 MIB = 2**20

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hypothesis import settings
 
-from tests.support.chains import anvil, any_chain, embedded_chain
+from tests.support.chain.chains import anvil, any_chain, embedded_chain
 
 __all__ = ["anvil", "any_chain", "embedded_chain"]
 

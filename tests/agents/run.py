@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from piecework_protocol.kinds.text import OutputSegment, TextContent
-from tests.support.gateways import KEY, MODEL, scripted_market
-from tests.support.scripted_worker import Mind, final, tool_call
+from tests.support.client.gateways import KEY, MODEL, scripted_market
+from tests.support.client.scripted_worker import Mind, final, tool_call
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CLIENTS: Final = ROOT / "tests" / "agents" / "clients"

@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support.worker_process import PASSWORD
+from tests.support.system.worker_process import PASSWORD
 
 READY_S = 90.0
 END_S = 120.0

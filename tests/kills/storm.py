@@ -36,9 +36,9 @@ from piecework.demo.market import free_port
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.signing import LocalSigner
 from tests.kills.program import Program
-from tests.support.chains import TestMarket, deployed
+from tests.support.chain.chains import TestMarket, deployed
+from tests.support.system.worker_process import OPERATOR_SECRET, PASSWORD, RECEIVER, WorkerProcess
 from tests.support.waiting import random_moment
-from tests.support.worker_process import OPERATOR_SECRET, PASSWORD, RECEIVER, WorkerProcess
 
 PACE_S: Final = 0.03
 POOL: Final = 50_000_000

@@ -14,9 +14,9 @@ from packaging.utils import canonicalize_name
 
 from piecework.base.explain import CONTAINING, EXTRAS
 from tests.repo.test_documents import ROOT, sources
-from tests.support import distributions
-from tests.support.distributions import PROJECT, declared, installed_with, modules_of
 from tests.support.source_facts import facts_of
+from tests.support.system import distributions
+from tests.support.system.distributions import PROJECT, declared, installed_with, modules_of
 
 UNSAFE_START = re.compile(r"python[\d.]*\"?,? \"?-m\"?,? \"?(?P<module>piecework[\w.]*)")
 SHIPPED = ("piecework", "piecework_model", "piecework_node", "piecework_protocol")

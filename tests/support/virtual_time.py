@@ -11,7 +11,7 @@ import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from tests.support.shipped import InlineExecutor
+from tests.support.market.shipped import InlineExecutor
 
 T = TypeVar("T")
 START = 1_800_000_000

@@ -29,8 +29,8 @@ from piecework.client.journal.store import Store
 from piecework_protocol.errors import ProtocolViolation
 from piecework_protocol.frames import CanvasDelivered
 from piecework_protocol.types import Amount, Bytes32, Timestamp
-from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.client.client_side import PAYER
 from tests.unit.client.test_store import (
     CHANNEL,
     NOW,

@@ -29,7 +29,7 @@ from piecework_protocol.trace import (
     write_ids,
 )
 from piecework_protocol.types import Digest, JobId, keccak256
-from tests.support.audits import CLAIM, READ_CLAIM, report_on
+from tests.support.protocol.audits import CLAIM, READ_CLAIM, report_on
 
 SALT = keccak256(b"content salt")
 JOB = JobId(keccak256(b"vector job"))

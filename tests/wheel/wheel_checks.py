@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from packaging.utils import canonicalize_name
 
-from tests.support.distributions import PROJECT, ROOT
+from tests.support.system.distributions import PROJECT, ROOT
 
 PYTHON = os.environ.get("PIECEWORK_WHEEL_PYTHON", sys.executable)
 PACKAGES = {"piecework", "piecework_model", "piecework_node", "piecework_protocol"}

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
-from tests.support.chains import USD, TestMarket, deployed
-from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Purse, purse, scripted_worker
+from tests.support.chain.chains import USD, TestMarket, deployed
+from tests.support.chain.purse import Purse, purse, scripted_worker
+from tests.support.client.fake_worker import FakeWorker
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from piecework_protocol.frames import OpeningAuthorization
 from piecework_protocol.objects import EVERYTHING, Channel, WithdrawPooled
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Seconds, Timestamp, Uint64, Uint256
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     FAR,
     USD,
@@ -52,7 +52,7 @@ from tests.support.chains import (
     signature_of,
     signer,
 )
-from tests.support.smart_account import SmartAccount
+from tests.support.chain.smart_account import SmartAccount
 
 pytestmark = pytest.mark.process
 

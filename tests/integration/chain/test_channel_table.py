@@ -11,7 +11,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Channel, FundChannel
 from piecework_protocol.states import CHANNEL_TABLE, ChannelEvent, ChannelState, channel_path
 from piecework_protocol.types import Amount
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     FAR,
     USD,

@@ -15,7 +15,7 @@ from piecework.client.config import ClientHome
 from piecework.client.errors import HomeError
 from piecework.client.moving import move
 from piecework_protocol.types import Address, Amount, Seconds
-from tests.support.chains import MIN_STAKE, POLL_S, UNBONDING_DELAY_S, deployed
+from tests.support.chain.chains import MIN_STAKE, POLL_S, UNBONDING_DELAY_S, deployed
 
 pytestmark = pytest.mark.process
 

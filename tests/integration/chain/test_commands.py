@@ -17,7 +17,7 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.processes import Role
 from piecework_protocol.types import Amount, to_hex
-from tests.support.chains import ETHER, USD, require_anvil, signer
+from tests.support.chain.chains import ETHER, USD, require_anvil, signer
 
 pytestmark = pytest.mark.process
 

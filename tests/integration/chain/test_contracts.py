@@ -32,7 +32,7 @@ from piecework_protocol.types import (
     Uint64,
     Uint256,
 )
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     FAR,
     MIN_STAKE,

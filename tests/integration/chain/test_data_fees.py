@@ -10,7 +10,7 @@ from piecework.chain.errors import FeeTooHigh
 from piecework.chain.l1_fees import ARB_GAS_INFO, GAS_PRICE_ORACLE, L1Charge
 from piecework.chain.transactions import TransactionSender
 from piecework_protocol.types import Address, to_hex
-from tests.support.chains import ETHER, TestMarket, deployed, signer
+from tests.support.chain.chains import ETHER, TestMarket, deployed, signer
 
 WORKER = signer("worker")
 WEI_PER_BYTE = 10**9

@@ -32,8 +32,8 @@ from piecework_protocol.disputes import (
     OpenedLeaf,
 )
 from piecework_protocol.types import Timestamp
-from tests.support.chains import ETHER, POLL_S, TestMarket, signer
-from tests.support.disputed import (
+from tests.support.chain.chains import ETHER, POLL_S, TestMarket, signer
+from tests.support.chain.disputed import (
     STAKE,
     ServedCanvas,
     dispute_reader,

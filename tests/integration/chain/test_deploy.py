@@ -24,7 +24,7 @@ from piecework.chain.rpc import HttpRpc
 from piecework.chain.transactions import TransactionSender
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address, Amount, Seconds, keccak256, to_hex
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     MIN_STAKE,
     POLL_S,

@@ -24,8 +24,8 @@ from piecework_protocol.objects import Finish
 from piecework_protocol.signing import sign
 from piecework_protocol.trace import read_ids, write_ids
 from piecework_protocol.types import Amount
-from tests.support.chains import ETHER, POLL_S, TestMarket, signer
-from tests.support.disputed import (
+from tests.support.chain.chains import ETHER, POLL_S, TestMarket, signer
+from tests.support.chain.disputed import (
     AMOUNT,
     PROVING_COST,
     STAKE,
@@ -38,7 +38,7 @@ from tests.support.disputed import (
     signed_receipt,
     staked,
 )
-from tests.support.offers import offer
+from tests.support.market.offers import offer
 
 pytestmark = pytest.mark.process
 

@@ -28,8 +28,8 @@ from piecework_protocol.objects import Finish, Verdict, disputes_domain
 from piecework_protocol.signing import sign
 from piecework_protocol.trace import CanvasField, StepField, read_ids, write_ids
 from piecework_protocol.types import Amount, Digest, keccak256
-from tests.support.chains import ETHER, FAR, TestMarket, deployed, signer
-from tests.support.disputed import (
+from tests.support.chain.chains import ETHER, FAR, TestMarket, deployed, signer
+from tests.support.chain.disputed import (
     AMOUNT,
     MEMBERS,
     PROVING_COST,

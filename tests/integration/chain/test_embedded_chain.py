@@ -19,7 +19,7 @@ from piecework.chain.limits import EMBEDDED_CHAIN_ID, MAX_RPC_BATCH, MAX_RPC_REQ
 from piecework.chain.rpc import HttpRpc
 from piecework.chain.transactions import Finalized, Pending, TransactionSender, Unknown
 from piecework_protocol.types import Amount, to_hex
-from tests.support.chains import ETHER, POLL_S, USD, channel_of, claim_of, deployed, signer
+from tests.support.chain.chains import ETHER, POLL_S, USD, channel_of, claim_of, deployed, signer
 
 WORKER, OTHER = signer("worker"), signer("other")
 

@@ -26,7 +26,7 @@ from piecework.chain.rawtx import UnsignedTransaction
 from piecework.chain.rpc import HttpRpc
 from piecework_protocol.objects import Registration
 from piecework_protocol.types import Address, Amount, Timestamp, Uint64, Uint256, keccak256, to_hex
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     MIN_STAKE,
     UNBONDING_DELAY_S,

@@ -16,11 +16,11 @@ from piecework.chain.calls import Claim, settle
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Timestamp
-from tests.support.chains import USD, TestMarket
-from tests.support.client_side import ask, collect
-from tests.support.fake_worker import STORY, FakeWorker
+from tests.support.chain.chains import USD, TestMarket
+from tests.support.chain.purse import Points, Purse, mine_openings, purse
+from tests.support.client.client_side import ask, collect
+from tests.support.client.fake_worker import STORY, FakeWorker
 from tests.support.node.faults import Killed
-from tests.support.purse import Points, Purse, mine_openings, purse
 
 MONEY = 2 * USD
 DELAY_S = 3601

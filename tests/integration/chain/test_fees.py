@@ -14,10 +14,10 @@ from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import Funding, FundingAuthorization, OpeningAuthorization
 from piecework_protocol.types import Amount
-from tests.support.chains import USD, TestMarket
-from tests.support.client_side import ask, collect
-from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Purse, mine_openings, purse
+from tests.support.chain.chains import USD, TestMarket
+from tests.support.chain.purse import Purse, mine_openings, purse
+from tests.support.client.client_side import ask, collect
+from tests.support.client.fake_worker import FakeWorker
 
 FEE = 30_000
 LEFT_TO_US = Refusal(Reason.FUND_YOURSELF, "not for that fee", metadata={"fee": str(FEE)})

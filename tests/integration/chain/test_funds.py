@@ -9,7 +9,7 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import ClientHome
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
-from tests.support.chains import ETHER, USD, deployed
+from tests.support.chain.chains import ETHER, USD, deployed
 
 PASSWORD = "correct horse"
 

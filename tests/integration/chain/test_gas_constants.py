@@ -22,7 +22,7 @@ from piecework.chain.packing import (
     settle_packed,
 )
 from piecework_protocol.types import keccak256
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     POLL_S,
     USD,

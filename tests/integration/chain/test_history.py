@@ -18,11 +18,11 @@ from piecework.client.invoice import LineKind
 from piecework.client.journal.records import ChannelStatus
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.chains import USD, TestMarket
-from tests.support.client_side import ask, collect, last
-from tests.support.dying_database import copy_database
-from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Purse, mine_openings, purse
+from tests.support.chain.chains import USD, TestMarket
+from tests.support.chain.purse import Purse, mine_openings, purse
+from tests.support.client.client_side import ask, collect, last
+from tests.support.client.fake_worker import FakeWorker
+from tests.support.system.dying_database import copy_database
 
 MOST_CUTS = 40
 EVER = (Timestamp(0), Timestamp(2**40))

@@ -14,10 +14,10 @@ from piecework.client.journal.records import ChannelRow, ChannelStatus
 from piecework.client.orders import ClosingState
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import MalformedInput, Reason, Refusal
-from tests.support.chains import USD, TestMarket
-from tests.support.client_side import ask, collect
-from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Purse, mine_openings, purse
+from tests.support.chain.chains import USD, TestMarket
+from tests.support.chain.purse import Purse, mine_openings, purse
+from tests.support.client.client_side import ask, collect
+from tests.support.client.fake_worker import FakeWorker
 
 DELAY_S = 3601
 

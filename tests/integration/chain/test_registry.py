@@ -11,7 +11,7 @@ from piecework_node.daemon.registration import owner_warning
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import ZERO_ADDRESS, Signature, Timestamp, Uint64
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     MIN_STAKE,
     UNBONDING_DELAY_S,
@@ -20,7 +20,7 @@ from tests.support.chains import (
     deployed,
     signer,
 )
-from tests.support.smart_account import SmartAccount
+from tests.support.chain.smart_account import SmartAccount
 
 pytestmark = pytest.mark.process
 

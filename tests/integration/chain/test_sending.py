@@ -44,7 +44,7 @@ from piecework.chain.transactions import (
     Unknown,
 )
 from piecework_protocol.types import Amount, to_hex
-from tests.support.chains import ETHER, POLL_S, USD, Chain, TestMarket, deployed, signer
+from tests.support.chain.chains import ETHER, POLL_S, USD, Chain, TestMarket, deployed, signer
 
 pytestmark = pytest.mark.process
 

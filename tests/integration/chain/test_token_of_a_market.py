@@ -16,7 +16,7 @@ from piecework.chain.token import read_token
 from piecework.chain.transactions import TransactionSender
 from piecework_node.config import check
 from piecework_protocol.types import Address
-from tests.support.chains import POLL_S, Chain, deployed
+from tests.support.chain.chains import POLL_S, Chain, deployed
 
 DECIMALS = bytes.fromhex("313ce567")
 

@@ -7,10 +7,10 @@ import pytest
 from piecework.client.journal.records import ChannelStatus
 from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal
-from tests.support.chains import USD, TestMarket
-from tests.support.client_side import ask, collect, last
-from tests.support.fake_worker import FakeWorker
-from tests.support.purse import Points, Purse, mine_openings, scripted_worker
+from tests.support.chain.chains import USD, TestMarket
+from tests.support.chain.purse import Points, Purse, mine_openings, scripted_worker
+from tests.support.client.client_side import ask, collect, last
+from tests.support.client.fake_worker import FakeWorker
 
 DELAY_S = 3601
 

@@ -22,8 +22,8 @@ from piecework_node.console.panels import panels
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token, console_url
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.owner.readings import GpuReading
-from tests.support.browser import CONTRAST, OVERFLOW, Page, browser
 from tests.support.node.snapshots import CARD, a_card, a_snapshot
+from tests.support.system.browser import CONTRAST, OVERFLOW, Page, browser
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.process

@@ -58,7 +58,7 @@ from piecework_protocol.kinds.text import TextContent, final_segments
 from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
-from tests.support.engine_process import cpu_engine
+from tests.support.model.engine_process import cpu_engine
 from tests.support.node.fake_engine import FACTS, canvas_event, step_records
 
 pytestmark = pytest.mark.process

@@ -35,7 +35,7 @@ from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditOutcome, Finish
 from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Digest, keccak256
-from tests.support.audited import AuditedJob, audited_job, sold_audit
+from tests.support.model.audited import AuditedJob, audited_job, sold_audit
 
 
 @dataclass

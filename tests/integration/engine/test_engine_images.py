@@ -13,10 +13,10 @@ from piecework_node.engine.link import EngineReady
 from piecework_node.errors import PromptRejected
 from piecework_protocol.conversation import Conversation, Image, Message, Text
 from piecework_protocol.kinds.text import TextContent
-from tests.support import image_models
-from tests.support.engine_process import cpu_engine
-from tests.support.model_runs import canvases, make_request, run_alone
-from tests.support.pictures import image_of
+from tests.support.model import image_models
+from tests.support.model.engine_process import cpu_engine
+from tests.support.model.model_runs import canvases, make_request, run_alone
+from tests.support.model.pictures import image_of
 
 ROOT = Path(__file__).resolve().parents[3]
 

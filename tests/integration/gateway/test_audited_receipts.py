@@ -10,9 +10,9 @@ from eth_account import Account
 from eth_account.messages import encode_typed_data
 
 from piecework.commands._client.views import receipts_view
-from tests.support.client_side import MONEY, PAYER, FakeClock, ask, collect, open_client
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import FakeWorker
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import MONEY, PAYER, FakeClock, ask, collect, open_client
+from tests.support.client.fake_worker import FakeWorker
 
 RELEASE = Path(__file__).resolve().parents[3] / "contracts" / "release"
 PUBLISHED = json.loads((RELEASE / "typed-data.json").read_text())

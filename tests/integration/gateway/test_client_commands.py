@@ -23,10 +23,10 @@ from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Timestamp, Uint64, parse_address
-from tests.support import chains
-from tests.support.chains import MIN_STAKE, USD, TestMarket, deployed
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STORY, FakeWorker
+from tests.support.chain import chains
+from tests.support.chain.chains import MIN_STAKE, USD, TestMarket, deployed
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.fake_worker import STORY, FakeWorker
 
 WHOLE = " ".join(STORY)
 PASSWORD = "correct horse"

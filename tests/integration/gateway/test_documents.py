@@ -14,11 +14,11 @@ from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.text import Hole, TextOutput
 from piecework_protocol.objects import Finish
 from piecework_protocol.worker_session import CanvasResult
-from tests.support.client_side import MONEY, PAYER, FakeClock, open_client
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STEPS, Job
-from tests.support.gateways import MODEL, ScriptedMarket, scripted_market, serving
-from tests.support.scripted_worker import ScriptedWorker
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import MONEY, PAYER, FakeClock, open_client
+from tests.support.client.fake_worker import STEPS, Job
+from tests.support.client.gateways import MODEL, ScriptedMarket, scripted_market, serving
+from tests.support.client.scripted_worker import ScriptedWorker
 
 USER: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 CLOCK: Any = {"type": "function", "function": {"name": "get_time"}}

@@ -23,10 +23,10 @@ from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import Acceptance, Receipt
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Digest, Timestamp, Uint32
-from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN
-from tests.support.gateways import MODEL, scripted_market
-from tests.support.plain_evidence import fault
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.client.client_side import PAYER
+from tests.support.client.gateways import MODEL, scripted_market
+from tests.support.protocol.plain_evidence import fault
 
 USER: Any = [{"role": "user", "content": "Tell me a story."}]
 EVIDENCE: Any = {"piecework": {"evidence": True}}

@@ -19,9 +19,9 @@ from piecework.client.gateway.server import Gateway, GatewayOptions
 from piecework.client.journal.records import Limits
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.client_side import MONEY, PAYER, FakeClock, ask, open_client
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STORY, FakeWorker
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import MONEY, PAYER, FakeClock, ask, open_client
+from tests.support.client.fake_worker import STORY, FakeWorker
 
 WHOLE = " ".join(STORY)
 USER: Any = [{"role": "user", "content": "Tell me a story."}]

@@ -24,9 +24,9 @@ from piecework.client.journal.requests import MAX_REQUESTS, REQUEST_LIFETIME_S
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.types import Amount, Timestamp
 from tests.integration.gateway.test_gateway_access import BODY, USER, WHOLE, Door, contents, door
-from tests.support.client_side import ask, open_client
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import FakeWorker
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import ask, open_client
+from tests.support.client.fake_worker import FakeWorker
 from tests.support.waiting import until
 
 KEY = "Idempotency-Key"

@@ -17,7 +17,7 @@ from piecework.client.errors import HomeError
 from piecework.client.journal.store import Store
 from piecework.client.setup import SetUp, set_up
 from piecework_protocol.types import Address, Amount, Seconds
-from tests.support.dying_setup import PASSWORD
+from tests.support.client.dying_setup import PASSWORD
 
 ROOT = Path(__file__).resolve().parents[3]
 FILES = {"deployment.json", "config.toml", "wallet.json"}
@@ -50,7 +50,7 @@ async def make(home: Path, deployment: Path, *indexes: str, second_key: bool = F
 async def killed_at(step: int, home: Path, deployment: Path) -> bool:
     """Run `client init` until a step; whether it got that far."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "tests.support.dying_setup"),
+        *(sys.executable, "-P", "-m", "tests.support.client.dying_setup"),
         *(str(home), str(deployment), str(step)),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

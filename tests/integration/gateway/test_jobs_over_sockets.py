@@ -28,7 +28,8 @@ from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.kinds.read import Label, Question
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Uint32
-from tests.support.client_side import (
+from tests.support.chain.fake_chain import EXPLORER, TOKEN_INFO, FakeChain
+from tests.support.client.client_side import (
     MONEY,
     PAYER,
     CanvasText,
@@ -42,11 +43,10 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.databases import an_offer_store
-from tests.support.fake_chain import EXPLORER, TOKEN_INFO, FakeChain
-from tests.support.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
-from tests.support.offers import offer, operator, receiver
-from tests.support.relays import running_relay
+from tests.support.client.fake_worker import STORY, FakeWorker, Lie, Script, model_offer
+from tests.support.market.databases import an_offer_store
+from tests.support.market.offers import offer, operator, receiver
+from tests.support.network.relays import running_relay
 from tests.support.waiting import until
 
 WHOLE = " ".join(STORY)

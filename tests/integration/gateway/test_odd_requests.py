@@ -16,8 +16,8 @@ import aiohttp
 import pytest
 
 from piecework_protocol.conversation import Image, Message
-from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market
-from tests.support.scripted_worker import Mind
+from tests.support.client.gateways import KEY, MODEL, ScriptedMarket, scripted_market
+from tests.support.client.scripted_worker import Mind
 
 CHAT, COMPLETIONS, RESPONSES = "/v1/chat/completions", "/v1/completions", "/v1/responses"
 PNG = (

@@ -15,7 +15,8 @@ from piecework.client.jobs.outstanding import pay_outstanding
 from piecework.client.journal.records import JobStatus
 from piecework.client.journal.store import Store
 from piecework_protocol.types import JobId
-from tests.support.client_side import (
+from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
+from tests.support.client.client_side import (
     MONEY,
     PAYER,
     CanvasText,
@@ -26,8 +27,7 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import DOMAIN, TOKEN, FakeChain
-from tests.support.fake_worker import STORY, FakeWorker
+from tests.support.client.fake_worker import STORY, FakeWorker
 from tests.unit.client.test_store import NOW
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -42,7 +42,7 @@ def following(tmp_path: Path) -> Iterator[Following]:
             sys.executable,
             "-P",
             "-m",
-            "tests.support.following_process",
+            "tests.support.client.following_process",
             str(tmp_path / "client.db"),
         ),
         cwd=ROOT,

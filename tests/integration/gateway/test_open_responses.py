@@ -20,8 +20,8 @@ import pytest
 from pydantic import BaseModel
 
 from piecework_protocol.conversation import Image
-from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market
-from tests.support.scripted_worker import final, thought, tool_call
+from tests.support.client.gateways import KEY, MODEL, ScriptedMarket, scripted_market
+from tests.support.client.scripted_worker import final, thought, tool_call
 
 PIXEL: Final = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk"

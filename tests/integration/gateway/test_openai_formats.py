@@ -17,8 +17,8 @@ from piecework_protocol.conversation import Image, Message
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.read import ReadContent
 from piecework_protocol.kinds.text import Fixed, TextContent
-from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market, serving
-from tests.support.scripted_worker import final, thought, tool_call
+from tests.support.client.gateways import KEY, MODEL, ScriptedMarket, scripted_market, serving
+from tests.support.client.scripted_worker import final, thought, tool_call
 
 USER: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 WEATHER: Any = {

@@ -22,9 +22,9 @@ from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.objects import Service
 from piecework_protocol.service import best_effort_parameters
 from piecework_protocol.types import Amount, Uint32
-from tests.support.client_side import MONEY, PAYER, FakeClock, open_client
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STEPS, STORY, FakeWorker, Lie, model_offer
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import MONEY, PAYER, FakeClock, open_client
+from tests.support.client.fake_worker import STEPS, STORY, FakeWorker, Lie, model_offer
 from tests.support.waiting import until
 
 WHOLE = " ".join(STORY)

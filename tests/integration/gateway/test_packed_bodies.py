@@ -17,7 +17,7 @@ from backports.zstd import CompressionParameter, ZstdCompressor, compress
 
 from piecework.client.gateway.packings import WINDOW_BITS
 from piecework.client.gateway.server import MAX_BODY_BYTES
-from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market
+from tests.support.client.gateways import KEY, MODEL, ScriptedMarket, scripted_market
 
 Pack = Callable[[bytes], bytes]
 PACKS: Final[dict[str, Pack]] = {

@@ -10,8 +10,8 @@ import pytest
 
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.text import TextContent
-from tests.support.gateways import MODEL, ScriptedMarket, scripted_market
-from tests.support.scripted_worker import final
+from tests.support.client.gateways import MODEL, ScriptedMarket, scripted_market
+from tests.support.client.scripted_worker import final
 
 USER: Any = [{"role": "user", "content": "Tell me a story."}]
 NUMBER: Any = {

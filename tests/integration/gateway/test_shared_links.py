@@ -21,10 +21,18 @@ from piecework.client.jobs.preparing import prepare
 from piecework.client.network.links import Links
 from piecework.client.network.transport import WorkerLink
 from piecework_protocol.types import Address, Digest
-from tests.support.client_side import MONEY, PAYER, FakeClock, ask, collect, open_client, text_of
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STORY, FakeWorker
-from tests.support.shipped import EventList
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import (
+    MONEY,
+    PAYER,
+    FakeClock,
+    ask,
+    collect,
+    open_client,
+    text_of,
+)
+from tests.support.client.fake_worker import STORY, FakeWorker
+from tests.support.market.shipped import EventList
 from tests.support.waiting import pass_time, until
 
 WHOLE = " ".join(STORY)

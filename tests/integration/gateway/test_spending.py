@@ -16,9 +16,17 @@ from piecework.client.journal.records import JobStatus, Limits, Part
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.client_side import MONEY, PAYER, FakeClock, ask, collect, last, open_client
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.fake_worker import FakeWorker
+from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.client.client_side import (
+    MONEY,
+    PAYER,
+    FakeClock,
+    ask,
+    collect,
+    last,
+    open_client,
+)
+from tests.support.client.fake_worker import FakeWorker
 
 SHORT = 64
 

@@ -11,8 +11,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market
-from tests.support.scripted_worker import final
+from tests.support.client.gateways import KEY, MODEL, ScriptedMarket, scripted_market
+from tests.support.client.scripted_worker import final
 
 USER: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 

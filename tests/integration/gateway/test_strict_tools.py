@@ -13,8 +13,8 @@ from pydantic import BaseModel
 
 from piecework.client.gateway.replies import check_reply
 from piecework_protocol.kinds.text import Fixed, OutputSegment
-from tests.support.gateways import MODEL, ScriptedMarket, scripted_market, serving
-from tests.support.scripted_worker import final, tool_call
+from tests.support.client.gateways import MODEL, ScriptedMarket, scripted_market, serving
+from tests.support.client.scripted_worker import final, tool_call
 
 USER: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 CLOCK: Any = {"type": "function", "function": {"name": "get_time"}}

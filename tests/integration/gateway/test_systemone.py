@@ -12,7 +12,7 @@ import pytest
 
 from piecework_protocol.conversation import Image, Text
 from piecework_protocol.errors import Reason, Refusal
-from tests.support.gateways import KEY, MODEL, ScriptedMarket, scripted_market
+from tests.support.client.gateways import KEY, MODEL, ScriptedMarket, scripted_market
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode()
 

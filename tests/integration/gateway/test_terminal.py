@@ -10,10 +10,10 @@ import pytest
 from piecework.base.errors import PieceworkError
 from piecework.commands._terminal import LiveDisplay, PlainDisplay, choose
 from piecework_protocol.types import to_hex
-from tests.support.client_side import MONEY, PAYER, FakeClock, ask, open_client
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STORY, FakeWorker, Script
-from tests.support.terminal import FakeTerminal
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import MONEY, PAYER, FakeClock, ask, open_client
+from tests.support.client.fake_worker import STORY, FakeWorker, Script
+from tests.support.system.terminal import FakeTerminal
 
 WHOLE = " ".join(STORY)
 

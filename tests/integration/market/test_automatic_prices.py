@@ -16,9 +16,9 @@ from piecework_protocol.types import Amount, keccak256
 from piecework_protocol.wire import SignedOffer, encode_offer
 from tests.integration.market.test_can_earn import an_index
 from tests.integration.market.test_changes import worker_command
-from tests.support.chains import TestMarket, deployed
+from tests.support.chain.chains import TestMarket, deployed
+from tests.support.system.worker_process import POLL_STATUS_S, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import POLL_STATUS_S, WorkerProcess
 
 pytestmark = pytest.mark.process
 

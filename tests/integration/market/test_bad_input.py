@@ -35,15 +35,15 @@ from piecework_protocol.errors import Reason
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Amount
 from piecework_protocol.wire import SignedOffer, encode_client_frame
-from tests.support.chains import TestMarket, channel_of, deployed, signer
-from tests.support.client_side import ask, collect
-from tests.support.databases import an_offer_store
+from tests.support.chain.chains import TestMarket, channel_of, deployed, signer
+from tests.support.client.client_side import ask, collect
+from tests.support.client.scripted_client import ScriptedJob
+from tests.support.market.databases import an_offer_store
 from tests.support.node.bad_jobs import BAD_JOBS, Scene
 from tests.support.node.harness import parameters
 from tests.support.node.wire_client import SERVICE, WireClient
-from tests.support.scripted_client import ScriptedJob
+from tests.support.system.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 
 pytestmark = pytest.mark.process
 

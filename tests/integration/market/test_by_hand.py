@@ -17,8 +17,8 @@ from piecework.chain.reader import ChainReader
 from piecework.demo.market import free_port
 from piecework.processes import ProcessGroup, Role
 from piecework_protocol.types import Address, ChannelId, keccak256, parse_address, parse_hex, to_hex
-from tests.support.chains import ETHER, USD
-from tests.support.commands import Said, piecework
+from tests.support.chain.chains import ETHER, USD
+from tests.support.system.commands import Said, piecework
 from tests.support.waiting import until
 
 pytestmark = pytest.mark.process

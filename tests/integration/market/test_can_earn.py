@@ -20,9 +20,9 @@ from piecework.market.server import ExplorerSettings, IndexServer
 from piecework.market.storage.database import open_database
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.types import Timestamp
-from tests.support.chains import TestMarket, deployed
+from tests.support.chain.chains import TestMarket, deployed
+from tests.support.system.worker_process import WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.process
 

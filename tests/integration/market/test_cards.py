@@ -17,12 +17,12 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_node.card_settings import CardSettings
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.signing import LocalSigner
-from tests.support.chains import TestMarket, channel_of, deployed, signer
+from tests.support.chain.chains import TestMarket, channel_of, deployed, signer
+from tests.support.client.scripted_client import ScriptedJob
 from tests.support.node.harness import parameters
 from tests.support.node.wire_client import WireClient
-from tests.support.scripted_client import ScriptedJob
+from tests.support.system.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import OPERATOR_SECRET, RECEIVER, WorkerProcess
 
 pytestmark = pytest.mark.process
 

@@ -26,11 +26,11 @@ from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.disputes import ANSWER_SECONDS, ChallengeStatus
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Timestamp
-from tests.support.chains import USD
-from tests.support.dispute_market import PROVING_COST, Books, Customer, deploy
-from tests.support.node_proxy import Kind, NodeProxy, over_http
+from tests.support.chain.chains import USD
+from tests.support.chain.node_proxy import Kind, NodeProxy, over_http
+from tests.support.market.dispute_market import PROVING_COST, Books, Customer, deploy
+from tests.support.system.worker_process import OPERATOR_SECRET, PASSWORD, RECEIVER, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import OPERATOR_SECRET, PASSWORD, RECEIVER, WorkerProcess
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 

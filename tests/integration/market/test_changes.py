@@ -11,10 +11,10 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_node import config
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.types import address_hex
-from tests.support.chains import ETHER, TestMarket, deployed, signer
-from tests.support.commands import Said, piecework
+from tests.support.chain.chains import ETHER, TestMarket, deployed, signer
+from tests.support.system.commands import Said, piecework
+from tests.support.system.worker_process import PASSWORD, WorkerProcess, write_key
 from tests.support.waiting import until
-from tests.support.worker_process import PASSWORD, WorkerProcess, write_key
 
 pytestmark = pytest.mark.process
 

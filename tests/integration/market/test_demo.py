@@ -30,7 +30,7 @@ from piecework_protocol.types import (
     parse_address,
     parse_hex,
 )
-from tests.support.commands import piecework
+from tests.support.system.commands import piecework
 
 pytestmark = pytest.mark.process
 

@@ -10,8 +10,8 @@ import pytest
 from piecework.chain.deploy import deploy
 from piecework.chain.dev.anvil import Anvil
 from piecework.processes import ProcessGroup
-from tests.support.chains import ETHER, MIN_STAKE, require_anvil
-from tests.support.commands import piecework
+from tests.support.chain.chains import ETHER, MIN_STAKE, require_anvil
+from tests.support.system.commands import piecework
 
 pytestmark = pytest.mark.process
 

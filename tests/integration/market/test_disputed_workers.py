@@ -26,10 +26,15 @@ from piecework_node.journal.records import TxKind, TxState
 from piecework_protocol.disputes import ChallengeStatus
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import to_hex
-from tests.support.chains import USD
-from tests.support.dispute_market import PROVING_COST, Books, Customer, deploy
+from tests.support.chain.chains import USD
+from tests.support.market.dispute_market import PROVING_COST, Books, Customer, deploy
+from tests.support.system.worker_process import (
+    OPERATOR_SECRET,
+    POLL_STATUS_S,
+    RECEIVER,
+    WorkerProcess,
+)
 from tests.support.waiting import until
-from tests.support.worker_process import OPERATOR_SECRET, POLL_STATUS_S, RECEIVER, WorkerProcess
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 

@@ -15,10 +15,10 @@ from piecework.market.server import ExplorerSettings
 from piecework_protocol.objects import Service
 from piecework_protocol.types import Amount, Digest, Uint32, Uint64, keccak256
 from piecework_protocol.wire import encode_offer
-from tests.support.browser import CONTRAST, OVERFLOW, browser
-from tests.support.databases import an_offer_store
-from tests.support.fake_chain import DOMAIN, TOKEN_INFO
-from tests.support.offers import model, offer
+from tests.support.chain.fake_chain import DOMAIN, TOKEN_INFO
+from tests.support.market.databases import an_offer_store
+from tests.support.market.offers import model, offer
+from tests.support.system.browser import CONTRAST, OVERFLOW, browser
 from tests.unit.market.test_explorer import WORKER, Explorer
 
 pytestmark = pytest.mark.process

@@ -9,10 +9,10 @@ import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_node.daemon.admin import ask_daemon
-from tests.support.chains import deployed
-from tests.support.node_proxy import Kind, NodeProxy, over_http
+from tests.support.chain.chains import deployed
+from tests.support.chain.node_proxy import Kind, NodeProxy, over_http
+from tests.support.system.worker_process import WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.process
 

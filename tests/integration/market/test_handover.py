@@ -27,11 +27,11 @@ from piecework.processes import ProcessGroup, Role
 from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256, to_hex
-from tests.support.chains import ETHER, USD, signer
-from tests.support.commands import piecework
-from tests.support.dispute_market import Books, Customer, deploy
+from tests.support.chain.chains import ETHER, USD, signer
+from tests.support.market.dispute_market import Books, Customer, deploy
+from tests.support.system.commands import piecework
+from tests.support.system.worker_process import OPERATOR_SECRET, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import OPERATOR_SECRET, WorkerProcess
 
 pytestmark = pytest.mark.process
 

@@ -23,10 +23,10 @@ from piecework.market.server import IndexServer
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.index_pages import parse_page
 from piecework_protocol.wire import encode_offer
-from tests.support.client_side import FakeClock, open_client
-from tests.support.databases import an_offer_store
-from tests.support.fake_chain import EXPLORER, FakeChain
-from tests.support.offers import offer, operator, receiver
+from tests.support.chain.fake_chain import EXPLORER, FakeChain
+from tests.support.client.client_side import FakeClock, open_client
+from tests.support.market.databases import an_offer_store
+from tests.support.market.offers import offer, operator, receiver
 
 LIMIT_OF_PY_ECC = 100_000
 BOMBS = [b"[" * 200_000, b'{"a":' * 40_000, b'{"messages":' + b"[" * 200_000]

@@ -18,9 +18,9 @@ from piecework.demo.market import free_port
 from piecework_node import config
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.types import address_hex, parse_address
-from tests.support.chains import TestMarket, deployed, signer
-from tests.support.commands import Said, piecework
-from tests.support.on_terminal import on_terminal
+from tests.support.chain.chains import TestMarket, deployed, signer
+from tests.support.system.commands import Said, piecework
+from tests.support.system.on_terminal import on_terminal
 
 pytestmark = pytest.mark.process
 

@@ -21,16 +21,16 @@ from piecework.processes import ProcessGroup
 from piecework_protocol.disputes import ChallengeStatus
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256, to_hex
-from tests.support.chains import USD
-from tests.support.commands import Said, piecework
-from tests.support.dispute_market import PROVING_COST, Books, Customer, deploy, give
-from tests.support.waiting import until
-from tests.support.worker_process import (
+from tests.support.chain.chains import USD
+from tests.support.market.dispute_market import PROVING_COST, Books, Customer, deploy, give
+from tests.support.system.commands import Said, piecework
+from tests.support.system.worker_process import (
     OPERATOR_SECRET,
     PASSWORD,
     WorkerProcess,
     write_key,
 )
+from tests.support.waiting import until
 
 pytestmark = [pytest.mark.process, pytest.mark.slow, pytest.mark.model]
 

@@ -26,10 +26,10 @@ from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.types import JobId
-from tests.support.chains import TestMarket, deployed, signer
+from tests.support.chain.chains import TestMarket, deployed, signer
 from tests.support.node.fake_engine import canvas_event
+from tests.support.system.worker_process import RECEIVER, WorkerProcess
 from tests.support.waiting import random_moment
-from tests.support.worker_process import RECEIVER, WorkerProcess
 
 pytestmark = [pytest.mark.process, pytest.mark.kill, pytest.mark.slow]
 

@@ -10,11 +10,11 @@ from piecework.chain.calls import Call
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_node.daemon.leaving import LeaveStep
 from piecework_protocol.types import parse_address
-from tests.support.chains import MIN_STAKE, UNBONDING_DELAY_S, TestMarket, deployed
-from tests.support.commands import piecework
+from tests.support.chain.chains import MIN_STAKE, UNBONDING_DELAY_S, TestMarket, deployed
 from tests.support.node.leaving import killed, leave, leave_here
 from tests.support.node.owed import FEE, OPERATOR, OWED, OWNER, OwedWorker, owed_worker
-from tests.support.worker_process import PASSWORD, RECEIVER
+from tests.support.system.commands import piecework
+from tests.support.system.worker_process import PASSWORD, RECEIVER
 
 pytestmark = pytest.mark.process
 

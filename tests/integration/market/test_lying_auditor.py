@@ -18,8 +18,8 @@ from piecework_protocol.kinds.audit import AuditOutput
 from piecework_protocol.objects import AuditOutcome
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, keccak256, to_hex
-from tests.support.dispute_market import Customer, deploy
-from tests.support.worker_process import WorkerProcess
+from tests.support.market.dispute_market import Customer, deploy
+from tests.support.system.worker_process import WorkerProcess
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 

@@ -21,10 +21,10 @@ from piecework_protocol.evidence.file import EvidenceFile, read_evidence
 from piecework_protocol.openings import read_openings
 from piecework_protocol.trace import leaf_of
 from piecework_protocol.types import JobId
-from tests.support.chains import deployed, signer
-from tests.support.commands import Said, piecework
+from tests.support.chain.chains import deployed, signer
+from tests.support.system.commands import Said, piecework
+from tests.support.system.worker_process import PASSWORD, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import PASSWORD, WorkerProcess
 
 pytestmark = [pytest.mark.process, pytest.mark.slow]
 

@@ -14,9 +14,9 @@ from piecework_node.card_settings import CardSettings
 from piecework_node.console.estimate import Estimate
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ask_daemon
-from tests.support.chains import deployed
+from tests.support.chain.chains import deployed
+from tests.support.system.worker_process import POLL_STATUS_S, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import POLL_STATUS_S, WorkerProcess
 
 pytestmark = pytest.mark.process
 

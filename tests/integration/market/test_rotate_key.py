@@ -27,7 +27,7 @@ from piecework_protocol.types import (
     keccak256,
     parse_address,
 )
-from tests.support.chains import (
+from tests.support.chain.chains import (
     FAR,
     MIN_STAKE,
     UNBONDING_DELAY_S,
@@ -40,7 +40,7 @@ from tests.support.chains import (
 )
 from tests.support.node.leaving import KeysAndChain, killed, leave, rotate, rotate_here
 from tests.support.node.owed import FEE, OPERATOR, OWED, OWNER, PAYER, OwedWorker, owed_worker
-from tests.support.worker_process import PASSWORD, RECEIVER
+from tests.support.system.worker_process import PASSWORD, RECEIVER
 
 pytestmark = pytest.mark.process
 

@@ -12,10 +12,10 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.processes import ProcessGroup, Role
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import to_hex
-from tests.support.chains import deployed
-from tests.support.databases import cluster
+from tests.support.chain.chains import deployed
+from tests.support.market.databases import cluster
+from tests.support.system.worker_process import OPERATOR_SECRET, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import OPERATOR_SECRET, WorkerProcess
 
 pytestmark = pytest.mark.process
 

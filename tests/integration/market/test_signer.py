@@ -38,7 +38,7 @@ from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, parse_address, to_hex
 from tests.integration.market.test_join import describe, published
-from tests.support.chains import (
+from tests.support.chain.chains import (
     ETHER,
     MIN_STAKE,
     UNBONDING_DELAY_S,
@@ -46,11 +46,10 @@ from tests.support.chains import (
     deployed,
     signer,
 )
-from tests.support.commands import piecework
+from tests.support.chain.signers import SignerProcess, payouts
 from tests.support.node.owed import OWNER
-from tests.support.signers import SignerProcess, payouts
-from tests.support.waiting import until
-from tests.support.worker_process import (
+from tests.support.system.commands import piecework
+from tests.support.system.worker_process import (
     OPERATOR_SECRET,
     PASSWORD,
     POLL_S,
@@ -58,6 +57,7 @@ from tests.support.worker_process import (
     WorkerProcess,
     write_key,
 )
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.process
 

@@ -25,9 +25,9 @@ from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.signing import HeldKey, Unsigned
 from piecework_protocol.types import Address, Bytes32, Signature, to_hex
-from tests.support.chains import USD, TestMarket, deployed, signer
-from tests.support.smart_account import SmartAccount
-from tests.support.worker_process import RECEIVER, WorkerProcess
+from tests.support.chain.chains import USD, TestMarket, deployed, signer
+from tests.support.chain.smart_account import SmartAccount
+from tests.support.system.worker_process import RECEIVER, WorkerProcess
 
 pytestmark = pytest.mark.process
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
-from tests.support.commands import piecework
+from tests.support.system.commands import piecework
 
 pytestmark = pytest.mark.process
 

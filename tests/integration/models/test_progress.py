@@ -12,9 +12,9 @@ from piecework.commands._progress import Lines, PullProgress, PullScreen, progre
 from piecework_node.models.hub import Hub
 from piecework_node.models.pull import Received, pull
 from piecework_node.models.store import ModelStore
-from tests.support.hub import Cut, FakeHub, bundled_files, fake_hub
-from tests.support.pulls import TINY, WEIGHTS, Told
-from tests.support.terminal import FakeTerminal
+from tests.support.model.hub import Cut, FakeHub, bundled_files, fake_hub
+from tests.support.model.pulls import TINY, WEIGHTS, Told
+from tests.support.system.terminal import FakeTerminal
 
 
 async def shown_pull(hub: FakeHub, store: ModelStore, shown: PullProgress) -> Received:

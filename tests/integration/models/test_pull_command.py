@@ -17,9 +17,9 @@ import pytest
 from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path, verify
 from piecework_node import config
 from piecework_node.daemon.engines import checkpoint_of
-from tests.support.commands import Said, piecework
-from tests.support.hub import TOKEN, FakeHub, Hold, Status, bundled_files, fake_hub
-from tests.support.pulls import TINY, WEIGHTS, bundled_digest
+from tests.support.model.hub import TOKEN, FakeHub, Hold, Status, bundled_files, fake_hub
+from tests.support.model.pulls import TINY, WEIGHTS, bundled_digest
+from tests.support.system.commands import Said, piecework
 from tests.unit.node.test_checks import NOWHERE
 
 pytestmark = pytest.mark.process

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.distributions import EXTRAS, FOR_DEVELOPERS, ROOT, modules_left_out
+from tests.support.system.distributions import EXTRAS, FOR_DEVELOPERS, ROOT, modules_left_out
 
 # Each extra, the packages that all work with it, and the parts of them that need more.
 PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

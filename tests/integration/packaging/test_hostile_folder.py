@@ -15,8 +15,8 @@ import pytest
 from piecework.demo.market import free_port
 from piecework.processes import Role
 from piecework_node.engine.link import EngineReady
-from tests.support.commands import piecework
-from tests.support.engine_process import cpu_engine
+from tests.support.model.engine_process import cpu_engine
+from tests.support.system.commands import piecework
 
 TIMEOUT_S = 180.0
 # Our packages, the names that they had, libraries, and the standard library.

@@ -25,10 +25,10 @@ from piecework_node.daemon.updating import (
 from piecework_node.errors import UpdateRefused
 from piecework_node.home import Home
 from piecework_protocol.types import Address, Amount, Seconds
-from tests.support.commands import piecework
+from tests.support.system.commands import piecework
+from tests.support.system.wheels import build_library, build_wheel, digest_of, install
+from tests.support.system.worker_process import OPERATOR_SECRET, PASSWORD, write_key
 from tests.support.waiting import until
-from tests.support.wheels import build_library, build_wheel, digest_of, install
-from tests.support.worker_process import OPERATOR_SECRET, PASSWORD, write_key
 
 pytestmark = pytest.mark.process
 

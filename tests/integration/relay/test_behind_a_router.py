@@ -25,11 +25,11 @@ from piecework.client.orders import ClosingState
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.objects import Endpoint, Route
-from tests.support.chains import ETHER, TestMarket, deployed, signer
-from tests.support.client_side import CanvasText, JobResuming, ask, collect, last, text_of
-from tests.support.namespace import is_allowed, listening, ways_out
+from tests.support.chain.chains import ETHER, TestMarket, deployed, signer
+from tests.support.client.client_side import CanvasText, JobResuming, ask, collect, last, text_of
+from tests.support.network.namespace import is_allowed, listening, ways_out
+from tests.support.system.worker_process import WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import WorkerProcess
 
 pytestmark = pytest.mark.process
 

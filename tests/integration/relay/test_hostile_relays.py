@@ -16,7 +16,8 @@ from piecework.client.errors import WorkerUnreachable
 from piecework.client.network.transport import WorkerLink
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import server_name
-from tests.support.client_side import (
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import (
     MONEY,
     PAYER,
     CanvasText,
@@ -27,10 +28,9 @@ from tests.support.client_side import (
     open_client,
     text_of,
 )
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import STORY, FakeWorker
-from tests.support.hostile_relay import HostileRelay, Mischief, hostile_relay
-from tests.support.relays import RunningRelay, running_relay
+from tests.support.client.fake_worker import STORY, FakeWorker
+from tests.support.network.hostile_relay import HostileRelay, Mischief, hostile_relay
+from tests.support.network.relays import RunningRelay, running_relay
 
 WHOLE = " ".join(STORY)
 

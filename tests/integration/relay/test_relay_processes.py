@@ -34,10 +34,17 @@ from tests.integration.relay.test_behind_a_router import (
     client_of,
     start_relay,
 )
-from tests.support.chains import ETHER, MIN_STAKE, POLL_S, UNBONDING_DELAY_S, TestMarket, deployed
-from tests.support.client_side import CanvasText, ask, collect, last
+from tests.support.chain.chains import (
+    ETHER,
+    MIN_STAKE,
+    POLL_S,
+    UNBONDING_DELAY_S,
+    TestMarket,
+    deployed,
+)
+from tests.support.client.client_side import CanvasText, ask, collect, last
+from tests.support.system.worker_process import POLL_STATUS_S, WorkerProcess
 from tests.support.waiting import until
-from tests.support.worker_process import POLL_STATUS_S, WorkerProcess
 
 pytestmark = pytest.mark.process
 

@@ -37,12 +37,12 @@ from piecework_protocol.relaying import (
 )
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Bytes32, Uint32, keccak256
+from tests.support.chain.fake_chain import FakeChain
 from tests.support.clock import FakeClock
-from tests.support.fake_chain import FakeChain
+from tests.support.network.relays import FRONT, BehindRelays, RunningRelay, running_relay
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.served import PEERS, Served, serve_worker
 from tests.support.node.wire_client import SERVICE, WireClient
-from tests.support.relays import FRONT, BehindRelays, RunningRelay, running_relay
 from tests.support.waiting import pass_time, until
 
 

@@ -30,14 +30,14 @@ from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import NO_TRACE, best_effort_parameters
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Uint32, to_hex
-from tests.support.chains import TestMarket, channel_of, deployed, signer
-from tests.support.client_side import ask, collect, text_of
-from tests.support.commands import piecework
+from tests.support.chain.chains import TestMarket, channel_of, deployed, signer
+from tests.support.client.client_side import ask, collect, text_of
+from tests.support.client.scripted_client import ScriptedJob
+from tests.support.model.vllm_server import CANVAS, CHECKPOINT, VllmServer, servers, token_at
 from tests.support.node.harness import parameters
 from tests.support.node.wire_client import WireClient
-from tests.support.scripted_client import ScriptedJob
-from tests.support.vllm_server import CANVAS, CHECKPOINT, VllmServer, servers, token_at
-from tests.support.worker_process import (
+from tests.support.system.commands import piecework
+from tests.support.system.worker_process import (
     OPERATOR_SECRET,
     PASSWORD,
     RECEIVER,

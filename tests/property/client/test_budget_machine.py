@@ -25,8 +25,8 @@ from piecework.client.journal.budgets import DAY_S, LATE_S, Shortage, day_of, mo
 from piecework.client.journal.records import JobRow, JobStatus, Limits, Part
 from piecework.client.journal.store import Store
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.client.client_side import PAYER
 from tests.unit.client.test_store import NOW, UNTIL, accepted, canvas, exactly, job_row, terms
 
 LASTS_S = 900

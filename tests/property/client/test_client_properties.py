@@ -23,8 +23,8 @@ from piecework_protocol.frames import LeafRef
 from piecework_protocol.index_pages import parse_page
 from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.types import Amount
-from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN, TOKEN_INFO
+from tests.support.chain.fake_chain import DOMAIN, TOKEN_INFO
+from tests.support.client.client_side import PAYER
 from tests.unit.client.test_store import CHANNEL, UNTIL, canvas, exactly, job_row, terms
 
 JSON = st.recursive(

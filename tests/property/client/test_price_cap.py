@@ -9,9 +9,9 @@ from piecework.client.jobs.requests import Filters
 from piecework.client.jobs.selection import rank, within_cap
 from piecework.client.journal.records import Experience, Memories, PaidTariff
 from piecework_protocol.types import Amount, Timestamp, Uint32
-from tests.support.client_side import ask
-from tests.support.fake_chain import TOKEN_INFO
-from tests.support.offers import model, offer, operator
+from tests.support.chain.fake_chain import TOKEN_INFO
+from tests.support.client.client_side import ask
+from tests.support.market.offers import model, offer, operator
 
 NOW = 1_800_000_000
 FACTOR = 3.0

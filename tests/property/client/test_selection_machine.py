@@ -19,9 +19,9 @@ from piecework_protocol.pricing import worst_case
 from piecework_protocol.types import Address, Amount, Digest, Seconds, Timestamp, Uint32, keccak256
 from piecework_protocol.usual import assumed, price_with_steps
 from piecework_protocol.wire import SignedOffer
-from tests.support.client_side import ask
-from tests.support.fake_chain import TOKEN, TOKEN_INFO
-from tests.support.offers import model, offer, operator
+from tests.support.chain.fake_chain import TOKEN, TOKEN_INFO
+from tests.support.client.client_side import ask
+from tests.support.market.offers import model, offer, operator
 
 WORKERS = ("ada", "bo", "cy", "dee")
 OTHER_TOKEN = Address(bytes([7]) * 20)

@@ -7,7 +7,7 @@ import torch
 
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.text.chat import encode_prompt
-from tests.support.conversations import said
+from tests.support.protocol.conversations import said
 
 torch.set_num_threads(
     1

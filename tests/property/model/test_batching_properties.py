@@ -13,8 +13,8 @@ from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.reference import ReferenceExecutor
 from piecework_model.requests import Event, GenerationRequest
-from tests.support.model_runs import make_request, run
-from tests.support.model_strategies import reads, templated
+from tests.support.model.model_runs import make_request, run
+from tests.support.model.model_strategies import reads, templated
 
 few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import HOLE, CanvasFinish, DraftEvent, Event, GenerationRequest
-from tests.support.model_runs import canvases, make_request, run, run_alone
-from tests.support.model_strategies import reads, templated
+from tests.support.model.model_runs import canvases, make_request, run, run_alone
+from tests.support.model.model_strategies import reads, templated
 
 shared: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 2**64 - 1),

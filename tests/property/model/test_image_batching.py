@@ -20,9 +20,9 @@ from piecework_model.requests import (
     ProgressEvent,
     PromptImage,
 )
-from tests.support import image_models
-from tests.support.image_models import BEGIN, END, MARK, SETTINGS
-from tests.support.model_runs import make_request, run, run_readable
+from tests.support.model import image_models
+from tests.support.model.image_models import BEGIN, END, MARK, SETTINGS
+from tests.support.model.model_runs import make_request, run, run_readable
 
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 words = st.integers(20, 119)

@@ -17,8 +17,8 @@ from piecework_protocol.outlines import Outline
 from piecework_protocol.rules import check
 from piecework_protocol.trace import StepField
 from piecework_protocol.types import Micros, Uint32, Uint64
-from tests.support.model_strategies import CANVAS, templates, words
-from tests.support.traced_jobs import TracedJob, honest_cases
+from tests.support.model.model_strategies import CANVAS, templates, words
+from tests.support.model.traced_jobs import TracedJob, honest_cases
 
 few = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 ASKED = Conversation((Message("user", "A fox slept by the river."),))

@@ -21,8 +21,8 @@ from piecework_model.text.chat import encode_prompt
 from piecework_model.text.segments import SegmentStream
 from piecework_protocol.conversation import Conversation, Message, Tool, ToolCall
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind, TextOutput, final_text
-from tests.support import gemma_grammar
-from tests.support.conversations import said
+from tests.support.model import gemma_grammar
+from tests.support.protocol.conversations import said
 
 CONTROL = [
     "<pad>",

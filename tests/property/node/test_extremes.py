@@ -27,10 +27,10 @@ from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.worker_session import StoredCanvas
 from tests.property.node.test_journal import same
-from tests.support import extremes
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.records import records
+from tests.support.protocol import extremes
 
 FROM_PEERS = (
     OfferIssued,

@@ -14,9 +14,9 @@ from piecework_node.errors import JournalError
 from piecework_node.journal.records import Earnings
 from piecework_node.journal.sqlite import SqliteJournal
 from tests.support.clock import FakeClock
-from tests.support.failing_disk import FailingVfs, PowerVfs
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.journal_life import DAY_S, EVIDENCE_S, Life
+from tests.support.system.failing_disk import FailingVfs, PowerVfs
 
 JOBS = 2
 

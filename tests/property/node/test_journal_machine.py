@@ -61,11 +61,11 @@ from piecework_protocol.types import (
 )
 from piecework_protocol.worker_session import StateRecord
 from tests.property.node.test_journal import same
-from tests.support import pair
+from tests.support.market.offers import offer
 from tests.support.node.harness import DOMAIN, OPERATOR
 from tests.support.node.journal_life import UNSIGNED, canvas_record, paid_ledger
 from tests.support.node.memory_journal import MemoryJournal
-from tests.support.offers import offer
+from tests.support.protocol import pair
 
 LARGE = st.integers(0, 2**88).map(Amount)
 

@@ -15,7 +15,7 @@ from piecework_node.models.name import HubFile
 from piecework_node.models.pull import Received
 from piecework_node.models.retries import RetryPolicy
 from piecework_node.models.store import ModelStore
-from tests.support.hub import (
+from tests.support.model.hub import (
     Cut,
     FakeHub,
     Fault,
@@ -27,7 +27,7 @@ from tests.support.hub import (
     bundled_files,
     fake_hub,
 )
-from tests.support.pulls import TINY, WEIGHTS, Told, bundled_digest, pull_tiny
+from tests.support.model.pulls import TINY, WEIGHTS, Told, bundled_digest, pull_tiny
 
 FILES = bundled_files()
 SIZE = (bundled_checkpoint_path() / WEIGHTS).stat().st_size

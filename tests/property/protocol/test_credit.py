@@ -31,7 +31,7 @@ from piecework_protocol.credit import (
 )
 from piecework_protocol.pricing import Usage, price, worst_case
 from piecework_protocol.types import Amount
-from tests.support.pair import CANVAS, MODEL, PROMPT_TOKENS, job
+from tests.support.protocol.pair import CANVAS, MODEL, PROMPT_TOKENS, job
 
 TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
 CONFIRMED, FINAL, PATIENCE = 2, 5, 6

@@ -28,8 +28,8 @@ from piecework_protocol.wire import (
     encode_offer,
     encode_worker_frame,
 )
-from tests.support.offers import offer
-from tests.support.pair import PairedMarket, job
+from tests.support.market.offers import offer
+from tests.support.protocol.pair import PairedMarket, job
 from tests.vectors import generate
 
 

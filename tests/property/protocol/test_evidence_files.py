@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import canonical, evidence_of, read_evidence, write_evidence
-from tests.support.evidence import SIZE, Story, evidence, read_evidence_file
-from tests.support.plain_evidence import fault
+from tests.support.protocol.evidence import SIZE, Story, evidence, read_evidence_file
+from tests.support.protocol.plain_evidence import fault
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 GOOD = [

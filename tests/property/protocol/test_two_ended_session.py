@@ -22,7 +22,14 @@ from piecework_protocol.wire import (
     decode_worker_frame,
     encode_client_frame,
 )
-from tests.support.pair import DOMAIN, PairedMarket, PairedStream, WorkerKilled, denoise, job
+from tests.support.protocol.pair import (
+    DOMAIN,
+    PairedMarket,
+    PairedStream,
+    WorkerKilled,
+    denoise,
+    job,
+)
 
 DEPOSIT = 10**9
 ACTIONS = st.sampled_from(

@@ -17,12 +17,12 @@ from piecework.client.wallet import Wallet
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
-from tests.support.client_side import MONEY, PAYER, ask, collect
-from tests.support.evidence import Story, evidence
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.fake_worker import FakeWorker
-from tests.support.memory_worker import MemoryMarket
-from tests.support.shipped import InlineExecutor
+from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.client.client_side import MONEY, PAYER, ask, collect
+from tests.support.client.fake_worker import FakeWorker
+from tests.support.market.memory_worker import MemoryMarket
+from tests.support.market.shipped import InlineExecutor
+from tests.support.protocol.evidence import Story, evidence
 from tests.support.virtual_time import LoopClock, simulate
 from tests.support.waiting import pass_time
 

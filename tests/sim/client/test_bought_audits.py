@@ -24,13 +24,13 @@ from piecework_protocol.objects import AuditOutcome
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Address, Digest, to_hex
 from piecework_protocol.worker_session import CanvasResult
-from tests.support.client_side import MONEY, PAYER, ask, collect
-from tests.support.fake_auditor import AuditingStyle, AuditingWorker
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.fake_worker import STORY, FakeWorker, Job, Script
-from tests.support.memory_worker import MemoryMarket
-from tests.support.shipped import InlineExecutor
-from tests.support.traces import made_up_leaves
+from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.client.client_side import MONEY, PAYER, ask, collect
+from tests.support.client.fake_worker import STORY, FakeWorker, Job, Script
+from tests.support.market.fake_auditor import AuditingStyle, AuditingWorker
+from tests.support.market.memory_worker import MemoryMarket
+from tests.support.market.shipped import InlineExecutor
+from tests.support.protocol.traces import made_up_leaves
 from tests.support.virtual_time import LoopClock, simulate
 from tests.support.waiting import pass_time
 

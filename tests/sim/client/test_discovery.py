@@ -18,10 +18,10 @@ from piecework.client.network.links import Links
 from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework_protocol.types import Timestamp
-from tests.support.client_side import PAYER
-from tests.support.offers import model, operator
-from tests.support.shipped import InlineExecutor
-from tests.support.simulated_net import Shelf, SimulatedNet
+from tests.support.client.client_side import PAYER
+from tests.support.market.offers import model, operator
+from tests.support.market.shipped import InlineExecutor
+from tests.support.market.simulated_net import Shelf, SimulatedNet
 from tests.support.virtual_time import START, LoopClock, simulate
 from tests.support.waiting import pass_time
 

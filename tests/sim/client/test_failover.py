@@ -17,11 +17,11 @@ from piecework.client.wallet import Wallet
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.types import Uint32
-from tests.support.client_side import MONEY, PAYER, ask, collect, last, text_of
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.fake_worker import STORY, FakeWorker, Script, model_offer
-from tests.support.memory_worker import MemoryMarket, Stall
-from tests.support.shipped import InlineExecutor
+from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.client.client_side import MONEY, PAYER, ask, collect, last, text_of
+from tests.support.client.fake_worker import STORY, FakeWorker, Script, model_offer
+from tests.support.market.memory_worker import MemoryMarket, Stall
+from tests.support.market.shipped import InlineExecutor
 from tests.support.virtual_time import LoopClock, simulate
 from tests.support.waiting import pass_time
 

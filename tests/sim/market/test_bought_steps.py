@@ -24,11 +24,11 @@ from piecework_protocol.openings import read_openings
 from piecework_protocol.pricing import Usage, price
 from piecework_protocol.trace import leaf_of
 from piecework_protocol.types import JobId
-from tests.support.client_side import ask
-from tests.support.fake_chain import TOKEN_INFO
+from tests.support.chain.fake_chain import TOKEN_INFO
+from tests.support.client.client_side import ask
+from tests.support.market.shipped import EventList, ShippedMarket
 from tests.support.node.fake_engine import CANVAS
 from tests.support.node.harness import OPERATOR
-from tests.support.shipped import EventList, ShippedMarket
 
 if TYPE_CHECKING:
     from piecework.client.journal.store import Store

@@ -23,11 +23,11 @@ from piecework_node.runtime.faults import Code
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.limits import MAX_CANVASES_AHEAD
 from piecework_protocol.states import JobState
-from tests.support.client_side import ask
+from tests.support.client.client_side import ask
+from tests.support.market.shipped import DEPOSIT, EventList, ShippedMarket
 from tests.support.node.fake_engine import MAX_STEPS, canvas_event
 from tests.support.node.harness import DOMAIN
 from tests.support.node.memory_journal import MemoryJournal
-from tests.support.shipped import DEPOSIT, EventList, ShippedMarket
 
 CUSTOMERS = 3
 FAULTS = 25

@@ -23,9 +23,9 @@ from piecework_protocol.trace import leaf_of, trace_root
 from piecework_protocol.types import Digest, Uint32, keccak256
 from tests.sim.node.test_defence_leaves import challenge
 from tests.sim.node.test_openings import PROMPT, SEED, TOKENS, follow
-from tests.support.conversations import said
 from tests.support.node.fake_engine import CANVAS, FACTS
 from tests.support.node.harness import DOMAIN, Client, JobStream, WorkerHarness
+from tests.support.protocol.conversations import said
 from tests.support.waiting import until
 
 ASKED = TextContent(said("a fox"))

@@ -20,7 +20,6 @@ from piecework_protocol.states import ENDED_STATES
 from piecework_protocol.types import Amount, JobId, PayerSignature, Timestamp
 from piecework_protocol.wire import decode_worker_frame
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
-from tests.support import extremes
 from tests.support.node.harness import (
     DOMAIN,
     OPERATOR,
@@ -31,6 +30,7 @@ from tests.support.node.harness import (
 )
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.twin_journal import TwinJournal
+from tests.support.protocol import extremes
 
 
 class FailingJournal(MemoryJournal):

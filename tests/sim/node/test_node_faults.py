@@ -9,6 +9,7 @@ from __future__ import annotations
 import pytest
 
 from piecework_node.runtime.faults import CONDITIONS, Code, Stops
+from tests.support.chain.node_proxy import Kind
 from tests.support.node.watched import (
     IMPATIENT_RPC_S,
     OUTAGE_S,
@@ -17,7 +18,6 @@ from tests.support.node.watched import (
     watched,
     watched_by_quorum,
 )
-from tests.support.node_proxy import Kind
 
 READS = (
     "eth_chainId",

@@ -24,9 +24,9 @@ from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.frames import OpeningAuthorization
 from piecework_protocol.signing import LocalSigner
-from tests.support.chains import ETHER, TestMarket, signer
-from tests.support.fake_chain import FakeChain
-from tests.support.fake_worker import FakeWorker
+from tests.support.chain.chains import ETHER, TestMarket, signer
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.fake_worker import FakeWorker
 from tests.support.node.faults import Killed
 
 SENDING = "eth_sendRawTransaction"

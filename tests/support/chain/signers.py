@@ -37,7 +37,7 @@ from piecework_protocol.types import (
     to_hex,
 )
 from tests.support.clock import FakeClock
-from tests.support.worker_process import PASSWORD, READY_TIMEOUT_S, write_key
+from tests.support.system.worker_process import PASSWORD, READY_TIMEOUT_S, write_key
 
 KEY = LocalSigner(bytes(keccak256(b"the operator of a signer under test")))
 PAYOUT = Address(keccak256(b"a payout of a signer under test")[12:])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from piecework.chain.calls import Call
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.types import Address, Bytes32, PayerSignature, keccak256
-from tests.support.chains import POLL_S, TestMarket
+from tests.support.chain.chains import POLL_S, TestMarket
 
 SECRET = keccak256(b"the secret of a test's smart account")
 _MAGIC = bytes.fromhex("1626ba7e") + bytes(28)

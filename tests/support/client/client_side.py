@@ -22,8 +22,8 @@ from piecework.client.wallet import Wallet
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
+from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.clock import FakeClock
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
 
 PAYER = LocalSigner(bytes(keccak256(b"the client")))
 MONEY = 10_000_000

@@ -1,6 +1,6 @@
 """`client init` that kills itself at a chosen step of its writes, as `kill -9` would.
 
-    python -P -m tests.support.dying_setup HOME DEPLOYMENT STEP
+    python -P -m tests.support.client.dying_setup HOME DEPLOYMENT STEP
 
 STEP counts the steps of all writes from 0. The exit code is 0 if there were fewer steps.
 """
@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from piecework.client.setup import set_up
-from tests.support.dying_writer import DyingDisk
+from tests.support.system.dying_writer import DyingDisk
 
 PASSWORD = "correct horse"
 

@@ -96,10 +96,10 @@ from piecework_protocol.worker_session import (
     WorkerSession,
     acknowledgement,
 )
-from tests.support.fake_chain import TOKEN, FakeChain
-from tests.support.offers import NO_CREDIT_TERMS
-from tests.support.relays import BehindRelays
-from tests.support.traces import made_up_leaves
+from tests.support.chain.fake_chain import TOKEN, FakeChain
+from tests.support.market.offers import NO_CREDIT_TERMS
+from tests.support.network.relays import BehindRelays
+from tests.support.protocol.traces import made_up_leaves
 from tests.support.waiting import pass_time
 
 CANVAS = 8

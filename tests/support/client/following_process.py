@@ -1,6 +1,6 @@
 """A process of a client that follows a job until it is told to stop, or killed.
 
-    python -P -m tests.support.following_process DATABASE
+    python -P -m tests.support.client.following_process DATABASE
 
 It prints the job's id when it follows it, and leaves when its standard input ends.
 """
@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from piecework.client.journal.store import Store
-from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.client.client_side import PAYER
 from tests.unit.client.test_store import UNTIL, exactly, job_row, terms
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from aiohttp import web
 
 from piecework.client.gateway.server import Gateway, GatewayOptions
 from piecework.client.sdk import PieceworkClient
-from tests.support.client_side import MONEY, PAYER, FakeClock, open_client
-from tests.support.fake_chain import FakeChain
-from tests.support.scripted_worker import Mind, ScriptedWorker
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.client.client_side import MONEY, PAYER, FakeClock, open_client
+from tests.support.client.scripted_worker import Mind, ScriptedWorker
 
 KEY = "a-key-for-tests"
 MODEL = "tale-1"

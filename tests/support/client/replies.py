@@ -23,8 +23,8 @@ from piecework.client.journal.records import Part
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.types import JobId
-from tests.support.evidence import PAYER, Story, evidence
-from tests.support.fake_chain import DOMAIN, TOKEN_INFO
+from tests.support.chain.fake_chain import DOMAIN, TOKEN_INFO
+from tests.support.protocol.evidence import PAYER, Story, evidence
 
 FORMATS: Mapping[str, TextFormat] = {
     "chat": CHAT,

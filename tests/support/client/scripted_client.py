@@ -1,8 +1,8 @@
 """A client whose every step is in the test's hand, over whatever carries its frames.
 
-The shipped client of `tests.support.shipped` pays, resumes and closes by itself. This one does
-nothing on its own: a test hands it the worker's bytes and takes its answers from `upward`. So a
-test can withhold, repeat, reorder or forge them. What it verifies and how it pays is production
+The shipped client of `tests.support.market.shipped` pays, resumes and closes by itself. This one
+does nothing on its own: a test hands it the worker's bytes and takes its answers from `upward`. So
+a test can withhold, repeat, reorder or forge them. What it verifies and how it pays is production
 code: `ClientSession` and `PayerLedger`.
 """
 

@@ -22,8 +22,8 @@ from piecework_protocol.objects import Finish, Kind, ModelOffer
 from piecework_protocol.sealing import canvas_context, seal
 from piecework_protocol.types import PublicKey, Uint32
 from piecework_protocol.worker_session import CanvasResult
-from tests.support.fake_worker import STEPS, FakeWorker, Job, model_offer
-from tests.support.traces import made_up_leaves
+from tests.support.client.fake_worker import STEPS, FakeWorker, Job, model_offer
+from tests.support.protocol.traces import made_up_leaves
 
 CANVAS = 256
 CHARACTERS_PER_TOKEN = 4

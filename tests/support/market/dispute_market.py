@@ -13,8 +13,8 @@ from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
 from piecework.chain.disputes import ChallengeOpened, DisputeReader
 from piecework.chain.reader import ChainReader
 from piecework_protocol.types import Address, parse_address, to_hex
-from tests.support.chains import USD
-from tests.support.commands import COMMAND_TIMEOUT_S, Said, piecework
+from tests.support.chain.chains import USD
+from tests.support.system.commands import COMMAND_TIMEOUT_S, Said, piecework
 
 PROVING_COST = USD // 10
 TERMS = {

@@ -13,8 +13,8 @@ from piecework_protocol.sealing import canvas_context, seal
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Amount, Digest, PublicKey, Uint32
 from piecework_protocol.worker_session import CanvasResult
-from tests.support.fake_worker import CANVAS, STEPS, STORY, FakeWorker, Job, model_offer
-from tests.support.traces import made_up_leaves
+from tests.support.client.fake_worker import CANVAS, STEPS, STORY, FakeWorker, Job, model_offer
+from tests.support.protocol.traces import made_up_leaves
 
 
 class AuditingStyle(enum.Enum):

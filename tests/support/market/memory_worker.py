@@ -16,8 +16,8 @@ from piecework.client.network.transport import JobStream
 from piecework_protocol.frames import Account, ShowReceiptsRequest
 from piecework_protocol.types import Address, Digest
 from piecework_protocol.wire import SignedOffer
-from tests.support.fake_worker import FakeWorker
-from tests.support.memory_grpc import MemoryCall
+from tests.support.client.fake_worker import FakeWorker
+from tests.support.market.memory_grpc import MemoryCall
 from tests.support.waiting import pass_time
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs

@@ -19,7 +19,7 @@ from piecework_protocol.types import (
     keccak256,
 )
 from piecework_protocol.wire import SignedOffer
-from tests.support.fake_chain import DOMAIN, TOKEN
+from tests.support.chain.fake_chain import DOMAIN, TOKEN
 
 NO_CREDIT_TERMS: dict[str, Any] = {
     "credit_first": Amount(0),

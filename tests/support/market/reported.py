@@ -21,9 +21,9 @@ from piecework_protocol.trace import (
     write_ids,
 )
 from piecework_protocol.types import Digest
-from tests.support.evidence import PAYER, PROMPT_TOKENS, SIZE, Story, evidence
-from tests.support.fake_chain import DOMAIN
-from tests.support.offers import operator
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.market.offers import operator
+from tests.support.protocol.evidence import PAYER, PROMPT_TOKENS, SIZE, Story, evidence
 
 VOCABULARY = 997
 SILENT = Story(with_text=False)

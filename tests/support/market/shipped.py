@@ -38,8 +38,8 @@ from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Signature, keccak256
 from piecework_protocol.wire import decode_call, encode_call
-from tests.support.fake_chain import TOKEN_INFO, FakeChain
-from tests.support.memory_grpc import MemoryCall, NoBounds
+from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
+from tests.support.market.memory_grpc import MemoryCall, NoBounds
 from tests.support.node.faults import Killed, KillSwitch
 from tests.support.node.harness import DOMAIN, OPERATOR, WorkerHarness
 

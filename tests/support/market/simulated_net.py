@@ -17,9 +17,9 @@ from piecework.client.network.transport import JobStream
 from piecework_protocol import wire
 from piecework_protocol.types import Address, Digest
 from piecework_protocol.wire import SignedOffer
-from tests.support.fake_chain import FakeChain
-from tests.support.offers import offer, receiver
-from tests.support.offers import operator as key_of
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.market.offers import offer, receiver
+from tests.support.market.offers import operator as key_of
 from tests.support.virtual_time import START
 from tests.support.waiting import pass_time
 

@@ -47,10 +47,10 @@ from piecework_protocol.types import (
     Uint64,
     keccak256,
 )
-from tests.support.charging import charge_receipt
-from tests.support.conversations import said
-from tests.support.fake_chain import DOMAIN, TOKEN
-from tests.support.offers import model, offer, operator, receiver
+from tests.support.chain.fake_chain import DOMAIN, TOKEN
+from tests.support.market.offers import model, offer, operator, receiver
+from tests.support.protocol.charging import charge_receipt
+from tests.support.protocol.conversations import said
 
 NOW = 1_800_000_000
 PAYER = LocalSigner(bytes(keccak256(b"payer of an audit")))

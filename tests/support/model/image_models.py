@@ -21,7 +21,7 @@ from transformers.models.gemma4.configuration_gemma4 import Gemma4VisionConfig
 
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.text.images import ImageSettings
-from tests.support import gemma_grammar
+from tests.support.model import gemma_grammar
 
 SPECIAL: Final = (*gemma_grammar.SPECIAL, *gemma_grammar.IMAGE_MARKS)
 BEGIN, MARK, END = map(SPECIAL.index, gemma_grammar.IMAGE_MARKS)

@@ -1,7 +1,8 @@
 """Compiles the kernels of products and of the fused mixture for GPUs that are not here, and
 describes them.
 
-`python -m tests.support.kernel_targets 80 90` prints a JSON list. Run it with TRITON_INTERPRET=0.
+`python -m tests.support.model.kernel_targets 80 90` prints a JSON list. Run it with
+TRITON_INTERPRET=0.
 """
 
 from __future__ import annotations

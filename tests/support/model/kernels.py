@@ -1,6 +1,6 @@
 """Compiles the fused sampler's kernels for GPUs that are not here, and says what came out.
 
-`python -m tests.support.kernels 80 90` prints a JSON list, one object a kernel. Run it with
+`python -m tests.support.model.kernels 80 90` prints a JSON list, one object a kernel. Run it with
 TRITON_INTERPRET=0: in the interpreter there is nothing to compile.
 """
 

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
-from tests.support.model_runs import make_request
+from tests.support.model.model_runs import make_request
 
 CANVAS = 32
 TURN_END = 5  # an end-of-text id

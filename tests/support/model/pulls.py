@@ -17,7 +17,7 @@ from piecework_node.models.name import HubFile, ModelName
 from piecework_node.models.pull import Received, pull
 from piecework_node.models.retries import RetryPolicy
 from piecework_node.models.store import ModelStore
-from tests.support.hub import FakeHub
+from tests.support.model.hub import FakeHub
 
 TINY: Final = ModelName("example", "tiny-stories")
 WEIGHTS: Final = "model.safetensors"

@@ -41,8 +41,8 @@ from piecework_protocol.worker_session import (
     StoredCanvas,
     WorkerSession,
 )
-from tests.support import pair
-from tests.support.pair import DOMAIN
+from tests.support.protocol import pair
+from tests.support.protocol.pair import DOMAIN
 
 MANY = 10_000
 

@@ -2,7 +2,8 @@
 
 Inside there is a loopback and nothing else, so nobody outside can dial it. The way out is a
 forwarder for each port of the outside loopback: it listens on the same port inside and leads out
-over a Unix socket. `python -m tests.support.namespace FOLDER PORTS COMMAND…` is that inside.
+over a Unix socket. `python -m tests.support.network.namespace FOLDER PORTS COMMAND…` is that
+inside.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ async def ways_out(folder: Path, ports: Sequence[int]) -> AsyncIterator[tuple[st
     for port in ports:
         dial = partial(asyncio.open_connection, "127.0.0.1", port)
         servers.append(await asyncio.start_unix_server(_forward(dial), folder / str(port)))
-    inside = (sys.executable, "-m", "tests.support.namespace")
+    inside = (sys.executable, "-m", "tests.support.network.namespace")
     try:
         yield (*UNSHARE, *inside, str(folder), ",".join(map(str, ports)))
     finally:

@@ -25,7 +25,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.relaying import relay_domain
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address
-from tests.support.fake_chain import DOMAIN
+from tests.support.chain.fake_chain import DOMAIN
 
 MARKET: Domain = relay_domain(31337, Address(b"\x22" * 20))
 """The domain of admissions in the market of these tests."""

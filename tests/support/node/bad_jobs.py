@@ -27,8 +27,8 @@ from piecework_protocol.types import (
     keccak256,
 )
 from piecework_protocol.wire import SignedOffer, encode_client_frame
-from tests.support.conversations import encode_messages
 from tests.support.node.harness import parameters
+from tests.support.protocol.conversations import encode_messages
 
 FOX = encode_messages((Message("user", "a fox"),))
 NO_STEPS = parameters(1, 1).replace(max_steps=Uint32(0))

@@ -28,7 +28,7 @@ from piecework_protocol.errors import Refusal
 from piecework_protocol.frames import CanvasDelivered, SubmitJob, WorkerFrame
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Uint32
-from tests.support.worker_process import OPERATOR_SECRET
+from tests.support.system.worker_process import OPERATOR_SECRET
 
 
 class SaysItTwice:

@@ -14,7 +14,7 @@ from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Address, Amount, ChannelId, Timestamp
-from tests.support.fake_chain import DOMAIN, TOKEN
+from tests.support.chain.fake_chain import DOMAIN, TOKEN
 
 NEVER = Timestamp(0)
 TOKEN_DOMAIN = Domain(DOMAIN.chain_id, TOKEN, "Test Dollar", "1")

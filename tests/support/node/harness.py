@@ -65,12 +65,12 @@ from piecework_protocol.types import (
     keccak256,
 )
 from piecework_protocol.wire import SignedOffer, decode_client_frame, encode_worker_frame
+from tests.support.client.scripted_client import ScriptedClient, ScriptedJob
 from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS, FakeEngine
 from tests.support.node.fake_escrow import TOKEN_DOMAIN, FakeEscrow
 from tests.support.node.faults import KillSwitch
 from tests.support.node.memory_journal import MemoryJournal
-from tests.support.scripted_client import ScriptedClient, ScriptedJob
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 OPERATOR = LocalSigner(bytes(keccak256(b"operator")))

@@ -21,10 +21,10 @@ from piecework_protocol.types import (
     keccak256,
 )
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
-from tests.support import pair
 from tests.support.clock import FakeClock
 from tests.support.node.harness import DOMAIN, OPERATOR
-from tests.support.traces import made_up_leaves
+from tests.support.protocol import pair
+from tests.support.protocol.traces import made_up_leaves
 
 CHANNEL = pair.channel()
 KEY = CHANNEL.id(DOMAIN)

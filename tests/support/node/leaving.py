@@ -28,7 +28,7 @@ from piecework_node.daemon.rotation import Passwords, Rotation
 from piecework_node.home import Home
 from piecework_node.keys.operator import load_operator
 from piecework_protocol.types import Address, Timestamp
-from tests.support.worker_process import PASSWORD, POLL_S
+from tests.support.system.worker_process import PASSWORD, POLL_S
 
 SENDING: Final = "eth_sendRawTransaction"
 LIGHT: Final = 2

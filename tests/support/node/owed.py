@@ -17,9 +17,17 @@ from piecework_protocol.objects import Channel
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Digest, Timestamp, keccak256
-from tests.support.chains import ETHER, MIN_STAKE, USD, TestMarket, channel_of, claim_of, signer
+from tests.support.chain.chains import (
+    ETHER,
+    MIN_STAKE,
+    USD,
+    TestMarket,
+    channel_of,
+    claim_of,
+    signer,
+)
 from tests.support.node.leaving import KeysAndChain
-from tests.support.worker_process import (
+from tests.support.system.worker_process import (
     OPERATOR_SECRET,
     RECEIVER,
     WorkerProcess,

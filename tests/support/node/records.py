@@ -45,7 +45,7 @@ from piecework_protocol.types import (
 from piecework_protocol.wire import SignedOffer
 from piecework_protocol.worker_session import StateRecord, StoredCanvas
 from tests.support.node.harness import DOMAIN, OPERATOR
-from tests.support.traces import made_up_leaves
+from tests.support.protocol.traces import made_up_leaves
 from tests.unit.node.test_admission import CHANNEL, funding, good
 from tests.unit.node.test_admission import OFFER as OFFER_OF_NOW
 

@@ -22,12 +22,12 @@ from piecework_node.daemon.server import (
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.keys.tls import TlsIdentity, create_tls
 from piecework_protocol.types import Digest, Timestamp
+from tests.support.client.scripted_client import ScriptedJob
 from tests.support.clock import FakeClock
 from tests.support.node.fake_port import FakePort
 from tests.support.node.harness import DOMAIN, OPERATOR, Client, WorkerHarness, parameters
 from tests.support.node.settlement import make_settler
 from tests.support.node.wire_client import WireClient
-from tests.support.scripted_client import ScriptedJob
 
 CONNECTIONS = ConnectionLimits(256, 64, opened_burst=100_000)
 FRONT = FrontLimits(CONNECTIONS)

@@ -41,13 +41,13 @@ from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, ChannelId, Signature
-from tests.support.chains import ETHER, USD, TestMarket, channel_of, deployed, signer
+from tests.support.chain.chains import ETHER, USD, TestMarket, channel_of, deployed, signer
+from tests.support.chain.node_proxy import NodeProxy
 from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import FakeEngine
 from tests.support.node.faults import KillSwitch
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.settlement import FREE, STUCK_S
-from tests.support.node_proxy import NodeProxy
 
 WORKER, PAYER, RELAYER = signer("worker"), signer("payer"), signer("relayer")
 OUTAGE_S = 120.0

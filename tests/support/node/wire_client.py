@@ -22,7 +22,7 @@ from piecework_protocol.wire import (
     encode_call,
     encode_worker_frame,
 )
-from tests.support.scripted_client import ScriptedClient, ScriptedJob
+from tests.support.client.scripted_client import ScriptedClient, ScriptedJob
 
 SERVICE = "/piecework.v2.Worker/"
 

@@ -15,7 +15,7 @@ from piecework_protocol.objects import (
 )
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Digest, Micros, Uint32, Uint64, keccak256
-from tests.support.conversations import said
+from tests.support.protocol.conversations import said
 
 LEAVES = tuple(Digest(keccak256(bytes((index,)))) for index in range(4))
 """The canvas leaf and three steps."""

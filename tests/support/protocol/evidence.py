@@ -45,9 +45,9 @@ from piecework_protocol.types import (
     Uint64,
     keccak256,
 )
-from tests.support.charging import charge_receipt
-from tests.support.fake_chain import DOMAIN, TOKEN
-from tests.support.offers import model, offer, operator, receiver
+from tests.support.chain.fake_chain import DOMAIN, TOKEN
+from tests.support.market.offers import model, offer, operator, receiver
+from tests.support.protocol.charging import charge_receipt
 
 PAYER = LocalSigner(bytes(keccak256(b"payer of evidence")))
 PROMPT_TOKENS = 7

@@ -68,8 +68,8 @@ from piecework_protocol.worker_session import (
     WorkerSession,
     acknowledgement,
 )
-from tests.support.scripted_client import ScriptedClient, ScriptedJob
-from tests.support.traces import made_up_leaves
+from tests.support.client.scripted_client import ScriptedClient, ScriptedJob
+from tests.support.protocol.traces import made_up_leaves
 
 DOMAIN = Domain(31337, Address(b"\x11" * 20))
 PAYER = LocalSigner(bytes(keccak256(b"payer")))

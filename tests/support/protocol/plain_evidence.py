@@ -16,7 +16,7 @@ from typing import Any
 from coincurve import PublicKey
 from sha3 import keccak_256
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text()
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text()
 TYPES = dict(re.findall(r"^  (\w+)\((.+)\)$", re.sub(r",\s+", ",", PAGE), re.MULTILINE))
 ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 MEMBERS = (

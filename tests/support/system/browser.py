@@ -65,7 +65,7 @@ OVERFLOW: Final = """(() => {
 """What stands out of the window, or out of its own box."""
 
 
-AXE_FILE: Final = Path(__file__).parent / "npm" / "node_modules" / "axe-core" / "axe.min.js"
+AXE_FILE: Final = Path(__file__).parents[1] / "npm" / "node_modules" / "axe-core" / "axe.min.js"
 RUN_AXE: Final = """axe.run(document, {resultTypes: ["violations"], runOnly: [
   "wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}).then((found) =>
   found.violations.flatMap((rule) => rule.nodes.map((node) =>

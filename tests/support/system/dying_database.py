@@ -1,6 +1,6 @@
 """SQLite on a disk on which the process dies at a chosen operation, as `kill -9` would.
 
-    python -P -m tests.support.dying_database MODULE:FUNCTION SOURCE FOLDER
+    python -P -m tests.support.system.dying_database MODULE:FUNCTION SOURCE FOLDER
 
 For each operation a child is forked. It copies SOURCE to FOLDER/NUMBER.db, calls FUNCTION with the
 copy, and kills itself before that operation. The last child comes to its end. The output is the
@@ -22,9 +22,9 @@ from typing import Any
 
 import apsw
 
-from tests.support.dying_writer import die
+from tests.support.system.dying_writer import die
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 VFS = "dying"
 
 

@@ -1,6 +1,6 @@
 """A program that writes a file and kills itself at a chosen step, as `kill -9` would.
 
-    python -m tests.support.dying_writer FILE STEP MODE
+    python -m tests.support.system.dying_writer FILE STEP MODE
 
 MODE is "exclusive" or "replace". STEP counts the steps of the write from 0. The exit code is 0 if
 the write had fewer steps.

@@ -12,8 +12,8 @@ from piecework.base.dialling import MAX_LOOKUPS, Dialled, Dialler, SystemResolve
 from piecework.base.hosts import is_public
 from piecework_protocol.relaying import server_name
 from piecework_protocol.types import Digest
-from tests.support.offers import operator
-from tests.support.tls_listener import saying, tls_listener
+from tests.support.market.offers import operator
+from tests.support.network.tls_listener import saying, tls_listener
 
 WORKER, OTHER = operator("worker").address, operator("other").address
 NAME = server_name(WORKER)

@@ -22,7 +22,7 @@ from piecework.base.files import (
     write_private,
     write_public,
 )
-from tests.support.dying_writer import CONTENT
+from tests.support.system.dying_writer import CONTENT
 
 ROOT = Path(__file__).parents[3]
 OLD = b"old content"
@@ -145,7 +145,7 @@ def test_many_who_replace_at_once_all_succeed(tmp_path: Path) -> None:
 
 def run_and_die(file: Path, step: int, mode: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.dying_writer", str(file), str(step), mode],
+        [sys.executable, "-m", "tests.support.system.dying_writer", str(file), str(step), mode],
         cwd=ROOT,
         capture_output=True,
         check=False,

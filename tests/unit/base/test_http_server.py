@@ -29,7 +29,7 @@ from piecework.base.listener import (
     connections_that_fit,
 )
 from piecework.base.rates import Rate
-from tests.support.http_attackers import RawConnection
+from tests.support.network.http_attackers import RawConnection
 from tests.support.waiting import until
 
 SHORT = HttpTimes(request_s=0.1, keepalive_s=0.2, body_s=0.1, stall_s=0.1)

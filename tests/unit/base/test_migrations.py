@@ -16,7 +16,7 @@ from piecework.base.migrations import (
     SchemaTooOld,
     script,
 )
-from tests.support.dying_database import deaths
+from tests.support.system.dying_database import deaths
 
 ROWS = 300
 

@@ -37,7 +37,7 @@ from piecework_protocol.types import (
     Signature,
     Uint64,
 )
-from tests.support.chains import signer
+from tests.support.chain.chains import signer
 
 PAYER, WORKER = signer("payer"), signer("worker")
 TOKEN = Address(bytes([3]) * 20)

@@ -42,7 +42,7 @@ from piecework.chain.transactions import (
 )
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.types import Address, Amount, keccak256, to_hex
-from tests.support.chains import signer
+from tests.support.chain.chains import signer
 from tests.support.virtual_time import simulate
 
 WORKER, OTHER = signer("worker"), signer("other")

@@ -40,7 +40,7 @@ from piecework_protocol.types import (
     Uint256,
     to_hex,
 )
-from tests.support.chains import signer
+from tests.support.chain.chains import signer
 
 OWNER = signer("owner")
 A, B, TOKEN = (Address(bytes([n]) * 20) for n in (1, 2, 3))

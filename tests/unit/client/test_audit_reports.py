@@ -27,11 +27,11 @@ from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.evidence.reports import AuditFound, ReportFile, check_report, read_report
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.types import Bytes32, Timestamp, keccak256, to_hex
-from tests.support.client_side import FakeClock
-from tests.support.databases import an_offer_store
-from tests.support.evidence import PAYER, Story, evidence
-from tests.support.fake_chain import EXPLORER, FakeChain
-from tests.support.offers import offer, operator, receiver
+from tests.support.chain.fake_chain import EXPLORER, FakeChain
+from tests.support.client.client_side import FakeClock
+from tests.support.market.databases import an_offer_store
+from tests.support.market.offers import offer, operator, receiver
+from tests.support.protocol.evidence import PAYER, Story, evidence
 
 WALLET = Wallet(PAYER, PAYER)
 REGISTRY = "0x8004BAa17C55a88189AE136b182e5fdA19dE9b63"

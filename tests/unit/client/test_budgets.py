@@ -25,10 +25,10 @@ from piecework.client.journal.records import ChannelStatus, JobRow, JobStatus, L
 from piecework.client.journal.store import Store
 from piecework.client.limits import FUNDING_GRACE_S
 from piecework_protocol.types import Amount, Timestamp
-from tests.support.client_side import PAYER, FakeClock
-from tests.support.dying_database import deaths
-from tests.support.fake_chain import DOMAIN, TOKEN_INFO
-from tests.support.offers import offer
+from tests.support.chain.fake_chain import DOMAIN, TOKEN_INFO
+from tests.support.client.client_side import PAYER, FakeClock
+from tests.support.market.offers import offer
+from tests.support.system.dying_database import deaths
 from tests.support.waiting import until
 from tests.unit.client.test_store import (
     CHANNEL,

@@ -7,7 +7,7 @@ import pytest
 from piecework.client.errors import InsufficientFunds
 from piecework.client.jobs.channels import deposit_total
 from piecework_protocol.types import Amount
-from tests.support.fake_chain import TOKEN_INFO
+from tests.support.chain.fake_chain import TOKEN_INFO
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ from piecework_protocol.types import (
     Timestamp,
     keccak256,
 )
-from tests.support.evidence import NOW, Story, evidence
-from tests.support.fake_chain import DOMAIN, TOKEN
+from tests.support.chain.fake_chain import DOMAIN, TOKEN
+from tests.support.protocol.evidence import NOW, Story, evidence
 
 MEMBERS = sorted(
     (LocalSigner(bytes(keccak256(b"judge %d" % number))) for number in range(3)),

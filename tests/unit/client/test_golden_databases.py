@@ -15,9 +15,9 @@ from piecework.client.errors import StoreError
 from piecework.client.journal.records import JobStatus
 from piecework.client.journal.schema import CLIENT_SCHEMA
 from piecework.client.journal.store import Store
-from tests.support.client_side import PAYER
-from tests.support.dying_database import deaths
-from tests.support.fake_chain import DOMAIN, TOKEN
+from tests.support.chain.fake_chain import DOMAIN, TOKEN
+from tests.support.client.client_side import PAYER
+from tests.support.system.dying_database import deaths
 from tests.unit.client.test_store import CHANNEL, NOW, job_row
 from tests.vectors import client_databases
 

@@ -18,9 +18,9 @@ from piecework_protocol.offers import takes_images
 from piecework_protocol.pricing import price
 from piecework_protocol.types import Timestamp
 from piecework_protocol.wire import SignedOffer
-from tests.support.fake_chain import TOKEN_INFO
-from tests.support.offers import model, offer
-from tests.support.pictures import image_of
+from tests.support.chain.fake_chain import TOKEN_INFO
+from tests.support.market.offers import model, offer
+from tests.support.model.pictures import image_of
 
 NOW = 1_800_000_000
 PICTURE = image_of(20, 20)

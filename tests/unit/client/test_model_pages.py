@@ -18,8 +18,8 @@ from piecework.client.jobs.output_rates import OutputRate
 from piecework.client.journal.records import Memories
 from piecework_protocol.objects import Offer
 from piecework_protocol.types import Timestamp
-from tests.support.fake_chain import TOKEN_INFO
-from tests.support.offers import model, offer
+from tests.support.chain.fake_chain import TOKEN_INFO
+from tests.support.market.offers import model, offer
 
 RATES = partial(OutputRate.of, memories=Memories(), now=Timestamp(1_800_000_000))
 

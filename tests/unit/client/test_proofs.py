@@ -13,7 +13,7 @@ from piecework.client.journal.records import ReceiptRow
 from piecework_protocol.merkle import Accumulator, leaf_hash, node_hash
 from piecework_protocol.objects import Voucher
 from piecework_protocol.types import Amount, Digest, Signature, Uint64
-from tests.support.fake_chain import DOMAIN
+from tests.support.chain.fake_chain import DOMAIN
 from tests.unit.client.test_store import CHANNEL, canvas, job_row, terms
 
 

@@ -28,7 +28,7 @@ from piecework.client.provenance import (
     write_credential,
 )
 from piecework_protocol.evidence.file import evidence_json
-from tests.support.evidence import Story, evidence
+from tests.support.protocol.evidence import Story, evidence
 
 TEXT = "Once upon a time — “é” 🙂\nit was."
 DOCUMENT = evidence_json(evidence(Story(seed=2**64 - 1)))

@@ -12,7 +12,7 @@ from piecework_protocol.kinds.text import Fixed, Hole
 from piecework_protocol.objects import Kind
 from piecework_protocol.pricing import Usage, price
 from piecework_protocol.types import Uint32
-from tests.support.offers import model, offer
+from tests.support.market.offers import model, offer
 from tests.unit.client.test_selection import choose
 
 QUESTION = Question("Is it sad?", (Label("yes"), Label("no")))

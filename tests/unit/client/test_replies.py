@@ -20,10 +20,10 @@ from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.file import evidence_json
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
-from tests.support.evidence import PAYER, SIZE, Story, evidence
-from tests.support.fake_chain import DOMAIN
-from tests.support.plain_evidence import reply_fault
-from tests.support.replies import answered
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.client.replies import answered
+from tests.support.protocol.evidence import PAYER, SIZE, Story, evidence
+from tests.support.protocol.plain_evidence import reply_fault
 
 ASKED: dict[str, Any] = {"model": "any", "messages": [{"role": "user", "content": "Tell me."}]}
 STRANGER = LocalSigner(bytes(keccak256(b"another gateway")))

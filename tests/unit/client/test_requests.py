@@ -11,8 +11,8 @@ from piecework.client.journal.records import JobStatus, Part, RequestKey
 from piecework.client.journal.requests import REQUEST_LIFETIME_S
 from piecework.client.journal.store import Store
 from piecework_protocol.types import Timestamp
-from tests.support.client_side import PAYER
-from tests.support.fake_chain import DOMAIN
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.client.client_side import PAYER
 from tests.unit.client.test_store import NOW, UNTIL, canvas, exactly, job_row, terms
 
 KEY = RequestKey("", b"k" * 32)

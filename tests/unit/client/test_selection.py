@@ -51,9 +51,9 @@ from piecework_protocol.types import (
 )
 from piecework_protocol.usual import MEMBER, Source, UsualJobs
 from piecework_protocol.wire import SignedOffer
-from tests.support.client_side import ask
-from tests.support.fake_chain import TOKEN_INFO
-from tests.support.offers import model, offer, operator
+from tests.support.chain.fake_chain import TOKEN_INFO
+from tests.support.client.client_side import ask
+from tests.support.market.offers import model, offer, operator
 
 NOW = 1_800_000_000
 

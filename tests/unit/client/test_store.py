@@ -52,12 +52,12 @@ from piecework_protocol.types import (
     Uint32,
     keccak256,
 )
-from tests.support import pair
-from tests.support.client_side import PAYER
-from tests.support.dying_database import DyingVfs
-from tests.support.fake_chain import DOMAIN, TOKEN, TOKEN_INFO
-from tests.support.offers import offer, operator, receiver
-from tests.support.traces import made_up_leaves
+from tests.support.chain.fake_chain import DOMAIN, TOKEN, TOKEN_INFO
+from tests.support.client.client_side import PAYER
+from tests.support.market.offers import offer, operator, receiver
+from tests.support.protocol import pair
+from tests.support.protocol.traces import made_up_leaves
+from tests.support.system.dying_database import DyingVfs
 
 NOW = Timestamp(1_800_000_000)
 UNTIL = Timestamp(NOW + 3600)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from piecework_protocol.evidence.file import write_evidence
-from tests.support.commands import piecework
-from tests.support.evidence import Story, evidence
+from tests.support.protocol.evidence import Story, evidence
+from tests.support.system.commands import piecework
 
 pytestmark = pytest.mark.process
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.support.databases import place, postgres
+from tests.support.market.databases import place, postgres
 
 __all__ = ["place", "postgres"]

@@ -34,12 +34,12 @@ from piecework_protocol.evidence.reports import ReportFile, check_report, read_r
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, ChannelId, Timestamp, keccak256, to_hex
-from tests.support.client_side import FakeClock
-from tests.support.databases import START, Cluster, an_offer_store
-from tests.support.evidence import PAYER, Story
-from tests.support.fake_chain import EXPLORER, FakeChain
-from tests.support.offers import offer, operator, receiver
-from tests.support.reported import FAILED, PASSED, SILENT, invented_trace, report
+from tests.support.chain.fake_chain import EXPLORER, FakeChain
+from tests.support.client.client_side import FakeClock
+from tests.support.market.databases import START, Cluster, an_offer_store
+from tests.support.market.offers import offer, operator, receiver
+from tests.support.market.reported import FAILED, PASSED, SILENT, invented_trace, report
+from tests.support.protocol.evidence import PAYER, Story
 
 Http = TestClient[Any, Any]
 WORKER = to_hex(operator("worker").address)

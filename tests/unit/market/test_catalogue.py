@@ -27,7 +27,7 @@ from piecework_protocol.index_pages import parse_page
 from piecework_protocol.limits import MAX_OFFER_MODELS
 from piecework_protocol.types import Address, Amount, Timestamp, Uint32, to_hex
 from piecework_protocol.wire import encode_offer
-from tests.support.offers import model, offer, operator
+from tests.support.market.offers import model, offer, operator
 
 NAMES = ("a", "b", "c", "d", "e")
 START = 1_800_000_000

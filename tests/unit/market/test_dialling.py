@@ -28,11 +28,11 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Address, Digest, Signature, Timestamp
-from tests.support.client_side import FakeClock
-from tests.support.databases import an_offer_store
-from tests.support.fake_chain import DOMAIN, EXPLORER, FakeChain
-from tests.support.offers import offer, operator, receiver
-from tests.support.tls_listener import tls_listener
+from tests.support.chain.fake_chain import DOMAIN, EXPLORER, FakeChain
+from tests.support.client.client_side import FakeClock
+from tests.support.market.databases import an_offer_store
+from tests.support.market.offers import offer, operator, receiver
+from tests.support.network.tls_listener import tls_listener
 from tests.unit.market.test_server import Http, code, post
 
 WORKER, STRANGER = operator("worker"), operator("stranger")

@@ -32,10 +32,10 @@ from piecework_protocol.types import (
     to_hex,
 )
 from piecework_protocol.wire import encode_offer
-from tests.support.client_side import FakeClock
-from tests.support.databases import an_offer_store
-from tests.support.fake_chain import DOMAIN, TOKEN_INFO, FakeChain
-from tests.support.offers import model, offer, operator, receiver
+from tests.support.chain.fake_chain import DOMAIN, TOKEN_INFO, FakeChain
+from tests.support.client.client_side import FakeClock
+from tests.support.market.databases import an_offer_store
+from tests.support.market.offers import model, offer, operator, receiver
 from tests.unit.market.test_history import channel, opened, settled
 
 Http = TestClient[Any, Any]

@@ -40,9 +40,9 @@ from piecework_protocol.types import (
     keccak256,
 )
 from piecework_protocol.wire import encode_offer
-from tests.support.databases import Cluster, an_offer_store
-from tests.support.fake_chain import DOMAIN, TOKEN, FakeChain
-from tests.support.offers import offer, operator, receiver
+from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
+from tests.support.market.databases import Cluster, an_offer_store
+from tests.support.market.offers import offer, operator, receiver
 from tests.support.virtual_time import simulate
 from tests.support.waiting import pass_time
 

@@ -40,10 +40,10 @@ from piecework_protocol.types import (
     to_hex,
 )
 from piecework_protocol.usual import MEMBER, Source, UsualJobs
-from tests.support.client_side import FakeClock
-from tests.support.databases import an_offer_store
-from tests.support.fake_chain import EXPLORER, TOKEN, FakeChain
-from tests.support.offers import model, offer, operator, receiver
+from tests.support.chain.fake_chain import EXPLORER, TOKEN, FakeChain
+from tests.support.client.client_side import FakeClock
+from tests.support.market.databases import an_offer_store
+from tests.support.market.offers import model, offer, operator, receiver
 
 Http = TestClient[Any, Any]
 

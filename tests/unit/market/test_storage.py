@@ -24,10 +24,10 @@ from piecework.market.storage.schema import STEPS
 from piecework.market.storage.sqlite import DIALECT, SCHEMA
 from piecework_protocol.types import Amount, Timestamp, Uint64, to_hex
 from piecework_protocol.wire import encode_offer
-from tests.support.client_side import FakeClock
-from tests.support.databases import START, Cluster, an_offer_store
-from tests.support.fake_chain import DOMAIN, EXPLORER, FakeChain
-from tests.support.offers import offer, operator, receiver
+from tests.support.chain.fake_chain import DOMAIN, EXPLORER, FakeChain
+from tests.support.client.client_side import FakeClock
+from tests.support.market.databases import START, Cluster, an_offer_store
+from tests.support.market.offers import offer, operator, receiver
 from tests.support.virtual_time import LoopClock, simulate
 from tests.support.waiting import pass_time, until
 

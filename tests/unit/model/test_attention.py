@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from piecework_model.layers.attention import attend, why_device_is_unfused, why_unfused
-from tests.support.allocations import allocations
+from tests.support.model.allocations import allocations
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from piecework_protocol.openings import (
     write_openings,
 )
 from piecework_protocol.trace import CanvasRecord
-from tests.support.model_runs import make_request
+from tests.support.model.model_runs import make_request
 
 Prompt = tuple[int, ...]
 SIZE = 32

@@ -14,9 +14,9 @@ from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.requests import GenerationRequest
 from piecework_model.text.chat import encode_conversation
 from piecework_protocol.conversation import Conversation, Image, Message, Part, Text
-from tests.support import image_models
-from tests.support.model_runs import make_request
-from tests.support.pictures import image_of
+from tests.support.model import image_models
+from tests.support.model.model_runs import make_request
+from tests.support.model.pictures import image_of
 
 WIDE, TALL = image_of(300, 200), image_of(50, 90, 1, "jpeg")
 OTHER = image_of(300, 200, 7)

@@ -33,7 +33,7 @@ from piecework_protocol.evidence.file import write_evidence
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish
 from piecework_protocol.openings import StepOpening, write_openings
-from tests.support.audited import AuditedJob, audited_job
+from tests.support.model.audited import AuditedJob, audited_job
 
 TAIL = Tail(start=-3.4, share=0.1, scale=0.02, shape=0.0, center=-3.5)
 TAILS = {

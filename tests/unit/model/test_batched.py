@@ -27,7 +27,7 @@ from piecework_model.layers.invariance import Invariance, measure
 from piecework_model.layers.projections import product, weight_projection
 from piecework_model.layout import CacheLayout, LayerLayout, cache_layout
 from piecework_model.requests import CanvasEvent, FailedEvent, ProgressEvent
-from tests.support.model_runs import (
+from tests.support.model.model_runs import (
     broken_sequence,
     canvases,
     make_request,
@@ -36,7 +36,7 @@ from tests.support.model_runs import (
     run_together,
     torch_threads,
 )
-from tests.support.recorder import EchoRecorder
+from tests.support.model.recorder import EchoRecorder
 
 Prompt = tuple[int, ...]
 

@@ -13,7 +13,7 @@ from piecework_model.charging import Charge, charge_of
 from piecework_model.requests import HOLE, CanvasFinish, ReadSlot
 from piecework_model.sampling.answers import probabilities
 from piecework_protocol.kinds.read import ONE, ReadOutput
-from tests.support.model_runs import make_request
+from tests.support.model.model_runs import make_request
 
 EOS, CONTROL, WORD = 1, 2, 9
 _ = HOLE

@@ -13,8 +13,8 @@ from piecework_model.errors import PromptError
 from piecework_model.text.chat import encode_prompt
 from piecework_model.training import vocabulary
 from piecework_protocol.conversation import Conversation, Image, Message, Tool, ToolCall
-from tests.support import gemma_grammar
-from tests.support.conversations import said
+from tests.support.model import gemma_grammar
+from tests.support.protocol.conversations import said
 
 
 def test_a_conversation_becomes_turns_and_ends_where_the_model_goes_on() -> None:

@@ -27,7 +27,7 @@ from piecework_model.requests import (
     ProgressEvent,
     StoppedEvent,
 )
-from tests.support.model_runs import (
+from tests.support.model.model_runs import (
     broken_head,
     broken_sequence,
     canvases,

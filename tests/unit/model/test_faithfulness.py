@@ -1,5 +1,5 @@
 """Our loop against transformers' own `generate`: with the same random numbers, the same canvases,
-step by step (tests/support/generate_runs.py).
+step by step (tests/support/model/generate_runs.py).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox
 from piecework_model.sampling.philox import Moment
 from piecework_model.training.architecture import build_config
-from tests.support.generate_runs import our_canvases, reference_canvases
+from tests.support.model.generate_runs import our_canvases, reference_canvases
 
 EXECUTORS = [ReferenceExecutor, BatchedExecutor]
 

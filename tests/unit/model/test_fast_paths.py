@@ -7,7 +7,7 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.fast_paths import FastPath, describe
 from piecework_model.layers.backbone import Backbone
 from piecework_model.layers.graphs import GraphPieceRunner
-from tests.support.recorder import EchoRecorder
+from tests.support.model.recorder import EchoRecorder
 
 
 def test_paths_are_listed_with_the_reasons_of_those_that_are_off() -> None:

@@ -1,6 +1,6 @@
 """Recorded pieces of a step: buckets, buffers, bounds, and the same bits as without recordings.
 
-The recorder replays by calling (tests/support/recorder.py); no graph was captured.
+The recorder replays by calling (tests/support/model/recorder.py); no graph was captured.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from piecework_model.layers.graphs import (
     GraphPieceRunner,
     PieceRunner,
 )
-from tests.support.recorder import EchoRecorder
+from tests.support.model.recorder import EchoRecorder
 
 HIDDEN = 8
 AMPLE_BYTES = 10**9

@@ -17,7 +17,7 @@ from piecework_model import limits
 from piecework_model.checkpoint import headers
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.errors import CheckpointError
-from tests.support.small_models import write_small
+from tests.support.model.small_models import write_small
 
 
 def shard(path: Path, header: Any, data: bytes = b"") -> Path:

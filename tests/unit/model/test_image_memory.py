@@ -13,10 +13,10 @@ from piecework_model.checkpoint.loading import load
 from piecework_model.engine.engine import Engine
 from piecework_model.text.chat import encode_conversation
 from piecework_protocol.conversation import Conversation, Message, Text
-from tests.support import image_models
-from tests.support.allocations import allocations
-from tests.support.model_runs import make_request, run
-from tests.support.pictures import image_of
+from tests.support.model import image_models
+from tests.support.model.allocations import allocations
+from tests.support.model.model_runs import make_request, run
+from tests.support.model.pictures import image_of
 
 FLOAT: memory.Format = ("float32", "float32", "none")
 

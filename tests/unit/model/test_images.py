@@ -33,10 +33,10 @@ from piecework_model.text.images import (
 )
 from piecework_protocol.conversation import Conversation, Image, Message, Part, Text
 from piecework_protocol.kinds.read import Label, Question, ReadContent
-from tests.support import image_models
-from tests.support.image_models import BEGIN, END, MARK
-from tests.support.model_runs import make_request
-from tests.support.pictures import as_file, image_of, picture
+from tests.support.model import image_models
+from tests.support.model.image_models import BEGIN, END, MARK
+from tests.support.model.model_runs import make_request
+from tests.support.model.pictures import as_file, image_of, picture
 
 PUBLISHED = ImageProcessor(ImageSettings(), 255_999, 258_880, 258_882)
 SMALL = ImageProcessor(image_models.SETTINGS, BEGIN, MARK, END)

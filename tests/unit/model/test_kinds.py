@@ -19,7 +19,12 @@ from piecework_protocol import kinds as protocol_kinds
 from piecework_protocol.conversation import Conversation, Image, Message, Text
 from piecework_protocol.kinds.read import Label, Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TemplatePart, TextContent
-from tests.support.small_tokenizers import byte_tokenizer, codec_of, counting, merged_tokenizer
+from tests.support.model.small_tokenizers import (
+    byte_tokenizer,
+    codec_of,
+    counting,
+    merged_tokenizer,
+)
 
 FOX = Conversation((Message("user", "The fox sleeps."),))
 TURN_END = 5

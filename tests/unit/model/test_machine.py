@@ -21,7 +21,7 @@ from piecework_model.machine.probe import (
     host_memory_bytes,
     probe,
 )
-from tests.support.model_runs import broken_head
+from tests.support.model.model_runs import broken_head
 
 
 def test_the_probe_describes_this_machine() -> None:

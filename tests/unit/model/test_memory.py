@@ -34,9 +34,9 @@ from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layout import cache_layout
 from piecework_model.requests import HOLE, ReadSlot
-from tests.support.allocations import allocations
-from tests.support.model_runs import make_request, run
-from tests.support.small_models import small_config
+from tests.support.model.allocations import allocations
+from tests.support.model.model_runs import make_request, run
+from tests.support.model.small_models import small_config
 
 RELEASED = released_blueprint()
 

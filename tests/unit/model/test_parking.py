@@ -13,7 +13,7 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.parking import ParkedMemory, tensors_on
-from tests.support.model_runs import make_request, run, run_alone
+from tests.support.model.model_runs import make_request, run, run_alone
 
 
 class FullDevice:

@@ -27,7 +27,7 @@ from piecework_model.requests import (
 from piecework_model.sampling.philox import Moment, initial_ids
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent
-from tests.support.model_runs import (
+from tests.support.model.model_runs import (
     canvases,
     make_request,
     run,

@@ -1,7 +1,7 @@
 """The stack of layers with its pieces recorded: steps of changing rows have the bits of plain
 calls.
 
-Recordings replay by calling (tests/support/recorder.py).
+Recordings replay by calling (tests/support/model/recorder.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import EagerPieceRunner, GraphPieceRunner
 from piecework_model.layout import cache_layout
-from tests.support.recorder import EchoRecorder
+from tests.support.model.recorder import EchoRecorder
 
 CPU = torch.device("cpu")
 ROOM_BYTES = 10**8

@@ -33,9 +33,9 @@ from piecework_protocol.trace import (
     write_ids,
 )
 from piecework_protocol.types import Amount, Digest, Uint32
-from tests.support.model_strategies import CANVAS, TURN_END
-from tests.support.pair import DOMAIN, job
-from tests.support.traced_jobs import TracedJob, honest_cases
+from tests.support.model.model_strategies import CANVAS, TURN_END
+from tests.support.model.traced_jobs import TracedJob, honest_cases
+from tests.support.protocol.pair import DOMAIN, job
 
 Break = Callable[[Case], Case]
 

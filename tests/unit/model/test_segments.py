@@ -12,7 +12,7 @@ from piecework_model.text.segments import SegmentStream
 from piecework_model.text.tokens import TextCodec
 from piecework_protocol.kinds.text import OutputSegment, SegmentKind
 from piecework_protocol.limits import MAX_CALL_BYTES
-from tests.support.gemma_grammar import codec, written
+from tests.support.model.gemma_grammar import codec, written
 
 FINAL, THOUGHT, CALL, BROKEN = SegmentKind
 

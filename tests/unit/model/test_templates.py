@@ -19,7 +19,7 @@ from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import SampleOutput
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.kinds.text import Fixed, Hole, TextContent
-from tests.support.model_runs import (
+from tests.support.model.model_runs import (
     canvases,
     make_request,
     run_alone,

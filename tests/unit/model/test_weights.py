@@ -24,9 +24,9 @@ from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.engine.engine import Engine
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.layers.quantization import Fp8, QuantizedLinear
-from tests.support.allocations import allocations
-from tests.support.model_runs import canvases, make_request, run, run_alone
-from tests.support.small_models import write_small
+from tests.support.model.allocations import allocations
+from tests.support.model.model_runs import canvases, make_request, run, run_alone
+from tests.support.model.small_models import write_small
 
 Change = Callable[[dict[str, Tensor]], object]
 

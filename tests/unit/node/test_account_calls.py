@@ -20,9 +20,9 @@ from piecework_protocol.ledger import PayerLedger
 from piecework_protocol.objects import AccountRequest
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import ChannelId, Digest, JobId, Timestamp
+from tests.support.client.scripted_client import ScriptedJob
 from tests.support.node.harness import DOMAIN, OPERATOR, Client
 from tests.support.node.served import Served, serve_worker
-from tests.support.scripted_client import ScriptedJob
 
 
 @pytest.fixture

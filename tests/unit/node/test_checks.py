@@ -33,10 +33,10 @@ from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import create_keystore, keystore_address
 from piecework_node.runtime.faults import CONDITIONS, Code, Fault
 from piecework_protocol.types import Address, Amount, Seconds, Timestamp, parse_address
+from tests.support.chain.node_proxy import Kind, NodeProxy
 from tests.support.clock import FakeClock
 from tests.support.node.records import records
 from tests.support.node.watched import WORKER, SharedChain, deployed_once
-from tests.support.node_proxy import Kind, NodeProxy
 from tests.unit.market.test_dialling import DiallingIndex
 from tests.unit.node.test_admission import NOW
 

@@ -29,7 +29,7 @@ from piecework_protocol.types import (
 from tests.support.node.fake_engine import CANVAS, FACTS, MAX_STEPS
 from tests.support.node.harness import TERMS as DAEMON_TERMS
 from tests.support.node.harness import entry
-from tests.support.pair import job
+from tests.support.protocol.pair import job
 
 TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
 

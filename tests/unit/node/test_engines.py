@@ -23,8 +23,8 @@ from piecework_node.home import Home
 from piecework_node.runtime.cards import EngineCard, EngineCards, EngineEntry
 from piecework_protocol.objects import Service
 from piecework_protocol.types import to_hex
+from tests.support.model.vllm_server import servers
 from tests.support.node.fake_engine import FACTS, FakeEngine
-from tests.support.vllm_server import servers
 from tests.support.waiting import until
 
 PAYOUT = to_hex(b"\x22" * 20)

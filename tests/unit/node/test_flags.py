@@ -19,7 +19,7 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.descriptor import MarketDescriptor
 from piecework.commands import client, worker
 from piecework_protocol.types import Address, Amount, Seconds
-from tests.support.worker_process import OPERATOR_SECRET, PASSWORD, write_key
+from tests.support.system.worker_process import OPERATOR_SECRET, PASSWORD, write_key
 
 PAYOUT, OTHER = "0x000000000000000000000000000000000000bEEF", "0x" + "ab" * 20
 MARKET = Deployment(

@@ -27,7 +27,7 @@ from piecework_node.daemon.peers import PeerLimits
 from piecework_node.daemon.server import StreamTimes
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.relaying import server_name
-from tests.support.http_attackers import RawConnection
+from tests.support.network.http_attackers import RawConnection
 from tests.support.node.harness import OPERATOR
 from tests.support.node.served import CONNECTIONS, FRONT, PEERS, Served, serve_worker
 from tests.support.node.wire_client import WireClient

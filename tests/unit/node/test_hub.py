@@ -19,7 +19,7 @@ from piecework_node.models.hub import MAX_ANSWER_BYTES, Hub, parse_endpoint, red
 from piecework_node.models.name import HubFile
 from piecework_node.models.retries import RetryableError, RetryPolicy
 from piecework_protocol.types import Address, Timestamp
-from tests.support.hub import (
+from tests.support.model.hub import (
     FakeHub,
     Fault,
     Hold,
@@ -29,7 +29,7 @@ from tests.support.hub import (
     fake_hub,
     git_blob_id,
 )
-from tests.support.pulls import IMPATIENT, TINY, WEIGHTS, Told
+from tests.support.model.pulls import IMPATIENT, TINY, WEIGHTS, Told
 
 SMALL = {"config.json": b"{}", "README.md": b"", WEIGHTS: b"0123456789"}
 

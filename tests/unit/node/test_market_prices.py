@@ -27,8 +27,8 @@ from piecework_protocol.objects import Service
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Amount, Timestamp, Uint32, Uint64, keccak256
 from piecework_protocol.wire import SignedOffer, encode_offer
-from tests.support.fake_chain import DOMAIN, TOKEN, FakeChain
-from tests.support.offers import model, offer, operator, receiver
+from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
+from tests.support.market.offers import model, offer, operator, receiver
 
 NOW = Timestamp(1_800_000_010)
 ME = operator("me").address

@@ -22,7 +22,7 @@ from piecework_node.models.name import HubFile, ModelName
 from piecework_node.models.pull import SPARE_BYTES
 from piecework_node.models.retries import RetryPolicy
 from piecework_node.models.store import ModelStore
-from tests.support.hub import (
+from tests.support.model.hub import (
     STRANGER,
     TOKEN,
     Cut,
@@ -40,7 +40,7 @@ from tests.support.hub import (
     fake_hub,
     git_blob_id,
 )
-from tests.support.pulls import TINY, WEIGHTS, Told, bundled_digest, pull_tiny
+from tests.support.model.pulls import TINY, WEIGHTS, Told, bundled_digest, pull_tiny
 
 SIZE = (bundled_checkpoint_path() / WEIGHTS).stat().st_size
 MIDDLE = SIZE // 2

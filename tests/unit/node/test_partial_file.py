@@ -11,7 +11,7 @@ import pytest
 from piecework_node.errors import ModelStoreError
 from piecework_node.models.name import HubFile
 from piecework_node.models.partial_file import PartialFile, hash_file
-from tests.support.hub import git_blob_id
+from tests.support.model.hub import git_blob_id
 
 CONTENT = b"twelve bytes"
 LARGE = HubFile("model.safetensors", len(CONTENT), hashlib.sha256(CONTENT).hexdigest())

@@ -18,8 +18,8 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.runtime.signing import CHECK, SPENDING, PatientSigner
 from piecework_protocol.errors import Reason, Refusal
+from tests.support.chain.signers import ACCEPTANCE, KEY, LIMITS, MARKET, PAYOUT, PINS, serving
 from tests.support.clock import FakeClock
-from tests.support.signers import ACCEPTANCE, KEY, LIMITS, MARKET, PAYOUT, PINS, serving
 from tests.support.waiting import until
 
 CALL = calls.push_payout(MARKET, MARKET.token, PAYOUT)

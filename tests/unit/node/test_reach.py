@@ -20,9 +20,9 @@ from piecework_protocol.dialling import decode_dial, dial_domain
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import Address, Digest
+from tests.support.chain.fake_chain import DOMAIN, FakeChain
 from tests.support.clock import FakeClock
-from tests.support.fake_chain import DOMAIN, FakeChain
-from tests.support.offers import operator, receiver
+from tests.support.market.offers import operator, receiver
 
 WORKER = operator("worker")
 DIRECT, RELAY = Endpoint(Route.DIRECT, "gpu1.example:1"), Endpoint(Route.RELAYED, "relay.example:2")

@@ -47,7 +47,7 @@ from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.objects import Service
 from tests.repo.test_documents import ROOT
-from tests.support.vllm_server import (
+from tests.support.model.vllm_server import (
     CANVAS,
     CHECKPOINT,
     EOS,
@@ -666,8 +666,8 @@ def test_a_worker_before_vllm_needs_no_torch() -> None:
         "import piecework_node.daemon.daemon, piecework_node.daemon.checks, "
         "piecework_node.vllm.link; "
         "from piecework_model.text.chat import encode_prompt; "
-        "from tests.support.conversations import said; "
-        "from tests.support.vllm_server import CHECKPOINT; "
+        "from tests.support.protocol.conversations import said; "
+        "from tests.support.model.vllm_server import CHECKPOINT; "
         "print(len(encode_prompt(CHECKPOINT.codec, said('a fox'))))"
     )
     result = subprocess.run(

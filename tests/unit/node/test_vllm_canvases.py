@@ -18,7 +18,7 @@ from piecework_node.errors import EndpointLost
 from piecework_node.vllm import checkpoint as vllm_checkpoint
 from piecework_node.vllm.canvases import CanvasWriter
 from piecework_node.vllm.wire import Chunk
-from tests.support.vllm_server import CHECKPOINT, EOS, WORDS
+from tests.support.model.vllm_server import CHECKPOINT, EOS, WORDS
 
 SIZE = 4
 

@@ -24,7 +24,7 @@ from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TextContent, final_text
 from piecework_protocol.objects import Kind
-from tests.support.vllm_server import CANVAS, CHECKPOINT, EOS, servers, token_at
+from tests.support.model.vllm_server import CANVAS, CHECKPOINT, EOS, servers, token_at
 from tests.support.waiting import until
 from tests.unit.node.test_vllm import PROMPT, request, running
 

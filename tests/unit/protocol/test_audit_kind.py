@@ -14,7 +14,7 @@ from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind, S
 from piecework_protocol.outlines import Outline
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Digest, Uint32, keccak256
-from tests.support.audits import CLAIM, LEAVES, READ_CLAIM, report_on
+from tests.support.protocol.audits import CLAIM, LEAVES, READ_CLAIM, report_on
 
 SIZE = 4
 END = Finish.END_OF_TEXT

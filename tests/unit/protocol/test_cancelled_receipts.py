@@ -22,7 +22,7 @@ from piecework_protocol.states import JobState
 from piecework_protocol.trace import trace_root
 from piecework_protocol.types import Amount, Digest, Timestamp, Uint32, keccak256
 from piecework_protocol.wire import decode_worker_frame
-from tests.support.pair import (
+from tests.support.protocol.pair import (
     DOMAIN,
     MODEL,
     OPERATOR,
@@ -32,7 +32,7 @@ from tests.support.pair import (
     job,
     steps_of,
 )
-from tests.support.traces import made_up_leaves
+from tests.support.protocol.traces import made_up_leaves
 
 SEED = next(
     seed for seed in range(100) if keccak256(seed.to_bytes(8, "big") + bytes(4))[8] % 48 > 30

@@ -26,7 +26,15 @@ from piecework_protocol.objects import Acceptance, Finish, Receipt
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Amount, Digest, JobId, Signature, Uint32, keccak256
 from piecework_protocol.wire import decode_worker_frame
-from tests.support.pair import CANVAS, DOMAIN, OPERATOR, PAYER, PairedMarket, PairedStream, job
+from tests.support.protocol.pair import (
+    CANVAS,
+    DOMAIN,
+    OPERATOR,
+    PAYER,
+    PairedMarket,
+    PairedStream,
+    job,
+)
 
 STRANGER = LocalSigner(bytes(keccak256(b"stranger")))
 SEED = 3  # a job of several full canvases with the fake engine

@@ -53,8 +53,8 @@ from piecework_protocol.limits import (
 from piecework_protocol.objects import AuditOutcome, Finish, Kind
 from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
 from piecework_protocol.types import Digest, JobId, keccak256
-from tests.support.audits import CLAIM, READ_CLAIM, report_on
-from tests.support.conversations import encode_messages
+from tests.support.protocol.audits import CLAIM, READ_CLAIM, report_on
+from tests.support.protocol.conversations import encode_messages
 from tests.vectors import contents
 from tests.vectors.generate import DOMAIN
 

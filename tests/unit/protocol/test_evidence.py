@@ -26,9 +26,9 @@ from piecework_protocol.limits import MAX_EVIDENCE_BYTES
 from piecework_protocol.objects import Finish
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Amount, Digest, Signature, Uint32, keccak256
-from tests.support.evidence import NOW, Story, evidence, read_evidence_file
-from tests.support.fake_chain import DOMAIN
-from tests.support.offers import operator
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.market.offers import operator
+from tests.support.protocol.evidence import NOW, Story, evidence, read_evidence_file
 
 STRANGER = LocalSigner(bytes(keccak256(b"stranger to evidence")))
 OPERATOR = operator("worker")

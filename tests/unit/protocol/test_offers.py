@@ -17,8 +17,8 @@ from piecework_protocol.offers import (
 )
 from piecework_protocol.types import Address, Signature, Timestamp, Uint32
 from piecework_protocol.wire import SignedOffer
-from tests.support.fake_chain import DOMAIN, FakeChain
-from tests.support.offers import model, offer, operator, receiver
+from tests.support.chain.fake_chain import DOMAIN, FakeChain
+from tests.support.market.offers import model, offer, operator, receiver
 
 NOW = Timestamp(1_800_000_000)
 

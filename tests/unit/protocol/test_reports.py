@@ -20,10 +20,10 @@ from piecework_protocol.evidence.reports import (
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Digest
-from tests.support.evidence import PAYER, Story, evidence
-from tests.support.fake_chain import DOMAIN
-from tests.support.offers import operator
-from tests.support.reported import FAILED, PASSED, SILENT, invented_trace, report
+from tests.support.chain.fake_chain import DOMAIN
+from tests.support.market.offers import operator
+from tests.support.market.reported import FAILED, PASSED, SILENT, invented_trace, report
+from tests.support.protocol.evidence import PAYER, Story, evidence
 
 
 def test_a_report_file_reads_back_as_it_was_written() -> None:

@@ -39,9 +39,9 @@ from piecework_protocol.types import Amount, Digest, Micros, Uint32, Uint64, kec
 from piecework_protocol.v2 import piecework_pb2 as pb
 from piecework_protocol.wire import SignedOffer, decode_offer, encode_offer
 from piecework_protocol.worker_session import AcceptedJob, CanvasResult, WorkerSession
-from tests.support import offers
-from tests.support.pair import CANVAS, DOMAIN, MODEL, NOW, OPERATOR, OUTLINE, channel, job
-from tests.support.traces import made_up_leaves
+from tests.support.market import offers
+from tests.support.protocol.pair import CANVAS, DOMAIN, MODEL, NOW, OPERATOR, OUTLINE, channel, job
+from tests.support.protocol.traces import made_up_leaves
 
 PLAIN = Openers(canvas=lambda data, _: data, draft=lambda data, _, __: data)
 PROMPT_TOKENS = 3

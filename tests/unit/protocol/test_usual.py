@@ -24,7 +24,7 @@ from piecework_protocol.usual import (
     price_with_steps,
     usual_jobs,
 )
-from tests.support.offers import model, offer
+from tests.support.market.offers import model, offer
 
 SAID = UsualJobs(600_000, 900_000, 213, 104, Source.RECEIPTS)
 

@@ -14,7 +14,7 @@ from piecework_protocol.worker_session import (
     StoppedEngine,
     WorkerSession,
 )
-from tests.support.pair import DOMAIN, MODEL, NOW, channel, denoise, job
+from tests.support.protocol.pair import DOMAIN, MODEL, NOW, channel, denoise, job
 
 
 def test_a_running_job_goes_on_behind_its_last_canvas_when_the_engine_was_replaced() -> None:

@@ -23,11 +23,11 @@ from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import Dial, Join, encode_opening
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Address, Digest, Timestamp
+from tests.support.chain.fake_chain import DOMAIN, FakeChain
 from tests.support.clock import FakeClock
-from tests.support.fake_chain import DOMAIN, FakeChain
-from tests.support.offers import operator, receiver
-from tests.support.relays import LIMITS, OPEN, RunningRelay, running_relay
-from tests.support.tls_listener import tls_listener
+from tests.support.market.offers import operator, receiver
+from tests.support.network.relays import LIMITS, OPEN, RunningRelay, running_relay
+from tests.support.network.tls_listener import tls_listener
 from tests.support.waiting import until
 from tests.unit.relay.test_relay import Wire
 

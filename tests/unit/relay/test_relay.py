@@ -42,8 +42,8 @@ from piecework_protocol.relaying import (
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import Address, Bytes32, Signature, Timestamp, Uint32, keccak256
 from tests.property.relay.test_hello import context, hello_of
-from tests.support.fake_chain import FakeChain
-from tests.support.relays import LIMITS, MARKET, OPEN, RunningRelay, running_relay
+from tests.support.chain.fake_chain import FakeChain
+from tests.support.network.relays import LIMITS, MARKET, OPEN, RunningRelay, running_relay
 from tests.support.waiting import until
 
 OPERATOR = LocalSigner(keccak256(b"an operator behind a relay"))

@@ -26,8 +26,8 @@ from piecework_protocol.types import (
     Timestamp,
     Uint64,
 )
-from tests.support.offers import offer
-from tests.support.signers import ACCEPTANCE, KEY, MARKET, PAYOUT, PERMIT, PINS, TOKEN
+from tests.support.chain.signers import ACCEPTANCE, KEY, MARKET, PAYOUT, PERMIT, PINS, TOKEN
+from tests.support.market.offers import offer
 
 THIEF = Address(b"\x66" * 20)
 REGISTRATION = Registration(

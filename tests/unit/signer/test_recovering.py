@@ -13,7 +13,7 @@ from piecework_node.daemon.registration import prepare_home
 from piecework_node.home import Home
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_protocol.types import Timestamp, Uint64, to_hex
-from tests.support.signers import KEY, MARKET, PAYOUT, serving
+from tests.support.chain.signers import KEY, MARKET, PAYOUT, serving
 from tests.unit.signer.test_statements import NOW, OFFER
 
 

@@ -26,7 +26,7 @@ from piecework.signer.server import BUSY, METHOD, USER, CannotServe, require_lin
 from piecework.signer.wire import frame, read_frame, transaction_question, typed_question
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
-from tests.support.signers import (
+from tests.support.chain.signers import (
     ACCEPTANCE,
     KEY,
     LIMITS,

@@ -18,8 +18,8 @@ from piecework_node.runtime.signing import JOURNAL
 from piecework_protocol.eip712 import TypedData
 from piecework_protocol.objects import Finish, Receipt
 from piecework_protocol.types import Amount, Digest, JobId, Timestamp, Uint32, Uint64
-from tests.support.offers import offer
-from tests.support.signers import ACCEPTANCE, KEY, MARKET, PAYOUT, serving
+from tests.support.chain.signers import ACCEPTANCE, KEY, MARKET, PAYOUT, serving
+from tests.support.market.offers import offer
 from tests.support.waiting import until
 from tests.unit.node.test_patient_signer import Parts
 

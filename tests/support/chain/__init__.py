@@ -1,0 +1,1 @@
+"""Chains for tests, real and fake, and what stands before and on them."""

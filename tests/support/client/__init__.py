@@ -1,0 +1,1 @@
+"""The client's side of a job for tests: stores, gateways, and workers that do as told."""

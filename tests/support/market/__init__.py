@@ -1,0 +1,1 @@
+"""Offers, indexes and auditors for tests, and whole markets in one process."""

@@ -1,0 +1,1 @@
+"""Checkpoints, engines and prompts for tests of the model."""

@@ -1,0 +1,1 @@
+"""Relays, namespaces and peers that misbehave."""

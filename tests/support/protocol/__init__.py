@@ -1,0 +1,1 @@
+"""Signed objects, traces and evidence of jobs that never ran."""

@@ -1,0 +1,1 @@
+"""Processes, terminals, disks and installations for tests."""
