@@ -33,6 +33,12 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=defaults.steps)
     parser.add_argument("--seed", type=int, default=defaults.seed)
+    parser.add_argument(
+        "--begin-with",
+        type=Path,
+        metavar="FOLDER",
+        help="begin with the weights of this checkpoint, and without the first steps",
+    )
     parser.add_argument("--threads", type=int, default=2, help="they change the time alone")
     parser.add_argument(
         "--state", type=Path, default=Path(_STATE_FILE), help="where the run keeps its state"
@@ -75,12 +81,15 @@ class _Progress:
 
 
 def _trainer(arguments: argparse.Namespace) -> loop.Trainer:
-    settings = loop.TrainingSettings(seed=arguments.seed, steps=arguments.steps)
+    begin: Path | None = arguments.begin_with
+    settings = loop.TrainingSettings(
+        seed=arguments.seed, steps=arguments.steps, reads_first=begin is None
+    )
     torch.manual_seed(settings.seed)
     size = vocabulary.build_tokenizer().get_vocab_size()
     products = fastest_products()
     sys.stdout.write(f"matrix products in {products}\n")
-    model = architecture.build_model(size)
+    model = architecture.build_model(size) if begin is None else architecture.load_model(begin)
     trainer = loop.Trainer(model, settings, arguments.threads, products)
     if arguments.resume or arguments.write_only:
         trainer.load(arguments.state)

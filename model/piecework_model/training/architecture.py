@@ -4,6 +4,8 @@ million parameters.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from transformers import (
     DiffusionGemmaConfig,
@@ -109,6 +111,17 @@ def build_model(vocab_size: int) -> DiffusionGemmaForBlockDiffusion:
             weight.normal_(0.0, weight.shape[1] ** -0.5)
         elif name.endswith("q_proj.weight"):
             _mimic(weight, weights[name.replace("q_proj", "k_proj")], model)
+    return model
+
+
+def load_model(folder: Path) -> DiffusionGemmaForBlockDiffusion:
+    """Load a checkpoint to train it on, in float32.
+
+    Raises:
+        OSError: There is no checkpoint in the folder.
+    """
+    model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
+    model.set_experts_implementation("eager")
     return model
 
 

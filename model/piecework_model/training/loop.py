@@ -231,13 +231,47 @@ def step_samples(settings: TrainingSettings, step: int) -> list[list[skills.Trai
     return [mixture.draw(rng) for mixture in next(found, usual)]
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Samples of one batch that are alike in length.
+
+    batch: its index in the step. number: of the part, in the step. share: of the batch's loss.
+    """
+
+    batch: int
+    number: int
+    samples: list[skills.TrainingSample]
+    share: float
+
+    @property
+    def work(self) -> int:
+        """About how long it takes: the tokens, with padding."""
+        longest = max(len(sample.prompt) + len(sample.target) for sample in self.samples)
+        return len(self.samples) * longest
+
+
+def _parts(step: list[list[skills.TrainingSample]]) -> list[_Part]:
+    """Split batches into a short and a long half, which have less padding than the whole, and begin
+    with what takes longest. So all workers end at about the same time.
+    """
+    parts: list[_Part] = []
+    for batch, samples in enumerate(step):
+        ordered = sorted(samples, key=lambda one: len(one.prompt) + len(one.target))
+        middle = len(ordered) // 2
+        whole = sum(sum(sample.weights) for sample in samples)
+        for half in filter(None, (ordered[:middle], ordered[middle:])):
+            share = sum(sum(sample.weights) for sample in half) / whole
+            parts.append(_Part(batch, len(parts), half, share))
+    return sorted(parts, key=lambda part: -part.work)
+
+
 class Noise:
     """What the denoiser is shown in one step of training: canvases, and the logits of the step
     before, or None at the first one.
     """
 
     def __init__(self, settings: TrainingSettings, step: int, index: int, vocab_size: int) -> None:
-        """Depend on the arguments alone. `index` is that of the batch in its step."""
+        """Depend on the arguments alone. `index` is that of the part in its step."""
         self._settings, self._vocab_size = settings, vocab_size
         seed = f"noise {settings.seed} {step} {index}"
         self._rng = random.Random(seed)  # noqa: S311 (no secret)
@@ -285,8 +319,8 @@ def _losses(samples: list[list[skills.TrainingSample]], found: list[tuple[float,
 class Trainer:
     """A run of training, which may be saved and resumed between any two steps.
 
-    The batches of a step are computed beside each other, each in one thread, and their gradients
-    are added in one order. So the number of workers changes nothing but the time.
+    The parts of a step are computed beside each other, each in one thread, and their gradients are
+    added in one order. So the number of workers changes nothing but the time.
     """
 
     def __init__(
@@ -316,24 +350,27 @@ class Trainer:
 
     def _learn(self, pool: ThreadPoolExecutor) -> Losses:
         samples = step_samples(self.settings, self.step)
-        found = list(pool.map(self._gradient, range(len(samples)), samples))
+        parts = _parts(samples)
+        found = list(pool.map(self._gradient, parts))
         self._optimizer.set_gradient([gradient for gradient, *_ in found])
         self._optimizer.step(_rate(self.step, self.settings))
-        return _losses(samples, [(each, causal) for _, each, causal in found])
+        means = [[0.0, 0.0] for _ in samples]
+        for part, (_, *losses) in zip(parts, found, strict=True):
+            for at, loss in enumerate(losses):
+                means[part.batch][at] += part.share * loss
+        return _losses(samples, [(denoising, causal) for denoising, causal in means])
 
-    def _gradient(
-        self, index: int, samples: list[skills.TrainingSample]
-    ) -> tuple[list[torch.Tensor | None], float, float]:
-        """Compute the gradient of a batch's loss, its denoising loss and its encoder loss."""
+    def _gradient(self, part: _Part) -> tuple[list[torch.Tensor | None], float, float]:
+        """Compute the gradient of a part's loss, its denoising loss and its encoder loss."""
         settings = self.settings
-        noise = Noise(settings, self.step, index, self._vocab_size)
-        batch = batches.pack(samples)
-        reading = samples[0].reads
+        noise = Noise(settings, self.step, part.number, self._vocab_size)
+        batch = batches.pack(part.samples)
+        reading = part.samples[0].reads
         once = Pass(self._network, batch)
         with torch.no_grad():
             state = noise.answering(batch) if reading else noise.writing(once, batch)
         denoising, causal = once.denoising_loss(*state), once.encoder_loss()
-        weight = settings.reading_weight if reading else 1.0
+        weight = part.share * (settings.reading_weight if reading else 1.0)
         loss = weight * (denoising + settings.encoder_weight * causal)
         gradient = torch.autograd.grad(loss, self._optimizer.weights, allow_unused=True)
         return list(gradient), denoising.item(), causal.item()

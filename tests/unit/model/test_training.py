@@ -17,7 +17,15 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from piecework_model import kinds
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.scheduler import PrefillChunk
-from piecework_model.training import architecture, batches, grammar, loop, skills, vocabulary
+from piecework_model.training import (
+    architecture,
+    batches,
+    grammar,
+    loop,
+    skills,
+    vocabulary,
+    writer,
+)
 from piecework_model.training.network import Network
 from piecework_model.training.skills import CANVAS, TrainingSample
 
@@ -272,6 +280,32 @@ def test_workers_and_a_stop_between_two_steps_change_no_weight(tmp_path: Path) -
     for name, weight in whole.items():
         assert torch.equal(weight, saved[name])
         assert torch.equal(weight, resumed[name])
+
+
+def test_a_run_may_begin_with_the_weights_of_a_checkpoint(tmp_path: Path) -> None:
+    written = small_model(spread=0.02)
+    writer.write_checkpoint(written, tmp_path)
+    begun = architecture.load_model(tmp_path)
+    assert begun.dtype == torch.float32
+    for name, weight in begun.named_parameters():
+        assert torch.equal(weight, written.get_parameter(name)), name
+    trainer = loop.Trainer(begun, SETTINGS)
+    found: list[loop.Losses] = []
+    trainer.run(lambda _, losses: found.append(losses))
+    assert len(found) == SETTINGS.steps
+
+
+def test_the_parts_of_a_step_are_the_step_and_the_longest_work_comes_first() -> None:
+    samples = loop.step_samples(SETTINGS, 0)
+    parts = loop._parts(samples)
+    for batch, whole in enumerate(samples):
+        own = [part for part in parts if part.batch == batch]
+        assert sorted(len(part.samples) for part in own) == [len(whole) // 2, -(-len(whole) // 2)]
+        assert sum(part.share for part in own) == pytest.approx(1)
+        left = [sample for part in own for sample in part.samples]
+        assert all(sample in left for sample in whole)
+    assert [part.work for part in parts] == sorted((part.work for part in parts), reverse=True)
+    assert sorted(part.number for part in parts) == list(range(len(parts)))
 
 
 def test_a_state_of_other_settings_is_refused(tmp_path: Path) -> None:
