@@ -22,7 +22,7 @@ from bench.report import percentile
 from bench.sections import Budget
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.denoiser import Denoiser
-from piecework_model.engine.executor import SequenceFailure, SequenceStep
+from piecework_model.engine.executor import SequenceStep
 from piecework_model.engine.reference import ReferenceExecutor
 from piecework_model.engine.scheduler import PrefillChunk, SequenceWork
 from piecework_model.layers import matmul as products
@@ -32,7 +32,7 @@ from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.invariance import invariance_of
 from piecework_model.layers.moe import Moe
 from piecework_model.layout import cache_layout
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.sampling import sampler
 from piecework_model.sampling.sampler import SampleOutput
 from piecework_model.sampling.sampler_backends import SampleFn, why_rejected
@@ -243,7 +243,7 @@ def step_of(
     """One step of every sequence, or the error that stopped one."""
     made = []
     for outcome in executor.step(work):
-        if isinstance(outcome, SequenceFailure):
+        if isinstance(outcome, FailedEvent):
             raise StepFailedError(f"{outcome.request_id} failed: {outcome.kind}, {outcome.message}")
         made.append(outcome)
     return made

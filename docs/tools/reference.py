@@ -291,7 +291,7 @@ def errors_page() -> str:
         "## Exceptions\n",
         (
             "Every error that Piecework raises on purpose derives from `PieceworkError`. The SDK\n"
-            "raises these:\n"
+            "raises these. `piecework.client.errors` has those that a program catches by name.\n"
         ),
         exceptions_table(),
     ]

@@ -8,7 +8,8 @@ from typing import Any, Final, Literal, Protocol, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
-from piecework.base.settings import Settings, SettingsError
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings
 
 MAX_CARDS: Final = 16
 """More than any machine holds."""

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from piecework.base.amounts import Token
-from piecework.base.settings import Settings, SettingsError
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings
 from piecework.base.written_amounts import base_units, known_units
 from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, least_first
 from piecework_protocol.limits import MAX_CHANNEL_AMOUNT

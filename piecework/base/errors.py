@@ -29,3 +29,11 @@ class UsageError(PieceworkError):
     """The person who called gave something that cannot be used."""
 
     exit_code = 2
+
+
+class SettingsError(UsageError):
+    """Settings that cannot be used. `problems` has one line for each setting at fault."""
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems

@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from piecework.base.errors import UsageError
+from piecework.base.errors import SettingsError
 from piecework.base.files import FileError, read, shown
 from piecework.base.shapes import expected, is_list, is_wrong_number
 from piecework.base.text import one_line
@@ -48,14 +48,6 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, hide_input_in_errors=True, allow_inf_nan=False
     )
-
-
-class SettingsError(UsageError):
-    """Settings that cannot be used. `problems` has one line for each setting at fault."""
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("; ".join(problems))
-        self.problems = problems
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from typing import Any
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from piecework.base.settings import Settings, SettingsError, described
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings, described
 
 
 def rewritten(

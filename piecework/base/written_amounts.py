@@ -17,7 +17,8 @@ from typing import Annotated, Any, Final
 from pydantic import BeforeValidator
 
 from piecework.base.amounts import MAX_SYMBOL_CHARACTERS, MAX_UNITS, AmountError, Token
-from piecework.base.settings import Settings, SettingsError
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings
 from piecework.base.shapes import Words
 
 MAX_CHARACTERS: Final = 60

@@ -1,18 +1,57 @@
 """What can go wrong for a client, sorted by who can do something about it.
 
-Every error has a text for a person and a `code` for programs (see `PieceworkError`). The worker's
-own errors pass through as they are: `Refusal` (it declines) and `ProtocolViolation` (it cheats).
+Every error has a text for a person and a `code` for programs (see `PieceworkError`). Errors from
+below pass through as they are, and are public names here: `Refusal` (the worker declines),
+`ProtocolViolation` (it cheats), `ChainError`, `SettingsError` and those of what you give.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from piecework.base.amounts import TokenAmount
-from piecework.base.errors import PieceworkError
+from piecework.base.amounts import AmountError, TokenAmount, TokenMismatch
+from piecework.base.errors import PieceworkError, SettingsError, UsageError
 from piecework.base.text import one_line
-from piecework_protocol.errors import Reason
+from piecework.chain.errors import ChainError
+from piecework_protocol.errors import (
+    EvidenceRefused,
+    MalformedInput,
+    ProtocolViolation,
+    Reason,
+    Refusal,
+)
 from piecework_protocol.types import JobId
+
+__all__ = [
+    "AmountError",
+    "BudgetExceeded",
+    "ChainError",
+    "ClientError",
+    "DisputeError",
+    "EvidenceRefused",
+    "FeeOverLimit",
+    "HomeError",
+    "InsufficientFunds",
+    "JobFailed",
+    "JobFollowed",
+    "JobInterrupted",
+    "MalformedInput",
+    "NoWorkerFits",
+    "PieceworkError",
+    "ProtocolViolation",
+    "Reason",
+    "Refusal",
+    "RequestDiffers",
+    "RequestFollowed",
+    "RequestRefused",
+    "SettingsError",
+    "StoreError",
+    "TokenMismatch",
+    "TooManyRequests",
+    "UsageError",
+    "WalletError",
+    "WorkerUnreachable",
+]
 
 MAX_REASON_CHARACTERS = 300
 """A worker's own words in an error line."""

@@ -16,10 +16,10 @@ from piecework_model import bounds, templates
 from piecework_model.bounds import ModelLimits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.executor import SequenceFailure, SequenceStep, StepObserver
+from piecework_model.engine.executor import SequenceStep, StepObserver
 from piecework_model.engine.scheduler import SequenceWork, known_chunks
 from piecework_model.errors import InvalidRequestError, ReplayError
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_protocol.trace import StepRecord
 
 
@@ -129,7 +129,7 @@ class Replayer:
         finally:
             self._executor.observe = None
         for outcome in outcomes:
-            if isinstance(outcome, SequenceFailure):
+            if isinstance(outcome, FailedEvent):
                 raise ReplayError(f"{outcome.kind}: {outcome.message}")
             return outcome
         return None

@@ -28,7 +28,6 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from piecework_model import bounds, limits
 from piecework_model.bounds import ModelLimits
 from piecework_model.engine.executor import (
-    SequenceFailure,
     SequenceOutcome,
     SequenceStep,
     StepObserver,
@@ -60,7 +59,7 @@ from piecework_model.layers.projections import (
 )
 from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.sampling.sampler_backends import sampler_for
 
 
@@ -348,7 +347,7 @@ class BatchedExecutor:
             if is_out_of_memory(error):
                 self._release(recordings=len(batch) == 1)
             if len(batch) == 1:
-                failure = SequenceFailure(batch[0].request_id, *failure_of(error))
+                failure = FailedEvent(batch[0].request_id, *failure_of(error))
                 self.close(failure.request_id)
                 return [failure]
             if isinstance(error, torch.AcceleratorError):

@@ -18,7 +18,7 @@ from piecework_model import bounds, limits, templates
 from piecework_model.charging import Charge, charge_of
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.engine.executor import Executor, SequenceFailure, SequenceStep, StepTrace
+from piecework_model.engine.executor import Executor, SequenceStep, StepTrace
 from piecework_model.engine.scheduler import Capacity, Scheduler, known_chunks, prompt_chunks
 from piecework_model.requests import (
     PROGRESS_STEPS,
@@ -204,9 +204,7 @@ class Engine:
             self._copied(request_id, self._executor.find_cached(request_id))
         work = self._scheduler.plan()
         outcomes = self._executor.step(work) if work else []
-        failed = {
-            outcome.request_id for outcome in outcomes if isinstance(outcome, SequenceFailure)
-        }
+        failed = {outcome.request_id for outcome in outcomes if isinstance(outcome, FailedEvent)}
         for item in work:
             if item.request_id not in failed:
                 self._scheduler.prefilled(item.request_id, item.chunks)
@@ -218,10 +216,10 @@ class Engine:
             if item.chunks and not item.denoise and item.request_id not in failed
         ]
         for outcome in outcomes:
-            if isinstance(outcome, SequenceFailure):
+            if isinstance(outcome, FailedEvent):
                 del self._jobs[outcome.request_id]
                 self._scheduler.drop(outcome.request_id)
-                events.append(FailedEvent(outcome.request_id, outcome.kind, outcome.message))
+                events.append(outcome)
             else:
                 events += self._advance(self._jobs[outcome.request_id], outcome)
         self._admit()

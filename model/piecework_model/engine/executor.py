@@ -14,7 +14,7 @@ from typing import Protocol
 from torch import Tensor
 
 from piecework_model.engine.scheduler import SequenceWork
-from piecework_model.requests import FailureKind, GenerationRequest
+from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_protocol.trace import StepRecord
 
 StepObserver = Callable[[str, StepRecord, Tensor], None]
@@ -52,16 +52,8 @@ class SequenceStep:
         return tuple(trace.leaf for trace in self.traces)
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceFailure:
-    """A sequence that could not go on. The executor has forgotten it already."""
-
-    request_id: str
-    kind: FailureKind
-    message: str
-
-
-SequenceOutcome = SequenceStep | SequenceFailure
+SequenceOutcome = SequenceStep | FailedEvent
+"""A sequence that failed could not go on, and the executor has forgotten it already."""
 
 
 class Executor(Protocol):

@@ -14,7 +14,6 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import (
-    SequenceFailure,
     SequenceOutcome,
     SequenceStep,
     StepObserver,
@@ -25,7 +24,7 @@ from piecework_model.engine.sequence import SequenceState, decide, label_logits,
 from piecework_model.errors import NonFiniteError
 from piecework_model.failures import failure_of
 from piecework_model.layout import cache_layout
-from piecework_model.requests import GenerationRequest
+from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.sampling import sampler
 
 
@@ -104,7 +103,7 @@ class ReferenceExecutor:
         try:
             return self._work(work, self._sequences[work.request_id])
         except (NonFiniteError, RuntimeError, MemoryError) as error:
-            failure = SequenceFailure(work.request_id, *failure_of(error))
+            failure = FailedEvent(work.request_id, *failure_of(error))
         self.close(work.request_id)
         return failure
 

@@ -8,8 +8,9 @@ from typing import Any, Final, Self
 
 from piecework.base import settings as loader
 from piecework.base.amounts import AmountError, Token
+from piecework.base.errors import SettingsError
 from piecework.base.files import read, write_private
-from piecework.base.settings import MAX_FILE_BYTES, SettingsError
+from piecework.base.settings import MAX_FILE_BYTES
 from piecework_node import config as settings
 from piecework_node.card_settings import tables_with
 from piecework_node.config import AMOUNTS, WorkerConfig

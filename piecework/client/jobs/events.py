@@ -174,3 +174,4 @@ JobEvent = (
     | JobResuming
     | JobFinished
 )
+"""Whatever a job can tell its caller."""

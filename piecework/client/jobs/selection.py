@@ -43,7 +43,7 @@ from piecework.client.limits import BROKEN_WORKER_REST_S, FULL_WORKER_WAIT_S
 from piecework.client.network.discovery import serves
 from piecework_protocol.capacity import EntryCapacity, capacity_of
 from piecework_protocol.errors import Reason
-from piecework_protocol.objects import ModelOffer, Offer, Service
+from piecework_protocol.objects import ModelOffer, Service
 from piecework_protocol.offers import takes_images
 from piecework_protocol.pricing import Usage, canvases_for, price, worst_case
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
@@ -135,16 +135,16 @@ def rank(
     lengths = answer_lengths(served, memories, Timestamp(filters.now))
     for signed, model in served:
         candidate = _Candidate(signed, model, memories, filters, lengths[model.digest])
-        estimate = _Estimate.of(request, candidate)
-        mistake = _mistake(request, signed.offer, model, estimate, filters)
+        choice = _choice(request, candidate)
+        mistake = _mistake(request, choice, filters)
         mistakes.append(mistake)
-        trouble: str | None = _terms_trouble(signed, estimate, filters) or (
-            mistake.why if mistake else _price_trouble(estimate, filters)
+        trouble: str | None = _terms_trouble(candidate) or (
+            mistake.why if mistake else _price_trouble(choice, filters)
         )
         if trouble:
             unfit.append(f"{address_hex(signed.offer.operator)} ({model.name}): {trouble}")
         else:
-            choices.append(_choice(signed, model, estimate, filters))
+            choices.append(choice)
     choices.sort(key=_order)
     mine = mistakes[0] if mistakes and all(mistakes) else None
     return Ranking(tuple(choices), tuple(unfit), bool(mistakes), mine)
@@ -248,48 +248,59 @@ class _Candidate:
     def measured(self) -> Measured:
         return measured_at(self.memories, self.signed.offer.operator, self.model.digest)
 
+    @property
+    def memory(self) -> Experience:
+        operator = self.signed.offer.operator
+        return self.memories.experience.get(operator, Experience(operator))
 
-@dataclass(frozen=True, slots=True)
-class _Estimate:
-    """What a request should take at one worker."""
+    @property
+    def opened(self) -> bool:
+        """Whether a channel with the worker holds money."""
+        return self.signed.offer.operator in self.memories.opened
 
-    memory: Experience
-    generation: Generation
-    usage: Usage
-    seconds: float
-    expected: Amount
-    ceiling: Amount
-    rate: OutputRate
-    opened: bool
-    """Whether a channel with the worker holds money."""
 
-    @classmethod
-    def of(cls, request: JobRequest, candidate: _Candidate) -> _Estimate:
-        offer, model = candidate.signed.offer, candidate.model
-        memories, filters = candidate.memories, candidate.filters
-        generation = request.resolved(model, filters.default_max_tokens)
-        opened = offer.operator in memories.opened
-        left = filters.left
-        if left is not None and not opened:
-            left = Amount(max(0, left - offer.open_fee))
-        limit = least_of(request.max_price, filters.max_job_price, left)
-        if limit is not None and request.may_be_shortened:
-            generation = affordable(request, generation, model, limit)
-        tokens = request.output_tokens(generation, candidate.usual)
-        rate = OutputRate.of(offer, model, memories, candidate.now)
-        steps = _steps(request, generation, candidate, tokens, rate.claim)
-        usage = Usage(request.prompt_tokens, tokens, steps)
-        ceiling = ceiling_of(request, generation, model)
-        return cls(
-            memory=memories.experience.get(offer.operator, Experience(offer.operator)),
-            generation=generation,
-            usage=usage,
-            seconds=claimed_seconds(model, tokens) * slowness(candidate.measured, candidate.now),
-            expected=Amount(min(price(model, usage), ceiling)),
-            ceiling=ceiling,
-            rate=rate,
-            opened=opened,
-        )
+def _choice(request: JobRequest, candidate: _Candidate) -> Choice:
+    """What the request should take at one worker, whether it fits or not."""
+    signed, model, filters = candidate.signed, candidate.model, candidate.filters
+    offer, now = signed.offer, candidate.now
+    fee = Amount(0) if candidate.opened else offer.open_fee
+    generation = _resolved(request, candidate, fee)
+    tokens = request.output_tokens(generation, candidate.usual)
+    rate = OutputRate.of(offer, model, candidate.memories, now)
+    steps = _steps(request, generation, candidate, tokens, rate.claim)
+    usage = Usage(request.prompt_tokens, tokens, steps)
+    ceiling = ceiling_of(request, generation, model)
+    expected = Amount(min(price(model, usage), ceiling))
+    seconds = claimed_seconds(model, tokens) * slowness(candidate.measured, now)
+    places, share = capacity_of(offer, model), reliability(candidate.memory, now)
+    money = expected + fee * _part_of_deposit(ceiling, filters)
+    time = seconds + _waiting(places, seconds)
+    return Choice(
+        signed=signed,
+        model=model,
+        generation=generation,
+        expected=expected,
+        ceiling=ceiling,
+        fee=fee,
+        seconds=seconds,
+        usage=usage,
+        rate=rate,
+        reliability=share,
+        score=(money + time * filters.second_is_worth) / share,
+        full=places.is_full,
+        resting=is_resting(candidate.memory, now),
+    )
+
+
+def _resolved(request: JobRequest, candidate: _Candidate, fee: Amount) -> Generation:
+    """The request's generation at this model, as long as limits and money can pay."""
+    model, filters = candidate.model, candidate.filters
+    generation = request.resolved(model, filters.default_max_tokens)
+    left = filters.left if filters.left is None else Amount(max(0, filters.left - fee))
+    limit = least_of(request.max_price, filters.max_job_price, left)
+    if limit is None or not request.may_be_shortened:
+        return generation
+    return affordable(request, generation, model, limit)
 
 
 def _steps(
@@ -313,35 +324,9 @@ def _order(choice: Choice) -> tuple[bool, float, Address, bytes]:
     return choice.resting, choice.score, choice.operator, choice.model.digest
 
 
-def _choice(
-    signed: SignedOffer, model: ModelOffer, estimate: _Estimate, filters: Filters
-) -> Choice:
-    offer, now = signed.offer, Timestamp(filters.now)
-    share = reliability(estimate.memory, now)
-    places = capacity_of(offer, model)
-    seconds = estimate.seconds + _waiting(places, estimate.seconds)
-    fee = Amount(0) if estimate.opened else offer.open_fee
-    price = estimate.expected + fee * _part_of_deposit(estimate, filters)
-    return Choice(
-        signed=signed,
-        model=model,
-        generation=estimate.generation,
-        expected=estimate.expected,
-        ceiling=estimate.ceiling,
-        fee=fee,
-        seconds=estimate.seconds,
-        usage=estimate.usage,
-        rate=estimate.rate,
-        reliability=share,
-        score=(price + seconds * filters.second_is_worth) / share,
-        full=places.is_full,
-        resting=is_resting(estimate.memory, now),
-    )
-
-
-def _part_of_deposit(estimate: _Estimate, filters: Filters) -> float:
+def _part_of_deposit(ceiling: Amount, filters: Filters) -> float:
     """What part of one deposit the job takes, at most all of it."""
-    return min(1.0, estimate.ceiling / filters.deposit) if filters.deposit else 1.0
+    return min(1.0, ceiling / filters.deposit) if filters.deposit else 1.0
 
 
 def _waiting(places: EntryCapacity, seconds: float) -> float:
@@ -361,22 +346,21 @@ def _at(paid: PaidTariff, choice: Choice) -> Amount:
     return price(tariff, choice.usage)
 
 
-def _mistake(
-    request: JobRequest, offer: Offer, model: ModelOffer, estimate: _Estimate, filters: Filters
-) -> Mistake | None:
+def _mistake(request: JobRequest, choice: Choice, filters: Filters) -> Mistake | None:
     """What the request itself asks for and this model cannot give."""
+    model = choice.model
     if not model.kinds & request.kind.bit:
         missing = f"takes no jobs of kind {request.kind.name.lower()}"
         return Mistake("model", "kind_not_offered", missing)
-    if request.content.has_images and takes_images(offer) is False:
+    if request.content.has_images and takes_images(choice.signed.offer) is False:
         return Mistake("messages", "images_not_taken", "takes no images")
     if model.service is Service.BEST_EFFORT and (why := _best_effort_trouble(request)):
         return Mistake("piecework.best_effort", "best_effort_not_allowed", why)
     if isinstance(request, TextRequest):
-        mistake = _length_mistake(request, model, estimate.generation.max_tokens or 0)
+        mistake = _length_mistake(request, model, choice.generation.max_tokens or 0)
         if mistake is not None:
             return mistake
-    return _price_mistake(request, estimate, filters)
+    return _price_mistake(request, choice, filters)
 
 
 def _length_mistake(request: TextRequest, model: ModelOffer, tokens: int) -> Mistake | None:
@@ -398,13 +382,13 @@ def _length_mistake(request: TextRequest, model: ModelOffer, tokens: int) -> Mis
     return None
 
 
-def _price_mistake(request: JobRequest, estimate: _Estimate, filters: Filters) -> Mistake | None:
+def _price_mistake(request: JobRequest, choice: Choice, filters: Filters) -> Mistake | None:
     """A limit of one job's price that the request's ceiling passes."""
-    if request.max_price is not None and estimate.ceiling > request.max_price:
-        why = _over_limit(estimate, request.max_price, filters)
+    if request.max_price is not None and choice.ceiling > request.max_price:
+        why = _over_limit(choice, request.max_price, filters)
         return Mistake("piecework.max_price", PRICE_TOO_LOW, why)
-    if filters.max_job_price is not None and estimate.ceiling > filters.max_job_price:
-        why = _over_limit(estimate, filters.max_job_price, filters)
+    if filters.max_job_price is not None and choice.ceiling > filters.max_job_price:
+        why = _over_limit(choice, filters.max_job_price, filters)
         return Mistake("max_tokens", "over_price_limit", why)
     return None
 
@@ -416,13 +400,13 @@ def _best_effort_trouble(request: JobRequest) -> str | None:
     return f"serves at best effort and cannot honour {', '.join(unmet)}" if unmet else None
 
 
-def _over_limit(estimate: _Estimate, limit: Amount, filters: Filters) -> str:
+def _over_limit(choice: Choice, limit: Amount, filters: Filters) -> str:
     token = filters.token
-    return f"may cost up to {token.format(estimate.ceiling)}, the limit is {token.format(limit)}"
+    return f"may cost up to {token.format(choice.ceiling)}, the limit is {token.format(limit)}"
 
 
-def _price_trouble(estimate: _Estimate, filters: Filters) -> str | None:
-    most, asked = filters.max_price_per_million_output, estimate.rate.expected
+def _price_trouble(choice: Choice, filters: Filters) -> str | None:
+    most, asked = filters.max_price_per_million_output, choice.rate.expected
     if most is not None and asked > most:
         return (
             f"a million output tokens should cost {filters.token.format(asked)} with their "
@@ -431,8 +415,8 @@ def _price_trouble(estimate: _Estimate, filters: Filters) -> str | None:
     return None
 
 
-def _terms_trouble(signed: SignedOffer, estimate: _Estimate, filters: Filters) -> str | None:
-    offer, memory = signed.offer, estimate.memory
+def _terms_trouble(candidate: _Candidate) -> str | None:
+    offer, memory, filters = candidate.signed.offer, candidate.memory, candidate.filters
     if offer.expires_at <= filters.now:
         return "its offer has expired"
     if filters.token.address not in offer.tokens:
@@ -441,9 +425,9 @@ def _terms_trouble(signed: SignedOffer, estimate: _Estimate, filters: Filters) -
         return f"wants a withdrawal delay of {offer.min_withdrawal_delay} s"
     if memory.broken_clause and filters.now < memory.broken_at + BROKEN_WORKER_REST_S:
         return f"broke clause {memory.broken_clause} before"
-    fee = offer.top_up_fee if estimate.opened else offer.open_fee
+    fee = offer.top_up_fee if candidate.opened else offer.open_fee
     if filters.max_fee is not None and fee > filters.max_fee:
-        what = "topping up" if estimate.opened else "opening"
+        what = "topping up" if candidate.opened else "opening"
         asked, limit = filters.token.format(fee), filters.token.format(filters.max_fee)
         return f"asks {asked} for {what} a channel, the limit max_fee is {limit}"
     return None

@@ -59,6 +59,7 @@ class Hole:
 
 
 TemplatePart = Fixed | Hole
+"""A template is a sequence of these."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,21 +7,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+import piecework.client
 from docs.tools.site import LINK, OUTSIDE
+from piecework.client import content, errors, events, requests
 from tests.support.documents import ROOT
 
 pytestmark = pytest.mark.slow
 BUILD_TIMEOUT_S = 300
+PUBLIC = (piecework.client, content, errors, events, requests)
 LOADS = re.compile(r'<(?:script|img|iframe|link)[^>]*(?:src|href)="?(?:https?:)?//', re.IGNORECASE)
 """An element that makes the browser fetch something from another host."""
 
 
-def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(
-    tmp_path: Path,
-) -> None:
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the built site. A warning ends the build."""
+    folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         (
             sys.executable,
@@ -31,7 +36,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(
             "build",
             "--strict",
             "--site-dir",
-            str(tmp_path / "site"),
+            str(folder),
         ),
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
@@ -41,13 +46,24 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
+    return folder
+
+
+def test_the_site_loads_nothing_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
         text = page.read_text(encoding="utf-8")
         assert not LOADS.search(text), page.name
         # Such an element would make the theme fetch a library.
         assert 'class="mermaid"' not in text, page.name
+
+
+@pytest.mark.parametrize("module", PUBLIC, ids=lambda module: module.__name__)
+def test_the_page_of_the_sdk_shows_every_public_name(site: Path, module: ModuleType) -> None:
+    page = (site / "reference" / "sdk.html").read_text(encoding="utf-8")
+    shown = set(re.findall(r'<h\d id="([\w.]+)"', page))
+    assert {f"{module.__name__}.{name}" for name in module.__all__} <= shown
 
 
 def test_links_that_leave_the_documents_are_found() -> None:

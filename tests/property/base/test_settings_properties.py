@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework.base.settings import Settings, SettingsError, Variables, load, to_toml
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings, Variables, load, to_toml
 
 
 class Model(Settings):

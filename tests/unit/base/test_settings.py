@@ -9,15 +9,8 @@ from typing import Annotated, Any, Literal, Self
 import pytest
 from pydantic import Field, field_validator, model_validator
 
-from piecework.base.settings import (
-    Settings,
-    SettingsError,
-    Variables,
-    check,
-    describe,
-    load,
-    to_toml,
-)
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings, Variables, check, describe, load, to_toml
 
 Units = Annotated[int, Field(ge=0, lt=1 << 96)]
 VARIABLES = Variables(

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field
 
-from piecework.base.settings import Settings, SettingsError, change, to_toml
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings, change, to_toml
 from piecework.base.settings_file import rewritten
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.base.amounts import MAX_UNITS, Token
-from piecework.base.settings import Settings, SettingsError, Variables, check, describe
+from piecework.base.errors import SettingsError
+from piecework.base.settings import Settings, Variables, check, describe
 from piecework.base.written_amounts import WrittenAmount, amount_fields, base_units, weight
 
 USD = Token(b"\x11" * 20, "USD", 6)

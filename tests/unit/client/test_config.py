@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from piecework.base.amounts import Token
-from piecework.base.settings import SettingsError, describe, to_toml
+from piecework.base.errors import SettingsError
+from piecework.base.settings import describe, to_toml
 from piecework.client.config import VARIABLES, ClientConfig, load_config
 
 USD = Token(b"\x01" * 20, "tUSDC", 6)

@@ -16,7 +16,7 @@ from piecework_model import limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor, _Task
 from piecework_model.engine.engine import Engine
-from piecework_model.engine.executor import SequenceFailure, SequenceStep
+from piecework_model.engine.executor import SequenceStep
 from piecework_model.engine.prefix_cache import PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import PrefillChunk, SequenceWork
 from piecework_model.errors import MemoryOverflowError
@@ -308,7 +308,7 @@ def test_what_only_saves_work_makes_room_when_memory_runs_out(
 
     with hungry(bundled):
         (failed,) = made.step([SequenceWork("sequence", 0, denoise=True)])
-    assert isinstance(failed, SequenceFailure)
+    assert isinstance(failed, FailedEvent)
     assert not made._prefix_cache.used_bytes
     assert not pieces.held_bytes
 
@@ -327,7 +327,7 @@ def test_a_cache_that_cannot_be_allocated_ends_its_sequence_only(
     huge, small = made.step(
         [SequenceWork("huge", 1, denoise=True), SequenceWork("small", 1, denoise=True)]
     )
-    assert isinstance(huge, SequenceFailure)
+    assert isinstance(huge, FailedEvent)
     assert huge.kind == "out_of_memory"
     assert isinstance(small, SequenceStep)
 

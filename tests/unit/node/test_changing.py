@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from piecework.base.amounts import Token
-from piecework.base.errors import PieceworkError
-from piecework.base.settings import SettingsError
+from piecework.base.errors import PieceworkError, SettingsError
 from piecework_node import config as settings
 from piecework_node.daemon.changing import LIVE, prepare_change, with_live
 from piecework_node.home import Home

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from piecework.base.amounts import Token
-from piecework.base.settings import SettingsError
+from piecework.base.errors import SettingsError
 from piecework_node import config
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.environment import child_environment

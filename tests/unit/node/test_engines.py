@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from piecework.base.clock import SystemClock
-from piecework.base.settings import SettingsError
+from piecework.base.errors import SettingsError
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node import config, logs
 from piecework_node.config import WorkerConfig
