@@ -20,7 +20,8 @@ from piecework_protocol.limits import MAX_NAME_BYTES
 
 _CPU_INFO = Path("/proc/cpuinfo")
 _CONTAINER_LIMIT = Path("/sys/fs/cgroup/memory.max")  # cgroup v2: a number of bytes, or "max"
-_MAX_PROFILE_CHARS = 160
+_MAX_PROCESSOR_CHARS: Final = 32
+_MAX_LAST_CHARS: Final = 12  # "1024-threads"
 SMALL_MODEL_PARAMETERS: Final = 50_000_000
 """Below this the matrices of one layer take microseconds. OpenMP's threads then wait for each other
 longer than they work, and ten times as long when the cores are busy. Measured on two busy cores:
@@ -215,7 +216,7 @@ def engine_profile(loaded: LoadedModel, hardware: Hardware, kernels: str) -> str
             str(torch.backends.cpu.get_cpu_capability()),
             f"{torch.get_num_threads()}-threads",
         ]
-    return "/".join(_slug(part) for part in parts)[:_MAX_PROFILE_CHARS]
+    return "/".join(_slug(part) for part in parts)
 
 
 def _known_parts(hardware: Hardware, device: str, dtype: str, quantization: str) -> list[str]:
@@ -225,7 +226,16 @@ def _known_parts(hardware: Hardware, device: str, dtype: str, quantization: str)
     name = hardware.name if device.startswith("cuda") else hardware.cpu
     ours, theirs = version("piecework"), version("transformers")
     build = f"piecework-{ours}+torch-{torch.__version__}+transformers-{theirs}"
-    return [name, build, dtype, quantization]
+    return [_short_name(name), build, dtype, quantization]
+
+
+def _short_name(name: str) -> str:
+    """Keep the name of a processor so short that a shortened profile still has its precision."""
+    slug = _slug(name)
+    if len(slug) <= _MAX_PROCESSOR_CHARS:
+        return slug
+    digest = sha256(slug.encode()).hexdigest()[:6]
+    return f"{slug[: _MAX_PROCESSOR_CHARS - 7]}-{digest}"
 
 
 def profile_start(hardware: Hardware, device: str, dtype: str, quantization: str) -> str:
@@ -239,13 +249,16 @@ def profile_start(hardware: Hardware, device: str, dtype: str, quantization: str
 
 
 def short_profile(profile: str) -> str:
-    """Shorten the profile to the room of an offer. A longer one keeps its start and a digest of all
-    of it.
+    """Shorten the profile to the room of an offer. A longer one keeps its start, a digest of all of
+    it, and the number of threads, which an audit reads.
     """
     if len(profile.encode()) <= MAX_NAME_BYTES:
         return profile
-    digest = sha256(profile.encode()).hexdigest()[:12]
-    return profile.encode()[: MAX_NAME_BYTES - 13].decode(errors="ignore") + "-" + digest
+    _, _, last = profile.rpartition("/")
+    end = f"-{sha256(profile.encode()).hexdigest()[:12]}"
+    if last.endswith("-threads"):
+        end = f"{end}/{last[-_MAX_LAST_CHARS:]}"
+    return profile.encode()[: MAX_NAME_BYTES - len(end)].decode(errors="ignore") + end
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import write_evidence
 from piecework_protocol.kinds.text import TextOutput
+from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish
 from piecework_protocol.openings import StepOpening, write_openings
 from tests.support.model.audited import AuditedJob, audited_job
@@ -76,6 +77,30 @@ def replayed(job: AuditedJob, loaded: LoadedModel, by: Replayer, canvas: int) ->
 def test_the_profile_names_the_precision(profile: str) -> None:
     assert read_precision(profile) == ProfilePrecision("bfloat16", "none", torch.get_num_threads())
     assert read_precision("fake gpu") is None
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("Intel(R) Xeon(R) Processor @ 2.80GHz", "Intel(R) Xeon(R) Processor @ 2.90GHz"),
+        ("13th Gen Intel(R) Core(TM) i9-13900KS @ 3.20GHz", "13th Gen Intel(R) Core(TM) i9-13900"),
+        ("x" * 300, "x" * 301),
+    ],
+)
+def test_a_processor_of_a_long_name_hides_no_precision(
+    worker: LoadedModel, first: str, second: str
+) -> None:
+    shown = [
+        short_profile(
+            engine_profile(worker, replace(probe(), cpu=name), "batched-with-a-long-name")
+        )
+        for name in (first, second)
+    ]
+    assert shown[0] != shown[1]
+    for profile in shown:
+        assert len(profile.encode()) <= MAX_NAME_BYTES
+        found = read_precision(profile)
+        assert found == ProfilePrecision("bfloat16", "none", torch.get_num_threads())
 
 
 def test_every_canvas_of_an_honest_job_passes_a_replay(
