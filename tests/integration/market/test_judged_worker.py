@@ -149,6 +149,10 @@ async def _walk(
         assert stranger.code == 3 and "is not in the committee" in stranger.err
         assert first.json()["guilty"] and second.json()["guilty"]
         assert first.json()["leaf_root"] == second.json()["leaf_root"]
+        committee.verdict(1).write_text("something else")
+        taken = await committee.judges(1, evidence)
+        assert taken.code == 1 and f"{committee.verdict(1).name} exists already" in taken.line()
+        assert committee.verdict(1).read_text() == "something else"
         other = await committee.judges(1, evidence, step=0)
         assert other.code == 3 and "is not before the committee" in other.err
         await give(committee.file, members[0], native="1", tokens="0")
