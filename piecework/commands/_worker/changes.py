@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -44,8 +44,14 @@ def place_of(home: Path | None) -> Home:
 
     place = Home(common.home("worker", home))
     if not place.config.is_file() or not place.deployment.is_file():
-        common.fail(f"no worker's home in {place.root}. Make one: piecework worker init")
+        no_home(place)
     return place
+
+
+def no_home(place: Home) -> NoReturn:
+    """Say in one line that there is no home, and how to make one."""
+    line = "Make one: piecework worker join URL, or piecework worker init"
+    common.fail(f"no worker's home in {place.root}. {line}")
 
 
 def change(
