@@ -9,8 +9,8 @@ import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.demo.market import free_port
-from tests.integration.market.test_join import OWNER, PAYOUT, describe, published
-from tests.support.chains import deployed
+from tests.integration.market.test_join import OWNER, PAYOUT
+from tests.support.joining import published_market
 from tests.support.on_terminal import CTRL_C, CTRL_D, on_terminal
 
 pytestmark = pytest.mark.process
@@ -27,13 +27,11 @@ async def ends_at_once(line: Sequence[str], *answers: tuple[str, str], last: str
 async def test_one_ctrl_c_ends_a_command_at_each_of_its_questions(
     tmp_path: Path, embedded_chain: EmbeddedChain
 ) -> None:
-    public, home = tmp_path / "public", tmp_path / "worker"
-    public.mkdir()
-    async with deployed(embedded_chain) as market, published(public) as url:
-        market.deployment.save(public / "deployment.json")
-        await describe(public)
+    home = tmp_path / "worker"
+    async with published_market(tmp_path, embedded_chain) as found:
+        public = found.folder
         bind = ("--bind", f"127.0.0.1:{free_port()}", "--owner", OWNER)
-        line = ("worker", "join", url, "--home", str(home), *bind)
+        line = ("worker", "join", found.url, "--home", str(home), *bind)
         told = [
             ("Is it the same", "y"),
             ("Cold address", PAYOUT),
@@ -57,12 +55,9 @@ async def test_one_ctrl_c_ends_a_command_at_each_of_its_questions(
 async def test_the_end_of_the_input_is_said_at_each_kind_of_question(
     tmp_path: Path, embedded_chain: EmbeddedChain
 ) -> None:
-    public = tmp_path / "public"
-    public.mkdir()
-    async with deployed(embedded_chain) as market, published(public) as url:
-        market.deployment.save(public / "deployment.json")
-        await describe(public)
-        join = ("worker", "join", url, "--home", str(tmp_path / "worker"))
+    async with published_market(tmp_path, embedded_chain) as found:
+        public = found.folder
+        join = ("worker", "join", found.url, "--home", str(tmp_path / "worker"))
         file, key = public / "deployment.json", public / "key.json"
         where = ("--deployment", str(file), "--key-file", str(key))
         for line, question in (

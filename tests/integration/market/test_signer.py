@@ -38,7 +38,6 @@ from piecework_node.keys.operator import is_record, write_record
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, parse_address, to_hex
-from tests.integration.market.test_join import describe, published
 from tests.support.chains import (
     ETHER,
     MIN_STAKE,
@@ -48,6 +47,7 @@ from tests.support.chains import (
     signer,
 )
 from tests.support.commands import piecework
+from tests.support.joining import describe, published
 from tests.support.node.owed import OWNER
 from tests.support.signers import SignerProcess, payouts
 from tests.support.waiting import until
