@@ -2,7 +2,8 @@
 
 Indexes and relays do this alike. Neither is a scanner for hire. They dial for operators with an
 active stake alone, once a minute each, public addresses alone, with nothing but a TLS handshake.
-The answer is one word for each address.
+The answer is one word for each address. What is refused for the load here dials nobody, and costs
+the operator no minute.
 
 A request names nobody who is to dial, and a worker sends the same one to all its indexes. So any of
 them can hand it on. That costs the worker nothing: who has answered it gives the same answer again.
@@ -11,8 +12,8 @@ them can hand it on. That costs the worker nothing: who has answered it gives th
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
 
 from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler, LookupsBusy
@@ -26,10 +27,11 @@ from piecework_protocol.relaying import server_name
 from piecework_protocol.signing import signed_by
 from piecework_protocol.types import Address, Bytes32
 
+T = TypeVar("T")
 DIALS: Final = Rate.per_minute(1, 1)
 """Of one operator."""
 MAX_DIALS: Final = 32
-"""Addresses dialled at once. Each takes two seconds at most."""
+"""Addresses dialled at once. Each takes four seconds at most."""
 MAX_OPERATORS: Final = 50_000
 """Whose rates are kept. The longest unused is forgotten, which only forgives it."""
 BUSY_S: Final = 5.0
@@ -124,20 +126,32 @@ class DialDesk:
                 "rate_limited", "one dial a minute for each operator", retry_after_s=wait
             )
         self.under_way += len(request.endpoints)
-        dials = asyncio.create_task(self._dial_all(request), name="dial")
+        dials = asyncio.create_task(self._dial_all(request, digest), name="dial")
         self._answered[digest] = (moment, dials)
         return dials
 
-    async def _dial_all(self, request: DialRequest) -> list[dict[str, str]]:
+    async def _dial_all(self, request: DialRequest, digest: Bytes32) -> list[dict[str, str]]:
+        """Look all names up, and then dial. So a request that is refused here dials nobody."""
+        places = [_place(one.address) for one in request.endpoints]
+        name, pin = server_name(request.operator), request.tls_certificate
         try:
-            dials = (self._dial(request, one.address) for one in request.endpoints)
-            found = await asyncio.gather(*dials, return_exceptions=True)
+            known = await _all(self._dialler.look_up(host, port) for host, port in places)
+            found = await _all(
+                self._dialler.dial(addresses, port, name, pin)
+                for addresses, (_, port) in zip(known, places, strict=True)
+            )
+        except LookupsBusy:
+            # The load is not the operator's. It may come back as soon as it is told, no earlier:
+            # the lookups that it got were not free.
+            self._rate.forgive(request.operator, BUSY_S, self._clock.monotonic())
+            del self._answered[digest]
+            raise
         finally:
             self.under_way -= len(request.endpoints)
-        for one in found:
-            if isinstance(one, BaseException):
-                raise one
-        return [one for one in found if not isinstance(one, BaseException)]
+        return [
+            {"address": one.address, "outcome": outcome.value}
+            for one, outcome in zip(request.endpoints, found, strict=True)
+        ]
 
     def _verified(self, data: bytes) -> DialRequest:
         try:
@@ -150,9 +164,16 @@ class DialDesk:
             raise DialRefused("bad_signature", "the operator did not sign this for this market")
         return request
 
-    async def _dial(self, request: DialRequest, address: str) -> dict[str, str]:
-        host, _, port = address.rpartition(":")
-        host = host.removeprefix("[").removesuffix("]")
-        name = server_name(request.operator)
-        found = await self._dialler.dial(host, int(port), name, request.tls_certificate)
-        return {"address": address, "outcome": found.value}
+
+def _place(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
+async def _all(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all, also where one fails, and then raise what the first failure was."""
+    found = await asyncio.gather(*works, return_exceptions=True)
+    for one in found:
+        if isinstance(one, BaseException):
+            raise one
+    return [one for one in found if not isinstance(one, BaseException)]

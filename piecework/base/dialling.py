@@ -20,7 +20,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.hosts import is_address, is_public
 
 DIAL_S: Final = 2.0
-"""For everything: the name, the connection and the handshake."""
+"""For the name, and again for connection and handshake."""
 MAX_HANDSHAKE_BYTES: Final = 64 * 1024
 """Read of whatever answers. A handshake with a chain of certificates takes less than 10 KiB."""
 MAX_DIALLED: Final = 4
@@ -104,21 +104,30 @@ class Dialler:
         self._public_only, self._seconds = public_only, seconds
         self._resolve = resolve
 
-    async def dial(self, host: str, port: int, server_name: str, pin: bytes) -> Dialled:
-        """Say whether a certificate with this SHA-256 answers to a TLS server name at an address.
-
-        It raises nothing that comes from the other side.
+    async def look_up(self, host: str, port: int) -> Sequence[str] | Dialled:
+        """Give the addresses that a host has, or why they are not dialled. Nobody is dialled.
 
         Raises:
             LookupsBusy: the name was not looked up, for want of a place.
         """
-        found = Dialled.NO_NAME
         try:
             async with asyncio.timeout(self._seconds):
-                addresses = await self._addresses(host, port)
-                if isinstance(addresses, Dialled):
-                    return addresses
-                found = Dialled.NO_ANSWER
+                return await self._addresses(host, port)
+        except TimeoutError:
+            return Dialled.NO_NAME
+
+    async def dial(
+        self, addresses: Sequence[str] | Dialled, port: int, server_name: str, pin: bytes
+    ) -> Dialled:
+        """Say whether a certificate with this SHA-256 answers to a TLS server name at an address.
+
+        It raises nothing that comes from the other side. `addresses`: what `look_up` gave.
+        """
+        if isinstance(addresses, Dialled):
+            return addresses
+        found = Dialled.NO_ANSWER
+        try:
+            async with asyncio.timeout(self._seconds):
                 sock = await self._connect(addresses, port)
                 if sock is None:
                     return found

@@ -65,6 +65,14 @@ class RateLimiter:
         self._keep(key, max(0.0, level - 1) if passes else level, at)
         return 0.0 if passes else (1 - level) / self._rate.per_s
 
+    def forgive(self, key: Hashable, wait_s: float, now: float) -> None:
+        """Let a key take a token again in `wait_s` seconds, or earlier if it may.
+
+        For one that took a token and was not served, through no fault of its own.
+        """
+        level, at = self._refilled(key, now)
+        self._keep(key, max(level, 1 - wait_s * self._rate.per_s), at)
+
     def spend(self, key: Hashable, amount: float, now: float) -> float:
         """Take `amount` tokens that are used already, and return the seconds until it is paid off.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from piecework.base.entry import fail, guard, run
-from piecework.base.files import read
 from piecework.base.homes import default_home
 from piecework.base.text import printable
+from piecework.commands._questions import MAX_PASSWORD_BYTES, agrees, ask, password
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
     from piecework_protocol.types import Address
 
 __all__ = [
+    "MAX_PASSWORD_BYTES",
     "address",
+    "agrees",
     "ask",
     "checkpoint",
     "fail",
@@ -46,7 +47,6 @@ __all__ = [
     "written",
 ]
 
-MAX_PASSWORD_BYTES = 4096
 MAX_LINE_CHARACTERS = 10_000
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
@@ -163,39 +163,3 @@ def checkpoint(text: str, store: Path | None = None) -> Path:
     from piecework_node.models.store import checkpoint_folder
 
     return guard(lambda: checkpoint_folder(text, model_store(store)))
-
-
-def ask(option: str, question: str) -> str:
-    """Ask for an option that was not given; without a terminal it is missing, and said so."""
-    if not sys.stdin.isatty():
-        fail(f"{option} is missing", 2)
-    answer: str = typer.prompt(question)
-    return answer
-
-
-def password(file: Path | None, *, confirm: bool = False) -> str:
-    """The key password: $PIECEWORK_PASSWORD, a file, or asked for on the terminal.
-
-    With `confirm` it is for a new key: it is asked for twice, and may not be empty.
-    """
-    secret = _password(file, confirm)
-    if confirm and not secret:
-        fail("the password is empty, and everybody who can read the key's file could use the key")
-    return secret
-
-
-def _password(file: Path | None, confirm: bool) -> str:
-    from_environment = os.environ.get("PIECEWORK_PASSWORD")
-    if from_environment is not None:
-        return from_environment
-    if file is not None:
-        chosen = file
-        return guard(lambda: read(chosen, MAX_PASSWORD_BYTES).decode()).rstrip("\r\n")
-    if not sys.stdin.isatty():
-        fail("no password: set PIECEWORK_PASSWORD or give --password-file")
-    import getpass
-
-    first = getpass.getpass("Key password: ")
-    if confirm and getpass.getpass("Again: ") != first:
-        fail("the two passwords differ")
-    return first

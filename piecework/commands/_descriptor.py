@@ -60,7 +60,7 @@ async def fetch(place: str) -> tuple[MarketDescriptor, Address]:
         PieceworkError: one of the two cannot be read or used.
     """
     from piecework.base.files import read
-    from piecework.base.http import HttpLimits, HttpReader
+    from piecework.base.http import HttpLimits, HttpReader, HttpUnreachable
     from piecework.chain.descriptor import (
         MAX_DESCRIPTOR_BYTES,
         MAX_SIGNATURE_FILE_BYTES,
@@ -69,14 +69,27 @@ async def fetch(place: str) -> tuple[MarketDescriptor, Address]:
 
     if place.startswith(("http://", "https://")):
         limits = HttpLimits(total_s=20.0, connect_s=10.0, max_bytes=MAX_DESCRIPTOR_BYTES)
-        async with HttpReader(limits) as http:
-            content, signature = await http.get(place), await http.get(place + SIGNATURE_SUFFIX)
+        try:
+            async with HttpReader(limits) as http:
+                content, signature = await http.get(place), await http.get(place + SIGNATURE_SUFFIX)
+        except HttpUnreachable as error:
+            common.fail(
+                f"{error}. Compare the URL with what the market publishes, and check the network "
+                "here"
+            )
     else:
-        file = Path(place)
+        file = _local(place)
         content = read(file, MAX_DESCRIPTOR_BYTES)
         signature = read(signature_file(file), MAX_SIGNATURE_FILE_BYTES)
     found = MarketDescriptor.decode(content)
     return found, found.signer(signature)
+
+
+def _local(place: str) -> Path:
+    file = Path(place)
+    if not file.exists():
+        common.fail(f"{place} is no file here, and a URL begins with https:// or http://", 2)
+    return file
 
 
 def say_market(descriptor: MarketDescriptor, signer: Address) -> None:

@@ -50,7 +50,7 @@ def judge(
     """Compute a step again and sign a verdict.
 
     It needs the engine on the worker's profile. What differs is computed once more by a fresh
-    process. Exit code 0: a verdict was written. 3: nothing can be said here.
+    process. Exit code 0: a verdict was written. 3: nothing can be said here. No file is replaced.
     """
     from piecework.client.errors import DisputeError
 
@@ -59,12 +59,12 @@ def judge(
     async def work() -> dict[str, Any]:
         import asyncio
 
-        from piecework.base.files import read, write_public
+        from piecework.base.files import read
         from piecework.chain.deployment import Deployment
         from piecework.chain.disputes import DisputeReader
         from piecework.chain.reader import ChainReader
         from piecework.client.auditing import EngineAuditor
-        from piecework.client.disputes.committee import CommitteeMember
+        from piecework.client.disputes.committee import CommitteeMember, check_place, keep_verdict
         from piecework.client.disputes.walk import DisputedStep
         from piecework_protocol.evidence.file import read_evidence
         from piecework_protocol.limits import MAX_EVIDENCE_BYTES
@@ -75,10 +75,13 @@ def judge(
             found = DisputeReader(reader.rpc, market)
             try:
                 member = CommitteeMember(market, found, EngineAuditor(model, device), signer)
-                given = await member.judge(shown, DisputedStep(canvas, step))
+                about = DisputedStep(canvas, step)
+                opened = await member.challenge(shown, about)
+                await asyncio.to_thread(check_place, out, opened.id)
+                given = await member.judge(shown, about)
             except DisputeError as error:
                 common.fail(str(error), 3)
-        await asyncio.to_thread(write_public, out, given.write(), replace=True)
+        await asyncio.to_thread(keep_verdict, out, given)
         return {**_view(given), "file": str(out)}
 
     said = common.run(work())

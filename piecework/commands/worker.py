@@ -240,6 +240,8 @@ def check(
     from piecework_node.home import Home
 
     place = Home(common.home("worker", home))
+    if not place.config.is_file() and not place.deployment.is_file():
+        changes.no_home(place)
     findings = common.run(Checker(place, common.password(password_file)).run())
     good = all(finding.good for finding in findings)
     if json:

@@ -10,6 +10,7 @@ from typing import Any
 
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
+from piecework.chain.errors import SignerAway
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.finality import FINALIZED, at_depth
 from piecework.chain.quorum import nodes
@@ -32,7 +33,13 @@ from piecework_node.jobs.opening import OpeningDesk
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import close_operator, keystore_address, open_operator, secret_of
+from piecework_node.keys.operator import (
+    close_operator,
+    keystore_address,
+    open_operator,
+    remote_operator,
+    secret_of,
+)
 from piecework_node.keys.sealing import SealingKeyring, WrappingSecrets, open_wrapping_secret
 from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
@@ -44,7 +51,7 @@ from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.runtime.openings import OpeningCheck
-from piecework_node.runtime.signing import PatientSigner
+from piecework_node.runtime.signing import ARRIVES_S, PatientSigner
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.schedule import Window
 from piecework_node.settlement.chain import ChainLink
@@ -140,7 +147,7 @@ async def build(
     journal: SqliteJournal | None = None
     reader: ChainReader | None = None
     try:
-        operator, wrapping = await _open_keys(home, config, password, deployment)
+        operator, wrapping = await _open_keys(home, config, password, deployment, log)
         journal = await _open_journal(home, deployment, operator, clock, metrics)
         reader = await connect(config, deployment)
         for warning in reader.warnings:
@@ -173,10 +180,18 @@ async def build(
 
 
 async def _open_keys(
-    home: Home, config: WorkerConfig, password: str, deployment: Deployment
+    home: Home, config: WorkerConfig, password: str, deployment: Deployment, log: Any
 ) -> tuple[AsyncSigner, WrappingSecrets]:
-    """Open the operator's key where it is, and what wraps the sealing keys."""
-    operator = await open_operator(home.operator, config.signer, password, deployment)
+    """Open the operator's key where it is, and what wraps the sealing keys.
+
+    A signer that is away is no error. The daemon waits for it once its admin port answers.
+    """
+    operator: AsyncSigner
+    try:
+        operator = await open_operator(home.operator, config.signer, password, deployment)
+    except SignerAway as error:
+        log.warning("waiting for the signer", reason=str(error), within_s=ARRIVES_S)
+        operator = remote_operator(home.operator, config.signer, deployment)
     try:
         own = await asyncio.to_thread(open_wrapping_secret, home.sealing, password)
     except BaseException:

@@ -13,21 +13,17 @@ import gc
 import json
 import os
 import signal
-import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from piecework.base.connections import Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpReader
-from piecework.base.listener import CannotListen, bind
-from piecework.chain.errors import SignerError, SignerRefuses
+from piecework.chain.errors import SignerAway, SignerError, SignerRefuses
 from piecework.signer.policy import OFFER_OLD
 from piecework_node import config
-from piecework_node.config import WorkerConfig
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token
 from piecework_node.daemon.assembly import Components, build
@@ -38,6 +34,7 @@ from piecework_node.daemon.evidence import answer_of
 from piecework_node.daemon.front import front_of
 from piecework_node.daemon.offered import offered, show_card, with_claims
 from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.daemon.ports import Ports
 from piecework_node.daemon.price_watch import follow_market, price_watch
 from piecework_node.daemon.reach import (
     REACH_LIMITS,
@@ -58,7 +55,7 @@ from piecework_node.errors import ConfigError, JournalError
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, later, notice, signers_word
-from piecework_node.runtime.signing import PatientSigner
+from piecework_node.runtime.signing import ARRIVES_S, PatientSigner
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import relay_domain
@@ -86,35 +83,6 @@ STOP_GRACE_S: Final = 2.0
 """For streams that were told to end."""
 FINAL_SETTLE_S: Final = 60.0
 """For the last settlement to be mined. If the chain is slower, the next start takes it up."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ports:
-    """The sockets that the daemon listens on, bound before anything that takes long."""
-
-    jobs: Sequence[socket.socket]
-    admin: Sequence[socket.socket]
-
-    @classmethod
-    def bind(cls, config: WorkerConfig) -> Self:
-        """Bind both ports.
-
-        Raises:
-            ConfigError: a port is taken, or its address is not ours. The text is one line.
-        """
-        jobs: Sequence[socket.socket] = ()
-        try:
-            jobs = bind(*split_endpoint(config.bind)) if config.listens else ()
-            return cls(jobs, bind(config.admin_host, config.admin_port))
-        except CannotListen as error:
-            for sock in jobs:
-                sock.close()
-            raise ConfigError(f"{error}. Is another worker running?") from None
-
-    def close(self) -> None:
-        """Let go of both ports. It may be called after servers have closed them."""
-        for sock in (*self.jobs, *self.admin):
-            sock.close()
 
 
 class Daemon:
@@ -283,12 +251,16 @@ class Daemon:
 
     async def _start(self, group: asyncio.TaskGroup, tasks: list[asyncio.Task[Any]]) -> None:
         p, base, signer = self._p, self._base, self._p.runtime.signer
+        # While signer and engine are waited for, monitoring sees a worker that starts.
+        admin_port = await self._admin.start_on(self._ports.admin)
+        if isinstance(signer, PatientSigner):  # its fault may last, and is shown by commands
+            self._write_address(admin_port)
+        if not await self._signer_there():
+            return
         # Offers from before this start carry no new job. A journal that was rolled back without
         # a trace would admit one again that it has forgotten.
         await p.worker.recover()
         await self._compare_with_others()
-        # While the engine loads, clients are told so and monitoring sees a worker that starts.
-        admin_port = await self._admin.start_on(self._ports.admin)
         self._grpc_port = await self._grpc.start(self._ports.jobs)
         tasks.append(group.create_task(self._kept(self._relays.run), name="relays"))
         tasks.append(group.create_task(self._kept(self._pumps.gone), name="gone cards"))
@@ -315,7 +287,8 @@ class Daemon:
         tasks += [group.create_task(self._kept(loop), name=name) for name, loop in loops.items()]
         self._prices.begin()
         await self._relays.settled(FIRST_JOIN_S)
-        await self._issue()
+        if not await self._first_issue():
+            return
         shown = asyncio.Event()
         tasks.append(group.create_task(self._kept(lambda: self._offers(shown)), name="offers"))
         self._started = True
@@ -327,6 +300,28 @@ class Daemon:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(looked.wait(), FIRST_LOOK_S)
         self._announce(admin_port)
+
+    async def _signer_there(self) -> bool:
+        """Wait for a signer that is away, as jobs do later. False: the daemon shall stop.
+
+        Raises:
+            SignerError: it is away for too long, or another one.
+        """
+        signer = self._p.runtime.signer
+        if not isinstance(signer, PatientSigner):
+            return True
+        return await signer.arrives(self._draining, self._base.clock, ARRIVES_S)
+
+    async def _first_issue(self) -> bool:
+        """Sign the first offer. A signer that left while the engine loaded is waited for.
+
+        Returns False if the daemon shall stop.
+        """
+        while await self._signer_there():
+            with contextlib.suppress(SignerAway):
+                await self._issue()
+                return True
+        return False
 
     async def _look(self, looked: asyncio.Event) -> None:
         """See the worker as the indexes do. looked: set once they were asked."""
@@ -367,13 +362,17 @@ class Daemon:
         self._pumps.check()
         return True
 
+    def _write_address(self, admin_port: int) -> None:
+        """Say where the admin port is, for the commands of this home."""
+        host, file = self._base.config.admin_host, self._base.home.root / ADDRESS_FILE
+        address = {"host": host, "port": admin_port, "pid": os.getpid()}
+        write_private(file, json.dumps(address).encode(), replace=True)
+
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
         base, bound = self._base, exposure_bound(self._p)
+        self._write_address(admin_port)
         stopping = self._p.channels.faults.stopping
-        host = base.config.admin_host
-        address = {"host": host, "port": admin_port, "pid": os.getpid()}
-        write_private(base.home.root / ADDRESS_FILE, json.dumps(address).encode(), replace=True)
         line = {
             "ready": self.ready,
             "fault": stopping.line if stopping else None,
@@ -384,7 +383,7 @@ class Daemon:
             "endpoint": self._endpoints()[0].address,
             "grpc_port": self._grpc_port,
             "admin_port": admin_port,
-            "admin_url": f"http://{host}:{admin_port}",
+            "admin_url": f"http://{base.config.admin_host}:{admin_port}",
             "tls_certificate": "0x" + base.tls.digest.hex(),
             "model": next((c.facts.name for c in self._p.worker.cards if c.facts), ""),
             "engine_pid": base.engines.kept[0].backend.pid,

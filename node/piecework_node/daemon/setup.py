@@ -130,7 +130,7 @@ async def _register(
             if stake.owner != operator.address:  # a new key of ours has sent nothing either
                 found = await registration.owner_warning(reader, stake.owner)
                 if found is not None and stake.doubt is not None:
-                    await asyncio.to_thread(stake.doubt, found)
+                    stake.doubt(found)  # here: a thread would not see Ctrl-C
                 elif found is not None:
                     warnings.append(found)
             if stake.faucet:

@@ -33,6 +33,11 @@ AT_ONCE: Final = 2
 RETRY_S: Final = 1.0
 SHORT_BYTES: Final = 16 * 1024
 """Texts of so many bytes are tokenized in some milliseconds, whoever pays for them."""
+SMALL_CONTEXT: Final = 4096
+"""Tokens. A longer prompt is no use there to anybody, whatever its payer has."""
+SMALL_BYTES: Final = 64 * 1024
+"""Texts of so many bytes are tokenized in some fifty milliseconds where the context is small. What
+has more of them is most likely ten times too long, and is not worth more time for nothing."""
 SHORT_TOKENS: Final = 1024
 """As many labels are looked up in the same time."""
 PriceCheck: TypeAlias = Callable[[int], None]
@@ -127,12 +132,14 @@ def least_prompt(content: Content) -> int:
     return 0
 
 
-def is_short(content: Content) -> bool:
+def is_short(content: Content, max_context: int) -> bool:
     """Whether the tokens of a content may be counted before anybody knows who pays for them.
 
-    Images are decoded with them, and that takes far longer.
+    In a small context that is more, because a refusal for the price would hide that the prompt is
+    too long. Images are decoded with the tokens, and that takes far longer.
     """
-    texts = content.text_bytes <= SHORT_BYTES and content.least_tokens <= SHORT_TOKENS
+    most = SMALL_BYTES if max_context <= SMALL_CONTEXT else SHORT_BYTES
+    texts = content.text_bytes <= most and content.least_tokens <= SHORT_TOKENS
     return texts and not content.has_images
 
 

@@ -155,7 +155,7 @@ class AdmissionViews:
         Raises:
             Refusal: They do not reach for the shortest prompt that the content can become.
         """
-        if prompts.is_short(content):
+        if prompts.is_short(content, facts.max_context):
             return TokenLimit(facts.max_context, lambda _: None)
         view, known = self.own(submission), self.channel(channel, submission)
         least = prompts.least_prompt(content)

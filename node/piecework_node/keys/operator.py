@@ -69,10 +69,19 @@ async def open_operator(
     """
     if not signer:
         return await asyncio.to_thread(load_operator, path, password)
-    pinned = parse_address("0x" + keystore_address(path))
-    remote = RemoteSigner(socket_path(signer), pinned, deployment)
+    remote = remote_operator(path, signer, deployment)
     await remote.state()
     return remote
+
+
+def remote_operator(path: Path, signer: str, deployment: Deployment) -> RemoteSigner:
+    """Give the operator's key in a signer, which may be away. Nobody is asked.
+
+    Raises:
+        KeyFileError: the record of the address is missing or damaged.
+    """
+    pinned = parse_address("0x" + keystore_address(path))
+    return RemoteSigner(socket_path(signer), pinned, deployment)
 
 
 async def close_operator(operator: AsyncSigner) -> None:

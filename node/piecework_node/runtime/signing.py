@@ -10,7 +10,8 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
-from piecework.chain.errors import SignerDiffers, SignerError, SignerRefuses
+from piecework.base.clock import Clock
+from piecework.chain.errors import SignerAway, SignerDiffers, SignerError, SignerRefuses
 from piecework.signer.policy import CONTRADICTS, LIMITS, OFFER_OLD
 from piecework.signer.remote import RemoteSigner, SignerState
 from piecework_node.runtime.faults import Code, FaultBoard
@@ -27,6 +28,8 @@ JOURNAL: Final = "journal"
 """The name under which a journal is reported that lacks what the worker has signed."""
 RETRY_S: Final = 0.5
 LOOK_S: Final = 5.0
+ARRIVES_S: Final = 600.0
+"""For a signer that is away when the worker starts. It may start later, as after a boot."""
 
 
 class PatientSigner:
@@ -62,9 +65,7 @@ class PatientSigner:
                 report(self._board, CHECK, error)
                 if self._ended.is_set():
                     raise Refusal(Reason.DRAINING, "the worker is shutting down") from None
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(self._retry_s):
-                        await self._ended.wait()
+                await self._pause(self._ended)
             else:
                 if self._board.is_failing(CHECK):
                     self._board.passed(CHECK)
@@ -95,18 +96,48 @@ class PatientSigner:
             await self.look()
             await asyncio.sleep(LOOK_S)
 
-    async def look(self) -> None:
-        """Look once, and report what is found."""
+    async def arrives(self, stop: asyncio.Event, clock: Clock, within_s: float) -> bool:
+        """Wait for a signer that is away, and report that it is.
+
+        Returns:
+            Whether it is there. False: `stop` was set first.
+
+        Raises:
+            SignerError: it is away for `within_s` seconds, has another key, or refuses.
+        """
+        until = clock.monotonic() + within_s
+        while not stop.is_set():
+            error = await self.look()
+            if error is None:
+                return True
+            if not isinstance(error, SignerAway):
+                raise error
+            if clock.monotonic() >= until:
+                raise SignerAway(
+                    f"{error}. It was away for {within_s:.0f} s at the start. Start piecework "
+                    "signer, or correct signer in the settings"
+                )
+            await self._pause(stop)
+        return False
+
+    async def _pause(self, stop: asyncio.Event) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._retry_s):
+                await stop.wait()
+
+    async def look(self) -> SignerError | None:
+        """Look once, and report what is found. Return why the signer gives no answer."""
         try:
             state = await self._signer.state()
         except SignerError as error:
             report(self._board, CHECK, error)
-            return
+            return error
         judge(self._board, state)
         if self._seen is None or _has_more(state, self._seen):
             # What was refused before may be signed now. The next round tries.
             self._board.passed(SPENDING)
         self._seen = state
+        return None
 
 
 def judge(board: FaultBoard, state: SignerState) -> None:

@@ -8,10 +8,13 @@ that agree go to the contract in one transaction, by anybody.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Protocol
 
+from piecework.base.files import FileExists, read, shown, write_public
 from piecework.base.jsons import loads
 from piecework.chain import disputes
 from piecework.chain.calls import Call
@@ -39,6 +42,7 @@ from piecework_protocol.types import (
 
 MAX_VERDICT_BYTES: Final = 4096
 _FORMAT: Final = "piecework-verdict/1"
+_ELSEWHERE: Final = "Move it away, or choose another file with --out"
 _NO_STEP: Final = Digest(bytes(32))
 """The leaf of a step that the model does not make."""
 
@@ -118,8 +122,8 @@ class CommitteeMember:
         if terms is None or signer.address not in terms.committee:
             raise DisputeError(f"{to_hex(signer.address)} is not in the committee of this market")
 
-    async def judge(self, evidence: EvidenceFile, about: DisputedStep) -> MemberVerdict:
-        """Compute the step again and sign what was found.
+    async def challenge(self, evidence: EvidenceFile, about: DisputedStep) -> ChallengeOpened:
+        """Find the challenge that has the step before the committee. Nothing is computed.
 
         Raises:
             DisputeError: The step is not before the committee, or nothing can be said of it here.
@@ -128,17 +132,26 @@ class CommitteeMember:
         if evidence.domain != self._deployment.domain:
             raise DisputeError("the evidence is of another market than the deployment file")
         check_evidence(evidence)
-        committed = _leaf(evidence, about)
+        _leaf(evidence, about)
         if any(shown.output is None for shown in evidence.canvases[: about.canvas]):
             # The step follows from what was delivered before it. What this machine would have made
             # there instead is another question, and members would answer different ones.
             raise DisputeError("the evidence lacks the text of canvases before this one")
-        opened = await self._escalated(evidence, about)
+        return await self._escalated(evidence, about)
+
+    async def judge(self, evidence: EvidenceFile, about: DisputedStep) -> MemberVerdict:
+        """Compute the step again and sign what was found.
+
+        Raises:
+            DisputeError: The step is not before the committee, or nothing can be said of it here.
+            EvidenceRefused: The evidence does not hold.
+        """
+        opened = await self.challenge(evidence, about)
         found = await self._replayed(evidence, about)
         leaf = Digest(found.leaves[about.step]) if about.step < len(found.leaves) else _NO_STEP
         verdict = Verdict(
             challenge=opened.id,
-            guilty=leaf != committed,
+            guilty=leaf != _leaf(evidence, about),
             leaf_root=leaf,
             deadline=Timestamp(opened.answer_by + VERDICT_SECONDS),
         )
@@ -176,6 +189,39 @@ class CommitteeMember:
             f"step {about.step} of canvas {about.canvas} is not before the committee. "
             "Its challenger brings it there: piecework client dispute --escalate"
         )
+
+
+def check_place(file: Path, challenge: Bytes32) -> None:
+    """Refuse a file that a verdict about a challenge cannot go to, before the step is computed.
+
+    Raises:
+        FileExists: The file is there, and has no verdict about this challenge.
+        FileError: It cannot be read.
+    """
+    if not os.path.lexists(file):
+        return
+    try:
+        about = MemberVerdict.read(read(file, MAX_VERDICT_BYTES)).verdict.challenge
+    except DisputeError:
+        raise FileExists(f"{shown(file)} exists already and is no verdict. {_ELSEWHERE}") from None
+    if about != challenge:
+        why = "exists already and is about another challenge"
+        raise FileExists(f"{shown(file)} {why}. {_ELSEWHERE}")
+
+
+def keep_verdict(file: Path, given: MemberVerdict) -> None:
+    """Write a verdict's file. A file that has the same verdict already stays as it is.
+
+    Raises:
+        FileExists: The file has something else. It is left as it is.
+        FileError: The file cannot be written or read.
+    """
+    try:
+        write_public(file, given.write())
+    except FileExists:
+        if read(file, MAX_VERDICT_BYTES) != given.write():
+            why = "has another verdict and is not overwritten"
+            raise FileExists(f"{shown(file)} {why}. {_ELSEWHERE}") from None
 
 
 async def agreed(

@@ -55,7 +55,7 @@ def dispute(
     async def work(client: PieceworkClient) -> dict[str, Any]:
         walk = await _walk_of(client, job, canvas, step, escalate=escalate)
         if not yes:
-            await asyncio.to_thread(_ask, walk)
+            _ask(walk)
         report = await walk.advance()
         while wait and not report.over:
             if not json:
@@ -101,7 +101,8 @@ def _ask(walk: DisputeWalk) -> None:
         text = f"The evidence proves: {walk.proof.fault}. Send the proof?"
     else:
         text = "A challenge costs up to two bonds if the worker answers. Go on?"
-    typer.confirm(text, abort=True)
+    if not common.agrees(text):
+        common.fail("nothing was sent")
 
 
 def _print(report: DisputeReport) -> None:

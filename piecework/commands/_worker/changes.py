@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -44,8 +44,14 @@ def place_of(home: Path | None) -> Home:
 
     place = Home(common.home("worker", home))
     if not place.config.is_file() or not place.deployment.is_file():
-        common.fail(f"no worker's home in {place.root}. Make one: piecework worker init")
+        no_home(place)
     return place
+
+
+def no_home(place: Home) -> NoReturn:
+    """Say in one line that there is no home, and how to make one."""
+    line = "Make one: piecework worker join URL, or piecework worker init"
+    common.fail(f"no worker's home in {place.root}. {line}")
 
 
 def change(
@@ -178,7 +184,6 @@ async def _move(
     *,
     yes: bool,
 ) -> tuple[OwnerCall | None, tuple[str, ...]]:
-    import asyncio
 
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
@@ -196,10 +201,10 @@ async def _move(
         known = await reader.worker(operator)
         settled = config.receiver == wanted and (known is None or known.payout == wanted)
         if not yes and not settled:
-            await asyncio.to_thread(confirm, f"Send all earnings to {address_hex(wanted)}?")
+            confirm(f"Send all earnings to {address_hex(wanted)}?")
         keys: list[AsyncSigner] = [] if owner is None else [owner]
         if known is not None and known.owner == operator and not keys:
-            secret = await asyncio.to_thread(common.password, password_file)
+            secret = common.password(password_file)
             keys = [await open_operator(place.operator, config.signer, secret, reader.deployment)]
         try:
             return await move_payout(place, operator, wanted, OwnerHands(reader, keys))
@@ -212,7 +217,7 @@ def confirm(question: str) -> None:
     """Ask a person. Without one, `--yes` is missing."""
     if not sys.stdin.isatty():
         common.fail(f"{question} Say --yes", 2)
-    if not typer.confirm(question):
+    if not common.agrees(question):
         common.fail("nothing was changed")
 
 

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from piecework.commands import _common as common
 from piecework.commands import _descriptor
 
@@ -72,7 +70,7 @@ def _confirm(fingerprint: str) -> None:
     if not sys.stdin.isatty():
         common.fail(f"is {fingerprint} the market's key? Then give it as --fingerprint", 2)
     common.say("Compare the address behind 'signed by' with what the market publishes elsewhere.")
-    if not typer.confirm("Is it the same?"):
+    if not common.agrees("Is it the same?"):
         common.fail("not joined")
 
 
@@ -195,5 +193,5 @@ def join(
 def ask_about(doubt: str) -> None:
     """Say what may go wrong with a stake before it is sent, and ask where a person is there."""
     common.say(f"warning: {doubt}", err=True)
-    if sys.stdin.isatty() and not typer.confirm("Register all the same?"):
+    if sys.stdin.isatty() and not common.agrees("Register all the same?"):
         common.fail("not registered")

@@ -87,7 +87,6 @@ def _say_steps(steps: tuple[StepReport, ...]) -> None:
 async def _leave(
     place: Home, owner: LocalSigner | None, secret: str, *, yes: bool, quiet: bool
 ) -> LeaveReport:
-    import asyncio
 
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
@@ -113,7 +112,7 @@ async def _leave(
                     )
             leaving = known is None or bool(known.unbond_requested_at)
             if not yes and not leaving:
-                await asyncio.to_thread(confirm, "Drain the worker and leave the market?")
+                confirm("Drain the worker and leave the market?")
             keys: list[AsyncSigner] = [operator] if owner is None else [operator, owner]
             return await Leaver(place, config, operator, OwnerHands(reader, keys)).run()
     finally:

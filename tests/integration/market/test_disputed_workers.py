@@ -15,19 +15,16 @@ from typing import Any
 
 import pytest
 
-from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.disputes import ChallengeOpened, is_answer_to
-from piecework.chain.reader import ChainReader
 from piecework.client.disputes.walk import DisputeStage
-from piecework.processes import ProcessGroup
 from piecework_node.daemon.admin import ask_daemon
 from piecework_node.journal.records import TxKind, TxState
 from piecework_protocol.disputes import ChallengeStatus
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import to_hex
 from tests.support.chain.chains import USD
-from tests.support.market.dispute_market import PROVING_COST, Books, Customer, deploy
+from tests.support.market.dispute_market import PROVING_COST, Books, Customer, opened
 from tests.support.system.worker_process import (
     OPERATOR_SECRET,
     POLL_STATUS_S,
@@ -90,24 +87,10 @@ class Court:
 
 @asynccontextmanager
 async def court_of(anvil: Anvil, root: Path, **settings: Any) -> AsyncIterator[Court]:
-    file = await deploy(anvil, root, "market")
-    deployment = Deployment.load(file)
-    async with (
-        ProcessGroup(root / "logs") as group,
-        await ChainReader.connect(deployment) as reader,
-    ):
-        folders = ("--deployment", str(file), "--home", str(root / "index"))
-        index = await group.start("index", ["market", "start", *folders, "--port", "0"])
-        url = str(index.ready["url"])
-        worker = await WorkerProcess.register(
-            root / "worker", deployment, pace_s=0.01, indexes=(url,), **settings
-        )
-        customer = await Customer.join(root / "client", file, url, tokens=TOKENS, deposit=DEPOSIT)
-        try:
-            yield Court(Books(reader, deployment), worker, customer, root)
-        finally:
-            if worker.process is not None and worker.process.returncode is None:
-                await worker.kill()
+    async with opened(
+        anvil, root, tokens=TOKENS, deposit=DEPOSIT, pace_s=0.01, **settings
+    ) as market:
+        yield Court(market.books, market.worker, market.customer, root)
 
 
 async def test_a_worker_that_signs_two_receipts_for_a_canvas_loses_its_stake(

@@ -11,14 +11,14 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from aiohttp import web
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.demo.market import free_port
 from piecework_node import config
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.types import address_hex, parse_address
-from tests.support.chain.chains import TestMarket, deployed, signer
+from tests.support.chain.chains import TestMarket, signer
+from tests.support.market.joining import ENVIRONMENT, describe, published_market
 from tests.support.system.commands import Said, piecework
 from tests.support.system.on_terminal import on_terminal
 
@@ -26,32 +26,7 @@ pytestmark = pytest.mark.process
 
 PAYOUT = "0x" + signer("a cold address").address.hex()
 OWNER = address_hex(signer("a cold owner of a stake").address)
-ENVIRONMENT = {"PIECEWORK_PASSWORD": "a test password"}
 READY_S = 180.0
-
-
-@asynccontextmanager
-async def published(folder: Path) -> AsyncIterator[str]:
-    """Serve a folder's files, as any web server does."""
-    application = web.Application()
-    application.router.add_static("/", folder)
-    runner = web.AppRunner(application)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}/market.json"
-    finally:
-        await runner.cleanup()
-
-
-async def describe(folder: Path, *more: str, key: str = "key.json") -> str:
-    """Write and sign the descriptor; the fingerprint of its key."""
-    said = await piecework(
-        *("market", "describe", "--json", "--deployment", str(folder / "deployment.json")),
-        *("--out", str(folder / "market.json"), "--key", str(folder / key), *more),
-        environment=ENVIRONMENT,
-    )
-    return str(said.json()["signer"])
 
 
 async def join(url: str, home: Path, *more: str) -> Said:
@@ -64,13 +39,10 @@ async def join(url: str, home: Path, *more: str) -> Said:
 async def test_one_line_joins_a_market_and_follows_what_may_change(
     tmp_path: Path, embedded_chain: EmbeddedChain
 ) -> None:
-    public, home = tmp_path / "public", tmp_path / "worker"
-    public.mkdir()
-    async with deployed(embedded_chain) as market, published(public) as url:
-        market.deployment.save(public / "deployment.json")
-        index = ("--index", "http://127.0.0.1:9")
-        key = await describe(public, "--relay", "127.0.0.1:7443", *index)
-
+    home, index = tmp_path / "worker", ("--index", "http://127.0.0.1:9")
+    relay = ("--relay", "127.0.0.1:7443")
+    async with published_market(tmp_path, embedded_chain, *relay, *index) as found:
+        public, url, key = found.folder, found.url, found.key
         unasked = await join(url, home, "--payout", PAYOUT)
         assert unasked.code == 2 and key in unasked.err and "--fingerprint" in unasked.err
         assert not home.exists()
@@ -80,7 +52,7 @@ async def test_one_line_joins_a_market_and_follows_what_may_change(
         assert "no index of this market shows a bonded worker" in joined.out
         made = config.load(home, environment={})
         assert (made.bind, made.relays) == ("", ("127.0.0.1:7443",))
-        await _is_registered(market, joined)
+        await _is_registered(found.market, joined)
 
         differs = await join(url, home, "--price-output", "9")
         assert differs.line().startswith("--price-output: ")
@@ -98,12 +70,18 @@ async def test_one_line_joins_a_market_and_follows_what_may_change(
 async def test_on_a_terminal_each_thing_is_asked_once_and_before_it_is_done(
     tmp_path: Path, embedded_chain: EmbeddedChain
 ) -> None:
-    public, home = tmp_path / "public", tmp_path / "worker"
-    public.mkdir()
-    async with deployed(embedded_chain) as market, published(public) as url:
-        market.deployment.save(public / "deployment.json")
-        await describe(public)
-        line = ("worker", "join", url, "--home", str(home), "--bind", f"127.0.0.1:{free_port()}")
+    home = tmp_path / "worker"
+    async with published_market(tmp_path, embedded_chain) as found:
+        market = found.market
+        line = (
+            "worker",
+            "join",
+            found.url,
+            "--home",
+            str(home),
+            "--bind",
+            f"127.0.0.1:{free_port()}",
+        )
         told = [
             ("Is it the same", "y"),
             ("Cold address", PAYOUT),
@@ -135,15 +113,13 @@ async def test_on_a_terminal_each_thing_is_asked_once_and_before_it_is_done(
 async def test_the_last_step_checks_first_and_starts_only_what_can_earn(
     tmp_path: Path, embedded_chain: EmbeddedChain
 ) -> None:
-    public, home = tmp_path / "public", tmp_path / "worker"
-    public.mkdir()
-    async with deployed(embedded_chain) as market, published(public) as url:
-        market.deployment.save(public / "deployment.json")
-        key = await describe(public)
-        command = ("worker", "join", url, "--home", str(home), "--fingerprint", key, "--faucet")
-        where = f"127.0.0.1:{free_port()}"
+    home = tmp_path / "worker"
+    async with published_market(tmp_path, embedded_chain) as found:
+        where = ("--home", str(home), "--fingerprint", found.key)
+        command = ("worker", "join", found.url, *where, "--faucet")
+        own = f"127.0.0.1:{free_port()}"
         away = await piecework(
-            *(*command, "--payout", PAYOUT, "--bind", where, "--index", "http://127.0.0.1:9"),
+            *(*command, "--payout", PAYOUT, "--bind", own, "--index", "http://127.0.0.1:9"),
             environment=ENVIRONMENT,
         )
         assert away.code == 1, away.err
@@ -155,7 +131,7 @@ async def test_the_last_step_checks_first_and_starts_only_what_can_earn(
         async with started(*command) as process:
             said = await lines_until_ready(process)
             ready = json.loads(said[-1])
-            assert ready["ready"] is True and ready["endpoint"] == where
+            assert ready["ready"] is True and ready["endpoint"] == own
             assert any(line.startswith("ok    stake") for line in said)
             assert not any(line.startswith("FAIL") for line in said)
             assert (await ask_daemon(home, "GET", "/status"))["state"] == "ready"

@@ -13,21 +13,17 @@ from typing import Any
 
 import pytest
 
-from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
-from piecework.chain.reader import ChainReader
 from piecework.client.disputes.walk import DisputeStage
-from piecework.processes import ProcessGroup
 from piecework_protocol.disputes import ChallengeStatus
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256, to_hex
 from tests.support.chain.chains import USD
-from tests.support.market.dispute_market import PROVING_COST, Books, Customer, deploy, give
+from tests.support.market.dispute_market import PROVING_COST, Books, Customer, give, opened
 from tests.support.system.commands import Said, piecework
 from tests.support.system.worker_process import (
     OPERATOR_SECRET,
     PASSWORD,
-    WorkerProcess,
     write_key,
 )
 from tests.support.waiting import until
@@ -86,36 +82,22 @@ async def test_a_worker_with_other_weights_is_found_by_an_audit_and_judged_by_th
 ) -> None:
     members = [to_hex(LocalSigner(secret).address) for secret in SECRETS]
     terms: dict[str, Any] = {"committee": members, "threshold": THRESHOLD, "verdict_fee": FEE}
-    file = await deploy(anvil, tmp_path, "market", **terms)
-    deployment = Deployment.load(file)
-    async with (
-        ProcessGroup(tmp_path / "logs") as group,
-        await ChainReader.connect(deployment) as reader,
-    ):
-        folders = ("--deployment", str(file), "--home", str(tmp_path / "index"))
-        index = await group.start("index", ["market", "start", *folders, "--port", "0"])
-        url = str(index.ready["url"])
-        worker = await WorkerProcess.register(
-            tmp_path / "worker", deployment, pace_s=0, indexes=(url,)
-        )
-        customer = await Customer.join(
-            tmp_path / "client", file, url, tokens=TOKENS, deposit=DEPOSIT
-        )
+    async with opened(
+        anvil, tmp_path, tokens=TOKENS, deposit=DEPOSIT, pace_s=0, terms=terms
+    ) as market:
+        customer, books = market.customer, market.books
         settings = customer.home / "config.toml"
         settings.write_text(f"{settings.read_text()}\nkeep_text = true\n")
-        committee = Committee.make(file, tmp_path)
-        await worker.start_cheating("other-weights", within_s=WITHIN_S)
-        try:
-            asked = ("run", "Write a story about a fox and a lantern.", "--max-tokens", "32")
-            done = await customer.types(*asked, "--seed", "11")
-            evidence = await customer.evidence(done["job"], tmp_path / "evidence.json")
-            await _audit_finds_it(customer, done["job"])
-            too_early = await committee.judges(0, evidence)
-            assert too_early.code == 3 and "is not before the committee" in too_early.err
-            books = Books(reader, deployment)
-            said = await _walk(customer, committee, books, evidence, members)
-        finally:
-            await worker.kill()
+        committee = Committee.make(market.file, tmp_path)
+        await market.worker.start_cheating("other-weights", within_s=WITHIN_S)
+        asked = ("run", "Write a story about a fox and a lantern.", "--max-tokens", "32")
+        done = await customer.types(*asked, "--seed", "11")
+        evidence = await customer.evidence(done["job"], tmp_path / "evidence.json")
+        await _audit_finds_it(customer, done["job"])
+        too_early = await committee.judges(0, evidence)
+        assert too_early.code == 3 and "is not before the committee" in too_early.err
+        said = await _walk(customer, committee, books, evidence, members)
+        await market.worker.kill()
         assert f"{DisputeStage.DECIDED.value}: the committee judged: guilty" in said.out
         await _hold_the_books(books, customer)
 
@@ -149,6 +131,10 @@ async def _walk(
         assert stranger.code == 3 and "is not in the committee" in stranger.err
         assert first.json()["guilty"] and second.json()["guilty"]
         assert first.json()["leaf_root"] == second.json()["leaf_root"]
+        committee.verdict(1).write_text("something else")
+        taken = await committee.judges(1, evidence)
+        assert taken.code == 1 and f"{committee.verdict(1).name} exists already" in taken.line()
+        assert committee.verdict(1).read_text() == "something else"
         other = await committee.judges(1, evidence, step=0)
         assert other.code == 3 and "is not before the committee" in other.err
         await give(committee.file, members[0], native="1", tokens="0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,7 +28,7 @@ from piecework.client.wallet import Wallet
 from piecework.demo.market import free_port
 from piecework.signer.remote import RemoteSigner
 from piecework_node import config
-from piecework_node.daemon.admin import ask_daemon
+from piecework_node.daemon.admin import ADDRESS_FILE, ask_daemon
 from piecework_node.daemon.checks import Checker
 from piecework_node.daemon.owning import OwnerHands, move_payout
 from piecework_node.daemon.rotation import Passwords, Rotation, is_rotated
@@ -37,7 +38,6 @@ from piecework_node.keys.operator import is_record, write_record
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, parse_address, to_hex
-from tests.integration.market.test_join import describe, published
 from tests.support.chain.chains import (
     ETHER,
     MIN_STAKE,
@@ -47,6 +47,7 @@ from tests.support.chain.chains import (
     signer,
 )
 from tests.support.chain.signers import SignerProcess, payouts
+from tests.support.market.joining import describe, published
 from tests.support.node.owed import OWNER
 from tests.support.system.commands import piecework
 from tests.support.system.worker_process import (
@@ -158,6 +159,24 @@ async def _read_through_a_kill(client: PieceworkClient, parts: Apart) -> int:
                 await parts.has()
                 return event.canvases
     raise AssertionError("the job did not end")
+
+
+async def test_a_signer_that_is_away_at_the_start_is_waited_for(tmp_path: Path) -> None:
+    async with apart(tmp_path) as parts:
+        await parts.signer.kill()
+        for comes in (False, True):
+            start = asyncio.create_task(parts.worker.start(within_s=120))
+            await until((parts.worker.home.root / ADDRESS_FILE).exists, within_s=60)
+            await parts.has("signer-away")
+            status = await ask_daemon(parts.worker.home.root, "GET", "/status")
+            assert (status["state"], status["can_earn"]) == ("faulted", False)
+            assert "waiting for the signer" in parts.worker.log_tail() and not start.done()
+            if comes:
+                await parts.signer.start()
+                assert (await start)["ready"]
+                await parts.has()
+            assert await parts.worker.drain() == 0
+            await asyncio.gather(start, return_exceptions=True)
 
 
 async def test_a_wrong_key_behind_the_socket_is_named_and_signs_nothing(tmp_path: Path) -> None:

@@ -9,8 +9,13 @@ import pytest
 
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineFacts
-from piecework_node.jobs.prompts import BYTES_PER_TOKEN, SHORT_BYTES
-from piecework_protocol.conversation import Conversation, Image, Message
+from piecework_node.jobs.prompts import (
+    BYTES_PER_TOKEN,
+    SHORT_BYTES,
+    SMALL_BYTES,
+    SMALL_CONTEXT,
+)
+from piecework_protocol.conversation import Conversation, Image, Message, Text
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds import Content
 from piecework_protocol.kinds.text import TextContent
@@ -27,7 +32,35 @@ LONG = "x" * (SHORT_BYTES + 4)
 TOO_DEAR = "x" * (BYTES_PER_TOKEN * CREDIT * 1_000_000 // PRICE)
 
 
-class DelayedEngine(FakeEngine):
+class OtherEngine(FakeEngine):
+    """An engine with facts of its own."""
+
+    its = FACTS
+
+    @property
+    def facts(self) -> EngineFacts | None:
+        return self.its if self.is_ready else None
+
+
+class WideEngine(OtherEngine):
+    """An engine whose context holds a long prompt, and that takes images."""
+
+    its = replace(FACTS, max_context=WIDE, images=True)
+
+
+class SeeingEngine(OtherEngine):
+    """An engine with a small context that takes images."""
+
+    its = replace(FACTS, images=True)
+
+
+class LargerEngine(OtherEngine):
+    """An engine whose context is just not small."""
+
+    its = replace(FACTS, max_context=SMALL_CONTEXT + 1)
+
+
+class DelayedEngine(WideEngine):
     """Lets something happen while it encodes."""
 
     def __init__(self, switch: KillSwitch | None = None) -> None:
@@ -48,14 +81,35 @@ async def stranger(harness: WorkerHarness) -> Client:
     return client
 
 
-async def refused(client: Client, prompt: str) -> Reason:
+async def refused(client: Client, prompt: str | TextContent) -> Reason:
     with pytest.raises(Refusal) as caught:
         await client.submit(client.job(1, 8, prompt=prompt), funding=client.funding())
     return caught.value.reason
 
 
+async def test_a_prompt_too_long_for_a_small_context_is_refused_for_that_whoever_pays() -> None:
+    """Nobody would pay for it, so a payer must not be told to."""
+    for prompt in (LONG, "x" * SMALL_BYTES):
+        harness = WorkerHarness()
+        client = await stranger(harness)
+        assert await refused(client, prompt) is Reason.PROMPT_TOO_LONG
+        assert harness.engine.asked_for == [FACTS.max_context]
+
+
+async def test_no_more_than_that_is_counted_for_nothing() -> None:
+    picture = Message("user", (Image("image/png", b"a picture"), Text(LONG)))
+    shown = TextContent(Conversation((picture,)))
+    longer = "x" * (SMALL_BYTES + 1)
+    for prompt, engine in ((longer, FakeEngine), (shown, SeeingEngine), (LONG, LargerEngine)):
+        harness = WorkerHarness(make_engine=engine)
+        client = await stranger(harness)
+        assert await refused(client, prompt) is Reason.CREDIT_EXHAUSTED
+        counted = [FACTS.max_context if most is None else most for most in harness.engine.asked_for]
+        assert all(most * PRICE // 1_000_000 < CREDIT for most in counted), prompt
+
+
 async def test_a_long_prompt_is_tokenized_no_further_than_the_credit_reaches() -> None:
-    harness = WorkerHarness()
+    harness = WorkerHarness(make_engine=WideEngine)
     client = await stranger(harness)
     assert await refused(client, LONG) is Reason.CREDIT_EXHAUSTED
     (most,) = harness.engine.asked_for
@@ -64,7 +118,7 @@ async def test_a_long_prompt_is_tokenized_no_further_than_the_credit_reaches() -
 
 
 async def test_a_prompt_that_is_too_dear_whatever_it_says_is_not_tokenized() -> None:
-    harness = WorkerHarness()
+    harness = WorkerHarness(make_engine=WideEngine)
     client = await stranger(harness)
     assert await refused(client, TOO_DEAR) is Reason.CREDIT_EXHAUSTED
     assert harness.engine.asked_for == []
@@ -87,15 +141,6 @@ async def test_a_prompt_that_was_cut_off_is_refused_whatever_happened_meanwhile(
     most = engine.asked_for[-1]
     assert most is not None
     await client.submit(client.job(2, 8, prompt="x" * (most + 1)))  # there is credit by now
-
-
-class WideEngine(FakeEngine):
-    """An engine whose context holds a long prompt, and that takes images."""
-
-    @property
-    def facts(self) -> EngineFacts | None:
-        wide = replace(FACTS, max_context=WIDE, images=True)
-        return wide if self.is_ready else None
 
 
 async def test_a_long_prompt_that_leaves_no_room_for_the_output_is_counted() -> None:

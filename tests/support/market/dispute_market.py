@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,11 @@ from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
 from piecework.chain.disputes import ChallengeOpened, DisputeReader
 from piecework.chain.reader import ChainReader
+from piecework.processes import ProcessGroup
 from piecework_protocol.types import Address, parse_address, to_hex
 from tests.support.chain.chains import USD
 from tests.support.system.commands import COMMAND_TIMEOUT_S, Said, piecework
+from tests.support.system.worker_process import WorkerProcess
 
 PROVING_COST = USD // 10
 TERMS = {
@@ -128,3 +132,51 @@ class Books:
         contract = self.deployment.disputes_contract
         assert contract is not None
         return await self.reader.native_balance(contract)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenMarket:
+    """A market with one worker that has not started, and one customer.
+
+    file: its deployment file.
+    """
+
+    file: Path
+    books: Books
+    worker: WorkerProcess
+    customer: Customer
+
+
+@asynccontextmanager
+async def opened(
+    anvil: Anvil,
+    root: Path,
+    *,
+    tokens: int,
+    deposit: int,
+    pace_s: float,
+    terms: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> AsyncIterator[OpenMarket]:
+    """Deploy a market, run its index, and let a worker and a customer join. The worker ends here.
+
+    terms: of its disputes, where they differ from `TERMS`. settings: of the worker.
+    """
+    file = await deploy(anvil, root, "market", **(terms or {}))
+    deployment = Deployment.load(file)
+    async with (
+        ProcessGroup(root / "logs") as group,
+        await ChainReader.connect(deployment) as reader,
+    ):
+        folders = ("--deployment", str(file), "--home", str(root / "index"))
+        index = await group.start("index", ["market", "start", *folders, "--port", "0"])
+        url = str(index.ready["url"])
+        worker = await WorkerProcess.register(
+            root / "worker", deployment, pace_s=pace_s, indexes=(url,), **settings
+        )
+        customer = await Customer.join(root / "client", file, url, tokens=tokens, deposit=deposit)
+        try:
+            yield OpenMarket(file, Books(reader, deployment), worker, customer)
+        finally:
+            if worker.process is not None and worker.process.returncode is None:
+                await worker.kill()

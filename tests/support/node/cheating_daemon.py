@@ -17,7 +17,8 @@ from typing import Any, cast
 
 from piecework_node import config
 from piecework_node.daemon.assembly import build
-from piecework_node.daemon.daemon import Daemon, Ports, serve
+from piecework_node.daemon.daemon import Daemon, serve
+from piecework_node.daemon.ports import Ports
 from piecework_node.engine.environment import child_environment
 from piecework_node.engine.supervisor import EngineCommandLine, engine_arguments
 from piecework_node.home import Home

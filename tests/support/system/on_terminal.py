@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 WITHIN_S = 180.0
 MAX_READ = 65536
+CTRL_C, CTRL_D = "\x03", "\x04"
+"""Answers that are keys, with no line break behind them."""
 
 
 def _own_terminal() -> None:
@@ -63,6 +65,7 @@ def _talk(terminal: int, answers: list[tuple[str, str]]) -> str:
         shown += came.decode(errors="replace")
         if answers and re.search(answers[0][0], shown[asked_from:]):
             asked_from = len(shown)
-            os.write(terminal, answers.pop(0)[1].encode() + b"\n")
+            answer = answers.pop(0)[1]
+            os.write(terminal, answer.encode() + (b"" if answer in (CTRL_C, CTRL_D) else b"\n"))
     assert not answers, f"it did not ask {answers[0][0]!r}: {shown}"
     return shown

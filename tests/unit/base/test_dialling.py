@@ -35,44 +35,48 @@ def dialler(*answers: Sequence[str], public_only: bool = False) -> Dialler:
     return Dialler(public_only=public_only, resolve=Names(*answers or (["127.0.0.1"],)))
 
 
+async def dial(by: Dialler, host: str, port: int, name: str, pin: bytes) -> Dialled:
+    return await by.dial(await by.look_up(host, port), port, name, pin)
+
+
 async def test_the_certificate_that_is_expected_is_reached_by_the_operators_server_name() -> None:
     async with tls_listener(WORKER) as (port, pin, names):
-        assert await dialler().dial("worker.example", port, NAME, pin) is Dialled.REACHED
+        assert await dial(dialler(), "worker.example", port, NAME, pin) is Dialled.REACHED
         assert names == [NAME]
-        found = await dialler().dial("worker.example", port, NAME, PIN)
+        found = await dial(dialler(), "worker.example", port, NAME, PIN)
         assert found is Dialled.OTHER_CERTIFICATE
 
 
 @pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"\x16\x03\x03\xff\xff" * 4000])
 async def test_what_does_not_speak_tls_is_told_apart(answer: bytes) -> None:
     async with saying(answer) as port:
-        assert await dialler().dial("worker.example", port, NAME, PIN) is Dialled.NO_TLS
+        assert await dial(dialler(), "worker.example", port, NAME, PIN) is Dialled.NO_TLS
 
 
 async def test_what_says_nothing_is_left_in_time() -> None:
     async with saying(b"") as port:
         quick = Dialler(public_only=False, resolve=Names(["127.0.0.1"]), seconds=0.05)
-        assert await quick.dial("worker.example", port, NAME, PIN) is Dialled.NO_TLS
+        assert await dial(quick, "worker.example", port, NAME, PIN) is Dialled.NO_TLS
 
 
 async def test_a_port_that_is_closed_is_no_answer() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]
-        assert await dialler().dial("worker.example", port, NAME, PIN) is Dialled.NO_ANSWER
+        assert await dial(dialler(), "worker.example", port, NAME, PIN) is Dialled.NO_ANSWER
 
 
 async def test_a_name_without_an_address_is_no_name() -> None:
-    assert await dialler([]).dial("worker.example", 1, NAME, PIN) is Dialled.NO_NAME
+    assert await dial(dialler([]), "worker.example", 1, NAME, PIN) is Dialled.NO_NAME
     system = Dialler(public_only=False)
-    assert await system.dial("worker.invalid", 1, NAME, PIN) is Dialled.NO_NAME
-    assert await system.dial("a" * 70 + ".example", 1, NAME, PIN) is Dialled.NO_NAME
+    assert await dial(system, "worker.invalid", 1, NAME, PIN) is Dialled.NO_NAME
+    assert await dial(system, "a" * 70 + ".example", 1, NAME, PIN) is Dialled.NO_NAME
 
 
 async def test_an_address_is_tried_after_another_that_takes_no_connection() -> None:
     async with tls_listener(WORKER) as (port, pin, _):
         found = dialler(["127.0.0.2", "127.0.0.1"])
-        assert await found.dial("worker.example", port, NAME, pin) is Dialled.REACHED
+        assert await dial(found, "worker.example", port, NAME, pin) is Dialled.REACHED
 
 
 # --- whom it dials
@@ -95,7 +99,7 @@ async def test_on_a_public_market_no_address_of_a_network_of_its_own_is_dialled(
     assert not is_public(address)
     async with tls_listener(WORKER) as (port, pin, names):
         found = dialler([address], public_only=True)
-        assert await found.dial("worker.example", port, NAME, pin) is Dialled.NOT_PUBLIC
+        assert await dial(found, "worker.example", port, NAME, pin) is Dialled.NOT_PUBLIC
         assert names == []
 
 
@@ -107,7 +111,7 @@ def test_an_address_of_the_internet_is_public(address: str) -> None:
 async def test_one_private_address_beside_a_public_one_is_enough_to_dial_none() -> None:
     async with tls_listener(WORKER) as (port, pin, names):
         found = dialler(["8.8.8.8", "127.0.0.1"], public_only=True)
-        assert await found.dial("worker.example", port, NAME, pin) is Dialled.NOT_PUBLIC
+        assert await dial(found, "worker.example", port, NAME, pin) is Dialled.NOT_PUBLIC
         assert names == []
 
 
@@ -116,7 +120,7 @@ async def test_a_name_that_changes_its_mind_is_asked_once() -> None:
     async with tls_listener(WORKER) as (port, pin, names):
         resolver = Names(["203.0.113.9"], ["127.0.0.1"])
         found = Dialler(public_only=False, resolve=resolver, seconds=0.2)
-        assert await found.dial("rebinding.example", port, NAME, pin) is not Dialled.REACHED
+        assert await dial(found, "rebinding.example", port, NAME, pin) is not Dialled.REACHED
         assert resolver.asked == ["rebinding.example"] and names == []
 
 
@@ -130,13 +134,13 @@ class Hanging:
 
 async def test_a_lookup_that_hangs_is_not_held_against_the_port() -> None:
     hanging = Dialler(public_only=False, resolve=Hanging(), seconds=0.05)
-    assert await hanging.dial("worker.example", 1, NAME, PIN) is Dialled.NO_NAME
+    assert await dial(hanging, "worker.example", 1, NAME, PIN) is Dialled.NO_NAME
 
 
 async def test_an_address_waits_for_no_lookup() -> None:
     async with tls_listener(WORKER) as (port, pin, _):
         hanging = Dialler(public_only=False, resolve=Hanging())
-        assert await hanging.dial("127.0.0.1", port, NAME, pin) is Dialled.REACHED
+        assert await dial(hanging, "127.0.0.1", port, NAME, pin) is Dialled.REACHED
 
 
 # --- the system's resolver

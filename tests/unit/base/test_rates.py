@@ -29,6 +29,22 @@ def test_a_refused_request_costs_nothing() -> None:
     assert limiter.take("a", 1.0) == 0
 
 
+def test_a_token_that_was_taken_for_nothing_is_there_again_after_the_wait_that_was_told() -> None:
+    limiter = RateLimiter(Rate.per_minute(1, 1), keys=10)
+    limiter.take("a", 0.0)
+    limiter.forgive("a", 5.0, 2.0)
+    assert limiter.take("a", 2.0) == pytest.approx(5)
+    assert limiter.take("a", 7.0) == 0
+    assert limiter.take("a", 7.0) == pytest.approx(60)
+
+
+def test_who_is_forgiven_loses_nothing_that_it_has() -> None:
+    limiter = RateLimiter(Rate(per_s=1, burst=3), keys=10)
+    limiter.take("a", 0.0)
+    limiter.forgive("a", 5.0, 0.0)
+    assert [limiter.take("a", 0.0) for _ in range(3)] == [0, 0, 1]
+
+
 def test_an_idle_key_saves_no_more_than_the_burst() -> None:
     limiter = RateLimiter(Rate(per_s=1, burst=2), keys=10)
     limiter.take("a", 0.0)

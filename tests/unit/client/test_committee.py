@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from piecework.base.files import FileExists
 from piecework.chain.addresses import DisputeTerms
 from piecework.chain.calls import Call
 from piecework.chain.deployment import Deployment
 from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, contract_of
 from piecework.chain.events import Log
 from piecework.client.auditing import CanvasReport
-from piecework.client.disputes.committee import CommitteeMember, MemberVerdict, agreed
+from piecework.client.disputes.committee import (
+    CommitteeMember,
+    MemberVerdict,
+    agreed,
+    check_place,
+    keep_verdict,
+)
 from piecework.client.disputes.walk import DisputedStep
 from piecework.client.errors import DisputeError
 from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus
@@ -250,3 +258,31 @@ async def test_a_file_that_is_no_verdict_is_refused(change: dict[str, Any]) -> N
     for data in (b"", b"[]", b"{}", b"nonsense"):
         with pytest.raises(DisputeError, match="this is no verdict"):
             MemberVerdict.read(data)
+
+
+async def test_a_verdict_replaces_no_other_file(tmp_path: Path) -> None:
+    """The same verdict may be written again."""
+    file, given = tmp_path / "verdict.json", await given_by(0)
+    keep_verdict(file, given)
+    keep_verdict(file, given)
+    for other in (await given_by(1), await given_by(0, HONEST)):
+        with pytest.raises(FileExists, match=r"verdict.json has another verdict .* --out"):
+            keep_verdict(file, other)
+    assert MemberVerdict.read(file.read_bytes()) == given
+
+
+async def test_a_file_that_a_verdict_cannot_go_to_is_named_before_the_work(tmp_path: Path) -> None:
+    file, given = tmp_path / "verdict.json", await given_by(0)
+    check_place(file, ID)
+    keep_verdict(file, given)
+    check_place(file, ID)
+    other = replace(given, verdict=replace(given.verdict, challenge=Bytes32(bytes(32))))
+    for content, why in ((other.write(), "is about another challenge"), (b"{}", "is no verdict")):
+        file.write_bytes(content)
+        with pytest.raises(FileExists, match=rf"verdict.json exists already and {why}.* --out"):
+            check_place(file, ID)
+        assert file.read_bytes() == content
+
+
+async def test_a_member_finds_its_challenge_without_computing() -> None:
+    assert (await member().challenge(FILE, ABOUT)).id == ID

@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler, LookupsBusy
-from piecework.dialback import MAX_DIALS, DialDesk
+from piecework.dialback import BUSY_S, MAX_DIALS, DialDesk
 from piecework.market.server import IndexServer
 from piecework_protocol.dialling import (
     MAX_DIAL_BYTES,
@@ -185,20 +185,57 @@ async def test_too_many_dials_at_once_are_put_off_and_cost_no_rate(tmp_path: Pat
         assert (await dial(http, index.request("worker.example:1"))).status == 200
 
 
+class BusyFor:
+    """Has no place for the first lookups."""
+
+    def __init__(self, lookups: int) -> None:
+        self.left = lookups
+
+    async def __call__(self, host: str, port: int) -> Sequence[str]:
+        self.left -= 1
+        if self.left >= 0:
+            raise LookupsBusy("too many names are being looked up")
+        return ["127.0.0.1"]
+
+
+@asynccontextmanager
+async def served_busy(index: DiallingIndex, lookups: int) -> AsyncIterator[Http]:
+    async with served(index) as http:
+        dialler = Dialler(public_only=False, resolve=BusyFor(lookups))
+        index.server.dials = DialDesk(dialler, DOMAIN, bonded, index.clock)
+        yield http
+
+
 async def test_names_that_were_not_looked_up_are_held_against_nobody(tmp_path: Path) -> None:
     """Names of others may hang. Then nothing is known, and the worker asks again."""
-
-    async def busy(host: str, port: int) -> Sequence[str]:
-        raise LookupsBusy("too many names are being looked up")
-
     index = DiallingIndex(tmp_path)
-    async with served(index) as http:
-        index.server.dials = DialDesk(
-            Dialler(public_only=False, resolve=busy), DOMAIN, bonded, index.clock
-        )
-        declined = await dial(http, index.request("worker.example:1", "127.0.0.1:1"))
+    async with served_busy(index, 1) as http, tls_listener(WORKER.address) as (port, pin, names):
+        asked = index.request("worker.example:1", f"127.0.0.1:{port}", pin=pin)
+        declined = await dial(http, asked)
         assert (declined.status, await code(declined)) == (503, "dials_busy")
         assert index.server.dials.under_way == 0
+        assert names == [], "what is to be free dials nobody"
+        index.clock.advance(BUSY_S)
+        again = await dial(http, asked)
+        assert again.status == 200, "the same request was no answer"
+        found = [one["outcome"] for one in (await again.json())["dialled"]]
+        assert found == ["no-answer", "reached"]
+
+
+async def test_a_lookup_without_a_place_costs_no_minute_and_is_not_free_at_once(
+    tmp_path: Path,
+) -> None:
+    index = DiallingIndex(tmp_path)
+    async with served_busy(index, 1) as http:
+        assert (await dial(http, index.request("worker.example:1"))).status == 503
+        index.clock.advance(BUSY_S / 2)
+        early = await dial(http, index.request("worker.example:1"))
+        assert (early.status, await code(early)) == (429, "rate_limited")
+        index.clock.advance(BUSY_S / 2)
+        assert (await dial(http, index.request("worker.example:1"))).status == 200
+        index.clock.advance(BUSY_S)
+        soon = await dial(http, index.request("worker.example:1"))
+        assert (soon.status, await code(soon)) == (429, "rate_limited")
 
 
 GOOD = json.loads(

@@ -29,8 +29,9 @@ from piecework_node.daemon.admin import (
     console_url,
 )
 from piecework_node.daemon.changing import ChangeReport
-from piecework_node.daemon.daemon import Ports, serve
+from piecework_node.daemon.daemon import serve
 from piecework_node.daemon.evidence import EvidenceWish
+from piecework_node.daemon.ports import Ports
 from piecework_node.errors import AdminError, ConfigError, KeyFileError
 from piecework_node.evidence.export import NoEvidence
 from piecework_node.jobs.offers import (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from piecework.chain import calls
-from piecework.chain.errors import SignerAway, SignerRefuses
+from piecework.chain.errors import SignerAway, SignerDiffers, SignerRefuses
 from piecework.chain.fees import Fees
 from piecework.chain.rawtx import UnsignedTransaction
 from piecework.signer.remote import RemoteSigner
@@ -18,6 +18,8 @@ from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.runtime.signing import CHECK, SPENDING, PatientSigner
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import keccak256
 from tests.support.chain.signers import ACCEPTANCE, KEY, LIMITS, MARKET, PAYOUT, PINS, serving
 from tests.support.clock import FakeClock
 from tests.support.waiting import until
@@ -48,6 +50,43 @@ async def test_a_signature_waits_for_the_signer_and_the_fault_ends_with_it(tmp_p
         await parts.remote.close()
     assert signature == KEY.sign_typed(MARKET.domain, ACCEPTANCE)
     assert parts.codes() == []
+
+
+async def test_a_start_waits_for_the_signer_and_says_that_it_is_away(tmp_path: Path) -> None:
+    parts, stop = Parts(tmp_path), asyncio.Event()
+    waiting = asyncio.create_task(parts.signer.arrives(stop, FakeClock(), 60))
+    await until(lambda: parts.codes() == [Code.SIGNER_AWAY])
+    assert not waiting.done() and parts.board.stopping is not None
+    async with serving(tmp_path):
+        assert await waiting
+        await parts.remote.close()
+    assert parts.codes() == []
+
+
+async def test_a_start_that_is_to_stop_waits_no_longer(tmp_path: Path) -> None:
+    parts, stop = Parts(tmp_path), asyncio.Event()
+    waiting = asyncio.create_task(parts.signer.arrives(stop, FakeClock(), 60))
+    await until(lambda: bool(parts.codes()))
+    stop.set()
+    assert not await waiting
+
+
+async def test_a_start_waits_for_no_signer_without_end(tmp_path: Path) -> None:
+    parts, clock = Parts(tmp_path), FakeClock()
+    waiting = asyncio.create_task(parts.signer.arrives(asyncio.Event(), clock, 60))
+    await until(lambda: bool(parts.codes()))
+    clock.advance(60)
+    with pytest.raises(SignerAway, match=r"does not answer: .* away for 60 s .* piecework signer"):
+        await waiting
+
+
+async def test_a_start_does_not_wait_for_the_signer_of_another_key(tmp_path: Path) -> None:
+    other = LocalSigner(bytes(keccak256(b"another operator")))
+    parts = Parts(tmp_path)
+    async with serving(tmp_path, key=other):
+        with pytest.raises(SignerDiffers):
+            await parts.signer.arrives(asyncio.Event(), FakeClock(), 60)
+        await parts.remote.close()
 
 
 async def test_a_worker_that_stops_lets_nobody_wait(tmp_path: Path) -> None:
