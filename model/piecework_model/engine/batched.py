@@ -49,10 +49,9 @@ from piecework_model.failures import failure_of, is_out_of_memory
 from piecework_model.fast_paths import FastPath
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import ChunkKV, SequenceCache
-from piecework_model.layers.invariance import Invariance, invariance_of
+from piecework_model.layers.invariance import Invariance, invariance_of, soft_product
 from piecework_model.layers.projections import (
     may_pack,
-    product,
     products_name,
     products_reason,
     projection,
@@ -122,7 +121,7 @@ class BatchedExecutor:
         self._cap: float = model.final_logit_softcapping
         self._products = products_name(decoder.embed_tokens.weight)
         self._products_reason = products_reason(decoder.embed_tokens.weight)
-        self._soft_product = product(decoder.embed_tokens.weight, pack)
+        self._soft_product = soft_product(model)
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._device_tokens = (
             limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS

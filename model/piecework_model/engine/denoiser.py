@@ -19,6 +19,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ImageLimits
 from piecework_model.engine.scheduler import PrefillChunk
+from piecework_model.layers.invariance import soft_product
 from piecework_model.layers.vision import ImageEncoder
 
 
@@ -36,6 +37,7 @@ class Denoiser:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
         self.cap: float = model.final_logit_softcapping
+        self._soft_product = soft_product(model)
 
     def new_cache(self) -> DynamicCache:
         """Make an empty KV cache for one sequence. Sliding layers keep their last window - 1
@@ -108,7 +110,5 @@ class Denoiser:
         It is probabilities [C, V] @ embeddings * sqrt(H).
         """
         embedding: Any = self._decoder.embed_tokens
-        soft: Tensor = torch.matmul(probabilities, embedding.weight) * embedding.embed_scale.to(
-            self.dtype
-        )
+        soft: Tensor = self._soft_product(probabilities) * embedding.embed_scale.to(self.dtype)
         return soft

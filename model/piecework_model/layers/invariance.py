@@ -17,9 +17,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from piecework_model.layers.projections import Projection, may_pack, product, weight_projection
+from piecework_model.layers.projections import (
+    Projection,
+    can_pack,
+    may_pack,
+    product,
+    weight_projection,
+)
 
 ROW_COUNTS: Final = (
     *range(1, 17),
@@ -45,6 +52,8 @@ _MOST_ROWS: Final = 640
 """The most rows of a pass on a CPU, including a canvas beyond its limit."""
 _MOST_INPUTS: Final = 32_768
 """Inner size of the tried product with a vocabulary on a CPU. More would take seconds."""
+_SMALL_VOCABULARY: Final = 8_192
+"""Tokens of a vocabulary whose embeddings may be stored in a second layout."""
 _MOST_OUTPUTS: Final = 1024
 """Columns of a tried product. Kernels do not change beyond, and a vocabulary would take seconds."""
 _SEED: Final = 20260214
@@ -62,6 +71,7 @@ class Invariance:
     isolated: bool
 
 
+_turned: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
 _measured: WeakKeyDictionary[nn.Module, dict[int, Invariance]] = WeakKeyDictionary()
 
 
@@ -72,6 +82,37 @@ def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
     if threads not in known:
         known[threads] = measure(model)
     return known[threads]
+
+
+def soft_product(model: DiffusionGemmaForBlockDiffusion) -> Projection:
+    """Return probabilities [C, V] @ embeddings [V, H], which makes soft embeddings.
+
+    With a small vocabulary on a CPU there is a choice of two layouts of the embeddings. Libraries
+    add up a long inner dimension in parts where there are few rows, and where that begins depends
+    on the layout and the processor. So the layout is taken that needs fewer rows. It is the same
+    for every executor of a process with this number of threads.
+    """
+    embedding: Tensor = model.model.decoder.embed_tokens.weight
+    plain = product(embedding, may_pack(model))
+    small = embedding.device.type == "cpu" and embedding.shape[0] <= _SMALL_VOCABULARY
+    if not small or (may_pack(model) and can_pack(embedding)):
+        return plain
+    across = embedding.detach().t().contiguous()
+
+    def turned(rows: Tensor) -> Tensor:
+        return functional.linear(rows, across)
+
+    known = _turned.setdefault(model, {})
+    threads = torch.get_num_threads()
+    if threads not in known:
+        known[threads] = _needed(_with_embeddings(embedding, turned)) < _needed(
+            _with_embeddings(embedding, plain)
+        )
+    return turned if known[threads] else plain
+
+
+def _with_embeddings(embedding: Tensor, run: Projection) -> _Product:
+    return _Product(run, embedding.shape[0], embedding.device, embedding.dtype)
 
 
 def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
@@ -114,9 +155,12 @@ def _products(model: Any) -> Iterator[_Product]:
     pack = may_pack(model)
     embedding: Tensor = model.model.decoder.embed_tokens.weight
     device, dtype = embedding.device, embedding.dtype
-    if device.type == "cpu":
-        embedding = embedding[:_MOST_INPUTS]
-    yield _Product(product(embedding[:, :_MOST_OUTPUTS], pack), embedding.shape[0], device, dtype)
+    if embedding.shape[0] <= _SMALL_VOCABULARY:
+        yield _with_embeddings(embedding, soft_product(model))
+    else:
+        if device.type == "cpu":
+            embedding = embedding[:_MOST_INPUTS]
+        yield _with_embeddings(embedding, product(embedding[:, :_MOST_OUTPUTS], pack))
     seen: set[tuple[Any, ...]] = set()
     for name, module in model.named_modules():
         if "vision" in name:
