@@ -53,7 +53,7 @@ class TrainingSettings:
     """
 
     seed: int = 20261122
-    steps: int = 4000
+    steps: int = 2200
     decay_steps: int = 1200
     adam_rate: float = 3e-3
     muon_rate: float = 1.5e-2

@@ -72,7 +72,7 @@ def test_every_tensor_of_the_device_is_found() -> None:
 def test_a_sequence_whose_memory_was_away_ends_in_the_same_leaves(
     bundled: LoadedModel, steps: int
 ) -> None:
-    request = make_request((5, 6, 7, 8), max_steps=12)
+    request = make_request((105, 106, 107, 108), max_steps=12, confidence_threshold=0.0)
     model = copy.deepcopy(bundled.model)
     executor = BatchedExecutor(model, bundled.limits)
     engine = Engine(bundled, max_sequences=1, executor=executor)

@@ -100,13 +100,13 @@ def test_the_readable_executor_fills_a_template_to_the_same_bits() -> None:
 def test_a_canvas_without_a_free_position_takes_one_step(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    template = (*range(10, 42), *[HOLE] * 8, *[TURN_END] * 24)
+    template = (*range(100, 132), *[HOLE] * 8, *[TURN_END] * 24)
     fixed, held = canvases(run_alone(bundled, make_request(prompt, template=template)))
     assert (fixed.steps, fixed.token_ids, fixed.charged_ids) == (1, template[:32], template[:32])
     assert held.steps > 1
 
 
-LONG = (*[HOLE] * 240, *range(10, 26))
+LONG = (*[HOLE] * 240, *range(100, 116))
 """A hole that no story fills, and words behind it: eight canvases."""
 
 
@@ -136,7 +136,7 @@ def test_a_canvas_of_what_is_left_of_an_ended_hole_takes_one_step(
 def test_a_hole_that_begins_anew_is_written_although_the_one_before_had_ended(
     bundled: LoadedModel, prompt: Prompt
 ) -> None:
-    template = (*[HOLE] * 160, *range(10, 20), *[HOLE] * 22)
+    template = (*[HOLE] * 160, *range(100, 110), *[HOLE] * 22)
     wanted = make_request(prompt, template=template, max_tokens=192, max_steps=48)
     made = canvases(run_alone(bundled, wanted))
     assert made[-2].steps == 1
@@ -238,7 +238,7 @@ def test_a_template_beyond_the_context_is_refused_with_both_figures(bundled: Loa
 def test_a_template_goes_on_behind_its_committed_canvases_far_beyond_the_window(
     bundled: LoadedModel,
 ) -> None:
-    template = tuple(HOLE if n % 3 else 10 + n % 50 for n in range(160))
+    template = tuple(HOLE if n % 3 else 100 + n % 50 for n in range(160))
     wanted = make_request((9,) * 100, template=template, max_tokens=160, max_steps=3, tenant="one")
     whole = canvases(run_alone(bundled, wanted))
     assert len(whole) == 5
