@@ -53,6 +53,7 @@ contracts:
 	contracts/tools/check.sh $(CONTRACTS)
 
 unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json) $(SDL)
+	@command -v chromium >/dev/null || { echo "error: the tests need the program chromium; install it and run make test again" >&2; exit 1; }
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
 	@$(BIN)/coverage combine --quiet
