@@ -59,6 +59,7 @@ from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
 from tests.support.model.engine_process import cpu_engine
+from tests.support.model.prompts import story_prompt
 from tests.support.node.fake_engine import FACTS, canvas_event, step_records
 
 pytestmark = pytest.mark.process
@@ -282,7 +283,7 @@ async def test_the_real_engine_paused_between_two_steps_ends_in_the_same_canvase
 async def test_the_real_engine_process_replays_a_canvas_with_the_leaves_of_the_job() -> None:
     engine = cpu_engine()
     life, canvases = asyncio.ensure_future(engine.run()), list[CanvasEvent]()
-    request = replace(REQUEST, committed=(), max_tokens=64, max_steps=16)
+    request = _story()
     try:
         async with asyncio.timeout(120):
             async for event in engine.events():
@@ -308,6 +309,19 @@ async def test_the_real_engine_process_replays_a_canvas_with_the_leaves_of_the_j
         await asyncio.gather(life, return_exceptions=True)
 
 
+def _story() -> GenerationRequest:
+    """Two canvases for the bundled model. A word in the second one is given, so there is one."""
+    template = (*[HOLE] * 32, 300, *[HOLE] * 31)
+    return replace(
+        REQUEST,
+        prompt_ids=story_prompt(),
+        template=template,
+        committed=(),
+        max_tokens=64,
+        max_steps=16,
+    )
+
+
 async def real_events(*, paused: bool) -> list[object]:
     """What the engine's own process says of one request, without pauses."""
     engine = cpu_engine()
@@ -316,7 +330,7 @@ async def real_events(*, paused: bool) -> list[object]:
         async with asyncio.timeout(120):
             async for event in engine.events():
                 if isinstance(event, EngineReady):
-                    engine.start(replace(REQUEST, committed=(), max_tokens=64, max_steps=16))
+                    engine.start(_story())
                 elif isinstance(event, EnginePaused):
                     engine.resume()
                 elif isinstance(event, CanvasEvent | DraftEvent | ProgressEvent):

@@ -15,12 +15,13 @@ from piecework_node.engine.replays import PATIENCE_S, ReplayDesk
 from piecework_node.engine.wire import Audited, Prefilled, Replay, Replayed, ShownStep
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
+from tests.support.model.prompts import story_prompt
 
 pytestmark = pytest.mark.model
 
 JOB = GenerationRequest(
     request_id="job-1",
-    prompt_ids=tuple(range(6, 40)),
+    prompt_ids=story_prompt(),
     seed=7,
     max_tokens=64,
     max_steps=6,

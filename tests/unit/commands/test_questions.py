@@ -33,6 +33,20 @@ async def test_a_question_in_a_thread_is_a_defect() -> None:
 
 
 def test_a_question_gives_the_signal_back() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    assert answered(lambda: signal.getsignal(signal.SIGINT)) is (signal.default_int_handler)
-    assert signal.getsignal(signal.SIGINT) is before
+    def ours(number: int, frame: object) -> None:
+        raise AssertionError("nobody pressed Ctrl-C")
+
+    before = signal.signal(signal.SIGINT, ours)  # whoever runs the tests may ignore it
+    try:
+        assert answered(lambda: signal.getsignal(signal.SIGINT)) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGINT) is ours
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_question_leaves_the_signal_ignored_where_whoever_started_us_wants_that() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert answered(lambda: signal.getsignal(signal.SIGINT)) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -245,6 +245,12 @@ def test_a_soft_embedding_that_is_not_the_model_s_is_far(
 # Openings
 
 
+def width_of(loaded: LoadedModel) -> int:
+    """Elements of an embedding."""
+    width: int = loaded.model.config.text_config.hidden_size
+    return width
+
+
 def openings_of(canvas: ServedCanvas) -> list[StepOpening]:
     return [
         StepOpening(record.fields(), soft.view(torch.uint8).numpy().tobytes())
@@ -255,7 +261,7 @@ def openings_of(canvas: ServedCanvas) -> list[StepOpening]:
 def test_an_openings_file_comes_back_as_it_was_written(
     bundled: LoadedModel, shown: list[ServedCanvas]
 ) -> None:
-    canvas, width = shown[0], 128
+    canvas, width = shown[0], width_of(bundled)
     made = openings_of(canvas)
     record = CanvasRecord(0, SIZE, 7, Kind.TEXT, 1, *(bytes(32),) * 3, 5)
     again = read_openings(write_openings(record, made))
@@ -281,7 +287,7 @@ def test_a_step_that_was_not_committed_is_refused(
             [StepOpening(tuple(fields), first.soft), *rest],
             (bytes(32), *canvas.leaves),
             bundled.limits,
-            128,
+            width_of(bundled),
         )
 
 
@@ -293,14 +299,16 @@ def test_another_file_is_no_openings_file(data: bytes) -> None:
         read_openings(data)
 
 
-def test_a_soft_embedding_is_held_to_its_field(shown: list[ServedCanvas]) -> None:
-    opening = openings_of(shown[0])[0]
+def test_a_soft_embedding_is_held_to_its_field(
+    bundled: LoadedModel, shown: list[ServedCanvas]
+) -> None:
+    opening, width = openings_of(shown[0])[0], width_of(bundled)
     assert opening.soft is not None
     field = opening.fields[5]
-    assert read_soft(field, opening.soft, positions=SIZE, width=128).shape == (SIZE, 128)
+    assert read_soft(field, opening.soft, positions=SIZE, width=width).shape == (SIZE, width)
     for rows in (opening.soft[:-4], opening.soft[:-1] + b"\x01"):
         with pytest.raises(OpeningError):
-            read_soft(field, rows, positions=SIZE, width=128)
+            read_soft(field, rows, positions=SIZE, width=width)
 
 
 def test_an_opening_of_another_model_is_refused(
