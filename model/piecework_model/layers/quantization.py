@@ -34,9 +34,9 @@ _INT4_TRIED: Final = (1.0, 0.93, 1.07)
 """Scales tried, relative to the one that just reaches the largest weight. They make 4 % less error
 than the first alone. Eight of them would make another 1 % (docs/precision.md).
 """
-MIN_ROWS: Final = 8
-"""Below this, a float32 product on a CPU sums in another order than with more rows (measured;
-bfloat16 does not). Such a product is padded.
+MIN_ROWS: Final = 16
+"""Below this, a float32 product on a CPU sums in another order than with more rows. 8 were enough on
+an AMD processor and 16 are on an Intel one (measured; bfloat16 does not). Such a product is padded.
 """
 
 

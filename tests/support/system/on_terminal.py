@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import re
+import signal
 import sys
 import termios
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ CTRL_C, CTRL_D = "\x03", "\x04"
 
 
 def _own_terminal() -> None:
-    """In the child: make the terminal the one that it controls, as a login does."""
+    """In the child: make the terminal the one that it controls, as a login does. Ctrl-C is not
+    ignored there, as it may be where the tests run.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

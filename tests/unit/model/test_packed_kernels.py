@@ -112,8 +112,15 @@ def test_a_kernel_with_a_defect_is_refused_with_the_reason(kernel: Kernel, reaso
     assert reason in why_rejected(kernel, CPU, SHAPES)
 
 
-def test_the_oracle_itself_would_be_admitted() -> None:
-    assert why_rejected(Other(), CPU, SHAPES) == ""
+class RowByRow(Other):
+    """What the CPU sums in another order for one row than for many, it cannot do here."""
+
+    def matmul(self, rows: Tensor, fields: Fields) -> Tensor:
+        return torch.cat([self.oracle.matmul(row[None], fields) for row in rows])
+
+
+def test_the_oracle_itself_row_by_row_would_be_admitted() -> None:
+    assert why_rejected(RowByRow(), CPU, SHAPES) == ""
 
 
 def test_a_cpu_unpacks() -> None:
