@@ -35,8 +35,9 @@ _INT4_TRIED: Final = (1.0, 0.93, 1.07)
 than the first alone. Eight of them would make another 1 % (docs/precision.md).
 """
 MIN_ROWS: Final = 16
-"""Below this, a float32 product on a CPU sums in another order than with more rows. 8 were enough on
-an AMD processor and 16 are on an Intel one (measured; bfloat16 does not). Such a product is padded.
+"""Below this, a float32 product on a CPU sums in another order than with more rows. Such a product
+is padded. 8 were enough on an AMD processor and 16 are on an Intel one (measured; bfloat16 does
+not).
 """
 
 
