@@ -34,9 +34,8 @@ from piecework_model.sampling.sampler import accept
 from piecework_model.training import batches, skills
 from piecework_model.training.network import Network
 
-_MOSTLY_RIGHT: Final = (
-    0.5  # at most so much of a canvas is noise where the sampler's states are shown
-)
+_MOSTLY_RIGHT: Final = 0.5
+"""At most so much of a canvas is noise where the sampler's own states are shown."""
 FIRST_STEPS: Final = skills.FIRST_MIXTURES[-1][0]
 
 

@@ -184,7 +184,6 @@ async def _move(
     *,
     yes: bool,
 ) -> tuple[OwnerCall | None, tuple[str, ...]]:
-
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
     from piecework_node.daemon.assembly import connect

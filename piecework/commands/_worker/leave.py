@@ -87,7 +87,6 @@ def _say_steps(steps: tuple[StepReport, ...]) -> None:
 async def _leave(
     place: Home, owner: LocalSigner | None, secret: str, *, yes: bool, quiet: bool
 ) -> LeaveReport:
-
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
     from piecework_node.daemon.assembly import connect

@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from piecework_model.checkpoint.loading import LoadedModel, load
-from piecework_model.text.chat import encode_prompt
-from tests.support.protocol.conversations import said
+from tests.support.model.prompts import story_prompt
 
 torch.set_num_threads(
     1
@@ -21,6 +20,6 @@ def bundled() -> LoadedModel:
 
 
 @pytest.fixture(scope="session")
-def prompt(bundled: LoadedModel) -> tuple[int, ...]:
+def prompt() -> tuple[int, ...]:
     """A request that the bundled model knows how to answer."""
-    return encode_prompt(bundled, said("Write a story about a fox, a lantern and a river."))
+    return story_prompt()
