@@ -78,7 +78,7 @@ def judge(
                 about = DisputedStep(canvas, step)
                 opened = await member.challenge(shown, about)
                 await asyncio.to_thread(check_place, out, opened.id)
-                given = await member.judge(shown, about)
+                given = await member.judge(opened, shown, about)
             except DisputeError as error:
                 common.fail(str(error), 3)
         await asyncio.to_thread(keep_verdict, out, given)

@@ -139,14 +139,16 @@ class CommitteeMember:
             raise DisputeError("the evidence lacks the text of canvases before this one")
         return await self._escalated(evidence, about)
 
-    async def judge(self, evidence: EvidenceFile, about: DisputedStep) -> MemberVerdict:
+    async def judge(
+        self, opened: ChallengeOpened, evidence: EvidenceFile, about: DisputedStep
+    ) -> MemberVerdict:
         """Compute the step again and sign what was found.
 
+        opened: what `challenge` has found of the same evidence and step.
+
         Raises:
-            DisputeError: The step is not before the committee, or nothing can be said of it here.
-            EvidenceRefused: The evidence does not hold.
+            DisputeError: Nothing can be said of the step here.
         """
-        opened = await self.challenge(evidence, about)
         found = await self._replayed(evidence, about)
         leaf = Digest(found.leaves[about.step]) if about.step < len(found.leaves) else _NO_STEP
         verdict = Verdict(

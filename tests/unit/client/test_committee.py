@@ -27,6 +27,7 @@ from piecework.client.disputes.walk import DisputedStep
 from piecework.client.errors import DisputeError
 from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus
 from piecework_protocol.eip712 import Domain
+from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.objects import AuditLevel, AuditOutcome, disputes_domain
 from piecework_protocol.signing import LocalSigner, signed_by
 from piecework_protocol.types import (
@@ -138,8 +139,13 @@ def member(*reports: CanvasReport, number: int = 0, **state: Any) -> CommitteeMe
     return CommitteeMember(MARKET, reader, auditor, MEMBERS[number])
 
 
+async def judged(by: CommitteeMember, evidence: EvidenceFile, about: DisputedStep) -> MemberVerdict:
+    """Judge as the command does."""
+    return await by.judge(await by.challenge(evidence, about), evidence, about)
+
+
 async def test_a_step_that_is_the_same_again_is_not_guilty() -> None:
-    given = await member(HONEST).judge(FILE, ABOUT)
+    given = await judged(member(HONEST), FILE, ABOUT)
     assert (given.verdict.guilty, given.verdict.leaf_root) == (False, LEAVES[3])
     assert given.verdict.deadline == NOW + VERDICT_SECONDS
     domain = disputes_domain(MARKET.chain_id, contract_of(MARKET))
@@ -148,28 +154,28 @@ async def test_a_step_that_is_the_same_again_is_not_guilty() -> None:
 
 
 async def test_a_step_that_differs_twice_alike_is_guilty_and_names_what_it_should_be() -> None:
-    given = await member(OTHER, OTHER).judge(FILE, ABOUT)
+    given = await judged(member(OTHER, OTHER), FILE, ABOUT)
     assert (given.verdict.guilty, given.verdict.leaf_root) == (True, OTHERS[2])
 
 
 async def test_a_canvas_that_differs_elsewhere_is_not_guilty_in_this_step() -> None:
     elsewhere = replayed((*LEAVES[1:5], OTHERS[4]), AuditOutcome.FAIL)
-    given = await member(elsewhere).judge(FILE, ABOUT)
+    given = await judged(member(elsewhere), FILE, ABOUT)
     assert not given.verdict.guilty
 
 
 async def test_a_step_that_the_model_does_not_make_is_guilty() -> None:
     short = replayed(LEAVES[1:3], AuditOutcome.FAIL)
-    given = await member(short).judge(FILE, ABOUT)
+    given = await judged(member(short), FILE, ABOUT)
     assert (given.verdict.guilty, given.verdict.leaf_root) == (True, bytes(32))
 
 
 async def test_a_machine_that_is_unsure_or_another_profile_signs_nothing() -> None:
     with pytest.raises(DisputeError, match="this machine is unsure"):
-        await member(OTHER, HONEST).judge(FILE, ABOUT)
+        await judged(member(OTHER, HONEST), FILE, ABOUT)
     elsewhere = CanvasReport(AuditLevel.REPLAY, AuditOutcome.NO_VERDICT, 1, reason="other profile")
     with pytest.raises(DisputeError, match="cannot be judged here: other profile"):
-        await member(elsewhere).judge(FILE, ABOUT)
+        await judged(member(elsewhere), FILE, ABOUT)
 
 
 @pytest.mark.parametrize(
@@ -182,23 +188,23 @@ async def test_a_machine_that_is_unsure_or_another_profile_signs_nothing() -> No
 )
 async def test_what_is_not_before_the_committee_is_not_judged(state: dict[str, Any]) -> None:
     with pytest.raises(DisputeError, match="is not before the committee"):
-        await member(HONEST, **state).judge(FILE, ABOUT)
+        await judged(member(HONEST, **state), FILE, ABOUT)
 
 
 async def test_evidence_of_another_market_or_without_the_step_is_not_judged() -> None:
     other = replace(FILE, domain=Domain(1, DOMAIN.verifying_contract))
     with pytest.raises(DisputeError, match="another market"):
-        await member(HONEST).judge(other, ABOUT)
+        await judged(member(HONEST), other, ABOUT)
     for about in (DisputedStep(1, 5), DisputedStep(2, 0)):
         with pytest.raises(DisputeError, match="has no step"):
-            await member(HONEST).judge(FILE, about)
+            await judged(member(HONEST), FILE, about)
 
 
 async def test_a_step_behind_canvases_whose_text_was_left_out_is_not_judged() -> None:
     first, second = FILE.canvases
     about_second = replace(FILE, canvases=(replace(first, output=None), second))
     with pytest.raises(DisputeError, match="lacks the text of canvases before"):
-        await member(OTHER).judge(about_second, ABOUT)
+        await judged(member(OTHER), about_second, ABOUT)
 
 
 def test_the_key_of_a_stranger_judges_nothing() -> None:
@@ -208,7 +214,7 @@ def test_the_key_of_a_stranger_judges_nothing() -> None:
 
 
 async def given_by(number: int, report: CanvasReport = OTHER) -> MemberVerdict:
-    return await member(report, report, number=number).judge(FILE, ABOUT)
+    return await judged(member(report, report, number=number), FILE, ABOUT)
 
 
 async def test_as_many_verdicts_as_the_threshold_make_a_call() -> None:
