@@ -550,16 +550,7 @@ class Daemon:
         await p.worker.suspend_all()
         await self._grpc.stop(STOP_GRACE_S)
         if self._started:
-            await self._settle_last()
-
-    async def _settle_last(self) -> None:
-        settler, clock = self._p.settler, self._base.clock
-        settler.ask()
-        deadline = clock.monotonic() + FINAL_SETTLE_S
-        await settler.tick()
-        while not settler.idle and clock.monotonic() < deadline:
-            await asyncio.sleep(min(TICK_S, self._base.config.chain_poll_s))
-            await settler.tick()
+            await p.settler.finish(FINAL_SETTLE_S, min(TICK_S, base.config.chain_poll_s))
 
     async def _close(self) -> None:
         base = self._base

@@ -181,6 +181,23 @@ class Settler:
         self._board.show()
         self._metrics.unsettled.set(self._channels.unsettled)
 
+    async def finish(self, within_s: float, every_s: float) -> None:
+        """Settle everything that has any value, round by round, until it is mined.
+
+        Each round is asked anew: a channel whose opening was under way in the last one can be
+        settled in this one.
+
+        within_s: after so many seconds what is left waits for the next start.
+        every_s: seconds between two rounds.
+        """
+        deadline = self._clock.monotonic() + within_s
+        while True:
+            self.ask()
+            await self.tick()
+            if self.idle or self._clock.monotonic() >= deadline:
+                return
+            await asyncio.sleep(every_s)
+
     async def _look_around(self) -> None:
         """Watch the head each time, and everything when it is due or something was wrong."""
         moment = self._clock.monotonic()

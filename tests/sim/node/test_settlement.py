@@ -210,6 +210,32 @@ async def test_what_is_accepted_behind_a_settlement_under_way_is_settled_after_i
     assert made.settler.idle
 
 
+async def test_a_worker_that_stops_settles_also_what_a_channel_being_opened_owes() -> None:
+    """Its opening waits for a block. The next start may be a long time away."""
+    made = Bank()
+    await made.boot()
+    client = Client(made.harness)
+    made.port.pooled[(client.channel.token, client.channel.payer)] = client.deposit
+    line = client.job(3, 20)
+    await client.submit(line, funding=client.funding())
+    await client.finish(line)
+    assert line.finished
+    await made.settler.tick()
+    (opening,) = made.settler.under_way
+    assert opening.kind is TxKind.FUND
+
+    async def blocks() -> None:
+        while True:
+            await asyncio.sleep(0)
+            made.port.mine()
+
+    mining = asyncio.create_task(blocks())
+    await made.settler.finish(within_s=60, every_s=0)
+    mining.cancel()
+    assert made.port.paid[client.id] == client.book.cumulative
+    assert made.settler.idle
+
+
 async def test_a_withdrawal_request_stops_new_work_at_once_and_is_answered_in_its_last_third() -> (
     None
 ):
