@@ -93,12 +93,15 @@ def of_receipts(jobs: Sequence[JobTotals]) -> UsualJobs | None:
     )
 
 
-def of_benchmark(steps: float, output_tokens: float) -> UsualJobs | None:
-    """Summarize a measurement of so many steps for so many tokens."""
+def of_benchmark(steps: float, output_tokens: float, answer_tokens: int | None) -> UsualJobs | None:
+    """Summarize a measurement of so many steps for so many tokens.
+
+    answer_tokens: how long its answers were that ended by themselves. None: not known.
+    """
     if output_tokens <= 0:
         return None
     ratio = int(steps * _MILLION / output_tokens)
-    return UsualJobs(ratio, ratio, 0, None, Source.BENCHMARK)
+    return UsualJobs(ratio, ratio, 0, answer_tokens or None, Source.BENCHMARK)
 
 
 def assumed(model: ModelOffer) -> UsualJobs:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from piecework_model import limits
@@ -12,12 +15,13 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import Executor
 from piecework_model.errors import BenchmarkError
-from piecework_model.requests import CanvasEvent, FailedEvent, GenerationRequest
+from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
 from piecework_model.text.chat import encode_prompt
 from piecework_protocol.conversation import Conversation, Message
 
 PROMPT = "Write a story about a fox, a lantern and a river."
-_CANVASES_A_RUN = 4
+_CANVASES_A_RUN = 6
+"""Enough for most answers to end by themselves, which gives their length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +33,7 @@ class Measurement:
     median over the runs.
     steps_per_second: steps of sequences, so that a batch of 8 counts eight a step.
     steps_per_canvas: the mean.
+    answer_tokens: how long an answer is, at the median. None: fewer than half ended by themselves.
     """
 
     tokens_per_second: float
@@ -38,6 +43,7 @@ class Measurement:
     canvases: int
     sequences: int
     seconds: float
+    answer_tokens: int | None
 
 
 @dataclass(slots=True)
@@ -45,6 +51,19 @@ class _Totals:
     tokens: int = 0
     steps: int = 0
     canvases: int = 0
+    lengths: list[float] = field(default_factory=list)
+    """Tokens of each answer, infinite where a limit cut it."""
+
+    def add(self, other: _Totals) -> None:
+        self.tokens += other.tokens
+        self.steps += other.steps
+        self.canvases += other.canvases
+        self.lengths += other.lengths
+
+    @property
+    def answer_tokens(self) -> int | None:
+        middle = statistics.median_high(self.lengths)
+        return int(middle) if math.isfinite(middle) else None
 
 
 def measure(
@@ -75,9 +94,7 @@ def measure(
     totals, counted_from, seed = _Totals(), clock(), 0
     while not totals.canvases or clock() - started < seconds:
         made, _ = run(list(range(seed, seed + sequences)), _CANVASES_A_RUN)
-        totals.tokens += made.tokens
-        totals.steps += made.steps
-        totals.canvases += made.canvases
+        totals.add(made)
         seed += sequences
     elapsed = max(clock() - counted_from, 1e-9)
     return Measurement(
@@ -88,6 +105,7 @@ def measure(
         canvases=totals.canvases,
         sequences=sequences,
         seconds=elapsed,
+        answer_tokens=totals.answer_tokens,
     )
 
 
@@ -109,6 +127,7 @@ def _run(
     for seed in seeds:
         engine.submit(_request(loaded, seed, canvases))
     totals, first = _Totals(), 0.0
+    lengths = Counter[str]()
     while engine.has_runnable:
         for event in engine.step():
             if isinstance(event, FailedEvent):
@@ -120,6 +139,10 @@ def _run(
                 totals.tokens += len(event.charged_ids)
                 totals.steps += event.steps
                 totals.canvases += 1
+                lengths[event.request_id] += len(event.charged_ids)
+                if event.finish is not CanvasFinish.MORE:
+                    ended = event.finish is CanvasFinish.END_OF_TEXT
+                    totals.lengths.append(lengths[event.request_id] if ended else math.inf)
     return totals, first
 
 

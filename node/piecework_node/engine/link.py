@@ -44,6 +44,8 @@ class EngineFacts:
     """Whether prompts may show images."""
     end_ids: frozenset[int] = frozenset()
     """The token ids that end a text."""
+    answer_tokens: int | None = None
+    """How long an answer to the benchmark's prompt is, at the median. None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -286,6 +286,7 @@ def measure(
         first_canvas_ms=int(measured.first_canvas_ms),
         steps_per_second=int(measured.steps_per_second),
         service=Service.REPLAYABLE,
+        answer_tokens=measured.answer_tokens,
         kinds=(Kind.TEXT, Kind.READ, Kind.AUDIT, Kind.OPEN),
         images=loaded.images is not None,
         details={

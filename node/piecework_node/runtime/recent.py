@@ -46,5 +46,7 @@ class RecentJobs:
             for job in self._jobs
             if job.model == facts.digest
         ]
-        measured = of_benchmark(facts.steps_per_second, facts.tokens_per_second)
+        measured = of_benchmark(
+            facts.steps_per_second, facts.tokens_per_second, facts.answer_tokens
+        )
         return of_receipts(totals) or measured

@@ -7,14 +7,14 @@ after twenty of its own jobs they alone count.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from piecework.client.journal.learning import blended_steps, own_jobs, usual_length
 from piecework.client.journal.records import AnswerLength, Measured, Memories
 from piecework_protocol.objects import ModelOffer, Offer
 from piecework_protocol.types import Address, Amount, Digest, Timestamp
-from piecework_protocol.usual import UsualJobs, assumed, price_with_steps, usual_jobs
+from piecework_protocol.usual import Source, UsualJobs, assumed, price_with_steps, usual_jobs
 from piecework_protocol.wire import SignedOffer
 
 
@@ -62,20 +62,26 @@ def answer_lengths(
     """Return how long the answers of each model usually are, in tokens. None: nobody knows.
 
     It is one figure for all workers, so that none of them looks cheaper by claiming short answers.
-    Before the client's own jobs it is the median of what the workers claim.
+    Before the client's own jobs it is the median of what the workers claim. A benchmark, which has
+    one prompt, counts only where nobody's receipts say anything.
     """
-    claims: dict[Digest, list[int]] = {}
+    claims: dict[Digest, dict[Source, list[int]]] = {}
     for signed, model in served:
-        said = usual_jobs(signed.offer, model).output_tokens
-        claims.setdefault(model.digest, []).extend(() if said is None else (said,))
+        claim = usual_jobs(signed.offer, model)
+        said = claims.setdefault(model.digest, {})
+        if claim.output_tokens is not None:
+            said.setdefault(claim.source, []).append(claim.output_tokens)
     return {
         digest: usual_length(
-            memories.lengths.get(digest, AnswerLength(digest)),
-            now,
-            statistics.median_low(said) if said else None,
+            memories.lengths.get(digest, AnswerLength(digest)), now, _claimed_length(said)
         )
         for digest, said in claims.items()
     }
+
+
+def _claimed_length(said: Mapping[Source, list[int]]) -> float | None:
+    best = said.get(Source.RECEIPTS) or said.get(Source.BENCHMARK)
+    return statistics.median_low(best) if best else None
 
 
 RateOf = Callable[[Offer, ModelOffer], OutputRate]

@@ -69,6 +69,7 @@ FACTS = EngineFacts(
     details={"hardware": "none"},
     kinds=(Kind.TEXT, Kind.READ, Kind.AUDIT, Kind.OPEN),
     end_ids=frozenset({1, 106}),
+    answer_tokens=120,
 )
 
 

@@ -468,9 +468,12 @@ def test_what_is_given_is_signed_as_given_and_the_rest_is_the_default(
     assert signed.replace(seed=Uint64(0), **given) == defaults.replace(**given)
 
 
-def claiming(name: str, steps: int, length: int | None = None, **changes: Any) -> SignedOffer:
+def claiming(
+    name: str, steps: int, length: int | None = None, *, jobs: int = 100, **changes: Any
+) -> SignedOffer:
     """A worker that says so of the steps for a million output tokens, and of its answers."""
-    said = UsualJobs(steps, 2 * steps, 100, length, Source.RECEIPTS)
+    source = Source.RECEIPTS if jobs else Source.BENCHMARK
+    said = UsualJobs(steps, 2 * steps, jobs, length, source)
     details = json.dumps({MEMBER: [said.members()]})
     return offer(name, models=(model(**changes),), details=details)
 
@@ -500,6 +503,13 @@ def test_nobody_looks_cheaper_by_claiming_short_answers() -> None:
     ranking = choose(claiming("short", 200_000, 1), *honest)
     assert {c.usage.output_tokens for c in ranking.choices} == {300}
     assert len({c.expected for c in ranking.choices}) == 1
+
+
+def test_a_benchmark_says_how_long_answers_are_until_receipts_do() -> None:
+    new = [claiming(f"new{n}", 200_000, 900, jobs=0) for n in range(3)]
+    assert {c.usage.output_tokens for c in choose(*new).choices} == {900}
+    known = claiming("known", 200_000, 300)
+    assert {c.usage.output_tokens for c in choose(known, *new).choices} == {300}
 
 
 @given(

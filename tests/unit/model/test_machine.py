@@ -73,6 +73,17 @@ def test_a_measurement_comes_from_real_canvases(bundled: LoadedModel) -> None:
     assert 1 <= measured.steps_per_canvas <= bundled.defaults.max_steps
     assert measured.steps_per_second > 0
     assert measured.tokens_per_second > 0
+    # Its stories end by themselves.
+    assert measured.answer_tokens is not None
+    assert 0 < measured.answer_tokens <= measured.canvases * bundled.limits.canvas_size
+
+
+def test_answers_that_never_end_have_no_length(bundled: LoadedModel) -> None:
+    endless = replace(bundled, eos_ids=frozenset())
+    measured = measure(
+        endless, BatchedExecutor(bundled.model, bundled.limits), seconds=0.1, sequences=1
+    )
+    assert measured.answer_tokens is None
 
 
 def test_a_model_that_fails_cannot_be_measured(bundled: LoadedModel) -> None:

@@ -56,6 +56,7 @@ def test_before_enough_receipts_the_benchmark_speaks() -> None:
     assert found is not None
     assert (found.source, found.jobs) == (Source.BENCHMARK, 0)
     assert found.steps_p50 == FACTS.steps_per_second * 1_000_000 // FACTS.tokens_per_second
+    assert found.output_tokens == FACTS.answer_tokens == 120
     recent.ended(ended(60, 100))
     found = recent.usual(FACTS)
     assert found is not None

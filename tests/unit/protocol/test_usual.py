@@ -104,9 +104,9 @@ def test_answers_that_a_limit_cut_say_nothing_of_the_length() -> None:
 
 
 def test_a_benchmark_is_named_as_what_it_is() -> None:
-    found = of_benchmark(70, 100)
-    assert found == UsualJobs(700_000, 700_000, 0, None, Source.BENCHMARK)
-    assert of_benchmark(70, 0) is None
+    found = of_benchmark(70, 100, 90)
+    assert found == UsualJobs(700_000, 700_000, 0, 90, Source.BENCHMARK)
+    assert of_benchmark(70, 0, None) is None
 
 
 @given(steps=st.integers(1, 2_000), tokens=st.integers(1, 4_096), jobs=st.integers(20, 40))
