@@ -47,7 +47,6 @@ from piecework.market.limits import (
     ADDRESS_POSTS_PER_MINUTE,
     ADDRESS_READ_BURST,
     ADDRESS_READS_PER_MINUTE,
-    DEFAULT_LISTED_OFFERS,
     MAX_BUCKETS,
     MAX_STANDINGS,
     OPERATOR_POST_BURST,
@@ -377,8 +376,7 @@ class IndexServer:
 
     async def _page(self, request: web.Request) -> web.Response:
         query, now, history = Query.parse(request.query), self._now(), self._store.history
-        # A table for people. Programs read more at once from /v1/offers.
-        query = replace(query, limit=min(query.limit, DEFAULT_LISTED_OFFERS))
+        query = replace(query, limit=min(query.limit, offers.MAX_SHOWN_OFFERS))
         overview = offers.Overview(
             self._store.catalogue.find(query, now),
             self._store.catalogue.models(now, offers.MAX_SHOWN_MODELS),

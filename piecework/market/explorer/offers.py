@@ -32,6 +32,8 @@ from piecework_protocol.service import service_name
 from piecework_protocol.types import Address, Digest, Timestamp, address_hex, to_hex
 from piecework_protocol.usual import MEAN_STEPS, Source, price_with_steps, usual_jobs
 
+MAX_SHOWN_OFFERS: Final = 50
+"""Rows of the table of offers, which is for people. Programs read more at once from /v1/offers."""
 MAX_SHOWN_MODELS: Final = 100
 """Rows of the table of models. /v1/models has all, page by page."""
 MAX_KEPT_ROWS: Final = 4096

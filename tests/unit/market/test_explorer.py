@@ -15,7 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.market.errors import Declined
 from piecework.market.explorer.layout import Money
-from piecework.market.explorer.offers import MAX_SHOWN_MODELS
+from piecework.market.explorer.offers import MAX_SHOWN_MODELS, MAX_SHOWN_OFFERS
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import ExplorerSettings, IndexServer
 from piecework.market.settlements import catch_up
@@ -214,6 +214,22 @@ async def test_the_first_page_shows_the_models_of_most_workers_and_says_how_many
     shown = MAX_SHOWN_MODELS
     assert f"{shown} of {3 * MAX_OFFER_MODELS}" in text
     assert text.count("/?model=0x") == shown
+
+
+@pytest.mark.parametrize("asked", ["/", "/?limit=200"])
+async def test_a_page_for_people_has_as_many_offers_as_they_read(
+    explorer: Explorer, http: Http, asked: str
+) -> None:
+    many = tuple(
+        model(f"m-{number}", digest=Digest(keccak256(f"{number}".encode())))
+        for number in range(MAX_OFFER_MODELS)
+    )
+    for name in NAMES:
+        listed = offer(name, int(explorer.clock.wall()), sequence=Uint64(2), models=many)
+        await explorer.server.accept(encode_offer(listed))
+    text = await (await http.get(asked)).text()
+    assert 3 * MAX_OFFER_MODELS > MAX_SHOWN_OFFERS
+    assert f"1 to {MAX_SHOWN_OFFERS} of {3 * MAX_OFFER_MODELS}" in text
 
 
 @pytest.mark.parametrize("host", ["", "a b", "[", "x:y", "a" * 300, "é"])
