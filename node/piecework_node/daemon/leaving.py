@@ -207,7 +207,7 @@ class Leaver:
             channels = await journal.channels()
         finally:
             await journal.close()
-        await self._open_authorized(channels)
+        await self._fund_authorized(channels)
         claims = [
             Claim(stored.channel, stored.ledger.accepted.voucher, stored.ledger.accepted.signature)
             for stored in channels
@@ -218,12 +218,15 @@ class Leaver:
         detail = f"{token.format(paid)} of vouchers settled" if paid else "no voucher is unsettled"
         return StepReport(LeaveStep.SETTLE.value, detail, new=bool(paid))
 
-    async def _open_authorized(self, channels: Sequence[StoredChannel]) -> None:
-        """Open the channels whose vouchers would otherwise be lost, as far as the chain does."""
+    async def _fund_authorized(self, channels: Sequence[StoredChannel]) -> None:
+        """Open and raise the channels whose vouchers would otherwise be lost, if the chain does."""
         moment = await self._reader.timestamp()
         for stored in channels:
-            funding = usable_funding(stored.funding, moment)
-            if stored.state in OPEN_STATES or stored.ledger.accepted is None or funding is None:
+            funding, accepted = usable_funding(stored.funding, moment), stored.ledger.accepted
+            if funding is None or accepted is None:
+                continue
+            known = await self._reader.channel(stored.id)
+            if accepted.voucher.cumulative <= known.capacity:
                 continue
             sent = funding.opening if isinstance(funding, OneStepFunding) else funding
             call = calls.submit_funding(self._reader.deployment, stored.channel, sent)

@@ -12,7 +12,15 @@ from piecework_node.daemon.leaving import LeaveStep
 from piecework_protocol.types import parse_address
 from tests.support.chain.chains import MIN_STAKE, UNBONDING_DELAY_S, TestMarket, deployed
 from tests.support.node.leaving import killed, leave, leave_here
-from tests.support.node.owed import FEE, OPERATOR, OWED, OWNER, OwedWorker, owed_worker
+from tests.support.node.owed import (
+    FEE,
+    OPERATOR,
+    OWED,
+    OWNER,
+    OwedWorker,
+    count_on_a_top_up,
+    owed_worker,
+)
 from tests.support.system.commands import piecework
 from tests.support.system.worker_process import PASSWORD, RECEIVER
 
@@ -59,6 +67,19 @@ async def test_a_kill_at_any_point_costs_nothing_and_the_next_run_goes_on(tmp_pa
         assert done.next is None and any("coin" in line for line in done.left)
         assert await tokens(market) == (before[0] + OWED + FEE, before[1] + MIN_STAKE)
         assert await market.reader.worker(OPERATOR.address) is None
+
+
+async def test_a_top_up_that_vouchers_count_on_is_sent_before_they_are_settled(
+    tmp_path: Path,
+) -> None:
+    """It waits in the journal of a worker whose gas was too dear for its fee."""
+    async with EmbeddedChain() as chain, deployed(chain) as market:
+        owed = await owed_worker(tmp_path, market, chain.url)
+        promised = await count_on_a_top_up(owed, market)
+        before, _ = await tokens(market)
+        report = await leave(owed.hands)
+        assert report.next is LeaveStep.WAIT
+        assert (await tokens(market))[0] == before + promised + 2 * FEE
 
 
 async def test_without_the_owners_key_it_says_what_to_send_and_goes_on_when_that_is_mined(

@@ -9,21 +9,28 @@ from typing import Any
 
 from piecework.chain.calls import Claim
 from piecework_node.daemon.running import open_journal
-from piecework_node.journal.records import ChannelObserved, ChannelSeen, VoucherApplied
-from piecework_protocol.frames import PayVoucher
+from piecework_node.journal.records import (
+    ChannelObserved,
+    ChannelSeen,
+    FundingAuthorized,
+    VoucherApplied,
+)
+from piecework_protocol.frames import FundingAuthorization, PayVoucher
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.merkle import Accumulator
-from piecework_protocol.objects import Channel
+from piecework_protocol.objects import Channel, FundChannel
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, Digest, Timestamp, keccak256
 from tests.support.chain.chains import (
     ETHER,
+    FAR,
     MIN_STAKE,
     USD,
     TestMarket,
     channel_of,
     claim_of,
+    signature_of,
     signer,
 )
 from tests.support.node.leaving import KeysAndChain
@@ -72,6 +79,30 @@ async def owed_worker(folder: Path, market: TestMarket, url: str, **settings: An
     return OwedWorker(
         worker, KeysAndChain(worker.home.root, folder / "owner.json", url), channel, claim
     )
+
+
+async def count_on_a_top_up(owed: OwedWorker, market: TestMarket) -> int:
+    """Put a voucher above the deposit into the journal, and the authorization to raise that.
+
+    Returns:
+        What the channel owes then, in base units.
+    """
+    domain, channel, promised = market.reader.domain, owed.channel, 7 * USD
+    terms = FundChannel(channel, Amount(8 * USD), Amount(FEE), FAR)
+    funding = FundingAuthorization(terms, signature_of(domain, terms, PAYER))
+    claim = claim_of(domain, channel, PAYER, promised, count=2)
+    receipts = Accumulator().append(Digest(keccak256(b"a receipt")))
+    receipts = receipts.append(Digest(keccak256(b"another receipt")))
+    ledger = WorkerLedger(
+        claim.voucher.channel, PayVoucher(claim.voucher, claim.signature, 1, ()), receipts, {}
+    )
+    journal = await open_journal(owed.worker.home)
+    try:
+        await journal.append([FundingAuthorized(claim.voucher.channel, funding)])
+        await journal.append([VoucherApplied(ledger, (), 1)])
+    finally:
+        await journal.close()
+    return promised
 
 
 async def _remember(worker: WorkerProcess, market: TestMarket, claim: Claim) -> None:
