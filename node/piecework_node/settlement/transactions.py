@@ -145,13 +145,18 @@ class TransactionTracker:
         if isinstance(outcome, Superseded):
             await self._move(stored, TxState.REPLACED)
             return TxState.REPLACED
+        went_back = stored.state is TxState.MINED
+        if went_back:
+            # A reorganization undid it, and what it did. It waits for a block again.
+            await self._move(stored, TxState.INTENDED)
+            stored = self._open[stored.tx.hash]
         if isinstance(outcome, Pending):
             stuck = now(self._clock) - stored.at >= self._stuck_s
             if stuck and self._is_highest_bid(stored):
                 await self._outbid(stored)
         else:
             await self._send_again(stored)
-        return None
+        return stored.state if went_back else None
 
     async def _finish(self, stored: StoredTx, mined: Mined, reverted: OnRevert) -> TxState:
         if not mined.success and stored.state is not TxState.MINED:
@@ -167,8 +172,6 @@ class TransactionTracker:
 
     async def _send_again(self, stored: StoredTx) -> None:
         """Send the same bytes. The node does not know them: never sent, dropped or reorganized."""
-        if stored.state is TxState.MINED:
-            await self._move(stored, TxState.INTENDED)
         if not self._is_highest_bid(stored) or await self._is_beaten(stored):
             return
         if self._is_next(stored):

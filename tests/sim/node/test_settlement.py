@@ -365,6 +365,29 @@ async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> N
     assert made.port.channels[client.id].settled == client.book.cumulative
 
 
+async def test_a_transaction_that_goes_back_into_the_pool_waits_for_a_block_again() -> None:
+    """A node keeps what a reorganization takes out of a block. It is claimed once all the same."""
+    made, client = await bank()
+    await made.trade(client)
+    made.settler.ask()
+    await made.settler.tick()
+    made.port.mine(finalize=False)
+    await made.settler.tick()
+    assert made.settler.idle
+    made.port.reorganize(pooled=True)
+    await made.settler.tick()
+    assert [stored.state for stored in made.settler.under_way] == [TxState.INTENDED]
+    assert not made.settler.idle
+    assert made.harness.journal.books[client.id].settled == 0, "the channel was looked at again"
+    made.settler.ask()
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1
+    made.port.mine()
+    await made.settler.tick()
+    assert made.port.paid[client.id] == client.book.cumulative
+    assert made.settler.under_way == () and made.settler.idle
+
+
 async def test_a_chain_that_is_down_costs_nothing_and_is_noted() -> None:
     made, client = await bank()
     await made.trade(client)

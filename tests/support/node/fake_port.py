@@ -54,6 +54,7 @@ class FakePort(FakeEscrow):
         self.switch = KillSwitch()
         self.pool: dict[bytes, SignedTransaction] = {}
         self.mined: dict[bytes, Mined] = {}
+        self.sent: dict[bytes, SignedTransaction] = {}
         self.final: set[bytes] = set()
         self.used: dict[int, bytes] = {}
         self.height = 10
@@ -64,6 +65,8 @@ class FakePort(FakeEscrow):
         self.simulations = 0
         self.simulate_refuses = False
         self.wrong = False
+        self.mute_closings = False
+        """Whether the node says nothing when a closing is prepared."""
         self.broadcasts: list[bytes] = []
         self.requests: list[tuple[int, ChannelId]] = []
         self.next_nonce = 0
@@ -165,6 +168,11 @@ class FakePort(FakeEscrow):
 
     async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
         self._answer()
+        if self.mute_closings:
+            raise RpcUnavailable("the node does not answer")
+        known = self.channels.get(claim.voucher.channel)
+        if known is None or known.state is ChannelState.CLOSED:
+            raise TransactionReverted("ChannelNotOpen", {})
         self._weigh(FIRST_FEE, worth)
         return self._make("close", [(claim.voucher.channel, claim.voucher.cumulative)])
 
@@ -220,6 +228,7 @@ class FakePort(FakeEscrow):
         if tx.nonce in self.used and self.used[tx.nonce] != tx.hash:
             raise NonceTaken("nonce used")
         self.broadcasts.append(tx.hash)
+        self.sent[tx.hash] = tx
         if tx.hash not in self.mined:
             self.pool[tx.hash] = tx
         self.switch.point()
@@ -282,9 +291,14 @@ class FakePort(FakeEscrow):
         """The node forgets one transaction that it had not mined."""
         del self.pool[tx_hash]
 
-    def reorganize(self) -> None:
-        """Every block with a transaction goes, and what settlements paid in it. None was final."""
+    def reorganize(self, *, pooled: bool = False) -> None:
+        """Every block with a transaction goes, and what settlements paid in it. None was final.
+
+        pooled: the node keeps the transactions, and they wait for a block again.
+        """
         assert not self.final
+        if pooled:
+            self.pool |= {key: self.sent[key] for key in self.mined}
         self.mined.clear()
         self.used.clear()
         for channel, paid in self.paid.items():
