@@ -202,10 +202,13 @@ class Channels:
         return Amount(sum(live.unsettled for live in self))
 
     def pooled_for(self, live: LiveChannel) -> Amount:
-        """The payer's pooled balance, less what its other channels here are about to take."""
+        """The payer's pooled balance, less what its other channels here are about to take.
+
+        An opening that finds less reverts, and costs us its gas. So their fees count too.
+        """
         time, mine = now(self._runtime.clock), _purse(live)
         elsewhere = sum(
-            other.pending_funding(time)
+            other.pending_cost(time)
             for other in self.of_payer(live.stored.channel.payer)
             if other.id != live.id and _purse(other) == mine
         )

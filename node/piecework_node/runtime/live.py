@@ -309,7 +309,7 @@ class LiveChannel:
         return self.committed > self.capacity
 
     def pending_funding(self, now: int) -> int:
-        """Base units that an authorization would still take out of the payer's pooled balance.
+        """Base units that an authorization would still put into the channel.
 
         The escrow funds no channel that is closed, whatever was authorized for it.
         """
@@ -317,3 +317,8 @@ class LiveChannel:
             return 0
         funding = usable_funding(self.stored.funding, now)
         return max(0, funding.authorization.funded - self.stored.deposit) if funding else 0
+
+    def pending_cost(self, now: int) -> int:
+        """Base units that an authorization would still take from the payer, its fee included."""
+        added, funding = self.pending_funding(now), self.stored.funding
+        return added + funding.authorization.fee if added and funding else 0

@@ -13,6 +13,7 @@ from piecework_node.settlement.fees import COVER_PERCENT, Errand, FeeSettings, e
 from piecework_node.settlement.payouts import META, PUSH_GAS
 from piecework_node.settlement.policy import SettlePolicy
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.frames import Funding
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, PayerSignature, Timestamp
 from tests.support.node.fake_port import FIRST_FEE, GAS, FakePort
@@ -93,6 +94,28 @@ async def test_an_opening_that_has_become_too_dear_waits_and_is_no_error() -> No
         await made.settler.tick()
     assert made.settler.under_way == ()
     assert list(made.harness.metrics.errors) == []
+
+
+@pytest.mark.parametrize("one_step", [False, True])
+async def test_what_a_payer_holds_covers_the_fees_of_its_other_openings_too(
+    one_step: bool,
+) -> None:
+    """Of two openings that it covers only without their fees, one reverts and costs us the gas."""
+    made = await counter()
+    fee, first, second = max(OPENING, SENT), made.client(), Client(made.harness, salt=2)
+    purse = (first.channel.token, first.channel.payer)
+    held = made.port.held if one_step else made.port.pooled
+    held[purse] = 2 * first.deposit + fee
+
+    def signed(client: Client) -> Funding:
+        return client.opening(fee=fee) if one_step else client.funding(fee=fee)
+
+    await first.submit(first.job(3), funding=signed(first))
+    with pytest.raises(Refusal) as caught:
+        await second.submit(second.job(4), funding=signed(second))
+    assert caught.value.reason is Reason.UNDERFUNDED
+    held[purse] += fee
+    await second.submit(second.job(4), funding=signed(second))
 
 
 async def test_an_opening_that_the_chain_would_refuse_is_not_taken() -> None:
