@@ -381,15 +381,23 @@ class Settler:
             # The client has our signature. It closes the channel itself, or we do at lower fees.
             self._log.info("closing is left to the client", channel=live.id, reason=str(error))
             return
+        except TransactionReverted:
+            # With our signature the client may have closed the channel itself.
+            await self._channels.observe(live.id)
+            raise
         await self._transactions.send(TxKind.CLOSE, tx, (_subject_of(claim),), worth)
 
     def _closing_worth(self, live: LiveChannel) -> Worth:
         """What a closing may cost: its fee has to cover it, as long as the client may send it.
 
         What it also claims counts from when that would be settled in any case. A settlement under
-        way may bring it, so it counts then only if the payer is about to withdraw.
+        way may bring it, so it counts then only if the payer is about to withdraw. If the operator
+        asks, it goes whatever it costs.
         """
         fee = max(0, min(live.stored.close_fee, live.capacity - live.ledger.cumulative))
+        settling = self._transactions.is_claiming(live.id, TxKind.SETTLE)
+        if live.claimable and self._asked and not settling:
+            return Worth(Amount(fee), None)
         if live.claimable and (live.must_claim(now(self._clock)) or self._has_waited(live)):
             return Worth(Amount(fee), worth_of(self._policy, live.claimable + fee).wei)
         return worth_of_fee(self._policy, fee)
@@ -424,8 +432,10 @@ class Settler:
         asks = self._asks  # who asks from now on means the next round
         found = [self._candidate(live) for live in self._channels]
         candidates = [candidate for candidate in found if candidate is not None]
-        # What was accepted behind a claim under way has its turn once that claim is mined.
+        # What was accepted behind a claim under way has its turn once that claim is mined. What an
+        # agreed closing claims goes with that closing.
         done = not self._transactions.is_pending(TxKind.SETTLE)
+        done = done and not any(map(self._lacks_closing, self._channels))
         batches = (
             choose(candidates, self._policy, await self._port.gas_price()) if candidates else ()
         )
@@ -436,6 +446,12 @@ class Settler:
             done = await self._attempt("settle", self._settle_batch(batch)) and done
         if done:
             self._answered = asks
+
+    def _lacks_closing(self, live: LiveChannel) -> bool:
+        """Whether a channel has a claim that only its agreed closing brings, which is not sent."""
+        agreed = live.stored.close_signature is not None
+        closing = self._transactions.is_claiming(live.id, TxKind.CLOSE)
+        return agreed and bool(live.claimable) and not closing
 
     async def _settle_batch(self, batch: Batch) -> None:
         claims = [candidate.claim for candidate in batch]

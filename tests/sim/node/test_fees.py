@@ -307,6 +307,49 @@ async def test_what_a_closing_claims_is_brought_home_when_its_client_does_not_se
     assert made.port.paid[client.id] == client.book.cumulative
 
 
+async def test_what_a_closing_claims_is_brought_home_at_once_if_the_operator_asks() -> None:
+    """A worker asks when it stops. Its next start may be a long time away."""
+    made = await counter()
+    client, _ = await closing(made, 0)
+    made.settler.ask()
+    await made.settler.tick()
+    assert made.kinds() == [TxKind.CLOSE] and not made.settler.idle
+    made.port.mine()
+    await made.settler.tick()
+    assert made.port.paid[client.id] == client.book.cumulative
+    assert made.settler.idle
+
+
+async def test_an_ask_is_not_answered_while_a_closing_that_claims_something_cannot_be_sent() -> (
+    None
+):
+    made = await counter()
+    client, _ = await closing(made, 0)
+    made.settler.ask()
+    made.port.mute_closings = True
+    await made.settler.tick()
+    assert not made.settler.idle
+    made.port.mute_closings = False
+    await made.settler.tick()
+    assert made.kinds() == [TxKind.CLOSE]
+    made.port.mine()
+    assert made.port.paid[client.id] == client.book.cumulative
+
+
+async def test_a_closing_that_its_client_sent_itself_is_seen_and_not_tried_again() -> None:
+    """Its deposit is back with the payer, so it carries no credit any more."""
+    made = await counter()
+    client, transaction = await closing(made, 0)
+    assert transaction == b""
+    await made.settler.tick()
+    made.port.channels[client.id].state = ChannelState.CLOSED
+    for _ in range(3):
+        await made.settler.tick()
+    assert made.harness.journal.books[client.id].state is ChannelState.CLOSED
+    assert [note.where for note in made.harness.metrics.errors] == ["close"]
+    assert made.port.broadcasts == []
+
+
 # --- opening in one step
 
 
