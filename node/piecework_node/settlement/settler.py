@@ -53,6 +53,9 @@ MAX_OBSERVATIONS: Final = 16
 """Channels that are asked for at once when the node does not search events."""
 MAX_IN_FLIGHT: Final = 16
 """Transactions under way at once. A node drops what comes far ahead of the mined nonce."""
+MAX_FOR_CLIENTS: Final = MAX_IN_FLIGHT // 2
+"""Openings and closings among them. Payers decide how many of them there are to send, and must not
+keep a claim back that is due."""
 
 
 class ChallengeWatch(Protocol):
@@ -327,12 +330,20 @@ class Settler:
             await self._write_offs.carry_out(due)
         await self._write_offs.forgive()
 
+    @property
+    def _is_crowded(self) -> bool:
+        """Whether no more of what clients ask for may be under way."""
+        known = self._transactions
+        if known.unmined >= MAX_IN_FLIGHT:
+            return True
+        return known.count(TxKind.FUND, TxKind.CLOSE) >= MAX_FOR_CLIENTS
+
     # --- funding
 
     async def _fund_all(self) -> None:
         wanting = sorted((live for live in self._channels if live.wants_funding), key=_by_id)
         for live in wanting:
-            if self._transactions.unmined >= MAX_IN_FLIGHT:
+            if self._is_crowded:
                 return
             await self._attempt("fund", self._fund(live))
 
@@ -373,6 +384,9 @@ class Settler:
     async def _close(self, live: LiveChannel) -> None:
         agreed = live.stored.close_signature is not None
         if not agreed or self._transactions.is_claiming(live.id, TxKind.CLOSE):
+            return
+        due = live.claimable and (self._asked or live.must_claim(now(self._clock)))
+        if self._is_crowded and not due:
             return
         claim, fee, worth = _closing_claim(live), live.stored.close_fee, self._closing_worth(live)
         try:

@@ -87,6 +87,10 @@ class TransactionTracker:
         """How many wait for a block."""
         return len(self.waiting)
 
+    def count(self, *kinds: TxKind) -> int:
+        """How many of these kinds wait for a block."""
+        return sum(stored.kind in kinds for stored in self.waiting)
+
     def is_claiming(self, channel: ChannelId, kind: TxKind) -> bool:
         """Whether such a transaction may still be mined.
 

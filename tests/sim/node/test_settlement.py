@@ -15,8 +15,10 @@ from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.transactions import GasPrice
 from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_node.runtime.credit import BLOCK_S
+from piecework_node.settlement.settler import MAX_IN_FLIGHT
 from piecework_protocol.credit import CreditTerms
 from piecework_protocol.errors import Reason, Refusal
+from piecework_protocol.frames import CancelJob
 from piecework_protocol.ledger import closing_of
 from piecework_protocol.objects import CloseChannel
 from piecework_protocol.signing import sign
@@ -260,6 +262,65 @@ async def test_a_withdrawal_request_stops_new_work_at_once_and_is_answered_in_it
     assert len(made.port.broadcasts) == 1
     made.port.mine()
     assert made.port.paid[client.id] == client.book.cumulative
+
+
+async def crowd(made: Bank) -> list[Client]:
+    """Channels of a payer that has one open, each with an opening to send.
+
+    There are as many as there may be transactions under way. A job that is called off at once
+    takes no credit.
+    """
+    clients = [Client(made.harness, "crowd", salt=number) for number in range(MAX_IN_FLIGHT + 1)]
+    first, *others = clients
+    made.port.pooled[first.channel.token, first.channel.payer] = len(clients) * first.deposit
+    first.open_on_chain()
+    await made.trade(first)
+    for client in others:
+        line = client.job(3, 20)
+        await client.submit(line, funding=client.funding())
+        assert line.live is not None and line.sink is not None
+        await made.harness.worker.receive(line.live, line.sink, CancelJob())
+        await made.harness.run_engine()
+    return others
+
+
+async def test_openings_of_a_crowd_do_not_keep_a_claim_back_until_its_payer_has_withdrawn() -> None:
+    """The crowd may be the payer's own. It would take back what it owes, with its deposit."""
+    made, client = await bank()
+    await made.trade(client)
+    await made.settler.tick()
+    made.port.withdraw(client.id, made.harness.clock.now())
+    made.settler_waits()
+    await made.settler.tick()
+    made.harness.clock.advance(client.channel.withdrawal_delay * 2 // 3 - 1)
+    await made.harness.issue_offer()
+    await crowd(made)
+    made.settler_waits()
+    await made.settler.tick()
+    assert {stored.kind for stored in made.settler.under_way} == {TxKind.FUND}
+    made.harness.clock.advance(1)
+    await made.settler.tick()
+    made.port.mine()
+    assert made.port.paid[client.id] == client.book.cumulative
+
+
+async def test_closings_of_a_crowd_do_not_keep_a_claim_back_either() -> None:
+    made, client = await bank()
+    await made.trade(client)
+    crowded = await crowd(made)
+    for other in crowded:
+        made.port.open(other.id, other.deposit)
+        await made.harness.channels.observe(other.id)
+        await other.ask_to_close(made.settler)
+    assert {stored.kind for stored in made.settler.under_way} == {TxKind.CLOSE}
+    made.harness.clock.advance(61)
+    await made.settler.tick()
+    made.port.mine()
+    assert made.port.paid[client.id] == client.book.cumulative
+    for _ in range(3):
+        await made.settler.tick()
+        made.port.mine()
+    assert {made.port.channels[other.id].state for other in crowded} == {ChannelState.CLOSED}
 
 
 async def test_a_request_for_a_part_counts_as_gone_at_once_and_jobs_go_on_with_the_rest() -> None:
