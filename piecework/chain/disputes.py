@@ -12,7 +12,7 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, BadDeployment
 from piecework.chain.events import Log
 from piecework.chain.logs import LogSearch
-from piecework.chain.rpc import JsonRpc, data_bytes
+from piecework.chain.rpc import JsonRpc, data_bytes, member, quantity
 from piecework_protocol.disputes import ChallengeStatus, OpenedLeaf
 from piecework_protocol.types import (
     Address,
@@ -27,6 +27,8 @@ from piecework_protocol.types import (
 )
 
 _CONTRACT: Final = "Disputes"
+BOND_GAS: Final = 2 * 210_000
+"""Gas whose price a bond is: twice what an answer costs. It is the contract's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,9 +242,15 @@ class DisputeReader:
         return Bytes32(found) if any(found) else None
 
     async def required_bond(self) -> int:
-        """The bond of a challenge in the latest block, in wei."""
-        (bond,) = await self._view("requiredBond")
-        return int(bond)
+        """The bond of a challenge in the latest block, in wei.
+
+        The contract's own view is not asked. Nodes run a call that names no gas price at a base fee
+        of zero, so it gives no more than the least bond there.
+        """
+        (least,) = await self._view("minBond")
+        block = await self._rpc.call("eth_getBlockByNumber", "latest", False)
+        base_fee = quantity(member(block, "baseFeePerGas", "the latest block"), "the base fee")
+        return max(int(least), BOND_GAS * base_fee)
 
     async def credits_of(self, who: Address) -> Credits:
         """What waits for an address."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from piecework.chain import calls, disputes, evidence_calls
+from piecework.chain.abi import interface
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.disputes import ChallengeOpened, DisputeReader
@@ -27,13 +28,14 @@ from piecework_protocol.disputes import (
 from piecework_protocol.objects import Finish, Verdict, disputes_domain
 from piecework_protocol.signing import sign
 from piecework_protocol.trace import CanvasField, StepField, read_ids, write_ids
-from piecework_protocol.types import Amount, Digest, keccak256
-from tests.support.chain.chains import ETHER, FAR, TestMarket, deployed, signer
+from piecework_protocol.types import Amount, Digest, keccak256, to_hex
+from tests.support.chain.chains import ETHER, FAR, Chain, TestMarket, deployed, signer
 from tests.support.chain.disputed import (
     AMOUNT,
     MEMBERS,
     PROVING_COST,
     STAKE,
+    TERMS,
     VERDICT_FEE,
     ServedCanvas,
     dispute_reader,
@@ -122,6 +124,35 @@ async def test_the_windows_of_the_contract_are_pythons(court: Disputed) -> None:
         "VERDICT_SECONDS": VERDICT_SECONDS,
     }.items():
         assert await court.reader.constant(name) == seconds
+
+
+async def test_a_bond_is_enough_though_nodes_run_calls_at_no_base_fee(any_chain: Chain) -> None:
+    """So does the embedded chain, as geth does. The contract's own view says 0 there."""
+    async with disputed(any_chain, replace(TERMS, min_bond_wei=0)) as market:
+        await staked(market, OPERATOR)
+        await market.give(PAYER.address, wei=ETHER)
+        court = Disputed(market, dispute_reader(market))
+        block = await market.rpc.call("eth_getBlockByNumber", "latest", False)
+        bond = disputes.BOND_GAS * int(block["baseFeePerGas"], 16)
+        assert await court.reader.required_bond() == bond > 0
+        opened = await court.ask(await serve(market, PAYER, OPERATOR), 1, ALL)
+        assert await court.status(opened) is ChallengeStatus.OPEN
+
+
+async def test_the_bond_is_the_contracts(court: Disputed) -> None:
+    """At a base fee at which it is more than the least one. A price makes the view see that fee."""
+    market = court.market
+    await market.rpc.call("anvil_setNextBlockBaseFeePerGas", hex(50 * 10**9))
+    await market.rpc.call("evm_mine")
+    call = {
+        "from": to_hex(PAYER.address),
+        "to": to_hex(disputes.contract_of(market.deployment)),
+        "data": to_hex(interface("Disputes").encode("requiredBond", ())),
+        "gasPrice": hex(100 * 10**9),
+        "gas": hex(100_000),
+    }
+    said = int(await market.rpc.call("eth_call", call, "latest"), 16)
+    assert await court.reader.required_bond() == said == 420_000 * 50 * 10**9
 
 
 # --- equivocation
