@@ -85,6 +85,9 @@ class Defence:
         self._transactions, self._board, self._log = transactions, board, log
         self._first_block = first_block
         self._looked = False
+        self.quiet = False
+        """Whether the last look found every challenge over. Before it nobody knows. What opens
+        leaves must be kept until then: a challenge that waits in line outlasts the evidence."""
         self._opening: tuple[Bytes32, asyncio.Task[OpenedLeaf | CannotOpen]] | None = None
         """The one leaf that is being opened, by its challenge."""
         self._leaf_of: dict[Bytes32, OpenedLeaf] = {}
@@ -100,6 +103,7 @@ class Defence:
         Raises:
             ChainError: the node does not answer, or refuses. The first one, after all were tried.
         """
+        self.quiet = False
         stored = await self._journal.meta(CURSOR)
         cursor = int(stored) if stored is not None else self._first_block - 1
         height, time = await self._port.head()
@@ -127,6 +131,7 @@ class Defence:
         through = min(waiting, default=height + 1) - 1
         if through != cursor:
             await self._journal.append([MetaSet(CURSOR, str(through))])
+        self.quiet = not waiting
         if refused:
             raise refused[0]
         if found or not self._looked:
@@ -167,20 +172,23 @@ class Defence:
         """Do what one challenge needs. Returns what is wrong, and whether it is over."""
         asked = opened.challenge
         status = (await self._port.state(opened.id)).status
+        if status is ChallengeStatus.NONE:
+            return None, False  # the node that told of it and the one that says so are not one
         if status not in (ChallengeStatus.OPEN, ChallengeStatus.SILENT):
             return None, True
         if self._is_answering(asked):
             return None, False
         late = status is ChallengeStatus.OPEN and time > opened.answer_by
+        # A late answer ends a suspension. It can be given for as long as there is evidence.
+        gone = time > opened.answer_by + EVIDENCE_SECONDS
         if late:
-            # Whoever concludes it makes it a silence. That can still be answered.
-            return f"challenge {_name(opened)} was not answered in time", False
+            # Whoever concludes it makes it a silence. That can still be answered. Perhaps nobody
+            # ever does.
+            return f"challenge {_name(opened)} was not answered in time", gone
         leaf = await self._open(opened, time)
         if leaf is None:
             return None, False
         if isinstance(leaf, _Failure):
-            # A late answer ends a suspension. It can be given for as long as there is evidence.
-            gone = time > opened.answer_by + EVIDENCE_SECONDS
             over = status is ChallengeStatus.SILENT and gone
             text = f"challenge {_name(opened)} wants an answer by {opened.answer_by}: {leaf.why}"
             return text, over

@@ -12,13 +12,25 @@ from piecework.chain.errors import RpcUnavailable
 from piecework.chain.events import Log
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node import logs
-from piecework_node.disputes.defence import CHECK, REACH, RETRY_S, Defence
+from piecework_node.disputes.defence import (
+    CHECK,
+    CURSOR,
+    CURSOR_OVERLAP_BLOCKS,
+    REACH,
+    RETRY_S,
+    Defence,
+)
 from piecework_node.disputes.leaves import LOOK_AGAIN_S, JournalLeaves
 from piecework_node.journal.records import StoredJob, Worth
 from piecework_node.runtime.faults import Code
 from piecework_node.runtime.opener import CannotOpen
 from piecework_node.settlement.transactions import TransactionTracker
-from piecework_protocol.disputes import CHALLENGE_SECONDS, ChallengeStatus, OpenedLeaf
+from piecework_protocol.disputes import (
+    CHALLENGE_SECONDS,
+    EVIDENCE_SECONDS,
+    ChallengeStatus,
+    OpenedLeaf,
+)
 from piecework_protocol.merkle import InclusionProof, verify
 from piecework_protocol.trace import leaf_of
 from piecework_protocol.types import Amount, Bytes32, Digest, Timestamp
@@ -133,6 +145,9 @@ class FakeDisputes:
     opened: list[ChallengeOpened] = field(default_factory=list)
     prepared: list[OpenedLeaf] = field(default_factory=list)
     refuses: set[Bytes32] = field(default_factory=set)
+    status: ChallengeStatus = ChallengeStatus.OPEN
+    """What the node says of each challenge."""
+    down: bool = False
     signed: dict[bytes, Challenge] = field(default_factory=dict)
     """Which challenge each answer is for, by the transaction's hash."""
     time: int = 1_800_000_000
@@ -146,13 +161,15 @@ class FakeDisputes:
         self.opened.append(ChallengeOpened(log, id_, asked, start, by, 1))
 
     async def head(self) -> tuple[int, Timestamp]:
+        if self.down:
+            raise RpcUnavailable("eth_getBlockByNumber", "no node answers")
         return self.port.height, Timestamp(self.time)
 
     async def challenges(self, from_block: int, to_block: int) -> tuple[ChallengeOpened, ...]:
-        return tuple(self.opened)
+        return tuple(one for one in self.opened if from_block <= one.log.block <= to_block)
 
     async def state(self, challenge_id: Bytes32) -> ChallengeState:
-        return ChallengeState(ChallengeStatus.OPEN, Timestamp(self.time + 86_400), 1)
+        return ChallengeState(self.status, Timestamp(self.time + 86_400), 1)
 
     async def prepare_answer(
         self, asked: Challenge, leaf: OpenedLeaf, worth: Worth
@@ -279,6 +296,56 @@ async def test_an_open_leaf_waits_for_the_chain_and_is_not_replayed_again() -> N
     disputes.refuses.clear()
     await defence.look()
     assert len(harness.engine.replayed) == len(disputes.prepared) == 1
+
+
+async def test_a_challenge_that_one_node_does_not_know_yet_is_looked_for_again() -> None:
+    """One address may have several nodes behind it. One tells the event, another has no state."""
+    harness, job = await served()
+    disputes = FakeDisputes(FakePort(), status=ChallengeStatus.NONE)
+    defence = await defence_of(harness, disputes, leaves_of(harness))
+    disputes.open(challenge(job, 0, 1))
+    await defence.look()
+    assert not disputes.prepared and not defence.quiet
+    disputes.status = ChallengeStatus.OPEN
+    disputes.port.height += 10 * CURSOR_OVERLAP_BLOCKS
+    await defence.look()
+    assert len(disputes.prepared) == 1
+
+
+async def test_a_challenge_that_nobody_concludes_is_given_up_with_its_evidence() -> None:
+    """Each round would search from its block on, at last more blocks than a node takes."""
+    harness, job = await served()
+    disputes = FakeDisputes(FakePort())
+    defence = await defence_of(harness, disputes, leaves_of(harness))
+    harness.engine.numerics = b"another kernel"
+    disputes.open(challenge(job, 0, 1))
+    (opened,) = disputes.opened
+    disputes.time = opened.answer_by + EVIDENCE_SECONDS
+    await defence.look()
+    assert harness.faults.is_failing(CHECK)
+    assert int(harness.journal.notes[CURSOR]) < opened.log.block
+    disputes.time += 1
+    await defence.look()
+    assert int(harness.journal.notes[CURSOR]) == disputes.port.height
+
+
+async def test_nothing_is_quiet_before_the_chain_has_said_so() -> None:
+    harness, job = await served()
+    disputes = FakeDisputes(FakePort())
+    defence = await defence_of(harness, disputes, leaves_of(harness))
+    assert not defence.quiet
+    await defence.look()
+    assert defence.quiet
+    disputes.open(challenge(job, 0, 1))
+    await defence.look()
+    assert not defence.quiet
+    disputes.status = ChallengeStatus.ANSWERED
+    await defence.look()
+    assert defence.quiet
+    disputes.down = True
+    with pytest.raises(RpcUnavailable):
+        await defence.look()
+    assert not defence.quiet
 
 
 async def test_a_leaf_is_opened_by_a_card_with_the_profile_of_its_job() -> None:
