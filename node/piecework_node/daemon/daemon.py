@@ -52,6 +52,7 @@ from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
+from piecework_node.evidence.expiry import EvidenceExpiry
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.rollback import last_offer, later, notice, signers_word
@@ -411,12 +412,16 @@ class Daemon:
 
     async def _prune(self) -> None:
         """Let go of old jobs, a few at a time, so that no commit waits for it."""
-        window_s = self._base.config.evidence_s
+        expiry = EvidenceExpiry(
+            self._base.journal,
+            self._p.steps,
+            self._p.keyring,
+            window_s=self._base.config.evidence_s,
+            quiet=lambda: self._p.settler.quiet,
+        )
         while True:
-            pruned = await self._base.journal.prune(window_s)
-            if not pruned:
-                self._p.steps.prune()
-            await asyncio.sleep(PRUNE_PAUSE_S if pruned else PRUNE_INTERVAL_S)
+            more = await expiry.step()
+            await asyncio.sleep(PRUNE_PAUSE_S if more else PRUNE_INTERVAL_S)
 
     async def _heartbeats(self) -> None:
         while True:

@@ -172,12 +172,10 @@ class Defence:
         """Do what one challenge needs. Returns what is wrong, and whether it is over."""
         asked = opened.challenge
         status = (await self._port.state(opened.id)).status
-        if status is ChallengeStatus.NONE:
-            return None, False  # the node that told of it and the one that says so are not one
-        if status not in (ChallengeStatus.OPEN, ChallengeStatus.SILENT):
-            return None, True
-        if self._is_answering(asked):
-            return None, False
+        waits = status in (ChallengeStatus.OPEN, ChallengeStatus.SILENT)
+        if not waits or self._is_answering(asked):
+            # NONE: the node that told of it and the one that was asked now are not one.
+            return None, not waits and status is not ChallengeStatus.NONE
         late = status is ChallengeStatus.OPEN and time > opened.answer_by
         # A late answer ends a suspension. It can be given for as long as there is evidence.
         gone = time > opened.answer_by + EVIDENCE_SECONDS

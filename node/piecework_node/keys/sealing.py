@@ -126,26 +126,39 @@ class SealingKeys:
         return not self.secrets or now - self.secrets[0][2] >= interval_s
 
     def rotated(
-        self, now: Timestamp, wrapping_secret: bytes, entropy: Entropy, evidence_s: int = 0
+        self, now: Timestamp, wrapping_secret: bytes, entropy: Entropy, evidence_s: int | None = 0
     ) -> tuple[SealingKeys, tuple[SealingKeyAdded | SealingKeyDropped, ...]]:
         """Return the keys with a new one in front, and the records of the change.
+
+        evidence_s: as `without_old` takes it. None: no key is dropped.
+        """
+        secret, nonce = entropy(32), entropy(_NONCE_BYTES)
+        public = public_key(secret)
+        wrapped = nonce + _wrapping_key(wrapping_secret).encrypt(nonce, secret, public)
+        added = SealingKeyAdded(public, wrapped, now)
+        every = SealingKeys(((public, secret, now), *self.secrets))
+        if evidence_s is None:
+            return every, (added,)
+        kept, dropped = every.without_old(now, evidence_s)
+        return kept, (added, *dropped)
+
+    def without_old(
+        self, now: Timestamp, evidence_s: int
+    ) -> tuple[SealingKeys, tuple[SealingKeyDropped, ...]]:
+        """Return the keys that are still of use, and the records of the others.
 
         A key is dropped once nothing sealed to it can arrive any more, or be audited.
 
         evidence_s: seconds after a job's deadline in which it can be audited.
         """
-        secret, nonce = entropy(32), entropy(_NONCE_BYTES)
-        public = public_key(secret)
-        wrapped = nonce + _wrapping_key(wrapping_secret).encrypt(nonce, secret, public)
-        every = ((public, secret, now), *self.secrets)
         # A key was replaced when the next newer one was made.
         kept = tuple(
             key
-            for i, key in enumerate(every)
-            if i == 0 or now - every[i - 1][2] < KEY_ARRIVAL_S + evidence_s
+            for i, key in enumerate(self.secrets)
+            if i == 0 or now - self.secrets[i - 1][2] < KEY_ARRIVAL_S + evidence_s
         )
-        dropped = tuple(SealingKeyDropped(key[0]) for key in every if key not in kept)
-        return SealingKeys(kept), (SealingKeyAdded(public, wrapped, now), *dropped)
+        dropped = tuple(SealingKeyDropped(key[0]) for key in self.secrets if key not in kept)
+        return SealingKeys(kept), dropped
 
     def open(self, sealed: bytes, context: bytes) -> bytes:
         """Open bytes that were sealed to any of the keys.
@@ -238,11 +251,23 @@ class SealingKeyring:
         return self._keys.open(sealed, context)
 
     async def rotate_if_due(self, rotation_s: int) -> None:
-        """Make a new key if there is none, or if the newest is `rotation_s` seconds old."""
+        """Make a new key if there is none, or if the newest is `rotation_s` seconds old.
+
+        The old ones stay until `drop_old`: a challenge may need what was sealed to them.
+        """
         time = now(self._clock)
         if not self._keys.rotation_due(time, rotation_s):
             return
-        keys, records = self._keys.rotated(time, self._secret, self._entropy, self._evidence_s)
+        keys, records = self._keys.rotated(time, self._secret, self._entropy, None)
+        await self._journal.append(records)
+        self._keys = keys
+        forget_keys()
+
+    async def drop_old(self) -> None:
+        """Let go of the keys that nothing needs any more."""
+        keys, records = self._keys.without_old(now(self._clock), self._evidence_s)
+        if not records:
+            return
         await self._journal.append(records)
         self._keys = keys
         forget_keys()

@@ -59,7 +59,12 @@ keep a claim back that is due."""
 
 
 class ChallengeWatch(Protocol):
-    """ChallengeWatch challenges in a dispute contract."""
+    """Answers challenges in a dispute contract."""
+
+    @property
+    def quiet(self) -> bool:
+        """Whether the last look found no open challenge."""
+        ...
 
     async def look(self) -> None:
         """Do one round. Raises `ChainError`."""
@@ -154,6 +159,11 @@ class Settler:
     def idle(self) -> bool:
         """Whether everything under way only waits for finality."""
         return not self._asked and not self._transactions.unmined
+
+    @property
+    def quiet(self) -> bool:
+        """Whether no challenge is open. Before the chain has said so, there may be one."""
+        return self._defence is None or self._defence.quiet
 
     async def check(self) -> None:
         """Make every check of the surroundings once. A start is not ready before."""

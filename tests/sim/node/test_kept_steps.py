@@ -14,6 +14,7 @@ import pytest
 from piecework_node import logs
 from piecework_node.daemon.evidence import EvidenceWish, answer
 from piecework_node.disputes.leaves import JournalLeaves
+from piecework_node.evidence.expiry import EvidenceExpiry
 from piecework_node.evidence.export import Exporter, NoEvidence
 from piecework_node.evidence.steps import (
     MAX_WAITING,
@@ -204,6 +205,31 @@ async def test_steps_go_when_nobody_can_ask_for_them_any_more(tmp_path: Path) ->
     store(harness).prune()
     assert store(harness).usage == replace(store(harness).usage, canvases=0, used_bytes=0)
     assert not [*(tmp_path / "steps").iterdir()]
+
+
+class SmallJournal:
+    """Implements `PrunedJournal`: nothing of it is old."""
+
+    async def prune(self, window_s: int) -> bool:
+        return False
+
+
+async def test_old_steps_stay_while_a_challenge_is_open(tmp_path: Path) -> None:
+    harness, _, _ = await served(tmp_path / "steps")
+    harness.clock.advance(3600 + EVIDENCE_S + 1)
+    quiet = False
+    expiry = EvidenceExpiry(
+        SmallJournal(),
+        store(harness),
+        harness.keyring,
+        window_s=EVIDENCE_S,
+        quiet=lambda: quiet,
+    )
+    await expiry.step()
+    assert store(harness).usage.canvases
+    quiet = True
+    await expiry.step()
+    assert not store(harness).usage.canvases
 
 
 async def test_a_cancelled_canvas_is_kept_too(tmp_path: Path) -> None:
