@@ -132,5 +132,7 @@ CHALLENGE_SECONDS = 3 * 24 * 3600
 ANSWER_SECONDS = 24 * 3600
 ESCALATE_SECONDS = 12 * 3600
 VERDICT_SECONDS = 24 * 3600
+MAX_RUNNING = 8
+"""Windows of one operator that run at a time. What is asked beside them waits, up to a week."""
 EVIDENCE_SECONDS = CHALLENGE_SECONDS + ANSWER_SECONDS + VERDICT_SECONDS
 """How long after a job's deadline its evidence may still be asked for."""

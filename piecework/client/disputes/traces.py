@@ -26,11 +26,12 @@ from piecework_protocol.trace import (
 
 
 def broken_rule(
-    job: Job, shown: CanvasEvidence, canvas_leaf: OpenedLeaf, step_leaf: OpenedLeaf
+    job: Job, shown: CanvasEvidence, canvas_leaf: OpenedLeaf | None, step_leaf: OpenedLeaf
 ) -> TraceEvidence | None:
     """Return what shows that a trace breaks a rule, or None.
 
-    Both leaves are open whole, and were proved under the receipt's trace root.
+    The leaves are open whole, and were proved under the receipt's trace root. Without the canvas
+    leaf only the output can be held to the step.
     """
     finish = shown.receipt.finish
     return next(
@@ -44,9 +45,12 @@ def broken_rule(
 
 
 def _found(
-    job: Job, shown: CanvasEvidence, canvas_leaf: OpenedLeaf, step_leaf: OpenedLeaf
+    job: Job, shown: CanvasEvidence, canvas_leaf: OpenedLeaf | None, step_leaf: OpenedLeaf
 ) -> Iterator[TraceEvidence]:
     receipt = shown.receipt
+    if canvas_leaf is None:
+        yield from _output(shown, step_leaf)
+        return
     try:
         record = CanvasRecord.parse(canvas_leaf.fields)
     except MalformedInput:
@@ -97,8 +101,8 @@ def _output(shown: CanvasEvidence, step_leaf: OpenedLeaf) -> Iterator[TraceEvide
     evidence = TraceEvidence(rule=TraceRule.OUTPUT, leaves=(step_leaf,), output=shown.output)
     try:
         output = TextOutput.decode(shown.output)
+        rest = iter(read_ids(step_leaf.fields[StepField.ARGMAX]))
     except MalformedInput:
         return  # of another kind, or refused when it came
-    rest = iter(read_ids(step_leaf.fields[StepField.ARGMAX]))
     if not all(token in rest for token in output.token_ids):
         yield evidence

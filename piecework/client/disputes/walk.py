@@ -7,7 +7,6 @@ what can be done now, and says what it waits for.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,8 +25,10 @@ from piecework.client.disputes.proofs import FoundProof, can_be_challenged, find
 from piecework.client.disputes.traces import broken_rule
 from piecework.client.errors import DisputeError
 from piecework_protocol.disputes import (
+    ANSWER_SECONDS,
     CHALLENGE_SECONDS,
     ESCALATE_SECONDS,
+    MAX_RUNNING,
     VERDICT_SECONDS,
     ChallengeStatus,
     OpenedLeaf,
@@ -40,6 +41,15 @@ from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Digest
 BOND_MARGIN = 2
 """Times the bond of the latest block: the base fee may rise until the challenge is mined. What is
 too much is bond as well, and comes back or goes to the worker with it."""
+
+
+TIME_TO_ASK_S = 3600
+"""Between an answer in the last second and the next question: people run the walk again."""
+_DECIDED = {
+    ChallengeStatus.GUILTY: "the committee judged: guilty",
+    ChallengeStatus.NOT_GUILTY: "the committee judged: not guilty",
+    ChallengeStatus.NO_VERDICT: "the committee did not judge in time",
+}
 
 
 class DisputeStage(enum.Enum):
@@ -153,13 +163,45 @@ class DisputeWalk:
         if self._about is None:
             text = "the evidence proves no fault alone. Name a canvas and a step to challenge"
             return DisputeReport(DisputeStage.NOTHING, text, over=True)
-        answers: list[OpenedLeaf] = []
-        for leaf in (0, self._about.step + 1):
+        step = self._about.step + 1
+        step_first = await self._asks_step_first(step)
+        answers: dict[int, OpenedLeaf] = {}
+        for leaf in (step, 0) if step_first else (0, step):
+            if step_first and not leaf and await self._goes_without_canvas_leaf():
+                break
             report, answer = await self._ask(leaf)
             if answer is None:
                 return report
-            answers.append(answer)
-        return await self._judge(answers)
+            answers[leaf] = answer
+        return await self._judge(answers.get(0), answers[step])
+
+    async def _asks_step_first(self, step: int) -> bool:
+        """Say whether the step's leaf is asked for before the canvas leaf. `step` is its index.
+
+        A channel has one open challenge at a time, and the worker decides when in its window it
+        answers. If the second question may come too late, it has to be that for the canvas leaf:
+        the committee needs the step alone. What was begun goes on.
+        """
+        port = self._port
+        for leaf in (0, step):
+            state = await port.state(await port.challenge_id(self._challenge(leaf)))
+            if state.status is not ChallengeStatus.NONE:
+                return leaf == step
+        if await port.open_count(self._evidence.channel.operator) >= MAX_RUNNING:
+            return True
+        return await port.timestamp() + ANSWER_SECONDS + TIME_TO_ASK_S > self._latest
+
+    async def _goes_without_canvas_leaf(self) -> bool:
+        """Say whether the step is judged without it: there is no time to ask for it any more.
+
+        Nor is there before the committee. An answer may take longer than that can be asked.
+        """
+        return self._escalate or await self._port.timestamp() > self._latest
+
+    @property
+    def _latest(self) -> int:
+        """The last block time of a challenge."""
+        return self._evidence.job.job.deadline + CHALLENGE_SECONDS
 
     # --- a proof
 
@@ -234,16 +276,15 @@ class DisputeWalk:
         busy = await port.open_of(job.channel)
         if busy is not None:
             raise DisputeError(f"the channel has another open challenge: 0x{busy.hex()}")
-        latest = job.deadline + CHALLENGE_SECONDS
-        if await port.timestamp() > latest:
+        if await port.timestamp() > self._latest:
             raise DisputeError("the time to challenge this job is over")
         bond = BOND_MARGIN * await port.required_bond()
         question = ask(port.sender, subject_of(self._evidence), self._signed, leaf, _all(leaf))
         await port.execute(disputes.challenge(port.deployment, question, bond))
 
-    async def _judge(self, answers: Sequence[OpenedLeaf]) -> DisputeReport:
+    async def _judge(self, canvas_leaf: OpenedLeaf | None, step_leaf: OpenedLeaf) -> DisputeReport:
         """Hold the opened leaves to the exact rules, and prove what is broken."""
-        job, (canvas_leaf, step_leaf) = self._evidence.job.job, answers
+        job = self._evidence.job.job
         shown = broken_rule(job, self._shown, canvas_leaf, step_leaf)
         if shown is not None:
             if await self._port.stake(self._evidence.channel.operator):
@@ -252,6 +293,11 @@ class DisputeWalk:
             return await self._collect(f"the trace breaks a rule: {_words(shown.rule)}")
         if not self._escalate:
             text = "the leaves are open and break no exact rule. The bonds are the worker's"
+            if canvas_leaf is None:
+                text = (
+                    "the step is open. The time to ask for the canvas leaf is over, and most exact "
+                    "rules need it. The bond is the worker's"
+                )
             return DisputeReport(DisputeStage.HONEST, text, over=True)
         return await self._bring_to_committee(step_leaf.index)
 
@@ -276,9 +322,8 @@ class DisputeWalk:
                 text = "give the committee the prompt, so that it can replay the step"
                 return DisputeReport(DisputeStage.BEFORE_COMMITTEE, text, verdict_by)
             await self._port.execute(disputes.conclude(self._port.deployment, asked))
-            return await self._collect("the committee did not judge in time")
-        guilty = state.status is ChallengeStatus.GUILTY
-        return await self._collect(f"the committee judged: {'guilty' if guilty else 'not guilty'}")
+            return await self._collect(_DECIDED[ChallengeStatus.NO_VERDICT])
+        return await self._collect(_DECIDED[state.status])
 
     # --- what is asked
 

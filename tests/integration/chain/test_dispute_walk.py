@@ -12,7 +12,12 @@ from piecework.chain.dev.anvil import Anvil
 from piecework.client.disputes.port import ChainDisputePort
 from piecework.client.disputes.walk import DisputedStep, DisputeStage, DisputeWalk
 from piecework.client.errors import DisputeError
-from piecework_protocol.disputes import ANSWER_SECONDS, VERDICT_SECONDS
+from piecework_protocol.disputes import (
+    ANSWER_SECONDS,
+    CHALLENGE_SECONDS,
+    MAX_RUNNING,
+    VERDICT_SECONDS,
+)
 from piecework_protocol.evidence.file import (
     CanvasEvidence,
     Contradiction,
@@ -230,6 +235,76 @@ async def test_an_escalated_step_without_a_verdict_gives_the_bond_back(market: T
     assert report.over and "did not judge in time" in report.text
     assert await market.reader.token_balance(market.token, PAYER.address) == 3 * VERDICT_FEE
     assert await stake(market) == STAKE
+
+
+async def test_no_verdict_is_told_whoever_concluded(market: TestMarket) -> None:
+    canvas = await serve(market, PAYER, OPERATOR)
+    evidence = evidence_of(market, canvas)
+    await market.give(PAYER.address, tokens=3 * VERDICT_FEE)
+    for leaf in (0, 1):
+        await walk_of(market, evidence).advance()
+        await answer(market, canvas, leaf)
+    await walk_of(market, evidence, escalate=True).advance()
+    await market.pass_time(ANSWER_SECONDS + VERDICT_SECONDS + 1)
+    (*_, opened) = await dispute_reader(market).challenges_to(
+        OPERATOR.address, 0, await market.reader.latest_block()
+    )
+    await market.run(STRANGER, disputes.conclude(market.deployment, opened.challenge))
+    report = await walk_of(market, evidence, escalate=True).advance()
+    assert report.over and "did not judge in time" in report.text
+    assert await market.reader.token_balance(market.token, PAYER.address) == 3 * VERDICT_FEE
+
+
+async def test_a_late_dispute_asks_for_the_step_first_and_reaches_the_committee(
+    market: TestMarket,
+) -> None:
+    """The worker answers in the last second. Then it is too late for another question."""
+    canvas = await serve(market, PAYER, OPERATOR)
+    evidence = evidence_of(market, canvas)
+    await market.give(PAYER.address, tokens=3 * VERDICT_FEE)
+    latest = canvas.subject.job.deadline + CHALLENGE_SECONDS
+    await market.pass_time(latest - ANSWER_SECONDS // 2 - await market.reader.timestamp())
+    report = await walk_of(market, evidence).advance()
+    assert report.stage is DisputeStage.WAITING and report.deadline is not None
+    await market.pass_time(report.deadline - 60 - await market.reader.timestamp())
+    await answer(market, canvas, 1)
+    assert await market.reader.timestamp() > latest
+    report = await walk_of(market, evidence).advance()
+    assert report.stage is DisputeStage.HONEST and report.over
+    assert "the canvas leaf is over" in report.text
+    report = await walk_of(market, evidence, escalate=True).advance()
+    assert report.stage is DisputeStage.BEFORE_COMMITTEE
+
+
+async def test_a_late_dispute_of_the_last_step_still_holds_the_output_to_it(
+    market: TestMarket,
+) -> None:
+    canvas = await serve(market, PAYER, OPERATOR)
+    last = canvas.steps[-1]
+    told = write_ids([token ^ 1 for token in read_ids(last.argmax)])
+    changed = replace(canvas, steps=(*canvas.steps[:-1], replace(last, argmax=told)))
+    canvas = resigned(market.reader.domain, OPERATOR, changed)
+    evidence, about = evidence_of(market, canvas), DisputedStep(0, len(canvas.steps) - 1)
+    latest = canvas.subject.job.deadline + CHALLENGE_SECONDS
+    await market.pass_time(latest - 60 - await market.reader.timestamp())
+    await walk_of(market, evidence, about).advance()
+    await market.pass_time(120)
+    await answer(market, canvas, len(canvas.steps))
+    report = await walk_of(market, evidence, about).advance()
+    assert report.stage is DisputeStage.DECIDED and "breaks a rule: output" in report.text
+    assert await stake(market) == 0
+
+
+async def test_behind_a_full_line_the_step_is_asked_for_first(market: TestMarket) -> None:
+    """A worker that challenges itself fills its line, so that every answer takes a week more."""
+    for number in range(1, 1 + MAX_RUNNING):
+        other = await serve(market, PAYER, OPERATOR, number)
+        await walk_of(market, evidence_of(market, other)).advance()
+    canvas = await serve(market, PAYER, OPERATOR)
+    report = await walk_of(market, evidence_of(market, canvas)).advance()
+    assert report.deadline is not None
+    assert report.deadline > await market.reader.timestamp() + ANSWER_SECONDS
+    await answer(market, canvas, 1)
 
 
 async def test_evidence_of_another_market_is_refused(market: TestMarket) -> None:

@@ -20,6 +20,7 @@ from piecework_protocol.disputes import (
     CHALLENGE_SECONDS,
     ESCALATE_SECONDS,
     JOB_SECONDS,
+    MAX_RUNNING,
     VERDICT_SECONDS,
     ChallengeStatus,
     TraceRule,
@@ -122,6 +123,7 @@ async def test_the_windows_of_the_contract_are_pythons(court: Disputed) -> None:
         "ANSWER_SECONDS": ANSWER_SECONDS,
         "ESCALATE_SECONDS": ESCALATE_SECONDS,
         "VERDICT_SECONDS": VERDICT_SECONDS,
+        "MAX_RUNNING": MAX_RUNNING,
     }.items():
         assert await court.reader.constant(name) == seconds
 
