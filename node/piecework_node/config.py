@@ -209,7 +209,8 @@ class WorkerConfig(Settings):
         le=2**31,
         description="seconds after a job's deadline in which it can be audited. Until then the "
         "journal keeps its sealed content, receipts and leaves, and the sealing keys. Then it "
-        "keeps digests and amounts alone. The offer states it",
+        "keeps digests and amounts alone. The offer states it. In a market with disputes at least "
+        "345600",
     )
     evidence_bytes: int = Field(
         2**30,

@@ -39,7 +39,13 @@ from piecework_node.daemon.reach import (
 )
 from piecework_node.daemon.relays import RelayAway, RelayCredentials, RelayDeclines, RelayLink
 from piecework_node.daemon.standing import REGISTERED_ADDRESS, REGISTRATION, StandingWatch
-from piecework_node.daemon.surroundings import CLOCK, IndexWatch, ask_indexes, check_endpoints
+from piecework_node.daemon.surroundings import (
+    CLOCK,
+    IndexWatch,
+    ask_indexes,
+    check_endpoints,
+    check_evidence,
+)
 from piecework_node.disputes.leaves import jobs_of_others
 from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import ConfigError, JournalLocked
@@ -191,6 +197,7 @@ class Checker:
         self._deployment = Deployment.load(self._home.deployment)
         if self._config is not None:
             self._config.amounts(self._deployment.payment_token)
+            check_evidence(self._config, self._deployment)
         return f"chain {self._deployment.chain_id}, escrow {address_hex(self._deployment.escrow)}"
 
     async def _key(self) -> str:

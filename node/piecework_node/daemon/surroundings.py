@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from piecework.base.clock import Clock
 from piecework.base.hosts import is_address, is_loopback, is_public, is_unspecified
 from piecework.base.http import HttpError, HttpReader, HttpStatus, host_of
+from piecework.chain.deployment import Deployment
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
 from piecework_node.config import WorkerConfig
 from piecework_node.endpoints import split_endpoint
@@ -20,6 +21,7 @@ from piecework_node.errors import ConfigError
 from piecework_node.jobs.offers import Dates, IndexAnswer
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_protocol.disputes import ANSWER_SECONDS, CHALLENGE_SECONDS
 from piecework_protocol.limits import MAX_CLOCK_SKEW_S
 
 CLOCK: Final = "clock"
@@ -29,6 +31,8 @@ MIB: Final = 1024 * 1024
 FIRST_RETRY_S: Final = 2.0
 _SET: Final = "Set endpoint to the host:port that clients dial, or name relays and leave bind empty"
 _SET_RELAYS: Final = "Set relays to what relays call themselves"
+LEAST_EVIDENCE_S: Final = CHALLENGE_SECONDS + ANSWER_SECONDS
+"""Of a market with disputes. Once a challenge is seen, its evidence stays."""
 MAX_RETRY_S: Final = 60.0
 """An index that was away for seconds shows the worker again within seconds."""
 
@@ -141,6 +145,22 @@ def check_endpoints(config: WorkerConfig, chain_id: int) -> None:
         check_endpoint(config.endpoint or config.bind, chain_id, config.indexes)
     for relay in config.relays:
         check_endpoint(relay, chain_id, config.indexes, _SET_RELAYS)
+
+
+def check_evidence(config: WorkerConfig, deployment: Deployment) -> None:
+    """Refuse to let go of what a challenge may still ask for: an honest worker would be silent.
+
+    Raises:
+        ConfigError: the market has disputes, and `evidence_s` is shorter than they take.
+    """
+    traced = any(card.backend != "vllm" for _, card in config.of_cards)
+    if deployment.disputes is None or not traced or config.evidence_s >= LEAST_EVIDENCE_S:
+        return
+    raise ConfigError(
+        f"evidence_s is {config.evidence_s}, and this market has disputes. A job can be challenged "
+        f"until {CHALLENGE_SECONDS} s after its deadline, and who cannot answer loses stake. "
+        f"Set evidence_s to {LEAST_EVIDENCE_S} or more, or leave it out"
+    )
 
 
 def check_endpoint(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 
 from piecework.base.errors import PieceworkError
 from piecework.base.http import HttpStatus, HttpUnreachable
+from piecework.chain.addresses import DisputeTerms
+from piecework.chain.deployment import Deployment
 from piecework_node import logs
 from piecework_node.config import check
 from piecework_node.daemon.surroundings import (
@@ -20,11 +23,13 @@ from piecework_node.daemon.surroundings import (
     DiskWatch,
     IndexWatch,
     check_endpoint,
+    check_evidence,
 )
 from piecework_node.errors import ConfigError
 from piecework_node.jobs.offers import Dates, IndexAnswer, publish
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
+from piecework_protocol.types import Address, Amount, Seconds
 from piecework_protocol.wire import SignedOffer
 from tests.support.clock import FakeClock
 from tests.support.node.harness import WorkerHarness
@@ -178,6 +183,21 @@ def test_an_address_of_a_private_network_is_for_development(endpoint: str) -> No
     check_endpoint(endpoint, DEVELOPMENT, ["http://192.168.1.1:8380"])
     with pytest.raises(ConfigError, match="private network"):
         check_endpoint(endpoint, MAINNET, [])
+
+
+def test_evidence_is_kept_as_long_as_a_market_with_disputes_may_ask_for_it() -> None:
+    terms = DisputeTerms(Amount(500_000), 10**14, Amount(5_000_000), (), threshold=0)
+    token, week = Address(b"\x33" * 20), Seconds(7 * 24 * 3600)
+    market = Deployment(31337, token, "tUSDC", 6, Amount(100), week, disputes=terms)
+    bare = {"payout": PAYOUT, "endpoint": "gpu1.example.org:50051"}
+    short = {**bare, "evidence_s": 4 * 24 * 3600 - 1}
+    with pytest.raises(ConfigError, match="Set evidence_s to 345600 or more"):
+        check_evidence(check(short), market)
+    check_evidence(check({**short, "evidence_s": 4 * 24 * 3600}), market)
+    check_evidence(check(bare), market)
+    check_evidence(check(short), replace(market, disputes=None))
+    vllm = {"backend": "vllm", "vllm_endpoints": ("http://127.0.0.1:8000",), "model": "some/model"}
+    check_evidence(check({**short, **vllm}), market)
 
 
 @pytest.mark.parametrize(
