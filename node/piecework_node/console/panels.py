@@ -198,7 +198,7 @@ def _gpu(card: ShownCard) -> Iterable[Row]:
     yield "Memory", memory
     slow = gpu.throttled
     yield "Slowed down", UNKNOWN if slow is None else ", ".join(slow) or "no"
-    yield "Other programs", str(len(gpu.processes))
+    yield "Other programs", UNKNOWN if gpu.processes is None else str(len(gpu.processes))
 
 
 def _earned(key: str, title: str, rows: Sequence[Earned], money: ShownMoney) -> Panel:

@@ -144,15 +144,13 @@ def causes(
 
 def untold(rules: OwnerRules, gpu: GpuReading) -> list[str]:
     """List the settings that need something which the card or its driver does not tell."""
+    hidden = GpuProcess(0, "?", None, None)
+    others = (hidden,) if gpu.processes is None else gpu.processes
     needed = (
         ("pause_temperature_c", rules.temperature_c, gpu.temperature_c),
         ("pause_power_w", rules.power_w, gpu.power_w),
-        ("pause_gpu_share", rules.gpu_share, _all_told(p.share for p in gpu.processes)),
-        (
-            "pause_gpu_memory_mib",
-            rules.gpu_memory,
-            _all_told(p.memory_bytes for p in gpu.processes),
-        ),
+        ("pause_gpu_share", rules.gpu_share, _all_told(p.share for p in others)),
+        ("pause_gpu_memory_mib", rules.gpu_memory, _all_told(p.memory_bytes for p in others)),
     )
     return [setting for setting, bound, value in needed if bound and value is None]
 
@@ -194,7 +192,7 @@ def _heat(rules: OwnerRules, gpu: GpuReading, paused: bool) -> Iterator[Cause]:
 def _others(rules: OwnerRules, usual: Mapping[str, Usual], gpu: GpuReading) -> Iterator[Cause]:
     memory: dict[str, int] = {}
     share: dict[str, int] = {}
-    for name, (used, busy) in used_by_program(gpu.processes).items():
+    for name, (used, busy) in used_by_program(gpu.processes or ()).items():
         known = usual.get(name, Usual(0, 0))
         memory[name] = max(0, used - known.memory_bytes)
         share[name] = max(0, busy - known.share)

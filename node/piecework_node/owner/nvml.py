@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable
-from pathlib import PurePath
-from typing import Any, Final, TypeVar
+from pathlib import Path, PurePath
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import psutil
 import pynvml
@@ -16,6 +16,7 @@ from piecework_node.owner.readings import GpuProcess, GpuReading, Readings
 T = TypeVar("T")
 SAMPLE_US: Final = 2_000_000
 """How far back the shares of processes are asked for."""
+POWER_SUPPLIES: Final = Path("/sys/class/power_supply")
 _THROTTLES: Final = (
     ("nvmlClocksEventReasonHwThermalSlowdown", "too hot"),
     ("nvmlClocksEventReasonSwThermalSlowdown", "warm"),
@@ -25,37 +26,65 @@ _THROTTLES: Final = (
 )
 
 
+class NvmlLibrary(Protocol):
+    """What is asked of NVML, by its own names. Each call raises `NVMLError` if it is not told."""
+
+    def nvmlInit(self) -> None: ...  # noqa: N802
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any: ...  # noqa: N802
+
+    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any: ...  # noqa: N802
+
+    def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any: ...  # noqa: N802
+
+    def nvmlDeviceGetPowerUsage(self, handle: Any) -> int: ...  # noqa: N802
+
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int: ...  # noqa: N802
+
+    def nvmlDeviceGetName(self, handle: Any) -> str: ...  # noqa: N802
+
+    def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int: ...  # noqa: N802
+
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any) -> int: ...  # noqa: N802
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]: ...  # noqa: N802
+
+    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: Any) -> list[Any]: ...  # noqa: N802
+
+    def nvmlDeviceGetProcessUtilization(self, handle: Any, since: int) -> list[Any]: ...  # noqa: N802
+
+
 class MachineSenses:
     """Implements `readings.Senses` for one card of this machine."""
 
-    def __init__(self, index: int) -> None:
-        """Open the card of this number, as `nvidia-smi -L` counts them."""
+    def __init__(self, index: int, *, library: NvmlLibrary | None = None) -> None:
+        """Open the card of this number, as `nvidia-smi -L` counts them. library: NVML itself."""
+        self._nvml = library or cast(NvmlLibrary, pynvml)
         self._handle: Any = None
         self.missing = ""
         try:
-            pynvml.nvmlInit()
-            self._handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self._nvml.nvmlInit()
+            self._handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
         except pynvml.NVMLError as error:
             self.missing = f"NVML does not show card {index}: {error}"
 
     def read(self, own: frozenset[int]) -> Readings:
         """Read card and battery once."""
-        battery = psutil.sensors_battery()
         gpu = None
         if self._handle is not None:
             gpu = self._card(with_children(own))
-        return Readings(gpu, None if battery is None else not battery.power_plugged)
+        return Readings(gpu, runs_on_battery())
 
     def _card(self, own: frozenset[int]) -> GpuReading:
-        handle = self._handle
-        memory = _told(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
-        rates = _told(lambda: pynvml.nvmlDeviceGetUtilizationRates(handle))
-        watts = _told(lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000)
-        joules = _told(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
+        nvml, handle = self._nvml, self._handle
+        memory = _told(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+        rates = _told(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
+        watts = _told(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000)
+        joules = _told(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
         sensor = pynvml.NVML_TEMPERATURE_GPU
         return GpuReading(
-            name=_text(_told(lambda: pynvml.nvmlDeviceGetName(handle)) or "GPU"),
-            temperature_c=_told(lambda: int(pynvml.nvmlDeviceGetTemperature(handle, sensor))),
+            name=_text(_told(lambda: nvml.nvmlDeviceGetName(handle)) or "GPU"),
+            temperature_c=_told(lambda: int(nvml.nvmlDeviceGetTemperature(handle, sensor))),
             power_w=watts,
             energy_j=joules,
             utilization=None if rates is None else int(rates.gpu),
@@ -66,19 +95,24 @@ class MachineSenses:
         )
 
     def _throttled(self) -> tuple[str, ...] | None:
-        bits = _told(lambda: int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)))
+        bits = _told(lambda: int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)))
         if bits is None:
             return None
         return tuple(text for name, text in _THROTTLES if bits & getattr(pynvml, name))
 
-    def _processes(self, own: frozenset[int]) -> tuple[GpuProcess, ...]:
+    def _processes(self, own: frozenset[int]) -> tuple[GpuProcess, ...] | None:
+        """The programs on the card. None: not told. That is not a card without programs."""
+        nvml, handle = self._nvml, self._handle
         memory: dict[int, int | None] = {}
-        for ask in (
-            pynvml.nvmlDeviceGetComputeRunningProcesses,
-            pynvml.nvmlDeviceGetGraphicsRunningProcesses,
-        ):
-            for process in _told(lambda ask=ask: ask(self._handle)) or ():  # type: ignore[misc]
-                memory[int(process.pid)] = process.usedGpuMemory
+        try:
+            found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+            # A card in slices has compute programs alone.
+            with contextlib.suppress(pynvml.NVMLError_NotSupported):
+                found = [*found, *nvml.nvmlDeviceGetGraphicsRunningProcesses(handle)]
+        except pynvml.NVMLError:
+            return None
+        for process in found:
+            memory[int(process.pid)] = process.usedGpuMemory
         shares = self._shares()
         return tuple(
             GpuProcess(pid, program(pid), used, None if shares is None else shares.get(pid, 0))
@@ -90,7 +124,7 @@ class MachineSenses:
         """Percent of the card's time by process, of the last seconds. None: not told."""
         since = time.time_ns() // 1000 - SAMPLE_US
         try:
-            samples = pynvml.nvmlDeviceGetProcessUtilization(self._handle, since)
+            samples = self._nvml.nvmlDeviceGetProcessUtilization(self._handle, since)
         except pynvml.NVMLError_NotFound:
             return {}  # no process has used the card since
         except pynvml.NVMLError:
@@ -99,6 +133,35 @@ class MachineSenses:
         for sample in samples:
             shares[int(sample.pid)] = max(shares.get(int(sample.pid), 0), int(sample.smUtil))
         return shares
+
+
+def runs_on_battery(
+    ask: Callable[[], Any] = psutil.sensors_battery, supplies: Path = POWER_SUPPLIES
+) -> bool | None:
+    """Say whether the machine runs on its battery. None: it has none, or nothing tells.
+
+    Args:
+        ask: psutil's word. It knows a mains adapter by two names alone, and takes a battery that
+            neither charges nor is full for unknown. So is one that is held at a charge limit.
+        supplies: Where Linux lists every adapter.
+    """
+    try:
+        battery = ask()
+    except OSError:  # this kernel lists no power supplies
+        return None
+    if battery is None:
+        return None
+    if battery.power_plugged is not None:
+        return not battery.power_plugged
+    adapters = [kind.parent / "online" for kind in supplies.glob("*/type") if _says(kind, "Mains")]
+    return not any(_says(online, "1") for online in adapters) if adapters else None
+
+
+def _says(file: Path, word: str) -> bool:
+    try:
+        return file.read_text().strip() == word
+    except (OSError, UnicodeError):
+        return False
 
 
 def card_uuid(index: int) -> str | None:

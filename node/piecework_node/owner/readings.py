@@ -25,6 +25,7 @@ class GpuReading:
 
     utilization: percent of the time. energy_j: since the driver was loaded, in joules.
     throttled: why its clocks are held down, empty when they are not.
+    processes: those of others. None: it does not tell, and anything may run there.
     """
 
     name: str
@@ -35,12 +36,12 @@ class GpuReading:
     memory_used: int | None = None
     memory_total: int | None = None
     throttled: tuple[str, ...] | None = None
-    processes: tuple[GpuProcess, ...] = ()
+    processes: tuple[GpuProcess, ...] | None = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """The machine now. on_battery: None without a battery."""
+    """The machine now. on_battery: None without a battery, or if nothing tells."""
 
     gpu: GpuReading | None = None
     on_battery: bool | None = None

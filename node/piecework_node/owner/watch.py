@@ -154,7 +154,7 @@ class OwnerWatch:
         if self._learns_until is None:
             self._learns_until = moment + LEARN_S
         if gpu is not None:
-            self._learned.learn(gpu.processes)
+            self._learned.learn(gpu.processes or ())
         if moment < self._learns_until:
             return
         self._baseline = self._learned
