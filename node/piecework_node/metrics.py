@@ -221,6 +221,10 @@ class Metrics:
         """A transaction reached a state."""
         self._transactions.labels(kind, state).inc()
 
+    def begin_transactions(self, kind: str, state: str) -> None:
+        """Show a kind and a state from 0 on. An alert sees the first of them only then."""
+        self._transactions.labels(kind, state)
+
     def chain_error(self) -> None:
         """The chain did not answer, or refused."""
         self._chain_errors.inc()

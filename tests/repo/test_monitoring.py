@@ -18,10 +18,16 @@ import yaml
 from prometheus_client import Metric
 
 from piecework.relay.metrics import RelayMetrics
+from piecework_node import logs
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code
+from piecework_node.settlement.transactions import TransactionTracker
 from piecework_protocol.errors import Reason
 from piecework_protocol.states import JobState
+from tests.support.clock import FakeClock
+from tests.support.node.fake_port import FakePort
+from tests.support.node.harness import DOMAIN
+from tests.support.node.memory_journal import MemoryJournal
 
 DEPLOY: Final = Path(__file__).resolve().parents[2] / "deploy"
 DURATION: Final = re.compile(r"(?:\d+(?:ms|[smhdwy]))+")
@@ -49,6 +55,25 @@ def registry() -> dict[str, frozenset[str]]:
         for name in names:
             found[name] = frozenset(labels_of)
     return found
+
+
+def shown_at_first() -> set[tuple[str, frozenset[tuple[str, str]]]]:
+    """Every sample with its labels that a worker shows before anything happens."""
+    metrics = Metrics()
+    metrics.begin_card("0")
+    TransactionTracker(
+        MemoryJournal(DOMAIN),
+        FakePort(),
+        clock=FakeClock(),
+        stuck_s=60,
+        metrics=metrics,
+        log=logs.silent(),
+    )
+    return {
+        (sample.name, frozenset(sample.labels.items()))
+        for family in metrics.registry.collect()
+        for sample in family.samples
+    }
 
 
 def rules() -> list[dict[str, Any]]:
@@ -116,6 +141,37 @@ def test_every_expression_names_what_the_worker_has(expression: str) -> None:
 )
 def test_what_the_worker_does_not_have_or_is_no_promql_is_noticed(expression: str) -> None:
     assert faults(expression, registry())
+
+
+def increases() -> list[tuple[str, frozenset[tuple[str, str]]]]:
+    """The counters of a worker whose events alerts count, with the labels that they ask for."""
+    found = []
+
+    def visit(node: Any) -> None:
+        if isinstance(node, promql_parser.Call) and node.func.name == "increase":
+            selector = node.args[0].vector_selector
+            asked = frozenset((m.name, m.value) for m in selector.matchers.matchers)
+            found.append((selector.name, asked))
+
+    for rule in rules():
+        promql_parser.walk(promql_parser.parse(rule["expr"]), visit)
+    return found
+
+
+@pytest.mark.parametrize(("name", "asked"), increases())
+def test_an_alert_sees_the_first_event_that_it_counts(
+    name: str, asked: frozenset[tuple[str, str]]
+) -> None:
+    """A counter that begins at 1 has increased by nothing."""
+    assert [labels for known, labels in shown_at_first() if known == name and asked <= labels]
+
+
+def test_every_kind_of_transaction_is_counted_from_its_first_failure_on() -> None:
+    from piecework_node.journal.records import TxKind
+
+    shown = [dict(labels) for name, labels in shown_at_first() if "transactions" in name]
+    assert {labels["kind"] for labels in shown} == {kind.value for kind in TxKind}
+    assert {labels["state"] for labels in shown} == {"failed"}
 
 
 def test_the_state_of_a_failed_transaction_is_spelt_as_the_worker_spells_it() -> None:

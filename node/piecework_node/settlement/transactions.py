@@ -45,6 +45,8 @@ class TransactionTracker:
         self._journal, self._port, self._clock = journal, port, clock
         self._stuck_s, self._metrics, self._log = stuck_s, metrics, log
         self._open: dict[bytes, StoredTx] = {}
+        for kind in TxKind:
+            metrics.begin_transactions(kind.value, TxState.FAILED.value)
 
     @classmethod
     async def load(
