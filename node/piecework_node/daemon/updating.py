@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import quote
 
 from piecework.base.files import SYSTEM_DISK, shown
 from piecework.base.text import one_line
@@ -367,14 +368,19 @@ class Updater:
         self._say(f"{new.name} is made")
         await self._service.stop()
         self._say("the worker has drained")
-        schema = await asyncio.to_thread(schema_of, self._home.journal)
+        try:
+            schema = await asyncio.to_thread(schema_of, self._home.journal)
+        except UpdateRefused as error:  # the new version has touched nothing yet
+            raise await self._again(old, str(error)) from None
         try:
             await asyncio.to_thread(self._check, new)
+            self._say("it passes its check")
+            self._installation.remember(old)
+            self._installation.switch(new)
         except UpdateRefused as error:
             return await self._back(old, schema, str(error))
-        self._say("it passes its check")
-        self._installation.remember(old)
-        self._installation.switch(new)
+        except OSError as error:
+            return await self._back(old, schema, f"cannot switch to {new.name}: {error.strerror}")
         trouble = await self._starts(new, wishes.ready_within_s)
         if trouble is None:
             self._say("ready")
@@ -395,24 +401,51 @@ class Updater:
             return str(error)
         end = time.monotonic() + within_s
         while time.monotonic() < end:
-            with contextlib.suppress(AdminError):
-                await ask_daemon(self._home.root, "GET", "/ready")
+            if await self._is_up():
                 return None
             if self._service.has_died():
                 return f"{environment.name} ended before it was ready"
             await asyncio.sleep(POLL_S)
         return f"{environment.name} was not ready within {within_s:g} s"
 
+    async def _is_up(self) -> bool:
+        """Whether the worker is ready, or would be if its owner did not need the machine."""
+        with contextlib.suppress(AdminError):
+            await ask_daemon(self._home.root, "GET", "/ready")
+            return True
+        with contextlib.suppress(AdminError):
+            status = await ask_daemon(self._home.root, "GET", "/status")
+            # It is paused from its first second on. Its first offer is the end of its start.
+            return status.get("state") == "paused" and bool(status.get("offer"))
+        return False
+
     async def _back(self, old: Path, schema: int | None, why: str) -> Path:
         """Start the old version again, and say why. `schema` is the one that it can read."""
-        if await asyncio.to_thread(schema_of, self._home.journal) != schema:
+        try:
+            found = await asyncio.to_thread(schema_of, self._home.journal)
+        except UpdateRefused as error:
+            raise UpdateRefused(
+                f"{why}. {error}, so nothing went back. The worker is stopped"
+            ) from None
+        if found != schema:
             raise UpdateRefused(
                 f"{why}. The new version has changed the journal, which the old one cannot read "
                 "any more, so nothing went back. The worker is stopped"
             )
-        self._installation.switch(old)
+        raise await self._again(old, why)
+
+    async def _again(self, old: Path, why: str) -> UpdateRefused:
+        """Start the old version again. Returns why, and what became of it."""
+        try:
+            if self._installation.link.resolve() != old:
+                self._installation.switch(old)
+        except OSError as error:
+            return UpdateRefused(
+                f"{why}. {shown(self._installation.link)} cannot go back: {error.strerror}. "
+                "The worker is stopped"
+            )
         trouble = await self._starts(old, BACK_S)
-        raise UpdateRefused(f"{why}. {trouble or f'{old.name} runs again'}")
+        return UpdateRefused(f"{why}. {trouble or f'{old.name} runs again'}")
 
 
 def owner_of(folder: Path) -> dict[str, object]:
@@ -430,18 +463,30 @@ def owner_of(folder: Path) -> dict[str, object]:
 def schema_of(journal: Path) -> int | None:
     """Return the schema of a journal that nobody has open. None: there is none.
 
-    It looks at a copy. To open the journal itself could make files of another user beside it.
+    Nothing is written beside it: a file of another user there would be in the worker's way. One
+    that was not closed is copied first.
+
+    Raises:
+        UpdateRefused: it cannot be read or copied.
     """
     if not journal.exists():
         return None
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / journal.name
-        for end in ("", "-wal"):
-            side = journal.with_name(journal.name + end)
-            if side.exists():
-                shutil.copyfile(side, copy.with_name(side.name))
-        try:
-            with contextlib.closing(sqlite3.connect(copy)) as opened:
-                return int(opened.execute("PRAGMA user_version").fetchone()[0])
-        except sqlite3.Error as error:
-            raise UpdateRefused(f"cannot read {shown(journal)}: {error}") from None
+    side = journal.with_name(journal.name + "-wal")
+    try:
+        if not side.exists() or not side.stat().st_size:
+            return _schema_in(journal)
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / journal.name
+            for file in (journal, side):
+                shutil.copyfile(file, copy.with_name(file.name))
+            return _schema_in(copy, "mode=rw")
+    except OSError as error:
+        raise UpdateRefused(f"cannot read {shown(journal)}: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise UpdateRefused(f"cannot read {shown(journal)}: {error}") from None
+
+
+def _schema_in(file: Path, how: str = "immutable=1") -> int:
+    place = f"file:{quote(str(file.absolute()))}?{how}"
+    with contextlib.closing(sqlite3.connect(place, uri=True)) as opened:
+        return int(opened.execute("PRAGMA user_version").fetchone()[0])

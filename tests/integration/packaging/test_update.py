@@ -119,6 +119,13 @@ async def test_a_version_that_fails_its_check_or_never_gets_ready_is_left_again(
     assert await is_running(place.home)
 
 
+async def test_a_version_that_starts_in_a_pause_of_the_owner_stays(place: UpdatedPlace) -> None:
+    """It is not ready before the pause is over, and that may take a night."""
+    paused = build_wheel(place.folder, "2.3", ready=False, paused=True)
+    now = await place.update(paused)
+    assert place.installation.current == now and place.version() == "2.3"
+
+
 async def test_a_journal_that_the_old_version_cannot_read_is_not_given_back_to_it(
     place: UpdatedPlace,
 ) -> None:

@@ -17,6 +17,7 @@ PROGRAM = """
 import http.server, json, os, pathlib, secrets, signal, sqlite3, sys, threading
 
 GOOD_CHECK, GETS_READY, SCHEMA, DIES = {check}, {ready}, {schema}, {dies}
+STATUS = {status}
 
 def main():
     words = sys.argv[1:]
@@ -40,7 +41,10 @@ def main():
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
         def do_GET(self):
-            self.answer(200 if GETS_READY else 503, {{"ready": GETS_READY}})
+            if self.path == "/status":
+                self.answer(200, STATUS)
+            else:
+                self.answer(200 if GETS_READY else 503, {{"ready": GETS_READY}})
         def do_POST(self):
             self.answer(202, {{"draining": True}})
             threading.Thread(target=server.shutdown).start()
@@ -64,17 +68,19 @@ def build_wheel(
     *,
     check: bool = True,
     ready: bool = True,
+    paused: bool = False,
     schema: int = 3,
     dies: bool = False,
     needs: str = "",
 ) -> Path:
-    """A wheel whose program does as it is told."""
+    """A wheel whose program does as it is told. paused: for its owner, since its start."""
+    status = {"state": "paused", "offer": {"sequence": 1} if paused else None}
     info = f"piecework-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: piecework\nVersion: {version}\n"
     files = {
         "piecework/__init__.py": "",
         "piecework/main.py": PROGRAM.format(
-            check=check, ready=ready, schema=schema, dies=dies, version=version
+            check=check, ready=ready, schema=schema, dies=dies, version=version, status=status
         ),
         f"{info}/METADATA": metadata + (f"Requires-Dist: {needs}\n" if needs else ""),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",

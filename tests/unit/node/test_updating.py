@@ -1,0 +1,76 @@
+"""`worker update` with a service in memory: a worker that was stopped runs again."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from piecework_node.daemon.updating import MARK, PREVIOUS, Installation, Updater, UpdateWishes
+from piecework_node.errors import UpdateRefused
+from piecework_node.home import Home
+from tests.support.system.wheels import build_wheel, digest_of
+
+
+class FakeService:
+    """Implements `WorkerService`: it notes what the link names at each start, and dies then."""
+
+    def __init__(self, link: Path) -> None:
+        self._link, self.events = link, list[str]()
+
+    async def stop(self) -> None:
+        self.events.append("stop")
+
+    async def start(self) -> None:
+        self.events.append(f"start {self._link.resolve().name}")
+
+    def has_died(self) -> bool:
+        return self.events[-1] != "stop"
+
+
+def environment(folder: Path, name: str) -> None:
+    """An environment whose `piecework` succeeds in everything."""
+    (folder / name / "bin").mkdir(parents=True)
+    (folder / name / "pyvenv.cfg").touch()
+    (folder / name / MARK).touch()
+    program = folder / name / "bin" / "piecework"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+
+
+def lost_journal(place: Path) -> None:
+    """What is beside the journal cannot be copied, as on a full disk."""
+    (place / "home" / "journal.db-wal").mkdir()
+    (place / "home" / "journal.db-wal" / "x").touch()
+
+
+def lost_note(place: Path) -> None:
+    (place / PREVIOUS).mkdir()
+
+
+def lost_link(place: Path) -> None:
+    (place / f".current.{os.getpid()}").mkdir()
+
+
+@pytest.mark.parametrize("lose", [lost_journal, lost_note, lost_link])
+async def test_a_disk_that_fails_while_the_worker_is_stopped_does_not_leave_it_so(
+    tmp_path: Path, lose: Callable[[Path], None]
+) -> None:
+    home = Home(tmp_path / "home")
+    home.create()
+    with closing(sqlite3.connect(home.journal)) as journal:
+        journal.execute("PRAGMA user_version = 3")
+    wheel = build_wheel(tmp_path, "2.0")
+    environment(tmp_path, "first")
+    environment(tmp_path, f"piecework-2.0-{digest_of(wheel)[:12]}")
+    (tmp_path / "current").symlink_to("first")
+    lose(tmp_path)
+    service = FakeService(tmp_path / "current")
+    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
+    with pytest.raises(UpdateRefused, match="first"):
+        await updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5))
+    assert service.events == ["stop", "start first"]
