@@ -87,6 +87,7 @@ ITEMS: Final[Mapping[str, CheckItem]] = {
 }
 """Every item, in the order of the lines."""
 NOT_CHECKED: Final = "not-checked"
+IN_USE: Final = "home-in-use"
 CATEGORIES: Final = tuple(dict.fromkeys(item.category for item in ITEMS.values()))
 
 
@@ -125,6 +126,12 @@ class CheckResult:
         """An item that needs what an earlier one missed."""
         detail = "not checked, because an earlier check failed"
         return cls(item, Result.ERROR, detail, NOT_CHECKED, "Correct what failed above first")
+
+    @classmethod
+    def in_use(cls, item: str) -> CheckResult:
+        """A home that another process holds, which tells nothing yet."""
+        detail = "a worker that is still starting, or another command, has this home"
+        return cls(item, Result.ERROR, detail, IN_USE, "Run this again in a minute")
 
     @property
     def name(self) -> str:

@@ -48,7 +48,7 @@ from piecework_node.daemon.surroundings import (
 )
 from piecework_node.disputes.leaves import jobs_of_others
 from piecework_node.endpoints import split_endpoint
-from piecework_node.errors import ConfigError, JournalLocked
+from piecework_node.errors import AdminError, ConfigError, JournalLocked
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates
 from piecework_node.journal.sqlite import SqliteJournal
@@ -87,6 +87,17 @@ NATIVE_COIN: Final = native_coin()
 class _Unchecked(PieceworkError):
     """An item needs what an earlier one missed."""
 
+    def result(self, item: str) -> CheckResult:
+        """Say so of the item."""
+        return CheckResult.unchecked(item)
+
+
+class _InUse(_Unchecked):
+    """Another process has the home, and tells nothing yet."""
+
+    def result(self, item: str) -> CheckResult:
+        return CheckResult.in_use(item)
+
 
 class _Found(PieceworkError):
     """Conditions of the board that fail an item."""
@@ -112,6 +123,8 @@ class Checker:
         """The card of several that is being checked."""
         self._status: dict[str, Any] | None = None
         """Of the worker that runs in this home."""
+        self._held = False
+        """Whether another process has the home, and tells nothing yet."""
         self._watched = False
         self._remarks: list[Fault] = []
         """Conditions that do not fail the item that is being checked."""
@@ -134,8 +147,8 @@ class Checker:
         warn = Result.WARNING
         try:
             detail = await check()
-        except _Unchecked:
-            return [CheckResult.unchecked(item)]
+        except _Unchecked as error:
+            return [error.result(item)]
         except _Found as error:
             return [CheckResult.of(item, fault, Result.ERROR) for fault in error.faults]
         except ChainError as error:
@@ -239,7 +252,11 @@ class Checker:
                 self._home.journal, self._need(self._deployment).domain, operator
             )
         except JournalLocked:
-            self._status = await ask_daemon(self._home.root, "GET", "/status")
+            try:
+                self._status = await ask_daemon(self._home.root, "GET", "/status")
+            except AdminError:
+                self._held = True
+                raise _InUse from None
             return f"in use by a running worker, which is {self._status['state']}"
         try:
             return f"{await journal.verify()} log rows, chain unbroken"
@@ -249,6 +266,10 @@ class Checker:
     @property
     def _is_running(self) -> bool:
         return self._status is not None
+
+    def _need_free(self) -> None:
+        """Leave ports, relays and journal to the process that has them."""
+        self._need(None if self._held else True)
 
     async def _chain(self) -> str:
         """Ask the node everything that the running worker asks, by the same watch."""
@@ -283,6 +304,7 @@ class Checker:
 
     async def _relays(self) -> str:
         """Join each relay as the worker would, and hang up."""
+        self._need_free()
         config, deployment = self._need(self._config), self._need(self._deployment)
         if self._status is not None:
             states: dict[str, str] = self._status["relays"]
@@ -320,6 +342,7 @@ class Checker:
 
     async def _dialled(self) -> str:
         """Have the worker's own address dialled by each index, or by a relay if none does."""
+        self._need_free()
         config = self._need(self._config)
         if not config.indexes and not config.relays:
             return "nobody to ask. An index or a relay would dial the worker and say what it finds"
@@ -471,6 +494,7 @@ class Checker:
 
     async def _audits(self) -> str:
         """Compare the engines that would start with those of jobs that may be challenged."""
+        self._need_free()
         deployment = self._need(self._deployment)
         if deployment.disputes is None:
             return "this market has no disputes"
@@ -529,6 +553,7 @@ class Checker:
         return await survey(vllm_settings(config), self._time, logs.silent())
 
     async def _ports(self) -> str:
+        self._need_free()
         if self._is_running:
             return "in use by the running worker"
         config = self._need(self._config)

@@ -21,6 +21,7 @@ from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node.card_settings import CardSettings
 from piecework_node.daemon import registration as enrolment
 from piecework_node.daemon.check_results import (
+    IN_USE,
     ITEMS,
     NOT_CHECKED,
     CheckResult,
@@ -59,6 +60,26 @@ def checkpoint(tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
     shutil.copytree(bundled_checkpoint_path(), folder)
     return folder
+
+
+async def test_a_worker_that_is_still_starting_is_waited_for_and_not_thrown_away(
+    tmp_path: Path,
+) -> None:
+    """Its journal is locked, it answers nothing yet, and it must keep its relays and its port."""
+    home = Home(tmp_path / "worker")
+    values = {"payout": "0x" + "f1" * 20, "relays": ("127.0.0.1:9",), "bind": "127.0.0.1:0"}
+    enrolment.prepare_home(home, NOWHERE, values, "password", Timestamp(1_800_000_000))
+    operator = parse_address("0x" + keystore_address(home.operator))
+    journal = await SqliteJournal.open(home.journal, NOWHERE.domain, operator)
+    try:
+        findings = {f.item: f for f in await Checker(home, "password").run()}
+    finally:
+        await journal.close()
+    found = findings["journal"]
+    assert (found.result, found.code) == (Result.ERROR, IN_USE)
+    assert "is still starting" in found.detail and found.remedy == "Run this again in a minute"
+    for item in ("relays", "dialled", "ports"):
+        assert findings[item].code == NOT_CHECKED, item
 
 
 async def model_finding(
