@@ -84,16 +84,20 @@ def planned_speed(card: Card, weights_bytes: int, *, canvas_size: int) -> Worker
     )
 
 
-def market(offers: Mapping[str, Any], model: str) -> tuple[AskedPrices | None, Figure]:
+def market(offers: Mapping[str, Any], model: str, token: str) -> tuple[AskedPrices | None, Figure]:
     """Read an index's page of offers: the median price of a model, and how busy its workers are.
 
-    model: its name, or its digest in hex. Raises `ValueError` if the page is not one of an index.
+    model: its name, or its digest in hex. token: what prices are in, as hex. Who takes another one
+    counts nothing: its base units are another price. Raises `ValueError` if the page is not one of
+    an index.
     """
     outputs: list[int] = []
     steps: list[int] = []
     slots = free = 0
     try:
         for offer in offers["offers"]:
+            if token not in offer["tokens"]:
+                continue
             rows = [row for row in offer["models"] if model in (row["name"], row["digest"])]
             outputs += [_units(row["price_per_million_output_tokens"]) for row in rows]
             steps += [_units(row["price_per_thousand_steps"]) for row in rows]

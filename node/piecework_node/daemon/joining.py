@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 from piecework.base.clock import Clock
 from piecework.base.files import read, write_private
-from piecework.base.http import HttpError, HttpReader, host_of
+from piecework.base.http import HttpError, host_of
 from piecework.chain.descriptor import (
     MAX_DESCRIPTOR_BYTES,
     MarketDescriptor,
@@ -45,6 +45,18 @@ class PriceSuggestion:
     why: str
 
 
+class OfferPages(Protocol):
+    """A way to read an index (`piecework.base.http.HttpReader`)."""
+
+    async def get_json(self, url: str) -> Any:
+        """Return a JSON value.
+
+        Raises:
+            HttpError: there is none.
+        """
+        ...
+
+
 class BondedWorkers(Protocol):
     """What the suggestion reads from the chain. `chain.reader.ChainReader` is one."""
 
@@ -55,11 +67,17 @@ class BondedWorkers(Protocol):
 
 
 async def suggest_prices(
-    indexes: Sequence[str], http: HttpReader, registry: BondedWorkers, clock: Clock
+    indexes: Sequence[str],
+    http: OfferPages,
+    registry: BondedWorkers,
+    clock: Clock,
+    *,
+    token: Address,
 ) -> PriceSuggestion | None:
     """Return the middle of what bonded workers ask now. None: no index shows one.
 
     Every offer is verified against the registry. An index can hide offers and cannot make one up.
+    token: what the newcomer is paid in. Base units of another one are another price.
 
     Raises:
         ChainError: the chain does not answer.
@@ -68,7 +86,7 @@ async def suggest_prices(
     hosts = []
     for index in indexes:
         for signed in await _shown(index, http):
-            if await _is_good(signed, registry, clock):
+            if token in signed.offer.tokens and await _is_good(signed, registry, clock):
                 offers.setdefault(signed.offer.operator, signed)
                 hosts.append(host_of(index))
     asked = [_asked(signed) for signed in offers.values()]
@@ -84,7 +102,7 @@ async def suggest_prices(
     )
 
 
-async def _shown(index: str, http: HttpReader) -> list[SignedOffer]:
+async def _shown(index: str, http: OfferPages) -> list[SignedOffer]:
     """The offers of an index, as far as they can be read. One that is away shows none."""
     try:
         body = await http.get_json(f"{index.rstrip('/')}/v1/offers?limit={MAX_ASKED_OFFERS}")

@@ -43,7 +43,8 @@ class Estimator:
         self.home, self._wishes = Home(root), wishes
         self.config: WorkerConfig = common.guard(lambda: config.load(root))
         self.token: Token = common.market_token(self.home.deployment)
-        self._market: tuple[AskedPrices, Figure] | None = None
+        self._markets: dict[str, tuple[AskedPrices, Figure]] = {}
+        """By model: cards may run different ones."""
         self._gas: Figure | None = None
 
     def of(self, speed: WorkerSpeed, model: str, watts: Figure) -> Estimate:
@@ -51,11 +52,11 @@ class Estimator:
         from piecework_node.console.estimate import Figure, estimate
 
         wishes = self._wishes
-        if self._market is None:
-            self._market = common.run(self._ask_market(model))
+        if model not in self._markets:
+            self._markets[model] = common.run(self._ask_market(model))
         if self._gas is None:
             self._gas = common.run(self._ask_gas())
-        prices, busy = self._market
+        prices, busy = self._markets[model]
         if wishes.utilization is not None:
             busy = Figure(wishes.utilization, "as you say")
         if wishes.watts is not None:
@@ -77,13 +78,15 @@ class Estimator:
         from piecework.base.http import HttpError, HttpReader, host_of
         from piecework_node.console.estimate import AskedPrices, Figure, market
         from piecework_node.jobs.offers import PUBLISH_LIMITS
+        from piecework_protocol.types import to_hex
 
         config, why = self.config, "no index is set"
+        token = to_hex(self.token.address or b"")
         async with HttpReader(PUBLISH_LIMITS) as http:
             for index in config.indexes:
                 url = f"{index.rstrip('/')}/v1/offers?model={quote(model, safe='')}"
                 try:
-                    prices, busy = market(await http.get_json(url), model)
+                    prices, busy = market(await http.get_json(url), model, token)
                 except (HttpError, ValueError) as error:
                     why = f"{host_of(index)}: {error}"
                     continue

@@ -138,7 +138,9 @@ async def _suggestion(market: MarketDescriptor, rpc: str | None) -> PriceSuggest
         await ChainReader.connect(market.deployment, rpc_url=rpc) as reader,
         HttpReader(limits) as http,
     ):
-        return await suggest_prices(market.indexes, http, reader, SystemClock())
+        return await suggest_prices(
+            market.indexes, http, reader, SystemClock(), token=market.deployment.token
+        )
 
 
 def join(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from piecework.chain.deployment import Deployment
+from piecework.commands._worker.estimate import EstimateWishes, Estimator
 from piecework_node.console.cards import CARDS
 from piecework_node.console.estimate import (
     ASSUMED_UTILIZATION,
@@ -23,7 +31,11 @@ from piecework_node.console.estimate import (
     planned_speed,
 )
 from piecework_node.console.model import ShownMoney
+from piecework_node.daemon.registration import prepare_home
+from piecework_node.home import Home
+from piecework_protocol.types import Amount, Seconds, Timestamp, parse_address
 
+TOKEN = "0x" + "33" * 20
 MONEY = ShownMoney("USDC", 6, 1.0, 0.36)
 SPEED = WorkerSpeed(100.0, 10.0, "measured")
 PRICES = AskedPrices(200_000, 1_000, "the market")
@@ -36,7 +48,7 @@ def offer(name: str = "m", output: int = 100, slots: int = 4, free: int = 1) -> 
         "price_per_million_output_tokens": str(output),
         "price_per_thousand_steps": 7,
     }
-    return {"models": [model], "slots": slots, "slots_free": free}
+    return {"models": [model], "slots": slots, "slots_free": free, "tokens": [TOKEN]}
 
 
 def made(**changes: Any) -> Estimate:
@@ -81,12 +93,60 @@ def test_an_unknown_utilization_is_assumed_and_says_so() -> None:
 
 def test_the_market_is_the_median_of_a_model_and_its_busy_slots() -> None:
     page = {"offers": [offer(output=o) for o in (300, 100, 200)] + [offer("other", 9)]}
-    prices, busy = market(page, "m")
+    prices, busy = market(page, "m", TOKEN)
     assert prices is not None and (prices.output, prices.steps) == (200, 7)
     assert busy.value == 0.75 and "9 of 12" in busy.source
-    assert market(page, "0xab")[0] is not None
-    assert market({"offers": []}, "m") == (None, Figure(None, "no worker offers the model"))
-    assert market({"offers": [offer(slots=0, free=0)]}, "m")[1].value is None
+    assert market(page, "0xab", TOKEN)[0] is not None
+    assert market({"offers": []}, "m", TOKEN) == (None, Figure(None, "no worker offers the model"))
+    assert market({"offers": [offer(slots=0, free=0)]}, "m", TOKEN)[1].value is None
+
+
+def test_a_price_in_another_token_is_no_price_of_this_market() -> None:
+    """Its base units may be worth nothing, or a thousand times as much."""
+    others = [{**offer(output=10**18), "tokens": ["0x" + "44" * 20]} for _ in range(3)]
+    prices, busy = market({"offers": [*others, offer(output=200)]}, "m", TOKEN)
+    assert prices is not None and prices.output == 200 and "1 workers" in prices.source
+    assert busy.value == 0.75
+    assert market({"offers": others}, "m", TOKEN)[0] is None
+
+
+@contextmanager
+def index_of(**prices: int) -> Iterator[str]:
+    """An index with one worker for each of these models, at these prices."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            (asked,) = parse_qs(urlsplit(self.path).query)["model"]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"offers": [offer(asked, prices[asked])]}).encode())
+
+        def log_message(self, *words: object) -> None:
+            """Tests are quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_each_of_several_models_has_the_prices_of_its_own_market(tmp_path: Path) -> None:
+    """The cards of one worker may run different ones."""
+    deployment = Deployment(
+        31337,
+        parse_address(TOKEN),
+        "tUSDC",
+        6,
+        Amount(10**8),
+        Seconds(7 * 24 * 3600),
+        rpc_url="http://127.0.0.1:9",
+    )
+    with index_of(small=200, large=900) as url:
+        values = {"payout": "0x" + "f1" * 20, "indexes": (url,)}
+        prepare_home(Home(tmp_path), deployment, values, "password", Timestamp(1_800_000_000))
+        estimator = Estimator(tmp_path, EstimateWishes())
+        made_of = [estimator.of(SPEED, name, Figure(400.0, "x")) for name in ("small", "large")]
+    assert [one.prices.output for one in made_of] == [200, 900]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +161,7 @@ def test_the_market_is_the_median_of_a_model_and_its_busy_slots() -> None:
 )
 def test_a_page_that_is_not_one_of_an_index_is_refused(page: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="index"):
-        market(page, "m")
+        market(page, "m", TOKEN)
 
 
 def test_a_planned_speed_reads_every_weight_once_a_step_and_names_its_sources() -> None:

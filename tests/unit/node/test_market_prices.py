@@ -11,6 +11,7 @@ import pytest
 
 from piecework.base.http import HttpUnreachable
 from piecework.chain.errors import RpcUnavailable
+from piecework_node.daemon.joining import suggest_prices
 from piecework_node.pricing.costs import (
     ENOUGH_CANVASES,
     ENOUGH_TOKENS,
@@ -28,6 +29,7 @@ from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Amount, Timestamp, Uint32, Uint64, keccak256
 from piecework_protocol.wire import SignedOffer, encode_offer
 from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
+from tests.support.clock import FakeClock
 from tests.support.market.offers import model, offer, operator, receiver
 
 NOW = Timestamp(1_800_000_010)
@@ -41,6 +43,9 @@ class Pages:
 
     def __init__(self, **shown: list[SignedOffer] | Exception | bytes) -> None:
         self.shown, self.urls = shown, list[str]()
+
+    async def get_json(self, url: str) -> Any:
+        return json.loads(await self.get(url))
 
     async def get(self, url: str) -> bytes:
         self.urls.append(url)
@@ -138,6 +143,10 @@ async def test_a_price_in_another_token_is_no_price_of_our_market() -> None:
     ]
     view = await look(Pages(one=shown), chain_of(*NAMES))
     assert sorted(view.prices) == [5, 7]
+    suggested = await suggest_prices(
+        ["http://one"], Pages(one=shown), chain_of(*NAMES), FakeClock(NOW), token=TOKEN
+    )
+    assert suggested is not None and suggested.output == 5 and "2 bonded" in suggested.why
 
 
 async def test_another_model_and_another_service_are_no_market_of_ours() -> None:
