@@ -61,9 +61,9 @@ A setting comes from a flag, else from the environment, else from `config.toml` 
 (`signer.toml` of a signer), else from its default. An unknown name is refused together with the
 nearest name.
 
-Amounts of the worker are [base units](../glossary.md#base-unit). Their defaults are for a token
-with 6 decimals and scale with another. Amounts of the client are numbers of tokens in quotes, such
-as `"1.5"`.
+Amounts of the worker and of the client are numbers of tokens in quotes, with the unit as in
+`"0.2 USDC"` or with a decimal point as in `"0.2"`. A whole number without a unit is refused, unless
+it is 0. The signer counts in wei and in [base units](../glossary.md#base-unit).
 
 Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.
 """
@@ -193,8 +193,9 @@ def _command(path: str, command: Any) -> str:
     rows = []
     for parameter in command.params:
         if parameter.param_type_name == "argument":
-            text = parameter.name.upper()
-            usage.append(text if parameter.required else f"[{text}]")
+            text = parameter.metavar or parameter.name.upper()
+            shown = text if parameter.required else f"[{text}]"
+            usage.append(shown if parameter.nargs == 1 else f"{shown}...")
             rows.append((f"`{text}`", "", one_line(parameter.help)))
         elif parameter.name not in ("help", "install_completion", "show_completion"):
             rows.append(_option(parameter))

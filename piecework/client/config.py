@@ -310,7 +310,7 @@ class ClientConfig(Settings):
         default=60.0,
         gt=0,
         le=3600,
-        description="How long a request may wait for its turn before it gets 429.",
+        description="How long a request may wait for its turn before it gets 503.",
     )
     gateway_max_connections: int = Field(
         default=1024,
