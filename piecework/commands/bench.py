@@ -24,7 +24,7 @@ def bench(
     *,
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint folder or pulled model; the bundled one if not given."),
+        typer.Option(help="Checkpoint folder or pulled model. Default: the bundled one."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     precision: Annotated[
@@ -33,14 +33,16 @@ def bench(
     ] = "auto",
     rows: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=256, help="Jobs at once; repeatable. 1, 4 and 8 if not given."),
+        typer.Option(min=1, max=256, help="Jobs at once; repeatable. Default: 1, 4 and 8."),
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0.1, max=300, help="For each line.")] = 5.0,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, max=300, help="Seconds of measuring for each line.")
+    ] = 5.0,
     home: Annotated[
         Path | None,
         typer.Option(
-            help="A worker's home: its offers show these figures from its next start on. Also says "
-            "what they would earn."
+            help="A worker's home. Its offers show these figures from its next start on, and a "
+            "line says what they would earn."
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,

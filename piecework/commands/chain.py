@@ -95,7 +95,8 @@ def deploy(
         "deployment.json"
     ),
     token: Annotated[
-        str | None, typer.Option(help="An existing token; else a worthless test token.")
+        str | None,
+        typer.Option(help="An existing token. Default: a new test token, which is worthless."),
     ] = None,
     min_stake: MinStake = "100",
     unbonding_days: Unbonding = 7.0,
@@ -180,7 +181,10 @@ def faucet(
 def status(
     deployment: DeploymentFile,
     rpc: Annotated[
-        str | None, typer.Option("--rpc", help="Another node than the deployment's.")
+        str | None,
+        typer.Option(
+            "--rpc", help="The chain's node. The file of a development chain names its own."
+        ),
     ] = None,
     json: Json = False,
 ) -> None:

@@ -28,12 +28,14 @@ app = common.group()
 Index = Annotated[
     list[str] | None, typer.Option("--index", help="Index URL instead of the configured ones.")
 ]
-Model = Annotated[str | None, typer.Option(help="Model name or digest; any if not given.")]
+Model = Annotated[str | None, typer.Option(help="Model name or digest. Default: any.")]
 MaxTokens = Annotated[int | None, typer.Option(min=1, help="Longest answer, in tokens.")]
 Steps = Annotated[
-    int | None, typer.Option("--max-steps", min=1, help="Denoising steps a canvas, at most.")
+    int | None, typer.Option("--max-steps", min=1, help="Most denoising steps of a canvas.")
 ]
-Seed = Annotated[int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Random if not given.")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=(1 << 64) - 1, help="Seed of the text. Default: random.")
+]
 MaxPrice = Annotated[
     str | None, typer.Option(help="Most that the job may cost, in the payment token.")
 ]
@@ -63,7 +65,7 @@ def init(
         typer.Option(help="The chain's node. The file of a development chain names its own."),
     ] = None,
     second_key: Annotated[
-        bool, typer.Option("--second-key", help="A key of its own for signing jobs and vouchers.")
+        bool, typer.Option("--second-key", help="Sign jobs and vouchers with a key of their own.")
     ] = False,
     password_file: PasswordFile = None,
     json: Json = False,
@@ -208,7 +210,8 @@ def run(
     max_steps: Steps = None,
     seed: Seed = None,
     temperature: Annotated[
-        float | None, typer.Option(min=0, max=2, help="1 is the model's published schedule.")
+        float | None,
+        typer.Option(min=0, max=2, help="0 to 2. 1 is the model's published schedule."),
     ] = None,
     max_price: MaxPrice = None,
     system: System = None,

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 app = common.group()
 Market = Annotated[Path, typer.Option("--deployment", help="The market's deployment file.")]
-Rpc = Annotated[str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")]
+Rpc = Annotated[
+    str | None,
+    typer.Option(help="The chain's node. The file of a development chain names its own."),
+]
 Key = Annotated[Path, typer.Option("--key-file", help="v3 keystore of the key that signs.")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the keystore's password.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

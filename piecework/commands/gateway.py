@@ -29,7 +29,9 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8400,
     index: Annotated[list[str] | None, typer.Option("--index", help="Index URL.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(help="Requests at once.")] = None,
+    max_concurrent: Annotated[
+        int | None, typer.Option(help="Requests that run at once. More wait.")
+    ] = None,
     best_effort: Annotated[
         bool | None,
         typer.Option(

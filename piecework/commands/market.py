@@ -44,7 +44,8 @@ def start(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8380,
     rpc: Annotated[
-        str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")
+        str | None,
+        typer.Option(help="The chain's node. The file of a development chain names its own."),
     ] = None,
     database: Annotated[
         str | None,

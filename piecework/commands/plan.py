@@ -24,7 +24,7 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            help="Checkpoint folder or pulled model; empty: the released one, as published."
+            help="Checkpoint folder or pulled model. Default: the released one, as published."
         ),
     ] = "",
     context: Annotated[
@@ -42,7 +42,7 @@ def plan(
         int, typer.Option(min=1, max=65_536, help="GiB of memory beside such a GPU.")
     ] = 64,
     home: Annotated[
-        Path | None, typer.Option(help="A worker's home: also say what such cards would earn.")
+        Path | None, typer.Option(help="A worker's home. Also say what such cards would earn.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

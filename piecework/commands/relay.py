@@ -48,27 +48,34 @@ def start(
         Path, typer.Option(help="The deployment file of the market whose workers it takes.")
     ],
     name: Annotated[
-        str, typer.Option(help="host:port that workers and clients dial. Empty: as bound.")
+        str,
+        typer.Option(
+            help="host:port that workers and clients dial. Default: that of --host and --port."
+        ),
     ] = "",
     host: Annotated[
         str, typer.Option(help="Address to listen on; a relay is meant to be public.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 7443,
     rpc: Annotated[
-        str | None, typer.Option(help="Instead of the deployment's RPC endpoint.")
+        str | None,
+        typer.Option(help="The chain's node. The file of a development chain names its own."),
     ] = None,
     max_connections: Annotated[
         int,
         typer.Option(min=16, max=100_000, help="Connections held at once. A client takes two."),
     ] = 2048,
     connections_per_address: Annotated[
-        int, typer.Option(min=1, max=100_000, help="Of one client or worker address.")
+        int,
+        typer.Option(
+            min=1, max=100_000, help="Connections of one address, a client's or a worker's."
+        ),
     ] = 64,
     workers: Annotated[
         int, typer.Option(min=1, max=10_000, help="Workers admitted at once.")
     ] = 256,
     clients_per_worker: Annotated[
-        int, typer.Option(min=1, max=10_000, help="Clients' connections of one worker.")
+        int, typer.Option(min=1, max=10_000, help="Clients of one worker at once.")
     ] = 256,
     idle_s: Annotated[
         float, typer.Option(min=1, max=86_400, help="Seconds without a byte that end a client.")

@@ -18,7 +18,8 @@ app = common.group()
 HomeOption = Annotated[Path | None, common.home_option("signer")]
 PasswordFile = Annotated[Path | None, typer.Option(help="File with the key's password.")]
 SocketOption = Annotated[
-    Path | None, typer.Option("--socket", help="Where it listens. Default: socket in its home.")
+    Path | None,
+    typer.Option("--socket", help="Where it listens. Default: the file socket in its home."),
 ]
 
 
@@ -121,9 +122,7 @@ def start(
     socket: SocketOption = None,
     group: Annotated[
         str,
-        typer.Option(
-            help="Group that may open the socket too: a name or number. Empty: its owner."
-        ),
+        typer.Option(help="Group that may open the socket too: a name or number. Default: none."),
     ] = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,

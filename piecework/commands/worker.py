@@ -26,21 +26,23 @@ CardOption = Annotated[str | None, typer.Option("--card", help="One card. Defaul
 Payout = Annotated[
     str | None, typer.Option(help="Cold address that earns; its key stays elsewhere.")
 ]
-VllmModel = Annotated[str, typer.Option(help="What vLLM calls the model; empty: its only one.")]
+VllmModel = Annotated[
+    str, typer.Option(help="What vLLM calls the model. Not needed if it serves one alone.")
+]
 Faucet = Annotated[
-    bool, typer.Option("--faucet", help="Development chains: take stake and gas there.")
+    bool, typer.Option("--faucet", help="Development chains: take stake and gas from the faucet.")
 ]
 SignerOption = Annotated[
-    str, typer.Option("--signer", help="unix: and the socket of the signer with the operator key.")
+    str, typer.Option("--signer", help="The signer that has the operator key, as unix:SOCKET.")
 ]
 NoRegister = Annotated[bool, typer.Option("--no-register", help="Only write the files.")]
 StepsPrice = Annotated[
     str,
-    typer.Option(help="Tokens for a thousand denoising steps; empty: 0.001, or 0 with --vllm."),
+    typer.Option(help="Price of a thousand denoising steps. Default: 0.001. With --vllm it is 0."),
 ]
 Model = Annotated[
     str,
-    typer.Option(help="Checkpoint folder or pulled model (owner/name); empty: the bundled one."),
+    typer.Option(help="Checkpoint folder or pulled model (owner/name). Default: the bundled one."),
 ]
 VllmEndpoints = Annotated[
     list[str] | None,
@@ -71,13 +73,17 @@ def init(
     deployment: Annotated[Path | None, typer.Option(help="The market's deployment file.")] = None,
     payout: Payout = None,
     endpoint: Annotated[
-        str, typer.Option(help="host:port that clients dial; empty: as bound.")
+        str, typer.Option(help="host:port that clients dial. Default: that of --bind.")
     ] = "",
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
-    price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "0.05",
-    price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "0.2",
+    price_prompt: Annotated[
+        str, typer.Option(help="Price of a million prompt tokens, in the market's token.")
+    ] = "0.05",
+    price_output: Annotated[
+        str, typer.Option(help="Price of a million output tokens, in the market's token.")
+    ] = "0.2",
     price_steps: StepsPrice = "",
-    stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    stake: Annotated[str, typer.Option(help="Stake, in tokens. Default: the market's least.")] = "",
     owner: Owner = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
@@ -138,23 +144,30 @@ def join(
     url: Annotated[str, typer.Argument(help="URL or file of the market's descriptor.")],
     *,
     fingerprint: Annotated[
-        str | None, typer.Option(help="The market's key, so that nothing is asked.")
+        str | None,
+        typer.Option(
+            help="Address whose key must have signed the descriptor. Then nobody is asked about it."
+        ),
     ] = None,
     payout: Payout = None,
     endpoint: Annotated[str, typer.Option(help="host:port that clients dial.")] = "",
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "",
     relay: RelayNames = None,
     index: Indexes = None,
-    price_prompt: Annotated[str, typer.Option(help="Tokens for a million prompt tokens.")] = "",
-    price_output: Annotated[str, typer.Option(help="Tokens for a million output tokens.")] = "",
-    price_steps: Annotated[str, typer.Option(help="Tokens for a thousand steps.")] = "",
-    stake: Annotated[str, typer.Option(help="Stake in tokens; empty: the least.")] = "",
+    price_prompt: Annotated[
+        str, typer.Option(help="Price of a million prompt tokens, in the market's token.")
+    ] = "",
+    price_output: Annotated[
+        str, typer.Option(help="Price of a million output tokens, in the market's token.")
+    ] = "",
+    price_steps: Annotated[str, typer.Option(help="Price of a thousand denoising steps.")] = "",
+    stake: Annotated[str, typer.Option(help="Stake, in tokens. Default: the market's least.")] = "",
     owner: Owner = None,
     rpc_url: NodeUrl = "",
     model: Model = "",
     faucet: Faucet = False,
     signer: SignerOption = "",
-    no_start: Annotated[bool, typer.Option("--no-start", help="Stop before the check.")] = False,
+    no_start: Annotated[bool, typer.Option("--no-start", help="Register, and stop there.")] = False,
     home: HomeOption = None,
     password_file: PasswordFile = None,
 ) -> None:
@@ -254,9 +267,14 @@ def check(
 @app.command()
 def start(
     *,
-    bind: Annotated[str | None, typer.Option(help="host:port; port 0 picks a free one.")] = None,
+    bind: Annotated[
+        str | None, typer.Option(help="host:port to listen on. Port 0 picks a free one.")
+    ] = None,
     endpoint: Annotated[str | None, typer.Option(help="host:port that clients dial.")] = None,
-    admin_port: Annotated[int | None, typer.Option(min=0, max=65535)] = None,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Port of /metrics and /status. 0 picks a free one."),
+    ] = None,
     rpc_url: Annotated[str | None, typer.Option(help="The chain's node.")] = None,
     index: Annotated[
         list[str] | None, typer.Option(help="Index to publish to; repeatable.")
@@ -362,7 +380,8 @@ def drain(*, home: HomeOption = None, json: Json = False) -> None:
 def top(
     *,
     web: Annotated[
-        bool, typer.Option("--web", help="Print the address of the same as a page, and end.")
+        bool,
+        typer.Option("--web", help="Print the address of the same view as a web page, and end."),
     ] = False,
     home: HomeOption = None,
 ) -> None:
@@ -370,7 +389,8 @@ def top(
 
     It shows canvases, money, the GPU, refusals and alerts.
 
-    Keys: Tab and the arrows move, q quits. The terminal needs the extra `console`.
+    Keys: Tab and the arrows move, d changes dark and light, q quits. The terminal needs the extra
+    `console`.
     """
     from piecework_node.daemon.admin import console_url
 
@@ -399,10 +419,15 @@ def estimate(
     ] = None,
     utilization: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="Busy share of the time. Default: of the market now."),
+        typer.Option(
+            min=0,
+            max=1,
+            help="Share of the time that the card is busy, 0 to 1. Default: as in the market now.",
+        ),
     ] = None,
     watts: Annotated[
-        float | None, typer.Option(min=0, help="That the busy card draws. Default: its limit.")
+        float | None,
+        typer.Option(min=0, help="What the busy card draws. Default: its power limit."),
     ] = None,
     home: HomeOption = None,
     json: Json = False,
@@ -492,15 +517,15 @@ def settle(*, home: HomeOption = None, json: Json = False) -> None:
 def earnings(
     *,
     csv: Annotated[bool, typer.Option("--csv", help="Print a table of days, in UTC.")] = False,
-    jobs: Annotated[bool, typer.Option("--jobs", help="With --csv: a row a job.")] = False,
+    jobs: Annotated[bool, typer.Option("--jobs", help="With --csv: a row for each job.")] = False,
     first: Annotated[str, typer.Option("--from", help="First day, as YYYY-MM-DD.")] = "",
     last: Annotated[str, typer.Option("--to", help="Last day, as YYYY-MM-DD.")] = "",
     home: HomeOption = None,
     json: Json = False,
 ) -> None:
-    """Show lifetime earnings, or a table of them in base units.
+    """Show all earnings so far, or a table of them by day.
 
-    The worker need not run. For the table it must not.
+    The table counts in base units. The worker must be stopped for it.
     """
     if csv:
         _print_table(common.home("worker", home), first, last, jobs=jobs)

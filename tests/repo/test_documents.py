@@ -202,6 +202,24 @@ def test_every_command_that_a_page_names_exists() -> None:
             assert re.search(known, commands, re.MULTILINE), f"{name_of(page)}: {group} {verb}"
 
 
+def test_the_reference_shows_the_arguments_that_the_help_shows() -> None:
+    from piecework.cli import COMMANDS, parsed
+
+    pending = [(f"piecework {name}", parsed(name)) for name in COMMANDS]
+    text = reference.commands_page()
+    seen = 0
+    while pending:
+        path, command = pending.pop()
+        below = getattr(command, "commands", {})
+        pending += [(f"{path} {verb}", child) for verb, child in below.items()]
+        pieces = command.collect_usage_pieces(command.context_class(command, info_name=path))
+        words = [piece.upper().replace("{", "").replace("}", "") for piece in pieces[1:] if piece]
+        if words and not below:
+            seen += 1
+            assert f"```text\n{path} {' '.join(words)} [OPTIONS]\n```" in text
+    assert seen > 10
+
+
 def test_the_glossary_has_the_words_that_newcomers_miss() -> None:
     headings = re.findall(r"^### (.+)$", (ROOT / "docs" / "glossary.md").read_text(), re.MULTILINE)
     assert len(headings) == len(set(headings))

@@ -35,16 +35,22 @@ def audit(
     evidence: Annotated[
         Path | None, typer.Option(help="An evidence file instead of a job of this client.")
     ] = None,
-    canvas: Annotated[int | None, typer.Option(min=0, help="Default: one at random.")] = None,
-    level: Annotated[str, typer.Option(help="rules, replay or forced.")] = "replay",
+    canvas: Annotated[
+        int | None, typer.Option(min=0, help="Number of the canvas. Default: one at random.")
+    ] = None,
+    level: Annotated[
+        str, typer.Option(help="What is checked: rules, replay or forced.")
+    ] = "replay",
     by: Annotated[
-        str | None, typer.Option(help="self, market or a worker. Default: audit_by of the settings")
+        str | None,
+        typer.Option(help="self, market, or a worker's address. Default: the setting audit_by."),
     ] = None,
     openings: Annotated[
         Path | None, typer.Option(help="Steps that the worker opened, instead of bought ones.")
     ] = None,
     buy: Annotated[
-        bool, typer.Option("--buy/--no-buy", help="Have the worker open the steps, for a price.")
+        bool,
+        typer.Option("--buy/--no-buy", help="Whether the worker opens the steps, for a price."),
     ] = True,
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint's folder. Default: the bundled one.")
@@ -67,8 +73,8 @@ def audit(
 ) -> None:
     """Audit one canvas of a job.
 
-    The levels rules and forced need the canvas's steps. The worker that made it opens them, at the
-    price of its prompt and a step each.
+    The levels rules and forced need the canvas's steps. The worker that made it opens them, for the
+    price of the prompt and of one denoising step for each.
 
     With --by market another worker replays the canvas, for a price. It reads the prompt and the
     answer. A failure that no second worker confirms is no verdict.

@@ -25,18 +25,20 @@ def register(app: typer.Typer) -> None:
 
 def dispute(
     job: Annotated[
-        str, typer.Argument(help="The job's id, or its first digits, or its evidence file.")
+        str, typer.Argument(help="The job's id, its first digits, or its evidence file.")
     ],
     *,
     canvas: Annotated[int | None, typer.Option(min=0, help="The canvas to challenge.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="The step of it to challenge.")] = None,
     escalate: Annotated[
-        bool, typer.Option("--escalate", help="Bring an honest-looking step to the committee.")
+        bool, typer.Option("--escalate", help="Take an answered challenge to the committee.")
     ] = False,
     wait: Annotated[
-        bool, typer.Option("--wait", help="Stay until the dispute is over, for days perhaps.")
+        bool, typer.Option("--wait", help="Stay until the dispute is over. That may take days.")
     ] = False,
-    poll_seconds: Annotated[float, typer.Option(min=1, max=3600)] = 60.0,
+    poll_seconds: Annotated[
+        float, typer.Option(min=1, max=3600, help="With --wait: seconds between two looks.")
+    ] = 60.0,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before money is spent.")] = False,
     deployment: Earlier = None,
     home: Home = None,

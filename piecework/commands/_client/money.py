@@ -49,7 +49,12 @@ def deposit(
         Path | None,
         typer.Option(help="Submit somebody's signed deposit from this file and pay its gas."),
     ] = None,
-    valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
+    valid_hours: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=720, help="With --gasless: how long the signed deposit is good."
+        ),
+    ] = 24.0,
     faucet: Annotated[
         bool,
         typer.Option("--faucet", help="Development chains: take the tokens and the gas there."),
@@ -98,7 +103,7 @@ def deposit(
 
 
 def balance(*, home: Home = None, password_file: PasswordFile = None, json: Json = False) -> None:
-    """Show where the client's money is, and what is reserved why."""
+    """Show where the client's money is, and what is reserved and why."""
     from piecework.commands._client.views import balance_view
 
     view = with_client(home, password_file, balance_view)
@@ -144,7 +149,7 @@ def channels(*, home: Home = None, password_file: PasswordFile = None, json: Jso
 def close(
     channel: Annotated[
         list[str] | None,
-        typer.Argument(help="Channel ids, or their first digits; all that hold money if none."),
+        typer.Argument(help="Channel ids, or their first digits. Default: all that hold money."),
     ] = None,
     *,
     deployment: Earlier = None,
@@ -175,25 +180,30 @@ def close(
 
 def withdraw(
     amount: Annotated[
-        str | None, typer.Argument(help="Tokens; all that is free if not given.")
+        str | None, typer.Argument(help="Number of tokens. Default: all that is free.")
     ] = None,
     *,
     to: Annotated[
-        str | None, typer.Option(help="Address; the payer's own account if not given.")
+        str | None, typer.Option(help="Address that gets them. Default: the payer's own account.")
     ] = None,
     from_channel: Annotated[
         str | None,
-        typer.Option(help="Ask for AMOUNT of this channel, which stays in use with the rest."),
+        typer.Option(help="Ask for AMOUNT of this channel back. It stays in use with the rest."),
     ] = None,
     cancel: Annotated[
-        str | None, typer.Option(help="Call off what was asked for of this channel.")
+        str | None, typer.Option(help="Call off what was asked back of this channel.")
     ] = None,
     gasless: Annotated[
         Path | None,
         typer.Option(help="Write a signed withdrawal that anybody may submit to this file."),
     ] = None,
     fee: Annotated[str, typer.Option(help="With --gasless: tokens for whoever submits it.")] = "0",
-    valid_hours: Annotated[float, typer.Option(min=0.01, max=720)] = 24.0,
+    valid_hours: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=720, help="With --gasless: how long the signed withdrawal is good."
+        ),
+    ] = 24.0,
     relay: Annotated[
         Path | None,
         typer.Option(help="Submit somebody's signed withdrawal from this file for its fee."),
@@ -204,7 +214,7 @@ def withdraw(
 ) -> None:
     """Take money out of channels and the escrow.
 
-    What was asked for with --from-channel comes after the withdrawal delay: run it again then.
+    What --from-channel asks for comes after the withdrawal delay. Run the command again then.
     """
     _check_ways(amount, from_channel, cancel, gasless, relay)
     token = market_token_of(home)
@@ -281,12 +291,12 @@ def invoice(
     since: Annotated[
         datetime | None,
         typer.Option(
-            "--from", formats=["%Y-%m-%d"], help="First day, UTC. The first of all if none."
+            "--from", formats=["%Y-%m-%d"], help="First day, in UTC. Default: the first of all."
         ),
     ] = None,
     until: Annotated[
         datetime | None,
-        typer.Option("--to", formats=["%Y-%m-%d"], help="Last day, UTC; today if none."),
+        typer.Option("--to", formats=["%Y-%m-%d"], help="Last day, in UTC. Default: today."),
     ] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print a table for a spreadsheet.")] = False,
     home: Home = None,

@@ -23,7 +23,9 @@ HomeOption = Annotated[Path | None, common.home_option("worker")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 OwnerKey = Annotated[
     Path | None,
-    typer.Option(help="v3 keystore of the stake's owner. Not given: it prints what to send."),
+    typer.Option(
+        help="v3 keystore of the stake's owner. Without it the command prints what to send."
+    ),
 ]
 OwnerPassword = Annotated[
     Path | None,
@@ -57,7 +59,7 @@ def no_home(place: Home) -> NoReturn:
 def change(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME VALUE", help="Settings with their new values."),
+        typer.Argument(metavar="NAME VALUE", help="Settings, each with its new value."),
     ] = None,
     *,
     unset: Annotated[
@@ -69,7 +71,8 @@ def change(
     """Change settings of the home: prices and others.
 
     A running worker takes up what it can at once, with a new offer. Jobs that run keep their terms.
-    It says which settings need a restart. Amounts are tokens, lists are divided by commas.
+    It says which settings need a restart. Amounts are numbers of tokens. Lists are divided by
+    commas.
     """
     from piecework_node.daemon.running import change_settings
 

@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 def evidence(
     *,
     job: Annotated[
-        str, typer.Option(help="The job's id, or its first digits. Empty: how much is kept.")
+        str, typer.Option(help="The job's id, or its first digits. Without it: how much is kept.")
     ] = "",
     output: Annotated[
         Path | None, typer.Option(help="The file. Default: evidence-JOB.json in this folder.")

@@ -122,16 +122,18 @@ def rotate_key(
     *,
     replace: Annotated[
         str | None,
-        typer.Option(help="Address of the operator to replace, so that nothing is asked."),
+        typer.Option(help="Address of the operator to replace. Then nothing is asked."),
     ] = None,
     owner_key: OwnerKey = None,
     owner_password_file: OwnerPassword = None,
     new_password_file: Annotated[
-        Path | None, typer.Option(help="File with the new key's password. Default: as the old.")
+        Path | None, typer.Option(help="File with the new key's password. Default: the old one's.")
     ] = None,
     new_signer: Annotated[
         str,
-        typer.Option(help="Signer with the new key: unix: and its socket. Empty: made in the home"),
+        typer.Option(
+            help="The signer that has the new key, as unix:SOCKET. Default: a key in the home."
+        ),
     ] = "",
     home: HomeOption = None,
     password_file: PasswordFile = None,

@@ -32,13 +32,20 @@ def update(
     ] = False,
     lock: Annotated[
         list[Path] | None,
-        typer.Option(help="Lock file of the new version's packages; repeatable. Default: as now."),
+        typer.Option(
+            help="Lock file of the new version's packages; repeatable. Default: those of now."
+        ),
     ] = None,
     link: Annotated[
         Path | None, typer.Option(help="Link that the service starts. Default: ../current.")
     ] = None,
     ready_within: Annotated[
-        float, typer.Option(min=1, max=7200, help="Seconds, then it goes back.")
+        float,
+        typer.Option(
+            min=1,
+            max=7200,
+            help="Seconds that the new version has to get ready. Then the old one is back.",
+        ),
     ] = 900.0,
     home: HomeOption = None,
     password_file: Annotated[

@@ -47,6 +47,21 @@ def test_no_summary_of_a_role_is_cut() -> None:
     assert "..." not in shown().partition("Commands:")[2]
 
 
+def test_every_argument_and_option_says_in_a_sentence_what_it_does() -> None:
+    bare = []
+    for name in EVERY:
+        role, *verbs = name.split()
+        command = parsed(role)
+        for verb in verbs:
+            command = command.commands[verb]
+        bare += [
+            f"{name} {parameter.opts[0]}"
+            for parameter in command.params
+            if parameter.name != "help" and not (parameter.help or "").endswith(".")
+        ]
+    assert bare == []
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
