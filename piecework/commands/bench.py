@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 app = common.single()
 
 
+EarningHome = Annotated[
+    Path | None,
+    typer.Option(
+        "--home",
+        help="A worker's home. Its offers show these figures from its next start on, and a line "
+        "says what they would earn.",
+    ),
+]
+
+
 @app.callback()
 def bench(
     *,
@@ -38,13 +48,7 @@ def bench(
     seconds: Annotated[
         float, typer.Option(min=0.1, max=300, help="Seconds of measuring for each line.")
     ] = 5.0,
-    home: Annotated[
-        Path | None,
-        typer.Option(
-            help="A worker's home. Its offers show these figures from its next start on, and a "
-            "line says what they would earn."
-        ),
-    ] = None,
+    home: EarningHome = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Measure this machine as the worker would.

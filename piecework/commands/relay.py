@@ -41,6 +41,12 @@ class _Place:
     """Where its figures are served, as host and port."""
 
 
+NodeUrl = Annotated[
+    str | None,
+    typer.Option("--rpc", help="The chain's node. The file of a development chain names its own."),
+]
+
+
 @app.command()
 def start(
     *,
@@ -57,10 +63,7 @@ def start(
         str, typer.Option(help="Address to listen on; a relay is meant to be public.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 7443,
-    rpc: Annotated[
-        str | None,
-        typer.Option(help="The chain's node. The file of a development chain names its own."),
-    ] = None,
+    rpc: NodeUrl = None,
     max_connections: Annotated[
         int,
         typer.Option(min=16, max=100_000, help="Connections held at once. A client takes two."),

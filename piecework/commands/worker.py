@@ -48,6 +48,13 @@ VllmEndpoints = Annotated[
     list[str] | None,
     typer.Option(help="Base URL of a vLLM server that serves the model, best effort; repeatable."),
 ]
+PromptPrice = Annotated[
+    str, typer.Option(help="Price of a million prompt tokens, in the market's token.")
+]
+OutputPrice = Annotated[
+    str, typer.Option(help="Price of a million output tokens, in the market's token.")
+]
+Stake = Annotated[str, typer.Option(help="Stake, in tokens. Default: the market's least.")]
 Owner = Annotated[
     str | None, typer.Option(help="Address that gets the stake back. Default: the payout.")
 ]
@@ -76,14 +83,10 @@ def init(
         str, typer.Option(help="host:port that clients dial. Default: that of --bind.")
     ] = "",
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "127.0.0.1:50051",
-    price_prompt: Annotated[
-        str, typer.Option(help="Price of a million prompt tokens, in the market's token.")
-    ] = "0.05",
-    price_output: Annotated[
-        str, typer.Option(help="Price of a million output tokens, in the market's token.")
-    ] = "0.2",
+    price_prompt: PromptPrice = "0.05",
+    price_output: OutputPrice = "0.2",
     price_steps: StepsPrice = "",
-    stake: Annotated[str, typer.Option(help="Stake, in tokens. Default: the market's least.")] = "",
+    stake: Stake = "",
     owner: Owner = None,
     slots: Annotated[int, typer.Option(min=1, help="Jobs that run at once.")] = 2,
     index: Indexes = None,
@@ -154,14 +157,10 @@ def join(
     bind: Annotated[str, typer.Option(help="host:port to listen on.")] = "",
     relay: RelayNames = None,
     index: Indexes = None,
-    price_prompt: Annotated[
-        str, typer.Option(help="Price of a million prompt tokens, in the market's token.")
-    ] = "",
-    price_output: Annotated[
-        str, typer.Option(help="Price of a million output tokens, in the market's token.")
-    ] = "",
+    price_prompt: PromptPrice = "",
+    price_output: OutputPrice = "",
     price_steps: Annotated[str, typer.Option(help="Price of a thousand denoising steps.")] = "",
-    stake: Annotated[str, typer.Option(help="Stake, in tokens. Default: the market's least.")] = "",
+    stake: Stake = "",
     owner: Owner = None,
     rpc_url: NodeUrl = "",
     model: Model = "",

@@ -24,6 +24,18 @@ NO_VERDICT: Final = 3
 """The exit code. 2 says that the command was wrong."""
 
 
+Auditor = Annotated[
+    str | None,
+    typer.Option(
+        "--by", help="self, market, or a worker's address. Default: the setting audit_by."
+    ),
+]
+Buy = Annotated[
+    bool,
+    typer.Option("--buy/--no-buy", help="Whether the worker opens the steps, for a price."),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add the command to `piecework client`."""
     app.command()(audit)
@@ -41,17 +53,11 @@ def audit(
     level: Annotated[
         str, typer.Option(help="What is checked: rules, replay or forced.")
     ] = "replay",
-    by: Annotated[
-        str | None,
-        typer.Option(help="self, market, or a worker's address. Default: the setting audit_by."),
-    ] = None,
+    by: Auditor = None,
     openings: Annotated[
         Path | None, typer.Option(help="Steps that the worker opened, instead of bought ones.")
     ] = None,
-    buy: Annotated[
-        bool,
-        typer.Option("--buy/--no-buy", help="Whether the worker opens the steps, for a price."),
-    ] = True,
+    buy: Buy = True,
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint's folder. Default: the bundled one.")
     ] = None,

@@ -32,6 +32,14 @@ LAST_TIME = 2**40
 """Later than every block."""
 
 
+GoodFor = Annotated[
+    float,
+    typer.Option(
+        "--valid-hours", min=0.01, max=720, help="With --gasless: how long what is signed is good."
+    ),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands to `piecework client`."""
     for command in (deposit, balance, channels, close, withdraw, recover, invoice):
@@ -49,12 +57,7 @@ def deposit(
         Path | None,
         typer.Option(help="Submit somebody's signed deposit from this file and pay its gas."),
     ] = None,
-    valid_hours: Annotated[
-        float,
-        typer.Option(
-            min=0.01, max=720, help="With --gasless: how long the signed deposit is good."
-        ),
-    ] = 24.0,
+    valid_hours: GoodFor = 24.0,
     faucet: Annotated[
         bool,
         typer.Option("--faucet", help="Development chains: take the tokens and the gas there."),
@@ -198,12 +201,7 @@ def withdraw(
         typer.Option(help="Write a signed withdrawal that anybody may submit to this file."),
     ] = None,
     fee: Annotated[str, typer.Option(help="With --gasless: tokens for whoever submits it.")] = "0",
-    valid_hours: Annotated[
-        float,
-        typer.Option(
-            min=0.01, max=720, help="With --gasless: how long the signed withdrawal is good."
-        ),
-    ] = 24.0,
+    valid_hours: GoodFor = 24.0,
     relay: Annotated[
         Path | None,
         typer.Option(help="Submit somebody's signed withdrawal from this file for its fee."),
