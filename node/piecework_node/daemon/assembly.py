@@ -20,7 +20,7 @@ from piecework_node import logs
 from piecework_node.card_settings import FIRST_CARD
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.engines import Engines, make_engines
-from piecework_node.daemon.surroundings import check_endpoints, check_evidence
+from piecework_node.daemon.surroundings import check_settings
 from piecework_node.disputes.chain import DisputeLink
 from piecework_node.disputes.defence import Defence
 from piecework_node.disputes.leaves import JournalLeaves
@@ -139,8 +139,7 @@ async def build(
         raise ConfigError(f"{home.deployment} is missing. Run `piecework worker init` first.")
     deployment = Deployment.load(home.deployment)
     amounts = config.amounts(deployment.payment_token)
-    check_endpoints(config, deployment.chain_id)
-    check_evidence(config, deployment)
+    check_settings(config, deployment)
     named = parse_address("0x" + keystore_address(home.operator))
     tls = load_tls(home.certificate, home.certificate_key, named)
     engines = make_engines(config, home, clock, log, engine)

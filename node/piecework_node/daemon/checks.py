@@ -44,7 +44,7 @@ from piecework_node.daemon.surroundings import (
     IndexWatch,
     ask_indexes,
     check_endpoints,
-    check_evidence,
+    check_evidence_time,
 )
 from piecework_node.disputes.leaves import jobs_of_others
 from piecework_node.endpoints import split_endpoint
@@ -210,7 +210,7 @@ class Checker:
         self._deployment = Deployment.load(self._home.deployment)
         if self._config is not None:
             self._config.amounts(self._deployment.payment_token)
-            check_evidence(self._config, self._deployment)
+            check_evidence_time(self._config, self._deployment)
         return f"chain {self._deployment.chain_id}, escrow {address_hex(self._deployment.escrow)}"
 
     async def _key(self) -> str:

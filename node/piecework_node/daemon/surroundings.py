@@ -135,6 +135,16 @@ async def ask_indexes(
     return tuple(await asyncio.gather(*map(ask, indexes)))
 
 
+def check_settings(config: WorkerConfig, deployment: Deployment) -> None:
+    """Refuse settings with which a worker of this market would earn nothing, or lose its stake.
+
+    Raises:
+        ConfigError: as `check_endpoints` and `check_evidence_time` say.
+    """
+    check_endpoints(config, deployment.chain_id)
+    check_evidence_time(config, deployment)
+
+
 def check_endpoints(config: WorkerConfig, chain_id: int) -> None:
     """Refuse addresses that no client of this market could dial: the worker's own and its relays'.
 
@@ -147,7 +157,7 @@ def check_endpoints(config: WorkerConfig, chain_id: int) -> None:
         check_endpoint(relay, chain_id, config.indexes, _SET_RELAYS)
 
 
-def check_evidence(config: WorkerConfig, deployment: Deployment) -> None:
+def check_evidence_time(config: WorkerConfig, deployment: Deployment) -> None:
     """Refuse to let go of what a challenge may still ask for: an honest worker would be silent.
 
     Raises:

@@ -23,7 +23,7 @@ from piecework_node.daemon.surroundings import (
     DiskWatch,
     IndexWatch,
     check_endpoint,
-    check_evidence,
+    check_evidence_time,
 )
 from piecework_node.errors import ConfigError
 from piecework_node.jobs.offers import Dates, IndexAnswer, publish
@@ -192,12 +192,12 @@ def test_evidence_is_kept_as_long_as_a_market_with_disputes_may_ask_for_it() -> 
     bare = {"payout": PAYOUT, "endpoint": "gpu1.example.org:50051"}
     short = {**bare, "evidence_s": 4 * 24 * 3600 - 1}
     with pytest.raises(ConfigError, match="Set evidence_s to 345600 or more"):
-        check_evidence(check(short), market)
-    check_evidence(check({**short, "evidence_s": 4 * 24 * 3600}), market)
-    check_evidence(check(bare), market)
-    check_evidence(check(short), replace(market, disputes=None))
+        check_evidence_time(check(short), market)
+    check_evidence_time(check({**short, "evidence_s": 4 * 24 * 3600}), market)
+    check_evidence_time(check(bare), market)
+    check_evidence_time(check(short), replace(market, disputes=None))
     vllm = {"backend": "vllm", "vllm_endpoints": ("http://127.0.0.1:8000",), "model": "some/model"}
-    check_evidence(check({**short, **vllm}), market)
+    check_evidence_time(check({**short, **vllm}), market)
 
 
 @pytest.mark.parametrize(
