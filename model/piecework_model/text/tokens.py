@@ -37,6 +37,8 @@ the text has too many. Text has about four characters a token.
 """
 PROBE_MARGIN = 64
 """Ids that a start has to have beyond that. A cut changes a few at its place."""
+LONG_TEXT_CHARS = 1024
+"""From here on a text takes a third of a millisecond and more. Then others may run meanwhile."""
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
@@ -73,7 +75,7 @@ class TextCodec:
         """Encode text that the checkpoint's own template wrote. Control strings become control
         ids.
         """
-        return tuple(self._parsing.encode(text, add_special_tokens=False).ids)
+        return tuple(_ids(self._parsing, text))
 
     def encode_content(self, text: str, *, most: int | None = None) -> tuple[int, ...]:
         """Encode text that a person typed. It never gives a control id.
@@ -104,12 +106,7 @@ class TextCodec:
         """
         cuts = [0, *(match.start() + 1 for match in self._control_text.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
-        ids = [
-            token
-            for part in parts
-            for token in self._literal.encode(part, add_special_tokens=False).ids
-        ]
-        return tuple(ids)
+        return tuple(token for part in parts for token in _ids(self._literal, part))
 
     def decode(self, ids: tuple[int, ...]) -> str:
         """Decode `ids` to text, without control tokens."""
@@ -168,6 +165,19 @@ def load_codec(folder: Path, eos_ids: frozenset[int]) -> TextCodec:
     return TextCodec(
         eos_ids, template, named, frozenset(special.values()), parsing, literal, control_text
     )
+
+
+def _ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Encode a text.
+
+    `encode` keeps the interpreter's lock. With two megabytes of text every other thread of the
+    process would stand still for seconds, and in it the steps of all jobs. A batch lets it go.
+    """
+    if len(text) < LONG_TEXT_CHARS:
+        encoded = tokenizer.encode(text, add_special_tokens=False)
+    else:
+        (encoded,) = tokenizer.encode_batch_fast([text], add_special_tokens=False)
+    return list(encoded.ids)
 
 
 def _token_text(value: object) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
+import threading
 from typing import Any
 
 import pytest
@@ -43,6 +45,27 @@ def test_control_strings_in_user_text_stay_text(bundled: LoadedModel, text: str)
         id_ for id_ in plain if id_ in codec.control_ids
     ]
     assert "".join(codec.decode(codec.encode_content(text)).split()) == "".join(text.split())
+
+
+@pytest.mark.parametrize("entry", ["encode_content", "encode_template"])
+def test_a_long_text_leaves_the_interpreter_to_other_threads(
+    bundled: LoadedModel, entry: str
+) -> None:
+    """No thread is preempted here, so the other one runs only if the tokenizer lets it."""
+    told, ran = threading.Event(), list[bool]()
+    other = threading.Thread(target=lambda: ran.append(told.wait()))
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(3600)
+    try:
+        other.start()
+        told.set()
+        ids = getattr(bundled.tokenizer, entry)("a fox and a lantern. " * 20_000)
+        seen = list(ran)
+    finally:
+        sys.setswitchinterval(usual)
+        other.join()
+    assert len(ids) > 20_000
+    assert seen == [True]
 
 
 @pytest.mark.parametrize(
