@@ -91,6 +91,15 @@ def pass_tokens(most: int, sequences: int, canvas: int, chunk: int) -> int:
     return min(most, sequences * canvas + limits.PREFILL_STEP_CHUNKS * chunk)
 
 
+def kept_angle_bytes(max_context: int, token_bytes: int) -> int:
+    """Return how many bytes of rotations a backbone remembers, and the memory plan counts.
+
+    max_context: of the model, in tokens. token_bytes: of one token's rotation in all kinds of
+    layers.
+    """
+    return min(limits.KEPT_ANGLE_BYTES, max_context * token_bytes)
+
+
 def charged_length(
     canvas: tuple[int, ...], eos_ids: frozenset[int], remaining_tokens: int
 ) -> tuple[int, bool]:

@@ -107,8 +107,8 @@ CALM_STEPS = 512
 LOGIT_TILE_VALUES = 2**19
 # Float32 arrays of that size at once in the pure sampler: 4 were counted, 1 is the allocator's.
 LOGIT_COPIES = 5
-# Segments whose rotation is remembered: 0.5 MB each at 256 tokens of the released model.
-KEPT_ANGLES = 256
+# Rotations of segments that are remembered: 0.8 MB at 256 tokens of the released model.
+KEPT_ANGLE_BYTES = 32 * 2**20
 # Attention masks kept for the next pass, each made in microseconds. A mask of 512 tokens in 256 K
 # takes 134 MB.
 KEPT_MASK_BYTES = 64 * 2**20

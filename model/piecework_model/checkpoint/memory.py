@@ -159,7 +159,8 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
 
     These are the logits of the sequences of a tile, the activations of one pass with norms in
     float32, the soft embeddings of all sequences and those of one pass three times, the masks of
-    prefill, and the largest matrix unpacked three times.
+    prefill, the rotations of one pass and those that are remembered, and the largest matrix
+    unpacked three times.
     """
     size = DTYPE_BYTES[dtype]
     most = limits.CPU_PASS_TOKENS if kind == "cpu" else limits.GPU_PASS_TOKENS
@@ -183,7 +184,15 @@ def work_bytes(of: Dimensions, kind: Kind, sequences: int, context: int, dtype: 
     masks = min(limits.KEPT_MASK_BYTES, -(-context // of.chunk) * mask) + in_a_pass + numbers
     unpacked = 3 * size * of.hidden * max(widest, of.intermediate, 2 * of.expert_intermediate)
     images = vision_work_bytes(of.vision, size) if of.vision else 0
-    return logits + tokens * a_token + soft + masks + unpacked + images
+    angle = 2 * size * _rotated_dims(of)
+    angles = tokens * angle + bounds.kept_angle_bytes(of.max_context, angle)
+    return logits + tokens * a_token + soft + masks + angles + unpacked + images
+
+
+def _rotated_dims(of: Dimensions) -> int:
+    """Count the numbers of a token's positions, whose cosine and sine each kind of layer has."""
+    kinds = {bool(layer.window) for layer in of.layers}
+    return sum(max(x.head_dim for x in of.layers if bool(x.window) is kind) for kind in kinds)
 
 
 def vision_work_bytes(of: VisionDimensions, size: int) -> int:

@@ -24,6 +24,7 @@ from torch.nn import functional
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
+from piecework_model.bounds import kept_angle_bytes
 from piecework_model.elementwise import by_rows
 from piecework_model.fast_paths import FastPath
 from piecework_model.layers.attention import attend, why_device_is_unfused
@@ -124,7 +125,9 @@ class Backbone:
         self._masks: dict[tuple[int, int, int, Blocks], Tensor] = {}
         self._mask_bytes = mask_bytes
         self._rotated: tuple[list[tuple[int, int]], dict[str, Tensors]] | None = None
+        self._most_context: int = text.max_position_embeddings
         self._known_angles: dict[tuple[int, int], dict[str, Tensors]] = {}
+        self._angle_bytes = 0  # of the known ones
         conditioning = decoder.self_conditioning
         self._condition_gate_up = projections([conditioning.gate_proj, conditioning.up_proj], pack)
         self._condition_down = projection(conditioning.down_proj, pack)
@@ -162,8 +165,10 @@ class Backbone:
                 self.run(like.new_zeros((tokens, self._hidden)), (), tokens)
 
     def release(self, *, recordings: bool) -> None:
-        """Free what only saves work: masks, and `recordings` too if told so."""
+        """Free what only saves work: masks, rotations, and `recordings` too if told so."""
         self._masks.clear()
+        self._rotated = None
+        self._forget_angles()
         if recordings:
             self._pieces.forget()
 
@@ -265,20 +270,27 @@ class Backbone:
         """Compute the same for one segment, whose shape its sequence alone decides
         (elementwise.py).
         """
-        key = (position, tokens)
-        if key not in self._known_angles:
-            if len(self._known_angles) >= limits.KEPT_ANGLES:
-                self._known_angles.clear()
-            where = torch.arange(
-                position, position + tokens, dtype=torch.int32, device=hidden.device
-            )[None]
-            self._known_angles[key] = {
-                kind: tuple(
-                    part[0][:, None] for part in self._decoder.rotary_emb(hidden[None], where, kind)
-                )
-                for kind in self._decoder.unique_layer_types
-            }
-        return self._known_angles[key]
+        known = self._known_angles.get((position, tokens))
+        if known is not None:
+            return known
+        where = torch.arange(position, position + tokens, dtype=torch.int32, device=hidden.device)
+        made: dict[str, Tensors] = {
+            kind: tuple(
+                part[0][:, None]
+                for part in self._decoder.rotary_emb(hidden[None], where[None], kind)
+            )
+            for kind in self._decoder.unique_layer_types
+        }
+        size = sum(part.nbytes for parts in made.values() for part in parts)
+        if self._angle_bytes + size > kept_angle_bytes(self._most_context, size // tokens):
+            self._forget_angles()
+        self._known_angles[position, tokens] = made
+        self._angle_bytes += size
+        return made
+
+    def _forget_angles(self) -> None:
+        self._known_angles.clear()
+        self._angle_bytes = 0
 
     def _project(self, layer: _Layer, hidden: Tensor, rotary: Tensors) -> Tensors:
         """Compute queries [T, heads, dim], keys and values [T, kv heads, dim], normed and

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
-from piecework_model import limits, precision
+from piecework_model import bounds, limits, precision
 from piecework_model.checkpoint import memory
 from piecework_model.checkpoint.dimensions import (
     Blueprint,
@@ -260,6 +260,41 @@ def test_a_pass_leaves_no_more_masks_behind_than_allowed(bundled: LoadedModel) -
             assert kept <= allowed
             most = max(most, kept)
     assert most > allowed / 2, "nothing is kept, so nothing is bounded"
+
+
+def _kept_angles(stack: Backbone) -> int:
+    known = stack._known_angles.values()
+    return sum(part.nbytes for made in known for parts in made.values() for part in parts)
+
+
+def test_no_more_rotations_are_remembered_than_the_plan_counts(bundled: LoadedModel) -> None:
+    """Chunks at a thousand places, as many long prompts have them."""
+    of, chunk = read(bundled_checkpoint_path()).of, 16
+    stack = Backbone(bundled.model, minimum_rows=1, pack=False)
+    hidden = torch.zeros((chunk, of.hidden))
+    planned = bounds.kept_angle_bytes(of.max_context, 2 * 4 * (32 + 64))
+    most = 0
+    for position in range(of.max_context - chunk):
+        segment = Segment(
+            SequenceCache(of.cache, 1, torch.device("cpu"), torch.float32),
+            0,
+            chunk,
+            position,
+            causal=True,
+        )
+        stack._rotary([segment], hidden)
+        most = max(most, _kept_angles(stack))
+    assert planned / 2 < most <= planned
+    assert planned < memory.work_bytes(of, "cpu", 1, 256, "float32")
+    stack.release(recordings=False)
+    assert not _kept_angles(stack), "where memory ran out, they go"
+
+
+def test_the_plan_counts_the_rotations_of_the_released_model() -> None:
+    """Of 256 K tokens they would take 768 MiB, and the reserve of a card has 1 GiB."""
+    far, near = (replace(RELEASED.of, max_context=tokens) for tokens in (262_144, 1024))
+    more = [memory.work_bytes(of, "cuda", 1, 1024, "bfloat16") for of in (far, near)]
+    assert more[0] - more[1] == limits.KEPT_ANGLE_BYTES - 1024 * 2 * 2 * (256 + 512)
 
 
 # --- the choice
