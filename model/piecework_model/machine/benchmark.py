@@ -14,14 +14,16 @@ from piecework_model import limits
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import Executor
-from piecework_model.errors import BenchmarkError
+from piecework_model.errors import BenchmarkError, DeviceError
 from piecework_model.requests import CanvasEvent, CanvasFinish, FailedEvent, GenerationRequest
 from piecework_model.text.chat import encode_prompt
 from piecework_protocol.conversation import Conversation, Message
 
 PROMPT = "Write a story about a fox, a lantern and a river."
 _CANVASES_A_RUN = 6
-"""Enough for most answers to end by themselves, which gives their length."""
+"""Enough for most answers to end by themselves, which gives their length. Fewer are asked for where
+the context or the memory for KV caches holds fewer.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +82,17 @@ def measure(
 
     One canvas warms up and is not counted. Single canvases follow for a third of the time, to
     measure the first canvas. Then `sequences` run at once for the rest, to measure the rates. At
-    least one run of each is finished. Raises BenchmarkError if the engine fails on the prompt.
+    least one run of each is finished.
+
+    memory_bytes: for the KV caches of all sequences.
+
+    Raises:
+        DeviceError: Context or memory hold no canvas behind the prompt.
+        BenchmarkError: The engine fails on the prompt.
     """
     if not 0 < seconds <= limits.BENCHMARK_MAX_SECONDS:
         raise ValueError(f"seconds must be in (0, {limits.BENCHMARK_MAX_SECONDS}], got {seconds}")
+    canvases = _canvases_that_fit(loaded, executor, memory_bytes)
     run = partial(_run, loaded, executor, memory_bytes=memory_bytes, clock=clock)
     run([0], 1)
     started = clock()
@@ -93,7 +102,7 @@ def measure(
         first.append(first_canvas)
     totals, counted_from, seed = _Totals(), clock(), 0
     while not totals.canvases or clock() - started < seconds:
-        made, _ = run(list(range(seed, seed + sequences)), _CANVASES_A_RUN)
+        made, _ = run(list(range(seed, seed + sequences)), canvases)
         totals.add(made)
         seed += sequences
     elapsed = max(clock() - counted_from, 1e-9)
@@ -106,6 +115,19 @@ def measure(
         sequences=sequences,
         seconds=elapsed,
         answer_tokens=totals.answer_tokens,
+    )
+
+
+def _canvases_that_fit(loaded: LoadedModel, executor: Executor, memory_bytes: int) -> int:
+    """Return how many canvases a run has: no more than one sequence can ever hold."""
+    for canvases in range(_CANVASES_A_RUN, 0, -1):
+        request = _request(loaded, 0, canvases)
+        fits = loaded.limits.sequence_tokens(request) <= loaded.limits.max_context
+        if fits and executor.footprint(request) <= memory_bytes:
+            return canvases
+    raise DeviceError(
+        f"a context of {loaded.limits.max_context} tokens and {memory_bytes} bytes for KV caches "
+        "hold no canvas behind a short prompt. Plan a longer context"
     )
 
 
@@ -122,7 +144,14 @@ def _run(
 
     Returns the totals and the seconds to the first canvas.
     """
-    engine = Engine(loaded, max_sequences=len(seeds), memory_bytes=memory_bytes, executor=executor)
+    count = len(seeds)
+    engine = Engine(
+        loaded,
+        max_sequences=count,
+        max_queued=count,
+        memory_bytes=memory_bytes,
+        executor=executor,
+    )
     started = clock()
     for seed in seeds:
         engine.submit(_request(loaded, seed, canvases))

@@ -331,12 +331,17 @@ def main(arguments: list[str], loads: Loads | None = None) -> int:
     from piecework_model.audit.replay import Replayer
     from piecework_model.engine.batched import BatchedExecutor
     from piecework_model.engine.engine import Engine
+    from piecework_model.errors import DeviceError
 
     commands: queue.Queue[Ordered] = queue.Queue(MAX_PENDING_COMMANDS)
     loaded, choice = planned.loaded, planned.choice
     executor = BatchedExecutor(loaded.model, loaded.limits)
     executor.record(chosen.slots)
-    facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
+    try:
+        facts = measure(planned, executor, chosen.benchmark_seconds, chosen.slots)
+    except DeviceError as error:
+        reports.send(CannotStart(str(error)))
+        return 1
     engine = Engine(
         loaded,
         max_sequences=chosen.slots,

@@ -12,8 +12,8 @@ import torch
 
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.batched import BatchedExecutor
-from piecework_model.errors import BenchmarkError
-from piecework_model.machine.benchmark import measure
+from piecework_model.errors import BenchmarkError, DeviceError
+from piecework_model.machine.benchmark import PROMPT, measure
 from piecework_model.machine.probe import (
     SMALL_MODEL_PARAMETERS,
     choose_threads,
@@ -21,7 +21,10 @@ from piecework_model.machine.probe import (
     host_memory_bytes,
     probe,
 )
-from tests.support.model.model_runs import broken_head
+from piecework_model.requests import GenerationRequest
+from piecework_model.text.chat import encode_prompt
+from tests.support.model.model_runs import broken_head, make_request
+from tests.support.protocol.conversations import said
 
 
 def test_the_probe_describes_this_machine() -> None:
@@ -76,6 +79,35 @@ def test_a_measurement_comes_from_real_canvases(bundled: LoadedModel) -> None:
     # Its stories end by themselves.
     assert measured.answer_tokens is not None
     assert 0 < measured.answer_tokens <= measured.canvases * bundled.limits.canvas_size
+
+
+def _short_request(loaded: LoadedModel, canvases: int) -> GenerationRequest:
+    size = loaded.limits.canvas_size
+    return make_request(encode_prompt(loaded, said(PROMPT)), max_tokens=canvases * size)
+
+
+def test_a_short_planned_context_is_measured_with_the_canvases_that_fit(
+    bundled: LoadedModel,
+) -> None:
+    """On a card that holds hardly more than the weights, a short context is what fits."""
+    executor = BatchedExecutor(bundled.model, bundled.limits)
+    room = executor.footprint(_short_request(bundled, 2))
+    measured = measure(bundled, executor, seconds=0.1, memory_bytes=room)
+    assert 1 <= measured.canvases <= 2
+
+
+def test_a_model_of_a_short_context_is_measured(bundled: LoadedModel) -> None:
+    tokens = bundled.limits.sequence_tokens(_short_request(bundled, 1))
+    short = replace(bundled, limits=replace(bundled.limits, max_context=tokens))
+    measured = measure(short, BatchedExecutor(short.model, short.limits), seconds=0.1)
+    assert measured.canvases == 1
+
+
+def test_memory_that_holds_no_canvas_is_named(bundled: LoadedModel) -> None:
+    executor = BatchedExecutor(bundled.model, bundled.limits)
+    room = executor.footprint(_short_request(bundled, 1)) - 1
+    with pytest.raises(DeviceError, match="Plan a longer context"):
+        measure(bundled, executor, seconds=0.1, memory_bytes=room)
 
 
 def test_answers_that_never_end_have_no_length(bundled: LoadedModel) -> None:
