@@ -44,6 +44,7 @@ def shape(schema: dict[str, Any]) -> str:
 
 STRING: Any = {"type": "string"}
 INTEGER: Any = {"type": "integer"}
+DRAFT_7 = "http://json-schema.org/draft-07/schema#"
 
 
 @pytest.mark.parametrize(
@@ -53,6 +54,7 @@ INTEGER: Any = {"type": "integer"}
         (obj(a={"const": "x"}, b={"enum": ["y"]}, c=STRING), '{"a": "x", "b": "y", "c": "<TEXT>"}'),
         (obj(a={"enum": ["x", "y"]}), '{"a": "<TEXT>"}'),
         (obj(a={"enum": ["x", 1]}), '{"a": <VALUE>}'),
+        (obj(a={"enum": ["x", "x"]}, b={"enum": [1, 1]}), '{"a": "x", "b": 1}'),
         (obj(a={"type": "null"}, b={"type": "boolean"}), '{"a": null, "b": <VALUE>}'),
         (obj(a={"anyOf": [STRING, {"type": "null"}]}), '{"a": <VALUE>}'),
         (obj(a={"type": "array", "items": STRING}), '{"a": [<ITEMS>]}'),
@@ -118,6 +120,9 @@ def test_an_object_that_holds_itself_ends_in_a_free_value() -> None:
         ({"$ref": "#/$defs/none"}, "leads nowhere"),
         ({"$ref": "#"}, "back to itself"),
         ({"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}, "back to itself"),
+        ({"properties": {"a": {"default": {}, "$ref": "#/properties/a/default"}}}, "no schema"),
+        ({"$defs": {"a": {"const": {"type": 5}}}, "$ref": "#/$defs/a/const"}, "no schema"),
+        ({"x-a": {"$schema": DRAFT_7}, "$ref": "#/x-a"}, "no schema"),
         ({"pattern": "("}, "not a 'regex'"),
         ({"pattern": "(?P<a>x)(?P<a>y)"}, "not a"),
     ],
@@ -326,6 +331,13 @@ def test_one_of_a_few_values_can_be_decided() -> None:
     )
 
 
+def test_a_choice_that_names_a_value_twice_is_decided_among_its_values() -> None:
+    filling = begun(obj(sky={"enum": ["clear", "cloudy", "clear"]}))
+    ((sky, question),) = filling.questions
+    assert [label.name for label in question.labels] == ["clear", "cloudy"]
+    assert filling.decided({sky: 1}).document == '{"sky": "cloudy"}'
+
+
 def test_a_value_that_broke_off_gets_twice_the_room() -> None:
     filling = begun(obj(tags={"type": "array"})).take('{"tags": ["a", "b')
     assert filling.template == (Fixed('{"tags": ["a", '), Hole(384), Fixed("]}"))
@@ -345,6 +357,41 @@ def test_slots_shrink_to_the_callers_limit_or_the_request_is_refused() -> None:
     assert small is not None
     assert small.tokens <= 60 < whole.tokens
     assert Filling.of(schema, 30) is None
+
+
+def test_a_part_that_names_another_dialect_is_judged_by_the_same_rules() -> None:
+    """Draft 7 knows no `prefixItems`, and nobody there gives a pattern a time limit."""
+    from piecework.client.gateway.formats.schema import DocumentTooDear
+
+    part = {"$schema": DRAFT_7, "prefixItems": [{"type": "string", "pattern": "^(a|aa)+$"}]}
+    schema = parse_schema(obj(a=part), "schema")
+    assert [fault.rule for fault in schema.faults({"a": [1]})] == ["type"]
+    with pytest.raises(DocumentTooDear):
+        schema.faults({"a": ["a" * 60 + "b"]})
+    kept = parse_schema(obj(**{"$schema": STRING}), "schema")
+    assert kept.faults({"$schema": 1})
+
+
+def test_a_reference_is_written_as_in_an_address() -> None:
+    """RFC 6901, section 6."""
+    names = {"a b": STRING, "50%": STRING, "x/y~z": STRING}
+    schema = parse_schema(
+        {
+            "$defs": names,
+            **obj(
+                a={"$ref": "#/$defs/a%20b"},
+                b={"$ref": "#/$defs/50%25"},
+                c={"$ref": "#/$defs/x~1y~0z"},
+                d={"$ref": "#/%24defs/a b"},
+            ),
+        },
+        "schema",
+    )
+    assert schema.faults(dict.fromkeys("abcd", "text")) == []
+    assert len(schema.faults(dict.fromkeys("abcd", 1))) == 4
+    assert shape(schema.root) == '{"a": "<TEXT>", "b": "<TEXT>", "c": "<TEXT>", "d": "<TEXT>"}'
+    with pytest.raises(ApiError, match="leads nowhere"):
+        parse_schema({"$defs": {"a%20b": STRING}, "$ref": "#/$defs/a%20b"}, "schema")
 
 
 def test_a_pattern_that_takes_years_is_given_up() -> None:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
+from urllib.parse import unquote
 
 import jsonschema
 import regex
@@ -154,19 +155,39 @@ def parse_schema(raw: Any, where: str) -> JsonSchema:
     """
     if not isinstance(raw, dict):
         bad("a schema is a JSON object", where)
-    _check_bounds(raw, where)
-    root = {key: value for key, value in raw.items() if key not in ("$id", "$schema")}
+    root = _copied(raw, where)
+    _check_bounds(root, where)
+    for node in _nodes(root):
+        # The library would judge this part by that dialect's own rules: no time limit of a
+        # pattern, and other meanings of keywords.
+        node.pop("$schema", None)
     try:
         _Validator.check_schema(root)
     except SchemaError as error:
         bad(f"not a schema: {one_line(error.message, MAX_REASON)}", where)
     nodes = list(_nodes(root))
+    judged = {id(node) for node in nodes}
     for node in nodes:
-        _check_node(root, node, where)
+        _check_node(root, node, judged, where)
     costs = _Costs(root, where)
     for node in nodes:
         costs.of(node)
     return JsonSchema(root)
+
+
+def _copied(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return a copy of a schema of an acceptable size."""
+    try:
+        text = json.dumps(raw)
+    except (ValueError, RecursionError):
+        bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
+    if len(text) > MAX_SCHEMA_BYTES:
+        bad(f"a schema is at most {MAX_SCHEMA_BYTES} bytes", where)
+    try:
+        copy: dict[str, Any] = loads(text, max_depth=2 * MAX_SCHEMA_DEPTH)
+    except ValueError:
+        bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
+    return copy
 
 
 def _check_bounds(raw: Mapping[str, Any], where: str) -> None:
@@ -175,16 +196,6 @@ def _check_bounds(raw: Mapping[str, Any], where: str) -> None:
     It takes 0.2 ms for a part, compares all entries of a list of types with each other, and
     compiles each pattern.
     """
-    try:
-        text = json.dumps(raw)
-    except (ValueError, RecursionError):
-        bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
-    if len(text) > MAX_SCHEMA_BYTES:
-        bad(f"a schema is at most {MAX_SCHEMA_BYTES} bytes", where)
-    try:
-        loads(text, max_depth=2 * MAX_SCHEMA_DEPTH)
-    except ValueError:
-        bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
     patterns = 0
     for count, node in enumerate(_nodes(raw), 1):
         if count > MAX_SCHEMA_NODES:
@@ -230,7 +241,10 @@ def _children(node: Mapping[str, Any]) -> Iterable[Any]:
         yield from named.values() if isinstance(named, dict) else ()
 
 
-def _check_node(root: Mapping[str, Any], node: Mapping[str, Any], where: str) -> None:
+def _check_node(
+    root: Mapping[str, Any], node: Mapping[str, Any], judged: set[int], where: str
+) -> None:
+    """Refuse what the library does not judge. `judged`: the ids of all schemas that it does."""
     if "pattern" in node:
         try:
             regex.compile(node["pattern"])
@@ -241,8 +255,13 @@ def _check_node(root: Mapping[str, Any], node: Mapping[str, Any], where: str) ->
     for name in _LEAST:
         if node.get(name, 0) > MAX_CONTENT_BYTES:
             bad(f"{name} asks for more than an answer can have", where, code="unsupported_schema")
-    if "$ref" in node and _at(root, node["$ref"]) is None:
-        bad(f"the reference {node['$ref'][:60]!r} leads nowhere in this schema", where)
+    if "$ref" in node:
+        target, shown = _at(root, node["$ref"]), f"the reference {node['$ref'][:60]!r}"
+        if target is None:
+            bad(f"{shown} leads nowhere in this schema", where)
+        # A default or a constant can hold anything. Nobody has looked at it as at a schema.
+        if isinstance(target, dict) and id(target) not in judged:
+            bad(f"{shown} leads to a value that is no schema", where)
 
 
 class _Costs:
@@ -304,13 +323,16 @@ class _Costs:
 
 
 def _at(root: Mapping[str, Any], reference: Any) -> Any:
-    """What a reference such as `#/$defs/Person` points at. None if there is nothing."""
+    """What a reference such as `#/$defs/Person` points at. None if there is nothing.
+
+    It is a part of an address, so "%20" is a space there, as the library has it too.
+    """
     if reference == "#":
         return root
     if not isinstance(reference, str) or not reference.startswith("#/"):
         return None
     node: Any = root
-    for step in reference[2:].split("/"):
+    for step in unquote(reference[2:]).split("/"):
         name = step.replace("~1", "/").replace("~0", "~")
         if isinstance(node, list) and name.isdecimal() and int(name) < len(node):
             node = node[int(name)]

@@ -150,9 +150,8 @@ class _Builder:
         node = self._inlined(raw)
         if not isinstance(node, dict) or id(node) in above or len(above) > MAX_SCHEMA_DEPTH:
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
-        elif "const" in node or len(node.get("enum", ())) == 1:
-            only = node["const"] if "const" in node else node["enum"][0]
-            yield json.dumps(only, ensure_ascii=False)
+        elif "const" in node:
+            yield json.dumps(node["const"], ensure_ascii=False)
         elif "enum" in node:
             if id(node) not in self._choices:
                 self._choices[id(node)] = tuple(_choice(node["enum"]))
@@ -257,15 +256,16 @@ def _text_tokens(node: Mapping[str, Any]) -> int:
 
 def _choice(values: Sequence[Any]) -> Iterator[Piece]:
     """One of several values, at no place yet. No token is shorter than a byte, so bytes are
-    enough.
+    enough. A value that the schema names twice is one.
     """
-    written = [json.dumps(value, ensure_ascii=False) for value in values]
-    if all(isinstance(value, str) for value in values):
+    written = tuple(dict.fromkeys(json.dumps(value, ensure_ascii=False) for value in values))
+    if len(written) == 1:
+        yield written[0]
+    elif all(isinstance(value, str) for value in values):
         inside = tuple(text[1:-1] for text in written)
         yield from ('"', Slot(SlotKind.TEXT, (), _longest(inside), options=inside), '"')
     else:
-        options = tuple(dict.fromkeys(written))
-        yield Slot(SlotKind.VALUE, (), _longest(options), options=options)
+        yield Slot(SlotKind.VALUE, (), _longest(written), options=written)
 
 
 def _longest(texts: Sequence[str]) -> int:
