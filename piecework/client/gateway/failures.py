@@ -22,6 +22,7 @@ from piecework.client.errors import (
 )
 from piecework.client.gateway.formats.common import PARAMETERS, ApiError, as_malformed
 from piecework.client.gateway.formats.decisions import systemone_error
+from piecework.client.gateway.formats.schema import DocumentTooDear
 from piecework.client.gateway.turns import WAIT_WHEN_FULL_S
 from piecework.client.jobs.selection import BUSY_REASONS
 from piecework_protocol.errors import MalformedInput, ProtocolViolation, Reason, Refusal
@@ -69,6 +70,9 @@ def as_api_error(error: PieceworkError) -> ApiError:
         return error
     if isinstance(error, MalformedInput):
         return as_malformed(error)
+    if isinstance(error, DocumentTooDear):  # the pattern is the caller's
+        kind, code = "invalid_request_error", "unsupported_schema"
+        return ApiError(400, kind, str(error), code=code)
     if isinstance(error, NoWorkerFits):
         return _no_worker(error)
     if isinstance(error, Refusal):

@@ -210,7 +210,7 @@ IGNORED: dict[str, tuple[dict[str, Any], list[str]]] = {
     ),
 }
 
-WRONG: dict[str, tuple[dict[str, Any], str]] = {
+WRONG: dict[str, tuple[dict[str, Any], str | None]] = {
     "a sound": (talk({"role": "assistant", "audio": {"id": "a"}}), "messages[1].audio"),
     "a user without content": ({"messages": [{"role": "user"}]}, "messages[0].content"),
     "an answer to no call": (talk(TOLD), "messages[1].tool_call_id"),
@@ -263,6 +263,20 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "more characters than there can be": (
         schema({"type": "string", "minLength": 10**300}),
         "response_format.json_schema.schema",
+    ),
+    "a constant that takes years to judge": (
+        schema({"const": "a" * 60 + "b", "pattern": "^(a|aa)+$"}),
+        None,
+    ),
+    "a constant under a dialect of its own": (
+        schema(
+            {
+                "$schema": "http://json-schema.org/draft-07/schema#",
+                "items": {"pattern": "^(a|aa)+$"},
+                "const": ["a" * 60 + "b"],
+            }
+        ),
+        None,
     ),
     "null as OpenAPI had it": (
         schema({"type": "string", "nullable": True}),

@@ -295,8 +295,10 @@ def _object(schema: dict[str, Any], where: str) -> dict[str, Any]:
     return schema
 
 
-def response_plan(raw: Any, where: str) -> Plan | None:
+def response_plan(raw: Any, where: str, schema_at: str = "json_schema.schema") -> Plan | None:
     """Read a response format. None asks for plain text.
+
+    schema_at: where in it this API has the schema, as an error names it.
 
     Raises:
         ApiError: It cannot be used.
@@ -311,7 +313,7 @@ def response_plan(raw: Any, where: str) -> Plan | None:
     if kind == "json_schema":
         inner = raw.get("json_schema", raw)
         schema = inner.get("schema") if isinstance(inner, dict) else None
-        return Structured(parse_schema(schema, f"{where}.json_schema.schema"))
+        return Structured(parse_schema(schema, f"{where}.{schema_at}"))
     raise wrong(f"{where}.type is text, json_object or json_schema", where)
 
 

@@ -44,11 +44,11 @@ class _Items:
         """Take one item in."""
         if not isinstance(item, dict):
             bad("an item is an object", where)
-        kind = item.get("type", "message")
-        if kind == "message":
+        kind = item.get("type")
+        if kind is None or kind == "message":
             self._message(item, where)
-        elif kind in _CALLS:
-            self._call(item, str(kind), where)
+        elif isinstance(kind, str) and kind in _CALLS:
+            self._call(item, kind, where)
         elif kind in ("function_call_output", "custom_tool_call_output"):
             self._output(item, where)
         elif kind == "reasoning":

@@ -133,7 +133,7 @@ def _plan(
     parallel, choice = fields.flag("parallel_tool_calls", True), fields.take("tool_choice")
     every = tools
     text = fields.inner("text")
-    form = chat.response_plan(text.take("format"), "text.format")
+    form = chat.response_plan(text.take("format"), "text.format", "schema")
     if text.rest():
         fields.ignore("text.verbosity")
     choice, tools = chat.allowed(choice, tools)
