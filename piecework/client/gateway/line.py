@@ -141,11 +141,25 @@ class WaitingLine:
         except BaseException as error:
             if waiter.place.done() and not waiter.place.cancelled():
                 self._leave(turn)  # it was granted just as the waiting ended
+            else:
+                self._forget(waiter)
             if isinstance(error, TimeoutError):
                 raise WaitOver("the request waited too long for its turn") from None
             raise
         finally:
             self._count_waiting(turn.caller, -1)
+
+    def _forget(self, waiter: _Waiter) -> None:
+        """Take out who has given up. Else all who did would lie here until a place is free.
+
+        If its model's line had let it go, its chance goes to the next.
+        """
+        if waiter in self._ready:
+            self._ready.remove(waiter)
+            self._unblock(waiter.key)
+            self._fill()
+        elif waiter in self._blocked.get(waiter.key, ()):
+            self._blocked[waiter.key].remove(waiter)
 
     def _leave(self, turn: Turn) -> None:
         self._exit(turn.caller)
@@ -154,7 +168,7 @@ class WaitingLine:
     def _fill(self) -> None:
         while self._ready and self.running < self._places:
             waiter = self._take(self._ready)
-            if waiter.place.done():  # it has given up: its chance goes to the next
+            if waiter.place.done():  # it is about to give up: its chance goes to the next
                 self._unblock(waiter.key)
             else:
                 self._enter(waiter.caller)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
+import weakref
 
 import pytest
 
@@ -118,6 +120,38 @@ def test_a_modest_caller_is_not_behind_all_of_a_greedy_one() -> None:
         simulate(scene())
         assert max(workers.order.index(100), workers.order.index(101)) < 10
         assert [n for n in workers.order if n < 100] == list(range(40))
+
+
+class Caller(str):
+    """A name that tells when nobody holds it any more."""
+
+
+@pytest.mark.parametrize("busy", ["the places", "the workers"])
+def test_the_line_keeps_nothing_of_a_request_that_gave_up(busy: str) -> None:
+    """Whoever takes the next one out of the line would have to walk past all of them."""
+    workers = Workers({"m": 1 if busy == "the places" else 0, "other": 1}, job_s=50)
+
+    async def scene() -> None:
+        line = WaitingLine(places=1 if busy == "the places" else 8, waiting=8, wait_s=40)
+        first = asyncio.create_task(workers.job(line, 0, "m"))
+        await pass_time(1)
+        caller = Caller("impatient")
+        kept = weakref.ref(caller)
+        waits = asyncio.create_task(workers.job(line, 1, "m", caller))
+        del caller
+        await pass_time(1)
+        assert kept() is not None
+        waits.cancel()
+        await asyncio.gather(waits, return_exceptions=True)
+        del waits
+        await pass_time(1)  # the loop lets go of what it has just told
+        gc.collect()
+        assert kept() is None
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert (line.running, line.waiting) == (0, 0)
+
+    simulate(scene())
 
 
 @pytest.mark.parametrize("seed", range(40))
