@@ -403,6 +403,22 @@ def test_a_pattern_that_takes_years_is_given_up() -> None:
         schema.faults({"a": "a" * 60 + "b"})
 
 
+def test_the_rules_of_a_document_share_one_time() -> None:
+    """4,096 values of 4,096 cheap rules each are two minutes of work, and no pattern is slow."""
+    from piecework.client.gateway.formats.schema import DocumentTooDear
+
+    many = parse_schema(
+        {
+            "$defs": {"many": {"allOf": [INTEGER] * 50}},
+            **obj(a={"const": 1, "$ref": "#/$defs/many"}, b=STRING),
+        },
+        "schema",
+    )
+    assert many.faults({"a": 1, "b": "x"}) == []
+    with pytest.raises(DocumentTooDear, match="takes too long to judge"):
+        many.faults({"a": 1, "b": "x"}, most_s=0)
+
+
 def test_a_huge_number_is_a_fault_and_no_crash() -> None:
     assert JsonSchema({"multipleOf": 0.5}).faults(10**400)
 

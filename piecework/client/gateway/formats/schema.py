@@ -9,7 +9,9 @@ steps.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeAlias
 from urllib.parse import unquote
@@ -39,6 +41,9 @@ MAX_REFERENCE_CHAIN: Final = 64
 """Schemas in one another that judge one value. The judge calls itself for each."""
 PATTERN_TIMEOUT_S: Final = 0.05
 """For one pattern and one string: some patterns take years."""
+JUDGEMENT_TIMEOUT_S: Final = 5.0
+"""Of a processor, for all rules of one document. The largest answer that a job can write takes a
+second or two."""
 MAX_REASON: Final = 200
 
 Path: TypeAlias = tuple[str | int, ...]
@@ -65,8 +70,25 @@ _LEAST = ("minLength", "minItems", "minProperties", "minContains")
 _KNOWN = _RULES | _NOTES | {*_ONE_SCHEMA, *_SCHEMA_LISTS, *_SCHEMA_MAPS}
 
 
+# When the judgement under way has to end, on the clock of its thread.
+_DEADLINE: ContextVar[float] = ContextVar("deadline of a judgement")
+_Faults: TypeAlias = Iterable[jsonschema.exceptions.ValidationError] | None
+_Rule: TypeAlias = Callable[[Any, Any, Any, Any], _Faults]
+
+
 class DocumentTooDear(PieceworkError):
-    """A pattern took too long on a string of the document."""
+    """The document, or a pattern on one of its strings, took too long to judge."""
+
+
+def _bounded(rule: _Rule) -> _Rule:
+    """Return a rule that is not applied any more when the document's time is over."""
+
+    def bounded(validator: Any, value: Any, instance: Any, schema: Any) -> _Faults:
+        if time.thread_time() > _DEADLINE.get():
+            raise DocumentTooDear("the document takes too long to judge by this schema")
+        return rule(validator, value, instance, schema)
+
+    return bounded
 
 
 def _pattern(
@@ -83,7 +105,10 @@ def _pattern(
         yield jsonschema.exceptions.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-_Validator: Any = extend(Draft202012Validator, {"pattern": _pattern})  # type: ignore[no-untyped-call]
+_VALIDATOR_RULES: Final = {**Draft202012Validator.VALIDATORS, "pattern": _pattern}
+_Validator: Any = extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator, {name: _bounded(rule) for name, rule in _VALIDATOR_RULES.items()}
+)
 _FORMATS = FormatChecker()
 
 
@@ -120,17 +145,22 @@ class JsonSchema:
             node = _at(self.root, reference)
         return node
 
-    def faults(self, document: Any) -> list[SchemaFault]:
+    def faults(self, document: Any, *, most_s: float = JUDGEMENT_TIMEOUT_S) -> list[SchemaFault]:
         """Return where the document breaks the schema. An empty list: it holds.
 
+        most_s: seconds of a processor that it may take.
+
         Raises:
-            DocumentTooDear: A pattern takes too long on it.
+            DocumentTooDear: It takes longer, or a pattern takes too long on it.
         """
         checker = _Validator(dict(self.root), format_checker=_FORMATS)
+        before = _DEADLINE.set(time.thread_time() + most_s)
         try:
             found = list(checker.iter_errors(document))
         except OverflowError:  # a number of thousands of digits against `multipleOf`
             return [SchemaFault((), "a number is too large to be judged", "multipleOf")]
+        finally:
+            _DEADLINE.reset(before)
         return [
             SchemaFault(
                 tuple(e.absolute_path),
