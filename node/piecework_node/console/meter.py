@@ -57,6 +57,11 @@ class ConsoleMeter:
     hours: dict[int, float] = field(default_factory=dict)
     """Joules by hour since the epoch, only of hours in which the card told."""
 
+    def remember(self, hours: Mapping[int, float]) -> None:
+        """Add what earlier runs drew, in joules by hour since the epoch."""
+        for hour, joules in hours.items():
+            self.hours[hour] = self.hours.get(hour, 0.0) + joules
+
     def sample(
         self,
         at: float,

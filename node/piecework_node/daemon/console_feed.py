@@ -1,8 +1,12 @@
-"""Gather what a console shows of the running worker. It reads; it changes nothing."""
+"""Gather what a console shows of the running worker.
+
+It reads, and changes nothing but one note in the journal: the energy of each hour.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -25,7 +29,8 @@ from piecework_node.console.model import (
 from piecework_node.daemon.assembly import Components
 from piecework_node.daemon.engines import KeptCard
 from piecework_node.daemon.price_watch import Spent
-from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel
+from piecework_node.journal.protocol import Journal
+from piecework_node.journal.records import MetaSet, PaidJob, SpentTx, StoredChannel
 from piecework_node.runtime.live import LiveJob
 from piecework_node.settlement.policy import settle_wei
 from piecework_node.times import now
@@ -46,6 +51,8 @@ SHORT: Final = 10
 WEI: Final = 10**18
 OTHER: Final = "others"
 UNKNOWN_MODEL: Final = "a model of earlier offers"
+ENERGY: Final = "joules_by_hour"
+"""The note in the journal. Without it a day's net after a restart would lack most of its power."""
 
 
 class BookJournal(Protocol):
@@ -58,6 +65,27 @@ class BookJournal(Protocol):
     async def channel(self, channel: ChannelId) -> StoredChannel | None: ...
 
     async def offer(self, digest: Digest) -> SignedOffer | None: ...
+
+
+class EnergyNotes:
+    """Joules by hour, kept in the journal from one start to the next."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._written = ""
+
+    async def read(self) -> dict[int, float]:
+        """Return what earlier runs drew, by hour since the epoch."""
+        self._written = await self._journal.meta(ENERGY) or ""
+        known = json.loads(self._written) if self._written else {}
+        return {int(hour): float(joules) for hour, joules in known.items()}
+
+    async def write(self, hours: Mapping[int, float]) -> None:
+        """Keep the joules of each hour."""
+        text = json.dumps({str(hour): round(joules, 3) for hour, joules in hours.items()})
+        if hours and text != self._written:
+            await self._journal.append([MetaSet(ENERGY, text)])
+            self._written = text
 
 
 @dataclass(slots=True)
@@ -198,6 +226,7 @@ class ConsoleFeed:
         base, config = components.base, components.base.config
         self._meter, self._energy = ConsoleMeter(), JobEnergy()
         self._book = EarningsBook(base.journal, base.amounts.native_coin_price)
+        self._notes = EnergyNotes(base.journal)
         self._webhook: Webhook | None = None
         if config.alert_webhook:
             operator = address_hex(base.operator.address)
@@ -208,6 +237,7 @@ class ConsoleFeed:
 
     async def run(self) -> None:
         """Sample, and post alerts, until cancelled."""
+        self._meter.remember(await self._notes.read())
         async with asyncio.TaskGroup() as group, HttpReader(WEBHOOK_LIMITS) as http:
             if self._webhook is not None:
                 group.create_task(self._webhook.run(http), name="webhook")
@@ -242,6 +272,7 @@ class ConsoleFeed:
         if self._booked_at is None or moment - self._booked_at >= BOOK_S:
             self._booked_at = moment
             await self._book.refresh(now(clock))
+            await self._notes.write(self._meter.hours)
 
     def spent(self) -> Spent:
         """What work took until now."""

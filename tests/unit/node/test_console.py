@@ -26,12 +26,19 @@ from piecework_node.console.panels import (
     panels,
     power_units,
 )
-from piecework_node.daemon.console_feed import OTHER, UNKNOWN_MODEL, EarningsBook
+from piecework_node.daemon.console_feed import (
+    OTHER,
+    UNKNOWN_MODEL,
+    EarningsBook,
+    EnergyNotes,
+)
 from piecework_node.journal.records import PaidJob, SpentTx, StoredChannel, TxKind
 from piecework_node.owner.readings import GpuReading
 from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Timestamp
 from piecework_protocol.wire import SignedOffer
 from tests.support.clock import FakeClock
+from tests.support.node.harness import DOMAIN
+from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.snapshots import AT, CARD, a_card, a_snapshot
 
 MONEY = ShownMoney("USDC", 6, 1.0, 0.36)
@@ -145,6 +152,26 @@ def test_energy_is_counted_for_our_work_alone_and_only_where_the_card_tells() ->
         wall = (hour + later) * HOUR_S
         meter.sample(10 + later, wall, tokens=0, steps=0, gpus={"0": card}, ours=["0"])
     assert len(meter.hours) == MAX_HOURS
+
+
+async def test_what_a_day_drew_outlives_a_restart() -> None:
+    journal, hour = MemoryJournal(DOMAIN), AT // HOUR_S
+
+    async def run(*readings: float) -> dict[int, float]:
+        meter, notes = ConsoleMeter(), EnergyNotes(journal)
+        meter.remember(await notes.read())
+        for second, energy in enumerate(readings):
+            card = GpuReading("card", energy_j=energy)
+            wall = hour * HOUR_S + second
+            meter.sample(second, wall, tokens=0, steps=0, gpus={"0": card}, ours=["0"])
+        await notes.write(meter.hours)
+        return meter.hours
+
+    assert await run() == {}
+    assert await run(1000.0, 1300.0) == {hour: 300.0}
+    # The driver was loaded again meanwhile.
+    assert await run(5.0, 45.0) == {hour: 340.0}
+    assert await EnergyNotes(journal).read() == {hour: 340.0}
 
 
 # --- earnings
