@@ -38,8 +38,8 @@ MAX_SLOTS = 8
 # What suits the bundled model: more steps a canvas than the published 0.8, 0.4 and 0.1, and better
 # sentences.
 TEMPERATURE_START = Micros(1_000_000)
-TEMPERATURE_END = Micros(600_000)
-ENTROPY_BOUND = Micros(5_000)
+TEMPERATURE_END = Micros(400_000)
+ENTROPY_BOUND = Micros(20_000)
 SETTLE_TIMEOUT_S = 120.0
 ROLES = {
     "chain": "an EVM chain with the contracts",

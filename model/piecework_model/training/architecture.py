@@ -122,6 +122,9 @@ def load_model(folder: Path) -> DiffusionGemmaForBlockDiffusion:
     """
     model = DiffusionGemmaForBlockDiffusion.from_pretrained(folder, dtype=torch.float32)
     model.set_experts_implementation("eager")
+    # What it was loaded as says nothing about a checkpoint that is written from it.
+    for config in (model.config.text_config, model.config.vision_config):
+        config.dtype = None
     return model
 
 

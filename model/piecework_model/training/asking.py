@@ -27,7 +27,7 @@ class Schedule:
 
 
 PUBLISHED: Final = Schedule(0.8, 0.4, 0.1)
-DEMO: Final = Schedule(1.0, 0.6, 0.005)
+DEMO: Final = Schedule(1.0, 0.4, 0.02)
 
 
 @dataclass(slots=True)

@@ -289,6 +289,9 @@ def test_a_run_may_begin_with_the_weights_of_a_checkpoint(tmp_path: Path) -> Non
     assert begun.dtype == torch.float32
     for name, weight in begun.named_parameters():
         assert torch.equal(weight, written.get_parameter(name)), name
+    writer.write_checkpoint(begun, tmp_path / "again")
+    before, after = ((f / "config.json").read_text() for f in (tmp_path, tmp_path / "again"))
+    assert before == after
     trainer = loop.Trainer(begun, SETTINGS)
     found: list[loop.Losses] = []
     trainer.run(lambda _, losses: found.append(losses))
