@@ -42,10 +42,12 @@ def test_the_checkpoint_is_small() -> None:
     assert sum(path.stat().st_size for path in folder.iterdir()) < MOST_BYTES
 
 
-def test_stories_end_and_are_mostly_well_formed(bundled: LoadedModel) -> None:
-    answers = [answer for _, answer in answered(bundled, told, 8)]
+def test_stories_end_and_are_well_formed(bundled: LoadedModel) -> None:
+    answers = [answer for _, answer in answered(bundled, told, 16)]
     assert all(answer.ended for answer in answers)
-    assert measures.well_formed_share([answer.text for answer in answers]) > 0.8
+    texts = [answer.text for answer in answers]
+    assert measures.well_formed_share(texts) > 0.95
+    assert measures.doubled_word_share(texts) < 0.005
 
 
 def test_a_thought_comes_before_its_story(bundled: LoadedModel) -> None:
@@ -56,7 +58,7 @@ def test_a_thought_comes_before_its_story(bundled: LoadedModel) -> None:
 
 def test_tools_are_called_and_their_results_told(bundled: LoadedModel) -> None:
     rows = evaluation.tools(partial(asking.ask, bundled), random.Random("bundled"), 12)
-    assert sum(map(right_of, rows)) >= 9
+    assert sum(map(right_of, rows)) >= 11
 
 
 def right_of(row: tuple[str, str]) -> int:
@@ -71,7 +73,7 @@ def test_cards_by_schema_say_what_the_prompt_decides(bundled: LoadedModel) -> No
         fields += len(asked.known)
         right += sum(value is not None and value[k] == v for k, v in asked.known.items())
     assert fields >= 8
-    assert right >= 0.5 * fields
+    assert right >= 0.8 * fields
 
 
 def by_schema(rng: random.Random) -> Exercise:
@@ -86,4 +88,4 @@ def test_questions_about_a_story_are_answered_rightly(bundled: LoadedModel) -> N
     rows, _ = evaluation.reads(partial(asking.ask, bundled), random.Random("bundled"), 20)
     for name, value in rows[:2]:
         total = value.partition(" of ")[2].partition(" (")[0]
-        assert right_of((name, value)) >= 0.8 * int(total), name
+        assert right_of((name, value)) >= 0.95 * int(total), name
