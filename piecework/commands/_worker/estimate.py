@@ -125,15 +125,21 @@ class Estimator:
         return Figure(units, f"at most {count:.0f} settlements a day at the gas price of now")
 
 
-def watts_of(card: Card | None, number: int = 0) -> Figure:
-    """What a busy card draws: its maker's figure, or what NVML says is its limit here."""
+def watts_of(card: Card) -> Figure:
+    """What a busy card of the table draws, by its maker's figure."""
     from piecework_node.console.estimate import Figure
 
-    if card is not None:
-        return Figure(float(card.watts.value), f"the whole board, {card.watts.source}")
+    return Figure(float(card.watts.value), f"the whole board, {card.watts.source}")
+
+
+def watts_here(settings: WorkerConfig) -> Figure:
+    """What a card of this machine may draw, as NVML says. `settings` are those of the card."""
+    from piecework_node.console.estimate import Figure
     from piecework_node.owner.nvml import power_limit
 
-    limit, missing = power_limit(number)
+    if settings.device == "cpu":
+        return Figure(None, "the model runs on the CPU, and nothing tells what that draws")
+    limit, missing = power_limit(settings.gpu_number)
     if limit is None:
         return Figure(None, missing)
     return Figure(limit, "the power limit of this card, by NVML")
@@ -219,8 +225,7 @@ def here(estimator: Estimator) -> list[tuple[str, Estimate | str]]:
     if estimator.config.cards:
         return [_of_running_card(name, estimator) for name, _ in estimator.config.of_cards]
     speed, model = this_speed(estimator)
-    draws = watts_of(None, estimator.config.gpu_number)
-    return [("this machine", estimator.of(speed, model, draws))]
+    return [("this machine", estimator.of(speed, model, watts_here(estimator.config)))]
 
 
 def _of_running_card(name: str, estimator: Estimator) -> tuple[str, Estimate | str]:
@@ -240,7 +245,7 @@ def _of_running_card(name: str, estimator: Estimator) -> tuple[str, Estimate | s
     except KeyError:
         return shown, "its engine does not run, and nobody else has measured this card"
     speed = WorkerSpeed(tokens, steps, "measured by the running worker at its start")
-    draws = watts_of(None, dict(estimator.config.of_cards)[name].gpu_number)
+    draws = watts_here(dict(estimator.config.of_cards)[name])
     return shown, estimator.of(speed, model, draws)
 
 

@@ -15,7 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from piecework.chain.deployment import Deployment
-from piecework.commands._worker.estimate import EstimateWishes, Estimator
+from piecework.commands._worker.estimate import EstimateWishes, Estimator, watts_here
+from piecework_node.config import check
 from piecework_node.console.cards import CARDS
 from piecework_node.console.estimate import (
     ASSUMED_UTILIZATION,
@@ -190,3 +191,8 @@ def test_the_line_of_the_workers_own_slots_is_taken() -> None:
     ]
     assert [best_line(lines, slots).tokens for slots in (1, 5, 99)] == [10, 40, 80]  # type: ignore[union-attr]
     assert best_line([], 1) is None and best_line([{"rows": 1}], 1) is None
+
+
+def test_a_model_on_the_cpu_does_not_draw_what_the_gpu_beside_it_may() -> None:
+    draws = watts_here(check({"payout": "0x" + "44" * 20, "device": "cpu"}))
+    assert draws.value is None and "CPU" in draws.source
