@@ -77,6 +77,8 @@ MAX_QUEUED_EVENTS: Final = 1024
 """Beyond this the child waits on its pipe: drafts of many sequences while the disk is slow."""
 START_TIMEOUT_S: Final = 900.0
 """Loading 50 GB from a slow disk takes minutes."""
+STOOD_STILL_S: Final = 1.0
+"""A timer of ours that is so late says that this process did not run."""
 FIRST_BACKOFF_S: Final = 0.2
 MAX_BACKOFF_S: Final = 30.0
 STABLE_S: Final = 60.0
@@ -367,11 +369,18 @@ class EngineSupervisor:
         look_s = min(self._patience.idle_s, self._patience.question_s)
         while (left := self._may_be_silent_until() - loop.time()) > 0:
             # Looked at again in between: a sequence that starts gives the child more time.
+            until = loop.time() + min(left, look_s)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, look_s)):
+                async with asyncio.timeout_at(until):
                     line = await reader.readline()
                 self._heard_at = loop.time()
                 return line
+            if loop.time() - until >= STOOD_STILL_S:
+                # This process heard nothing: Ctrl-Z, a frozen container. The child has its time
+                # again.
+                self._heard_at = loop.time()
+                if self._mute_since is not None:
+                    self._mute_since = self._heard_at
         return None
 
     def _may_be_silent_until(self) -> float:

@@ -195,6 +195,33 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
         assert await engine.encode(message("hello")) == EncodedContent((1, 2))
 
 
+class StandstillLoop(asyncio.SelectorEventLoop):
+    """A loop whose process stood still for `stood_s` seconds, as after SIGSTOP."""
+
+    stood_s = 0.0
+
+    def time(self) -> float:
+        return super().time() + self.stood_s
+
+
+def test_an_engine_is_not_taken_for_silent_while_the_worker_itself_stood_still(
+    tmp_path: Path,
+) -> None:
+    async def scene() -> None:
+        patience = EnginePatience(idle_s=30, question_s=30)
+        async with running(tmp_path, patience=patience) as engine:
+            events = aiter(engine.events())
+            assert await anext(events) == EngineReady(FACTS)
+            loop = asyncio.get_running_loop()
+            assert isinstance(loop, StandstillLoop)
+            loop.stood_s = 3600
+            assert await engine.encode(message("hello")) == EncodedContent((1, 2))
+            assert engine.losses == 0
+
+    with asyncio.Runner(loop_factory=StandstillLoop) as runner:
+        runner.run(scene())
+
+
 async def test_a_pause_and_its_end_are_confirmed_by_the_process(tmp_path: Path) -> None:
     async with running(tmp_path) as engine, asyncio.timeout(20):
         events = aiter(engine.events())
