@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 from piecework.base.amounts import Token, native_coin
 from piecework.base.http import HttpReader
+from piecework.base.jsons import loads
 from piecework_node.console.alerts import WEBHOOK_LIMITS, AlertBook, Webhook
 from piecework_node.console.meter import HOUR_S, ConsoleMeter, JobEnergy
 from piecework_node.console.model import (
@@ -77,7 +78,7 @@ class EnergyNotes:
     async def read(self) -> dict[int, float]:
         """Return what earlier runs drew, by hour since the epoch."""
         self._written = await self._journal.meta(ENERGY) or ""
-        known = json.loads(self._written) if self._written else {}
+        known = loads(self._written) if self._written else {}
         return {int(hour): float(joules) for hour, joules in known.items()}
 
     async def write(self, hours: Mapping[int, float]) -> None:
