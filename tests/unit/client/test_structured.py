@@ -389,7 +389,9 @@ def test_a_reference_is_written_as_in_an_address() -> None:
     )
     assert schema.faults(dict.fromkeys("abcd", "text")) == []
     assert len(schema.faults(dict.fromkeys("abcd", 1))) == 4
-    assert shape(dict(schema.root)) == '{"a": "<TEXT>", "b": "<TEXT>", "c": "<TEXT>", "d": "<TEXT>"}'
+    assert (
+        shape(dict(schema.root)) == '{"a": "<TEXT>", "b": "<TEXT>", "c": "<TEXT>", "d": "<TEXT>"}'
+    )
     with pytest.raises(ApiError, match="leads nowhere"):
         parse_schema({"$defs": {"a%20b": STRING}, "$ref": "#/$defs/a%20b"}, "schema")
 
