@@ -160,7 +160,9 @@ class Selection(RuleBasedStateMachine):
             memory and memory.broken_clause and self.now < memory.broken_at + BROKEN_WORKER_REST_S
         )
         replayable = listed.service is Service.REPLAYABLE
-        ceiling = self._ceiling(request, listed, tokens, steps)
+        # An answer whose length the caller left open is shortened, to one canvas at the least.
+        least = min(tokens, listed.canvas_size) if request.may_be_shortened else tokens
+        ceiling = self._ceiling(request, listed, least, steps)
         return (
             request.model in (None, listed.name)
             and self.now < terms.expires_at
