@@ -126,21 +126,16 @@ class SealingKeys:
         return not self.secrets or now - self.secrets[0][2] >= interval_s
 
     def rotated(
-        self, now: Timestamp, wrapping_secret: bytes, entropy: Entropy, evidence_s: int | None = 0
-    ) -> tuple[SealingKeys, tuple[SealingKeyAdded | SealingKeyDropped, ...]]:
-        """Return the keys with a new one in front, and the records of the change.
-
-        evidence_s: as `without_old` takes it. None: no key is dropped.
-        """
+        self, now: Timestamp, wrapping_secret: bytes, entropy: Entropy
+    ) -> tuple[SealingKeys, SealingKeyAdded]:
+        """Return the keys with a new one in front, and the record of it. No key is dropped."""
         secret, nonce = entropy(32), entropy(_NONCE_BYTES)
         public = public_key(secret)
         wrapped = nonce + _wrapping_key(wrapping_secret).encrypt(nonce, secret, public)
-        added = SealingKeyAdded(public, wrapped, now)
-        every = SealingKeys(((public, secret, now), *self.secrets))
-        if evidence_s is None:
-            return every, (added,)
-        kept, dropped = every.without_old(now, evidence_s)
-        return kept, (added, *dropped)
+        return (
+            SealingKeys(((public, secret, now), *self.secrets)),
+            SealingKeyAdded(public, wrapped, now),
+        )
 
     def without_old(
         self, now: Timestamp, evidence_s: int
@@ -258,8 +253,8 @@ class SealingKeyring:
         time = now(self._clock)
         if not self._keys.rotation_due(time, rotation_s):
             return
-        keys, records = self._keys.rotated(time, self._secret, self._entropy, None)
-        await self._journal.append(records)
+        keys, added = self._keys.rotated(time, self._secret, self._entropy)
+        await self._journal.append([added])
         self._keys = keys
         forget_keys()
 

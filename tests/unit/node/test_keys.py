@@ -51,9 +51,17 @@ def stored(added: SealingKeyAdded) -> StoredSealingKey:
 
 
 def first_key(seed: int = 0) -> tuple[SealingKeys, StoredSealingKey]:
-    keys, records = SealingKeys(()).rotated(NOW, OPERATOR.secret, entropy(seed))
-    assert isinstance(records[0], SealingKeyAdded)
-    return keys, stored(records[0])
+    keys, added = SealingKeys(()).rotated(NOW, OPERATOR.secret, entropy(seed))
+    return keys, stored(added)
+
+
+def renewed(
+    keys: SealingKeys, now: int, seed: int, evidence_s: int = 0
+) -> tuple[SealingKeys, tuple[SealingKeyAdded | SealingKeyDropped, ...]]:
+    """Add a key, and let go of those that are of no use any more."""
+    every, added = keys.rotated(Timestamp(now), OPERATOR.secret, entropy(seed))
+    kept, dropped = every.without_old(Timestamp(now), evidence_s)
+    return kept, (added, *dropped)
 
 
 def test_a_sealing_key_comes_back_from_the_journal() -> None:
@@ -87,13 +95,13 @@ def test_a_replaced_key_still_opens_until_nothing_can_arrive_for_it() -> None:
     assert old.current is not None
     sealed = seal(b"text", old.current, b"context")
     later = Timestamp(NOW + 3600)
-    keys, _ = old.rotated(later, OPERATOR.secret, entropy(5))
+    keys, _ = renewed(old, later, 5)
     assert keys.current != old.current
     assert keys.open(sealed, b"context") == b"text"
-    still, records = keys.rotated(Timestamp(later + KEY_ARRIVAL_S - 1), OPERATOR.secret, entropy(9))
+    still, records = renewed(keys, later + KEY_ARRIVAL_S - 1, 9)
     assert len(records) == 1
     assert still.open(sealed, b"context") == b"text"
-    gone, records = still.rotated(Timestamp(later + KEY_ARRIVAL_S), OPERATOR.secret, entropy(13))
+    gone, records = renewed(still, later + KEY_ARRIVAL_S, 13)
     assert SealingKeyDropped(old.current) in records
     with pytest.raises(MalformedInput):
         gone.open(sealed, b"context")
@@ -103,11 +111,11 @@ def test_a_replaced_key_stays_for_as_long_as_its_jobs_can_be_audited() -> None:
     old, _ = first_key()
     assert old.current is not None
     sealed, later = seal(b"text", old.current, b"context"), Timestamp(NOW + 3600)
-    keys, _ = old.rotated(later, OPERATOR.secret, entropy(5), 500)
+    keys, _ = renewed(old, later, 5, 500)
     end = later + KEY_ARRIVAL_S + 500
-    still, _ = keys.rotated(Timestamp(end - 1), OPERATOR.secret, entropy(9), 500)
+    still, _ = renewed(keys, end - 1, 9, 500)
     assert still.open(sealed, b"context") == b"text"
-    gone, _ = still.rotated(Timestamp(end), OPERATOR.secret, entropy(13), 500)
+    gone, _ = renewed(still, end, 13, 500)
     with pytest.raises(MalformedInput):
         gone.open(sealed, b"context")
 
@@ -121,9 +129,8 @@ def test_rotation_is_due_by_age() -> None:
 
 def test_a_key_of_an_earlier_release_moves_from_the_operator_key_to_the_own_secret() -> None:
     old, row = first_key()
-    keys, records = old.rotated(Timestamp(NOW + 60), OPERATOR.secret, entropy(5))
-    assert isinstance(records[0], SealingKeyAdded)
-    rows, own = (stored(records[0]), row), b"\7" * 32
+    keys, newest = old.rotated(Timestamp(NOW + 60), OPERATOR.secret, entropy(5))
+    rows, own = (stored(newest), row), b"\7" * 32
     loaded = SealingKeys.load(rows, WrappingSecrets(own, OPERATOR.secret))
     assert loaded == keys
     moved = loaded.moved(rows, own, entropy(9))

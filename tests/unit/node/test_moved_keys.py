@@ -71,8 +71,8 @@ async def old_journal() -> tuple[MemoryJournal, tuple[PublicKey, ...]]:
     """A journal with three keys that the operator's key wraps."""
     journal, keys = MemoryJournal(DOMAIN), SealingKeys(())
     for age in range(3):
-        keys, records = keys.rotated(Timestamp(1_000 + age), OPERATOR.secret, entropy(9 * age))
-        await journal.append(records)
+        keys, added = keys.rotated(Timestamp(1_000 + age), OPERATOR.secret, entropy(9 * age))
+        await journal.append([added])
     return journal, tuple(key.public for key in await journal.sealing_keys())
 
 
