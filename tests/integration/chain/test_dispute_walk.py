@@ -221,13 +221,19 @@ async def test_an_invented_trace_is_proved_from_the_answers(market: TestMarket, 
     assert await market.reader.token_balance(market.token, PAYER.address) == REWARD
 
 
-async def test_an_escalated_step_without_a_verdict_gives_the_bond_back(market: TestMarket) -> None:
+async def answered(market: TestMarket) -> EvidenceFile:
+    """A dispute whose two leaves are open, of a payer that can pay for a verdict."""
     canvas = await serve(market, PAYER, OPERATOR)
     evidence = evidence_of(market, canvas)
     await market.give(PAYER.address, tokens=3 * VERDICT_FEE)
     for leaf in (0, 1):
         await walk_of(market, evidence).advance()
         await answer(market, canvas, leaf)
+    return evidence
+
+
+async def test_an_escalated_step_without_a_verdict_gives_the_bond_back(market: TestMarket) -> None:
+    evidence = await answered(market)
     report = await walk_of(market, evidence, escalate=True).advance()
     assert report.stage is DisputeStage.BEFORE_COMMITTEE and not report.over
     await market.pass_time(ANSWER_SECONDS + VERDICT_SECONDS + 1)
@@ -238,12 +244,7 @@ async def test_an_escalated_step_without_a_verdict_gives_the_bond_back(market: T
 
 
 async def test_no_verdict_is_told_whoever_concluded(market: TestMarket) -> None:
-    canvas = await serve(market, PAYER, OPERATOR)
-    evidence = evidence_of(market, canvas)
-    await market.give(PAYER.address, tokens=3 * VERDICT_FEE)
-    for leaf in (0, 1):
-        await walk_of(market, evidence).advance()
-        await answer(market, canvas, leaf)
+    evidence = await answered(market)
     await walk_of(market, evidence, escalate=True).advance()
     await market.pass_time(ANSWER_SECONDS + VERDICT_SECONDS + 1)
     (*_, opened) = await dispute_reader(market).challenges_to(

@@ -409,13 +409,19 @@ async def test_a_dropped_transaction_is_sent_again_byte_for_byte() -> None:
     assert len(set(made.port.broadcasts)) == 1
 
 
-async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> None:
+async def mined_settlement() -> tuple[Bank, Client]:
+    """A worker whose first settlement is in a block that is not final."""
     made, client = await bank()
     await made.trade(client)
     made.settler.ask()
     await made.settler.tick()
     made.port.mine(finalize=False)
     await made.settler.tick()
+    return made, client
+
+
+async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> None:
+    made, client = await mined_settlement()
     assert made.settler.under_way[0].state is TxState.MINED
     made.port.reorganize()
     await made.settler.tick()
@@ -428,12 +434,7 @@ async def test_a_mined_transaction_that_is_reorganized_away_is_sent_again() -> N
 
 async def test_a_transaction_that_goes_back_into_the_pool_waits_for_a_block_again() -> None:
     """A node keeps what a reorganization takes out of a block. It is claimed once all the same."""
-    made, client = await bank()
-    await made.trade(client)
-    made.settler.ask()
-    await made.settler.tick()
-    made.port.mine(finalize=False)
-    await made.settler.tick()
+    made, client = await mined_settlement()
     assert made.settler.idle
     made.port.reorganize(pooled=True)
     await made.settler.tick()
