@@ -269,7 +269,8 @@ class Checker:
 
     def _need_free(self) -> None:
         """Leave ports, relays and journal to the process that has them."""
-        self._need(None if self._held else True)
+        if self._held:
+            raise _Unchecked
 
     async def _chain(self) -> str:
         """Ask the node everything that the running worker asks, by the same watch."""
