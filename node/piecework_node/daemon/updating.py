@@ -379,6 +379,8 @@ class Updater:
             self._installation.switch(new)
         except UpdateRefused as error:
             return await self._back(old, schema, str(error))
+        except asyncio.CancelledError:
+            raise await self._again(old, "the update was ended by hand") from None
         except OSError as error:
             return await self._back(old, schema, f"cannot switch to {new.name}: {error.strerror}")
         trouble = await self._starts(new, wishes.ready_within_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
@@ -42,6 +43,17 @@ def environment(folder: Path, name: str) -> None:
     program.chmod(0o755)
 
 
+def two_versions(folder: Path) -> tuple[Home, Path]:
+    """A home, and the wheel of a second version whose environment is made already."""
+    home = Home(folder / "home")
+    home.create()
+    wheel = build_wheel(folder, "2.0")
+    environment(folder, "first")
+    environment(folder, f"piecework-2.0-{digest_of(wheel)[:12]}")
+    (folder / "current").symlink_to("first")
+    return home, wheel
+
+
 def lost_journal(place: Path) -> None:
     """What is beside the journal cannot be copied, as on a full disk."""
     (place / "home" / "journal.db-wal").mkdir()
@@ -60,17 +72,30 @@ def lost_link(place: Path) -> None:
 async def test_a_disk_that_fails_while_the_worker_is_stopped_does_not_leave_it_so(
     tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:
-    home = Home(tmp_path / "home")
-    home.create()
+    home, wheel = two_versions(tmp_path)
     with closing(sqlite3.connect(home.journal)) as journal:
         journal.execute("PRAGMA user_version = 3")
-    wheel = build_wheel(tmp_path, "2.0")
-    environment(tmp_path, "first")
-    environment(tmp_path, f"piecework-2.0-{digest_of(wheel)[:12]}")
-    (tmp_path / "current").symlink_to("first")
     lose(tmp_path)
     service = FakeService(tmp_path / "current")
     updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
     with pytest.raises(UpdateRefused, match="first"):
         await updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5))
     assert service.events == ["stop", "start first"]
+
+
+async def test_an_update_that_a_person_ends_leaves_the_worker_running(tmp_path: Path) -> None:
+    home, wheel = two_versions(tmp_path)
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    os.mkfifo(begun)
+    os.mkfifo(gate)
+    new = tmp_path / f"piecework-2.0-{digest_of(wheel)[:12]}"
+    (new / "bin" / "piecework").write_text(f"#!/bin/sh\necho >{begun}\nread word <{gate}\n")
+    service = FakeService(tmp_path / "current")
+    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
+    updating = asyncio.create_task(updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5)))
+    await asyncio.to_thread(begun.read_text)  # the check runs
+    updating.cancel()
+    with pytest.raises(UpdateRefused, match="ended by hand"):
+        await updating
+    assert service.events == ["stop", "start first"]
+    await asyncio.to_thread(gate.write_text, "go\n")
