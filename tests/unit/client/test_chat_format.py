@@ -85,6 +85,21 @@ def test_what_cannot_be_honoured_is_ignored_by_name_or_refused_by_a_strict_gatew
     assert (caught.value.param, caught.value.code) == (name, "unsupported_parameter")
 
 
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"functions": [{"name": "go"}], "tool_choice": "required"}, "tool_choice"),
+        ({"tools": [TOOL], "function_call": {"name": "go"}}, "function_call"),
+        ({"tools": [TOOL], "functions": [{"name": "walk"}]}, "functions"),
+        ({"function_call": {"name": "go"}}, "function_call"),
+    ],
+)
+def test_one_request_names_functions_in_one_way_and_the_other_way_is_ignored_by_name(
+    fields: dict[str, Any], name: str
+) -> None:
+    assert parsed(**fields).ignored == (name,)
+
+
 def test_a_name_that_no_header_may_hold_is_not_repeated() -> None:
     assert parsed(**{"a\r\nset-cookie": 1}).ignored == ("(unprintable)",)
 

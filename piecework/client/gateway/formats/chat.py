@@ -147,6 +147,8 @@ def _tools(fields: Fields) -> tuple[tuple[Tool, ...], bool, list[Any]]:
         if not isinstance(item, dict) or item.get("type") != "function":
             bad("a tool has the type function", f"tools[{i}].type", code="unsupported_parameter")
         functions.append(item.get("function"))
+    if older:
+        fields.ignore("functions")
     return content.tools(raw, "tools", functions), False, functions
 
 
@@ -155,8 +157,10 @@ def _plan(
 ) -> tuple[Plan, tuple[Tool, ...]]:
     """How the answer is made, and which tools the model is shown."""
     parallel = fields.flag("parallel_tool_calls", True)
-    older, choice = fields.take("function_call"), fields.take("tool_choice")
-    choice = older if legacy else choice
+    choice = fields.take("function_call" if legacy else "tool_choice")
+    other = "tool_choice" if legacy else "function_call"
+    if fields.take(other) not in (None, "auto", "none"):
+        fields.ignore(other)
     every = tools
     choice, tools = allowed(choice, tools)
     form = response_plan(fields.take("response_format"), "response_format")
