@@ -44,6 +44,8 @@ from piecework_protocol.states import ChannelState
 from piecework_protocol.types import ZERO_ADDRESS, Address, Amount, JobId, Timestamp
 from piecework_protocol.worker_session import AcceptedJob
 
+MAX_UNVETTED_BYTES: Final = 32 * 2**20
+"""Of prompts that wait for the chain's word on their channels, together. Anybody can send them."""
 MIN_FUNDING_LIFETIME_S: Final = 60
 """An authorization to fund must outlive the time that a transaction takes to be mined."""
 BUSY_RETRY_S: Final = 2.0
@@ -74,7 +76,9 @@ class AdmissionView:
     served: Served | None
     """What cards run of the entry that the job names. None: none of them runs it."""
     active: int
-    """Jobs that run, wait or are being admitted, on the cards of that entry."""
+    """Other jobs with a place on the cards of that entry: they run, wait, or are being admitted
+    and the chain has vouched for their channels.
+    """
     capacity: int
     """Jobs that may run or wait on these cards at once."""
     engine_ready: bool
@@ -84,6 +88,10 @@ class AdmissionView:
     """Why no new work is taken on (wrong clock, wrong chain). None: all is well."""
     pause: Pause | None = None
     """Set while the owner needs all of these cards."""
+    unvetted_bytes: int = 0
+    """Prompts that wait for the chain's word on channels which this worker does not know. 0 for
+    the jobs of a channel that it knows.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +269,13 @@ def _room(_: SubmitJob, v: AdmissionView) -> None:
         raise Refusal(Reason.BUSY, "every slot and the queue are taken", retry_after_s=BUSY_RETRY_S)
 
 
+def _room_to_wait(s: SubmitJob, v: AdmissionView) -> None:
+    if v.unvetted_bytes and v.unvetted_bytes + len(s.sealed_content) > MAX_UNVETTED_BYTES:
+        raise Refusal(
+            Reason.BUSY, "too many jobs wait for the chain's node", retry_after_s=BUSY_RETRY_S
+        )
+
+
 # --- channel
 
 
@@ -359,6 +374,7 @@ TERMS: Final[tuple[IdentityCheck, ...]] = (
     _delay_long_enough,
     _deadline_ahead,
     _room,
+    _room_to_wait,
 )
 CHANNEL: Final[tuple[ChannelCheck, ...]] = (
     _chain_known,
@@ -386,9 +402,10 @@ def check_terms(s: SubmitJob, v: AdmissionView) -> None:
 
 
 def check_channel(s: SubmitJob, v: AdmissionView, c: ChannelView) -> None:
-    """Check whether the channel can carry another job."""
+    """Check whether the channel can carry another job, and that there still is a place."""
     for check in CHANNEL:
         check(s, v, c)
+    _room(s, v)
 
 
 def check_taking_jobs(s: SubmitJob, v: AdmissionView) -> None:

@@ -32,10 +32,17 @@ KEPT_OFFER_S: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class Admitting:
-    """A submission that is being looked at: who pays for it, and what it is bound to, if known."""
+    """A submission that is being looked at.
+
+    Attributes:
+        payer: Who says that it pays.
+        entry: What the job is bound to, if that is known.
+        unvetted: Bytes of a prompt whose channel this worker does not know. 0: it knows it.
+    """
 
     payer: Address
     entry: EngineEntry | None
+    unvetted: int = 0
 
 
 class AdmissionViews:
@@ -48,7 +55,12 @@ class AdmissionViews:
         self._credit, self.terms = credit, terms
         self.draining = False
         self.admitting: dict[JobId, Admitting] = {}
-        """What is being looked at, oldest first."""
+        """What is being looked at."""
+        self.vetted: dict[JobId, Admitting] = {}
+        """Those of them for whose channels the chain has vouched, oldest first. They have places.
+
+        The others have none: anybody can submit jobs of channels that do not exist.
+        """
         self._offers: dict[Digest, Offer] = {}
 
     def remember_offer(self, signed: SignedOffer) -> None:
@@ -76,7 +88,27 @@ class AdmissionViews:
             for job in self._runtime.sequences.values()
         )
 
-    def active_on(self, entry: EngineEntry | None) -> int:
+    def look_at(self, job: JobId, submission: SubmitJob) -> None:
+        """Note a submission that is being looked at."""
+        known = self._channels.get(submission.job.channel) is not None
+        size = 0 if known else len(submission.sealed_content)
+        payer = submission.channel.payer
+        self.admitting[job] = Admitting(payer, self.entry(submission), size)
+
+    def vet(self, job: JobId, entry: EngineEntry | None = None) -> None:
+        """Give a submission its place.
+
+        entry: what a job that was admitted before is bound to.
+        """
+        known = self.admitting[job]
+        self.vetted[job] = self.admitting[job] = Admitting(known.payer, entry or known.entry)
+
+    def looked_at(self, job: JobId) -> None:
+        """A submission was admitted or refused."""
+        self.admitting.pop(job, None)
+        self.vetted.pop(job, None)
+
+    def active_on(self, entry: EngineEntry | None, *, but: JobId | None = None) -> int:
         """Count the jobs that take a place among those of an entry. None: of any.
 
         A job that waits on a paused card takes none on the others.
@@ -88,8 +120,14 @@ class AdmissionViews:
             for job in self._runtime.sequences.values()
             if (entry is None or job.entry == entry) and job.card not in resting
         )
-        coming = (one for one in self.admitting.values() if entry in (None, one.entry))
-        return running + sum(1 for _ in coming)
+        return running + sum(
+            job != but and entry in (None, one.entry) for job, one in self.vetted.items()
+        )
+
+    def _unvetted_bytes(self, job: JobId, submission: SubmitJob) -> int:
+        if job in self.vetted or self._channels.get(submission.job.channel) is not None:
+            return 0
+        return sum(one.unvetted for other, one in self.admitting.items() if other != job)
 
     def entry(self, submission: SubmitJob) -> EngineEntry | None:
         """What a submission is bound to. None: its offer is not known, or has no such entry."""
@@ -98,13 +136,13 @@ class AdmissionViews:
         return None if model is None else entry_of(model)
 
     def worker(
-        self, submission: SubmitJob, bound: EngineEntry | None = None, *, without: int = 0
+        self, submission: SubmitJob, bound: EngineEntry | None = None, *, running: int = 0
     ) -> AdmissionView:
-        """What is known for a submission.
+        """What is known for a submission. It does not count against itself.
 
-        bound: the entry of a job that was admitted before. without: jobs that take no places.
+        bound: the entry of a job that was admitted before. running: 1 if it has a sequence already.
         """
-        entry = bound or self.entry(submission)
+        entry, mine = bound or self.entry(submission), submission.job.id(self._runtime.domain)
         facts = self._runtime.cards.served(entry)
         return AdmissionView(
             now=now(self._runtime.clock),
@@ -113,16 +151,17 @@ class AdmissionViews:
             terms=self.terms,
             offer=self._offers.get(submission.job.offer),
             served=Served(facts.service, facts.kinds) if facts else None,
-            active=max(0, self.active_on(entry) - without),
+            active=max(0, self.active_on(entry, but=mine) - running),
             capacity=sum(card.capacity for card in self._runtime.cards.able(entry)),
             engine_ready=self._runtime.cards.is_ready_for(entry),
             draining=self.draining,
             fault=self._channels.faults.stopping,
             pause=self._runtime.cards.pause_of(entry),
+            unvetted_bytes=self._unvetted_bytes(mine, submission),
         )
 
     def _stranger_jobs(self, account: PayerCredit, submission: SubmitJob) -> int:
-        """Jobs of strangers on an entry that run, wait, or came before this one of a stranger."""
+        """Jobs of strangers that run, wait, or had a place before this one, on its entry."""
         if not account.is_stranger:
             return 0
         mine, entry = submission.job.id(self._runtime.domain), self.entry(submission)
@@ -131,19 +170,10 @@ class AdmissionViews:
             for job in self._runtime.sequences.values()
             if job.entry == entry
         }
-        earlier = takewhile(lambda coming: coming[0] != mine, self.admitting.items())
+        earlier = takewhile(lambda coming: coming[0] != mine, self.vetted.items())
         coming = {job: one.payer for job, one in earlier if one.entry == entry}
         payers = Counter((running | coming).values())
         return sum(count for p, count in payers.items() if self._credit.is_stranger(p))
-
-    def own(
-        self, submission: SubmitJob, bound: EngineEntry | None = None, *, running: int = 0
-    ) -> AdmissionView:
-        """The view of a job that is itself being admitted and must not count against itself.
-
-        running: 1 if it has a sequence already.
-        """
-        return self.worker(submission, bound, without=1 + running)
 
     def token_limit(
         self, channel: LiveChannel, submission: SubmitJob, content: Content, facts: EngineFacts
@@ -157,7 +187,7 @@ class AdmissionViews:
         """
         if prompts.is_short(content, facts.max_context):
             return TokenLimit(facts.max_context, lambda _: None)
-        view, known = self.own(submission), self.channel(channel, submission)
+        view, known = self.worker(submission), self.channel(channel, submission)
         least = prompts.least_prompt(content)
         most = admission.most_prompt(submission, view, known, least, facts.max_context)
         return TokenLimit(

@@ -37,7 +37,7 @@ from piecework_node.jobs.pausing import Pausing
 from piecework_node.jobs.prompts import LimitOf, PromptQueue, TokenLimit
 from piecework_node.jobs.terms import OperatorTerms, Patience
 from piecework_node.jobs.time_limits import TimeLimits
-from piecework_node.jobs.views import AdmissionViews, Admitting
+from piecework_node.jobs.views import AdmissionViews
 from piecework_node.journal.records import (
     ChannelSeen,
     FundingAuthorized,
@@ -302,17 +302,16 @@ class Worker:
             raise Refusal(
                 Reason.JOB_BUSY, "this job is being admitted right now", retry_after_s=RETRY_S
             )
-        entry = self.views.entry(submission)
-        self.views.admitting[job_id] = Admitting(submission.channel.payer, entry)
+        self.views.look_at(job_id, submission)
         try:
             known = await self._find_job(submission, job_id)
             if known is None:
                 return await self._admit_new(submission, job_id, sink)
-            self.views.admitting[job_id] = Admitting(submission.channel.payer, known.entry)
+            self.views.vet(job_id, known.entry)
             returning = self._return_to(known, submission, sink)
             return await self._runtime.shielded(returning, known)
         finally:
-            self.views.admitting.pop(job_id, None)
+            self.views.looked_at(job_id)
 
     async def _find_job(self, submission: SubmitJob, job_id: JobId) -> LiveJob | None:
         channel = self._channels.get(submission.job.channel)
@@ -323,12 +322,13 @@ class Worker:
 
     async def _admit_new(self, submission: SubmitJob, job_id: JobId, sink: FrameSink) -> LiveJob:
         job = submission.job
-        admission.check_terms(submission, self.views.own(submission))
+        admission.check_terms(submission, self.views.worker(submission))
         channel = await self._channels.find(job.channel, submission.channel)
         await self._channels.refresh(channel, authorization_in(submission))
         admission.check_channel(
-            submission, self.views.own(submission), self.views.channel(channel, submission)
+            submission, self.views.worker(submission), self.views.channel(channel, submission)
         )
+        self.views.vet(job_id)
         await self._check_opening(channel, submission)
         limit = partial(self.views.token_limit, channel, submission)
         async with self._prompts.turn(job.channel):
@@ -359,7 +359,7 @@ class Worker:
             try:
                 accepted = admission.admit(
                     submission,
-                    self.views.own(submission),
+                    self.views.worker(submission),
                     self.views.channel(channel, submission),
                     content,
                 )
@@ -406,7 +406,7 @@ class Worker:
     async def _return_to(self, job: LiveJob, submission: SubmitJob, sink: FrameSink) -> LiveJob:
         """Send a returning client what it lacks, and go on if the job is not over."""
         if submission.received > job.session.canvases:
-            admission.check_taking_jobs(submission, self.views.own(submission))
+            admission.check_taking_jobs(submission, self.views.worker(submission))
             message = "more receipts are claimed than were ever signed"
             raise Refusal(Reason.BROKEN_CLAUSE, message, metadata={"clause": "3.5"})
         if not job.session.is_known(submission.received, submission.last_receipt):
@@ -415,7 +415,7 @@ class Worker:
         content = NO_CONTENT
         if not job.leaving:
             running = int(job.sequence is not None)
-            view = self.views.own(submission, job.entry, running=running)
+            view = self.views.worker(submission, job.entry, running=running)
             admission.check_return(submission, view)
             known = job.session.accepted.prompt_tokens
             limit = TokenLimit(known, lambda _: None)

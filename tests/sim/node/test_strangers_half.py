@@ -1,21 +1,29 @@
-"""Payers without a mined deposit get half of the places, those that are being admitted included."""
+"""Payers without a mined deposit get half of the places, those that are being admitted included.
+
+A channel that the chain has not vouched for gets none.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
+import pytest
+
+from piecework.chain.reader import ChannelOnChain
 from piecework_model.requests import EncodedContent
 from piecework_node.journal.records import JournalRecord
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds import Content
-from piecework_protocol.types import Amount
+from piecework_protocol.types import Amount, ChannelId
 from tests.support.node.fake_engine import FakeEngine
+from tests.support.node.fake_escrow import FakeEscrow
 from tests.support.node.faults import KillSwitch
 from tests.support.node.harness import DOMAIN, TERMS, Client, WorkerHarness
 from tests.support.node.memory_journal import MemoryJournal
 
 HALF = TERMS.capacity // 2
+CROWD = 3 * TERMS.capacity
 
 
 class PausedEngine(FakeEngine):
@@ -28,6 +36,24 @@ class PausedEngine(FakeEngine):
     async def encode(self, content: Content, most: int | None = None) -> EncodedContent:
         await self.go_on.wait()
         return await super().encode(content, most)
+
+
+class SlowNode(FakeEscrow):
+    """Says nothing about channels that nobody opened until it is told to go on."""
+
+    def __init__(self, channels: int) -> None:
+        """channels: after how many of them `asked` is set."""
+        super().__init__()
+        self.asked, self.go_on = asyncio.Event(), asyncio.Event()
+        self._left = channels
+
+    async def channel(self, channel_id: ChannelId) -> ChannelOnChain:
+        if channel_id not in self.channels:
+            self._left -= 1
+            if not self._left:
+                self.asked.set()
+            await self.go_on.wait()
+        return await super().channel(channel_id)
 
 
 class YieldingJournal(MemoryJournal):
@@ -83,3 +109,54 @@ async def test_a_payer_with_a_deposit_finds_a_place_beside_them() -> None:
     line = known.job(1, 8)
     await known.submit(line)
     assert len(harness.engine.rows) == HALF + 1
+
+
+async def crowd(node: SlowNode) -> tuple[WorkerHarness, list[asyncio.Task[None]]]:
+    """A worker at which the jobs of `CROWD` channels that nobody has opened wait for the node."""
+    harness = WorkerHarness()
+    harness.chain = node
+    await harness.boot()
+    clients = [Client(harness, f"nobody {number}") for number in range(CROWD)]
+    coming = [asyncio.create_task(client.submit(client.job(1, 8))) for client in clients]
+    await node.asked.wait()
+    return harness, coming
+
+
+@pytest.mark.parametrize("served_before", [True, False])
+async def test_channels_that_do_not_exist_take_no_places_while_the_node_is_asked(
+    served_before: bool,
+) -> None:
+    node = SlowNode(CROWD)
+    harness, coming = await crowd(node)
+    payer = Client(harness, "payer")
+    payer.open_on_chain()
+    if served_before:
+        await payer.submit(payer.job(1, 8))
+    for number in range(TERMS.capacity - served_before):
+        another = Client(harness, f"payer {number}")
+        another.open_on_chain()
+        await another.submit(another.job(1, 8))
+    assert len(harness.engine.rows) == TERMS.capacity
+    node.go_on.set()
+    answers = await asyncio.gather(*coming, return_exceptions=True)
+    assert {a.reason for a in answers if isinstance(a, Refusal)} <= {
+        Reason.CHANNEL_UNKNOWN,
+        Reason.BUSY,
+    }
+    assert len(answers) == len(coming)
+    assert None not in answers
+
+
+async def test_prompts_of_channels_that_nobody_knows_are_counted_while_they_wait() -> None:
+    node = SlowNode(CROWD)
+    harness, coming = await crowd(node)
+    late, payer = Client(harness, "late"), Client(harness, "payer")
+    payer.open_on_chain()
+    await payer.submit(payer.job(1, 8))
+    views = harness.worker.views
+    size = len(late.job(1, 8).submission.sealed_content)
+    assert views.worker(late.job(1, 8).submission).unvetted_bytes >= len(coming) * size // 2
+    assert views.worker(payer.job(2, 8).submission).unvetted_bytes == 0
+    node.go_on.set()
+    await asyncio.gather(*coming, return_exceptions=True)
+    assert views.worker(late.job(1, 8).submission).unvetted_bytes == 0

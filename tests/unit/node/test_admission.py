@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 
 from piecework_model.requests import EncodedContent
-from piecework_node.jobs.admission import AdmissionView, ChannelView, Served, admit, check_return
+from piecework_node.jobs.admission import (
+    MAX_UNVETTED_BYTES,
+    AdmissionView,
+    ChannelView,
+    Served,
+    admit,
+    check_return,
+)
 from piecework_node.jobs.offers import build_offer
 from piecework_node.journal.records import StoredChannel
 from piecework_node.runtime.faults import Code, Fault
@@ -227,6 +234,7 @@ REFUSALS: list[tuple[str, Callable[[AdmissionCase], AdmissionCase], Reason]] = [
     ("a deadline that passed", job(deadline=NOW), Reason.EXPIRED),
     ("a deadline days ahead", job(deadline=NOW + 2 * 86400), Reason.BAD_PARAMETERS),
     ("no free slot", view(active=TERMS.capacity), Reason.BUSY),
+    ("no room to wait", view(unvetted_bytes=MAX_UNVETTED_BYTES + 1), Reason.BUSY),
     ("a silent chain", book(fresh=False), Reason.CHAIN_UNAVAILABLE),
     ("a closed channel", book(state=ChannelState.CLOSED), Reason.CHANNEL_CLOSED),
     ("an agreed closing", book(closing=True), Reason.CHANNEL_CLOSED),
