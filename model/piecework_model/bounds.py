@@ -8,7 +8,13 @@ from typing import Final
 
 from piecework_model import limits, templates
 from piecework_model.errors import ContextOverflowError, InvalidRequestError
-from piecework_model.requests import HOLE, GenerationRequest, PromptImage, ReadSlot
+from piecework_model.requests import (
+    HOLE,
+    GenerationDefaults,
+    GenerationRequest,
+    PromptImage,
+    ReadSlot,
+)
 from piecework_protocol.limits import MAX_IMAGES_PER_PROMPT
 
 _TEXTS: Final = ("request_id", "tenant")
@@ -296,26 +302,32 @@ def _check_numbers(request: GenerationRequest, model: ModelLimits) -> None:
     _between("seed", request.seed, 0, limits.MAX_SEED)
     most = limits.MAX_READ_CANVASES * model.canvas_size if request.reads else model.max_context
     _between("max_tokens", request.max_tokens, 1, most)
-    _between("max_steps", request.max_steps, 1, model.max_steps)
+    check_denoising(request, model.max_steps)
+    _between("canvas_limit", request.canvas_limit, 0, limits.MAX_CANVAS_LIMIT)
+    _between("draft_every", request.draft_every, 0, limits.MAX_DRAFT_EVERY_STEPS)
+
+
+def check_denoising(asked: GenerationRequest | GenerationDefaults, most_steps: int) -> None:
+    """Hold the settings of denoising to their bounds.
+
+    Raises:
+        InvalidRequestError: one is out of bounds, or not a finite number.
+    """
+    _between("max_steps", asked.max_steps, 1, most_steps)
     _between(
-        "temperature_end", request.temperature_end, limits.MIN_TEMPERATURE, limits.MAX_TEMPERATURE
+        "temperature_end", asked.temperature_end, limits.MIN_TEMPERATURE, limits.MAX_TEMPERATURE
     )
     _between(
-        "temperature_start",
-        request.temperature_start,
-        request.temperature_end,
-        limits.MAX_TEMPERATURE,
+        "temperature_start", asked.temperature_start, asked.temperature_end, limits.MAX_TEMPERATURE
     )
-    _between("entropy_bound", request.entropy_bound, 0.0, limits.MAX_ENTROPY_BOUND_NATS)
+    _between("entropy_bound", asked.entropy_bound, 0.0, limits.MAX_ENTROPY_BOUND_NATS)
     _between(
         "confidence_threshold",
-        request.confidence_threshold,
+        asked.confidence_threshold,
         0.0,
         limits.MAX_CONFIDENCE_THRESHOLD_NATS,
     )
-    _between("stability_steps", request.stability_steps, 0, limits.MAX_STABILITY_STEPS)
-    _between("canvas_limit", request.canvas_limit, 0, limits.MAX_CANVAS_LIMIT)
-    _between("draft_every", request.draft_every, 0, limits.MAX_DRAFT_EVERY_STEPS)
+    _between("stability_steps", asked.stability_steps, 0, limits.MAX_STABILITY_STEPS)
 
 
 def _between(field: str, value: float, low: float, high: float) -> None:

@@ -160,6 +160,18 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What a checkpoint's generation_config.json recommends. Units as in `GenerationRequest`."""
+
+    max_steps: int
+    temperature_start: float
+    temperature_end: float
+    entropy_bound: float
+    confidence_threshold: float
+    stability_steps: int
+
+
+@dataclass(frozen=True, slots=True)
 class DraftEvent:
     """The argmax canvas after step `step` of canvas `canvas`. It is not final.
 

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from piecework_model import files, limits
-from piecework_model.bounds import ModelLimits
+from piecework_model.bounds import ModelLimits, check_denoising
 from piecework_model.checkpoint import headers
 from piecework_model.checkpoint.digests import DigestStore
 from piecework_model.checkpoint.dimensions import dimensions, published_tensors
@@ -34,10 +34,11 @@ from piecework_model.checkpoint.manifest import (
     verify_without_weights,
 )
 from piecework_model.checkpoint.weights import Placement, load_weights
-from piecework_model.errors import CheckpointError, DeviceError
+from piecework_model.errors import CheckpointError, DeviceError, InvalidRequestError
 from piecework_model.failures import is_out_of_memory
 from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
+from piecework_model.requests import GenerationDefaults
 from piecework_model.text.images import ImageProcessor, find_processor, find_settings
 from piecework_model.text.tokens import TextCodec, load_codec
 from piecework_protocol.limits import MAX_DENOISING_STEPS
@@ -48,18 +49,6 @@ DtypeChoice = Literal["auto", "float32", "bfloat16"]
 _MODEL_TYPE = "diffusion_gemma"
 _PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True, slots=True)
-class GenerationDefaults:
-    """What the checkpoint's generation_config.json recommends. Units as in GenerationRequest."""
-
-    max_steps: int
-    temperature_start: float
-    temperature_end: float
-    entropy_bound: float
-    confidence_threshold: float
-    stability_steps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,13 +308,9 @@ def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
             confidence_threshold=float(generation.get("confidence_threshold", 0.005)),
             stability_steps=int(generation.get("stability_threshold", 1)),
         )
-    except (AttributeError, TypeError, ValueError) as error:
+        check_denoising(defaults, MAX_DENOISING_STEPS)
+    except (AttributeError, TypeError, ValueError, OverflowError, InvalidRequestError) as error:
         raise CheckpointError(
             folder / "generation_config.json", f"is malformed: {error}"
         ) from error
-    if not 1 <= defaults.max_steps <= MAX_DENOISING_STEPS:
-        raise CheckpointError(
-            folder / "generation_config.json",
-            f"max_denoising_steps must be 1 to {MAX_DENOISING_STEPS}",
-        )
     return defaults

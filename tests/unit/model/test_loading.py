@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,18 @@ DEFECTS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "more steps than a trace holds": (
         "generation_config.json",
         lambda f: edit_json(f / "generation_config.json", max_denoising_steps=257),
+    ),
+    "a temperature that is no number": (
+        "generation_config.json",
+        lambda f: edit_json(f / "generation_config.json", t_max=math.nan),
+    ),
+    "a temperature that falls backwards": (
+        "generation_config.json",
+        lambda f: edit_json(f / "generation_config.json", t_max=0.1, t_min=0.2),
+    ),
+    "endless stability": (
+        "generation_config.json",
+        lambda f: edit_json(f / "generation_config.json", stability_threshold=math.inf),
     ),
     "no weights": ("", lambda f: (f / "model.safetensors").unlink()),
     "truncated weights": (
