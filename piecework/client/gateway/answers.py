@@ -8,7 +8,7 @@ is reserved together before the first of them is signed.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final
@@ -286,6 +286,10 @@ class Answers:
     def structured(self) -> None:
         """A structured document begins."""
         self._metrics.structured()
+
+    def decided(self, places: Sequence[str]) -> None:
+        """A read job decided the values at these places of a structured answer."""
+        self.bill.decided.extend(places)
 
     def undecided(self, error: PieceworkError) -> None:
         """A read job did not help a structured answer."""

@@ -21,6 +21,7 @@ class Bill:
     Attributes:
         ignored: Parameters of the request that could not be honoured.
         repairs: Jobs that filled again what was not valid.
+        decided: Places in structured answers whose values a read job decided.
     """
 
     def __init__(self, token: Token, usd_price: Decimal | None, ignored: tuple[str, ...]) -> None:
@@ -30,6 +31,7 @@ class Bill:
         self._canvases: list[CanvasText | ReadAnswers] = []
         self._characters = dict.fromkeys(SegmentKind, 0)
         self.repairs = 0
+        self.decided: list[str] = []
 
     @property
     def first(self) -> JobStarted | None:
@@ -95,6 +97,7 @@ class Bill:
             "receipts": [_receipt(canvas) for canvas in self._canvases],
             **({"more_jobs": jobs[1:]} if len(jobs) > 1 else {}),
             **({"repairs": self.repairs} if self.repairs else {}),
+            **({"decided": named(self.decided)} if self.decided else {}),
             **({"ignored": named(self.ignored)} if self.ignored else {}),
         }
 

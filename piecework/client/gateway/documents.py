@@ -11,6 +11,7 @@ import asyncio
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from piecework.base.errors import PieceworkError
@@ -27,6 +28,7 @@ from piecework.client.gateway.formats.structured import (
     INSTRUCTION,
     MAX_REPAIRS,
     Filling,
+    shown_path,
 )
 from piecework.client.jobs.events import CanvasText, JobFinished, JobStarted
 from piecework.client.jobs.selection import PRICE_TOO_LOW
@@ -42,6 +44,10 @@ Emit = Callable[[Piece], None]
 MAX_TOKEN_CHARACTERS: Final = 64
 """Of a charged token. A document with more was not written by a model."""
 
+NARROWER_FROM: Final = 2
+"""From this repair on the model has less to choose in a slot that it did not fill."""
+FEW_NUMBERS_FROM: Final = 3
+"""From this repair on a number is one of a few."""
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, documents or calls, and their repairs."""
 
@@ -204,11 +210,15 @@ class DocumentWriter:
     ) -> Filling:
         """Fill what is open, job by job. Jobs from number 1 on are repairs."""
         for attempt in range(first, 1 + MAX_REPAIRS):
+            if attempt >= NARROWER_FROM and not filling.done:
+                few_numbers = attempt >= FEW_NUMBERS_FROM
+                narrowing = partial(filling.narrowed, few_numbers=few_numbers)
+                filling = await self._judging(narrowing, param)
             if filling.done:
                 break
             if attempt:
                 self._answers.repaired()
-            if attempt == 1 and filling.questions:
+            if attempt and filling.questions:
                 filling = await self._decided(filling, talk)
                 if filling.done:
                     break
@@ -219,10 +229,7 @@ class DocumentWriter:
                     raise
                 why = f"{filling.why}. max_price does not cover another job".removeprefix(". ")
                 raise failed(f"the model wrote nothing that holds the schema: {why}") from None
-            try:
-                filling = await asyncio.to_thread(filling.take, text, tokens)
-            except DocumentTooDear as error:
-                bad(str(error), param, code="unsupported_schema")
+            filling = await self._judging(partial(filling.take, text, tokens), param)
             fitted = filling.fitted()
             if fitted is None:
                 break
@@ -230,6 +237,13 @@ class DocumentWriter:
         if not filling.done and not filling.is_cut:
             raise failed(f"the model wrote nothing that holds the schema: {filling.why}")
         return filling
+
+    async def _judging(self, judge: Callable[[], Filling], param: str) -> Filling:
+        """Judge a document beside other work."""
+        try:
+            return await asyncio.to_thread(judge)
+        except DocumentTooDear as error:
+            bad(str(error), param, code="unsupported_schema")
 
     async def _fill(self, filling: Filling, talk: Conversation) -> tuple[str, int]:
         """Run one job over the template, and return its text and its tokens."""
@@ -262,7 +276,10 @@ class DocumentWriter:
             self._answers.undecided(error)
             return filling
         best = [max(range(len(shares)), key=shares.__getitem__) for shares in sums]
-        return filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
+        after = filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
+        if after is not filling:
+            self._answers.decided([shown_path(path) for path, _ in asked])
+        return after
 
     def _next_part(self) -> Part:
         if self._jobs == MAX_JOBS:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import aiohttp
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from piecework_protocol.conversation import Image, Message
 from piecework_protocol.errors import Reason, Refusal
@@ -189,6 +189,21 @@ class Weather(BaseModel):
     sky: Literal["clear", "cloudy"]
 
 
+class Postcode(BaseModel):
+    """A structured answer of which one value has to match a pattern."""
+
+    city: str
+    code: str = Field(pattern="^[0-9]{4}$")
+
+
+class Animal(BaseModel):
+    """A structured answer with values that may be null."""
+
+    name: str
+    nick: str | None
+    age: int | None
+
+
 async def test_a_structured_answer_is_parsed_by_pydantic(market: ScriptedMarket) -> None:
     market.mind.fills = by_key({"city": "Oslo", "degrees": "-4", "sky": "clear"})
     async with market.sdk() as sdk:
@@ -245,14 +260,39 @@ async def test_one_of_a_few_values_is_decided_by_a_read_if_it_is_not_written(
 async def test_a_document_that_never_holds_is_an_error_and_never_bad_json(
     market: ScriptedMarket,
 ) -> None:
-    market.mind.fills = by_key({"city": "Oslo", "degrees": "cold", "sky": "clear"})
+    market.mind.fills = by_key({"city": "Oslo", "code": "cold", "sky": "clear"})
     async with market.sdk() as sdk:
         with pytest.raises(openai.InternalServerError) as caught:
-            await sdk.chat.completions.parse(model=MODEL, messages=USER, response_format=Weather)
+            await sdk.chat.completions.parse(model=MODEL, messages=USER, response_format=Postcode)
     assert caught.value.status_code == 502
     assert caught.value.code == "structured_output_failed"
-    assert "/degrees" in str(caught.value)
+    assert "/code" in str(caught.value)
     assert len(market.worker.submissions) == 5
+
+
+async def test_a_number_that_is_never_written_is_decided_by_a_read_and_named(
+    market: ScriptedMarket,
+) -> None:
+    market.mind.fills = by_key({"city": "Oslo", "degrees": "cold", "sky": "clear"})
+    async with market.sdk() as sdk:
+        answer = await sdk.chat.completions.parse(
+            model=MODEL, messages=USER, response_format=Weather
+        )
+    assert answer.choices[0].message.parsed == Weather(city="Oslo", degrees=0, sky="clear")
+    assert ours(answer)["decided"] == ["/degrees"]
+    assert [type(asked) for asked in market.mind.asked] == [*[TextContent] * 3, ReadContent]
+
+
+async def test_a_value_that_may_be_null_needs_no_quotes_of_the_models_own(
+    market: ScriptedMarket,
+) -> None:
+    market.mind.fills = by_key({"name": "Reynard", "nick": "the fox", "age": "old"})
+    async with market.sdk() as sdk:
+        answer = await sdk.chat.completions.parse(
+            model=MODEL, messages=USER, response_format=Animal
+        )
+    assert answer.choices[0].message.parsed == Animal(name="Reynard", nick="the fox", age=0)
+    assert ours(answer)["decided"] == ["/age"]
 
 
 async def test_json_object_gives_an_object(market: ScriptedMarket) -> None:

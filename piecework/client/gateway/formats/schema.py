@@ -60,14 +60,15 @@ _RULES = frozenset(
     minProperties maxProperties dependentRequired
     """.split()  # noqa: SIM905 - a page of quotes reads worse
 )
-_NOTES = frozenset(
+NOTES: Final = frozenset(
     """
     title description default examples deprecated readOnly writeOnly $comment $schema
     contentEncoding contentMediaType discriminator
     """.split()  # noqa: SIM905
 )
+"""Keywords that no document can break."""
 _LEAST = ("minLength", "minItems", "minProperties", "minContains")
-_KNOWN = _RULES | _NOTES | {*_ONE_SCHEMA, *_SCHEMA_LISTS, *_SCHEMA_MAPS}
+_KNOWN = _RULES | NOTES | {*_ONE_SCHEMA, *_SCHEMA_LISTS, *_SCHEMA_MAPS}
 
 
 # When the judgement under way has to end, on the clock of its thread.
@@ -136,7 +137,7 @@ class JsonSchema:
     def resolved(self, node: Any) -> Any:
         """Follow the local references of a node until it is none."""
         seen: set[str] = set()
-        beside = _NOTES | {"$defs", "definitions"}
+        beside = NOTES | {"$defs", "definitions"}
         while isinstance(node, dict) and set(node) - beside == {"$ref"}:
             reference = node["$ref"]
             if reference in seen:

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeAlias
 
 from piecework.base.jsons import loads
 from piecework.client.gateway.formats.common import bad
-from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path
+from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, NOTES, JsonSchema, Path
 from piecework_protocol.limits import MAX_CONTENT_BYTES
 
 MAX_FIXED_ITEMS: Final = 64
@@ -40,6 +40,8 @@ VALUE_TOKENS: Final = 128
 LIST_TOKENS: Final = 192
 LEAST_TOKENS: Final = 8
 MAX_SLOT_TOKENS: Final = 4096
+_FEW: Final[dict[str, tuple[Any, ...]]] = {"boolean": (True, False), "null": (None,)}
+"""Types with few values."""
 _ALTERNATIVES = ("anyOf", "oneOf", "not", "if", "dependentSchemas")
 # What may follow a value that the model closed by itself: the document goes on.
 _GOES_ON = re.compile(r"\s*+(?:[}\]]|,\s*+[\"{\[\]}]|,?\s*+$)")
@@ -89,6 +91,12 @@ class Slot:
         return "".join(f"{one}, " for one in self.given)
 
 
+def types_of(node: Mapping[str, Any]) -> list[str]:
+    """The types that a node names."""
+    named = node.get("type", [])
+    return [named] if isinstance(named, str) else list(named)
+
+
 Piece: TypeAlias = str | Slot
 Skeleton: TypeAlias = tuple[Piece, ...]
 
@@ -99,7 +107,7 @@ def skeleton(schema: JsonSchema) -> Skeleton:
     Raises:
         ApiError: The documents have too many parts, or too long ones.
     """
-    return merged(_bounded(_Builder(schema).build(schema.root, (), ())))
+    return merged(_bounded(SkeletonBuilder(schema).build(schema.root, (), ())))
 
 
 def _bounded(pieces: Iterable[Piece]) -> Iterator[Piece]:
@@ -136,7 +144,9 @@ def merged(pieces: Iterable[Piece]) -> Skeleton:
     return tuple(found)
 
 
-class _Builder:
+class SkeletonBuilder:
+    """Makes the pieces of a schema's documents."""
+
     def __init__(self, schema: JsonSchema) -> None:
         self._schema = schema
         self._built = 0
@@ -150,17 +160,43 @@ class _Builder:
         node = self._inlined(raw)
         if not isinstance(node, dict) or id(node) in above or len(above) > MAX_SCHEMA_DEPTH:
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
-        elif "const" in node:
-            yield json.dumps(node["const"], ensure_ascii=False)
-        elif "enum" in node:
-            if id(node) not in self._choices:
-                self._choices[id(node)] = tuple(_choice(node["enum"]))
-            for piece in self._choices[id(node)]:
+        elif (found := self._choice_of(node)) is not None:
+            for piece in found:
                 yield piece if isinstance(piece, str) else replace(piece, path=path)
         elif any(name in node for name in (*_ALTERNATIVES, "allOf", "$ref")):
             yield Slot(SlotKind.VALUE, path, VALUE_TOKENS)
         else:
-            yield from self._typed(node, path, (*above, id(node)))
+            yield from self.typed(node, path, (*above, id(node)))
+
+    def _choice_of(self, node: Mapping[str, Any]) -> Skeleton | None:
+        """The pieces of a node whose values are few. None if they are not."""
+        if id(node) not in self._choices:
+            values = self._few(node)
+            if values is None:
+                return None
+            self._choices[id(node)] = tuple(_choice(values))
+        return self._choices[id(node)]
+
+    def _few(self, raw: Any, depth: int = 0) -> list[Any] | None:
+        """The values of a node of which each is known. None if there are others, or many."""
+        node = self._inlined(raw)
+        if not isinstance(node, dict) or depth > MAX_SCHEMA_DEPTH:
+            return None
+        if "const" in node:
+            return [node["const"]]
+        if "enum" in node:
+            return list(node["enum"])
+        rules = node.keys() - NOTES
+        for name in ("anyOf", "oneOf"):
+            if rules == {name}:
+                branches = [self._few(branch, depth + 1) for branch in node[name]]
+                known = [values for values in branches if values is not None]
+                return [v for values in known for v in values] if known == branches else None
+        if not rules.intersection((*_ALTERNATIVES, "allOf", "$ref")):
+            kinds = types_of(node)
+            if kinds and all(kind in _FEW for kind in kinds):
+                return [value for kind in kinds for value in _FEW[kind]]
+        return None
 
     def _inlined(self, raw: Any) -> Any:
         """Follow references, and an `allOf` of one that stands alone."""
@@ -168,15 +204,13 @@ class _Builder:
         for _ in range(MAX_SCHEMA_DEPTH):
             if not isinstance(node, dict) or len(node.get("allOf", ())) != 1:
                 return node
-            rules = {k: v for k, v in node.items() if k not in ("title", "description", "default")}
-            if set(rules) != {"allOf"}:
+            if node.keys() - NOTES != {"allOf"}:
                 return node
             node = self._schema.resolved(node["allOf"][0])
         return node
 
-    def _typed(
-        self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]
-    ) -> Iterator[Piece]:
+    def typed(self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
+        """Yield the pieces of a node without alternatives. `above` ends with the node itself."""
         kind = node.get("type")
         if kind is None and "properties" in node:
             kind = "object"
@@ -188,8 +222,6 @@ class _Builder:
             yield from ('"', Slot(SlotKind.TEXT, path, _text_tokens(node)), '"')
         elif kind == "null":
             yield "null"
-        elif kind == "boolean":
-            yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS, options=("true", "false"))
         elif kind in ("integer", "number"):
             yield Slot(SlotKind.VALUE, path, NUMBER_TOKENS)
         else:

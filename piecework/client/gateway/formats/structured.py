@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
+from piecework.client.gateway.formats.narrowing import narrowed
 from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path, SchemaFault
 from piecework.client.gateway.formats.skeleton import (
     MAX_SLOT_TOKENS,
@@ -164,11 +165,11 @@ class Filling:
         faults = self._faults(read)
         unfinished = self._unfinished(held, faults, charged)
         broken = [path for path, one in read.items() if one.text is None or path in unfinished]
-        why = "" if not broken else f"{_shown(broken[0])} is not JSON of its kind"
+        why = "" if not broken else f"{shown_path(broken[0])} is not JSON of its kind"
         if broken and broken[0] in unfinished:
-            why = f"{_shown(broken[0])} has no end"
+            why = f"{shown_path(broken[0])} has no end"
         if faults and not broken:
-            why = f"{_shown(faults[0].path)}: {faults[0].reason}"
+            why = f"{shown_path(faults[0].path)}: {faults[0].reason}"
         judged = self._judged_all(read, faults, any_broken=bool(broken)) | unfinished
         after = replace(self, pieces=self._next(judged, set(broken)), why=why)
         after = after if charged is None else after._counted(len(text.encode()), charged)
@@ -187,7 +188,7 @@ class Filling:
         faults = self._faults(read)
         missing = any(one.text is None for one in read.values())
         judged = self._judged_all(read, faults, any_broken=missing)
-        why = f"{_shown(faults[0].path)}: {faults[0].reason}" if faults else ""
+        why = f"{shown_path(faults[0].path)}: {faults[0].reason}" if faults else ""
         return replace(self, pieces=self._next(judged, set()), why=why)._or_again(faults)
 
     def _judged_all(
@@ -245,6 +246,23 @@ class Filling:
             if isinstance(piece, Slot) and 2 <= len(piece.options) <= MAX_LABELS
         )[:MAX_QUESTIONS]
 
+    def narrowed(self, *, few_numbers: bool) -> Filling:
+        """Leave the model less to choose in every slot (`narrowing`), if that fits the limit.
+
+        few_numbers: whether numbers become one of a few, for a read job to decide.
+
+        Raises:
+            ApiError: The documents have too many parts.
+            DocumentTooDear: A pattern of the schema takes too long on what is done then.
+        """
+        pieces = narrowed(self.schema, self.pieces, few_numbers=few_numbers)
+        if pieces == self.pieces:
+            return self
+        after = replace(self, pieces=pieces, charged=None, least=0)
+        if after.done and self.schema.faults(loads(after.document, max_depth=MAX_DOCUMENT_DEPTH)):
+            return self
+        return after.fitted() or self
+
     def decided(self, choices: Mapping[Path, int]) -> Filling:
         """Fill slots with one of their options each. Nothing changes if they break a rule."""
         pieces = merged(
@@ -285,7 +303,7 @@ class Filling:
 
 def _question(slot: Slot) -> Question:
     """Ask which value a slot has."""
-    asked = f"Which value does {_shown(slot.path)} have in the JSON document that answers?"
+    asked = f"Which value does {shown_path(slot.path)} have in the JSON document that answers?"
     return Question(asked, tuple(Label(option or '""') for option in slot.options))
 
 
@@ -343,5 +361,6 @@ def _cut(slot: Slot, content: Content, most: int) -> Content:
     return Content(json.dumps(kept, ensure_ascii=False)[1:-1])
 
 
-def _shown(path: Path) -> str:
+def shown_path(path: Path) -> str:
+    """A place in a document, as messages name it."""
     return "/" + "/".join(str(step) for step in path)

@@ -1,0 +1,170 @@
+"""Slots that a model did not fill twice: what becomes of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from piecework.client.gateway.formats.narrowing import NUMBERS, narrowed, numbers
+from piecework.client.gateway.formats.schema import JsonSchema, parse_schema
+from piecework.client.gateway.formats.skeleton import Skeleton, skeleton
+from piecework.client.gateway.formats.structured import MAX_REPAIRS, Filling
+
+STRING: Any = {"type": "string"}
+INTEGER: Any = {"type": "integer"}
+NULL: Any = {"type": "null"}
+
+
+def obj(**properties: Any) -> dict[str, Any]:
+    """An object with these properties."""
+    return {"type": "object", "properties": properties, "required": list(properties)}
+
+
+def shape(pieces: Skeleton) -> str:
+    """A skeleton with its slots as <kind>, or with what they can hold."""
+    return "".join(
+        piece
+        if isinstance(piece, str)
+        else f"<{'|'.join(piece.options) or piece.front + piece.kind.name}>"
+        for piece in pieces
+    )
+
+
+def after(schema: JsonSchema, *, few_numbers: bool = False) -> str:
+    return shape(narrowed(schema, skeleton(schema), few_numbers=few_numbers))
+
+
+NODE = {
+    "$defs": {"node": obj(value=INTEGER, next={"anyOf": [{"$ref": "#/$defs/node"}, NULL]})},
+    "$ref": "#/$defs/node",
+}
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        (STRING, '"<TEXT>"'),
+        ({"anyOf": [STRING, NULL]}, '"<TEXT>"'),
+        ({"anyOf": [NULL, STRING]}, '"<TEXT>"'),
+        ({"type": ["null", "string"]}, '"<TEXT>"'),
+        ({"anyOf": [obj(x=STRING), obj(y=STRING)]}, '{"x": "<TEXT>"}'),
+        ({"oneOf": [{"type": "array", "items": STRING}, NULL]}, "[<ITEMS>]"),
+        ({"allOf": [obj(x=STRING), obj(y=INTEGER)]}, '{"x": "<TEXT>", "y": <VALUE>}'),
+        ({**obj(x=STRING), "anyOf": [{"required": ["x"]}]}, '{"x": "<TEXT>"}'),
+        ({}, '"<TEXT>"'),
+        ({"not": {"const": "x"}}, '"<TEXT>"'),
+        ({"allOf": [{"enum": ["a", "b"]}, {"title": "A"}]}, '"<a|b>"'),
+        ({"type": "array", "items": STRING}, '["<TEXT>"]'),
+        ({"type": "array", "items": STRING, "maxItems": 0}, "[]"),
+        ({"type": "array", "items": INTEGER, "minItems": 2}, "[<VALUE>, <VALUE>]"),
+        ({"type": "array", "items": obj(x=STRING)}, '[{"x": "<TEXT>"}]'),
+        ({"type": "array", "prefixItems": [STRING, INTEGER], "minItems": 2}, '["<TEXT>", <VALUE>]'),
+        ({"type": "object"}, "{}"),
+        ({"type": "object", "minProperties": 1}, "{<MEMBERS>}"),
+        ({"type": "array", "items": INTEGER, "minItems": 65, "maxItems": 70}, "[<ITEMS>]"),
+    ],
+)
+def test_a_slot_becomes_a_form_that_a_weak_model_can_fill(node: Any, expected: str) -> None:
+    assert after(parse_schema(obj(a=node), "schema")) == f'{{"a": {expected}}}'
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [
+        ({"type": "integer", "minimum": 1, "maximum": 5}, "<1|2|3|4|5>"),
+        ({"type": "integer", "minimum": 7, "maximum": 7}, "7"),
+        ({"type": "integer", "minimum": 7, "maximum": 6}, "<VALUE>"),
+        ({"type": "integer", "exclusiveMinimum": 0, "exclusiveMaximum": 3}, "<1|2>"),
+        ({"anyOf": [{"type": "integer", "minimum": 3, "maximum": 4}, NULL]}, "<3|4>"),
+        ({"type": "number", "minimum": 0.5, "maximum": 0.5}, "0.5"),
+    ],
+)
+def test_a_number_becomes_one_of_a_few(node: Any, expected: str) -> None:
+    schema = parse_schema(obj(a=node), "schema")
+    assert after(schema, few_numbers=True) == f'{{"a": {expected}}}'
+    assert after(schema) == '{"a": <VALUE>}'
+
+
+@pytest.mark.parametrize(
+    ("node", "some"),
+    [
+        ({"type": "integer"}, {0, 7, 100}),
+        ({"type": "number", "minimum": 0, "maximum": 1}, {0, 0.05, 0.9, 1}),
+        ({"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1}, {0.05, 0.95}),
+        ({"type": "integer", "minimum": 0, "maximum": 1000}, {0, 50, 1000}),
+        ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {0, 1}),
+        ({"type": "integer", "minimum": 18}, {18, 118}),
+        ({"type": "integer", "exclusiveMaximum": 0}, {-1, -20}),
+        ({"type": "number", "multipleOf": 2.5}, {0, 5}),
+        ({"type": "number", "minimum": 0, "maximum": 1e-9}, {0, 5e-10}),
+        ({"type": "number", "minimum": -1e308, "maximum": 1e308}, {0, 100}),
+    ],
+)
+def test_the_few_hold_the_bounds_and_are_spread(node: Any, some: set[float]) -> None:
+    found = numbers(node)
+    assert some <= set(found)
+    assert len(set(found)) == len(found) <= len(NUMBERS) + 1
+    assert not [n for n in found if JsonSchema(node).faults(json.loads(json.dumps(n)))]
+
+
+def test_a_list_in_itself_ends_with_null() -> None:
+    schema = parse_schema(NODE, "schema")
+    assert after(schema) == '{"value": <VALUE>, "next": null}'
+
+
+def test_items_that_were_read_stay() -> None:
+    schema = parse_schema(obj(a={"type": "array", "items": INTEGER, "minItems": 3}), "schema")
+    filling = Filling.of(schema, None)
+    assert filling is not None
+    some = filling.take('{"a": [1, 2, three]}').narrowed(few_numbers=False)
+    assert shape(some.pieces) == '{"a": [1, 2, <VALUE>]}'
+    enough = filling.take('{"a": [1, 2, 3, four]}').narrowed(few_numbers=False)
+    assert enough.document == '{"a": [1, 2, 3]}'
+
+
+def test_a_form_that_does_not_fit_the_token_limit_is_not_taken() -> None:
+    inner = {"a long name of a property " + "x" * 60: STRING}
+    schema = parse_schema(obj(a={"anyOf": [obj(**inner), NULL]}), "schema")
+    filling = Filling.of(schema, 24)
+    assert filling is not None
+    assert filling.narrowed(few_numbers=True) is filling
+
+
+def test_a_document_of_a_model_that_writes_no_json_holds() -> None:
+    """The kinds of fields that frameworks write, filled by a model that only writes words."""
+    schema = parse_schema(
+        obj(
+            name=STRING,
+            age=INTEGER,
+            share={"type": "number", "minimum": 0, "maximum": 1},
+            nick={"anyOf": [STRING, NULL]},
+            size={"anyOf": [INTEGER, NULL]},
+            tone={"anyOf": [{"enum": ["calm", "loud"]}, NULL]},
+            tags={"type": "array", "items": STRING},
+            marks={"type": "array", "items": INTEGER, "minItems": 2},
+            parts={"type": "array", "items": obj(x={"anyOf": [INTEGER, NULL]})},
+            more={"type": "object", "additionalProperties": STRING},
+            any={},
+        ),
+        "schema",
+    )
+    filling = Filling.of(schema, None)
+    assert filling is not None
+    for attempt in range(1 + MAX_REPAIRS):
+        if attempt > 1:
+            filling = filling.narrowed(few_numbers=attempt > 2)
+        if attempt and filling.questions:
+            filling = filling.decided({path: 0 for path, _ in filling.questions})
+        if filling.done:
+            break
+        filling = filling.take(
+            "".join(p if isinstance(p, str) else p.front + "a fox" for p in filling.pieces)
+        )
+    document = json.loads(filling.document)
+    assert not schema.faults(document)
+    assert document["name"] == document["any"] == document["nick"] == "a fox"
+    assert document["tags"] == ["a fox"]
+    assert (document["age"], document["size"], document["tone"]) == (0, 0, "calm")
+    assert (document["marks"], document["parts"]) == ([0, 0], [{"x": 0}])
