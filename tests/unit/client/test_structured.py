@@ -524,3 +524,21 @@ def test_a_job_has_room_for_a_small_vocabulary_within_the_callers_limit() -> Non
     text = f'{{"first_name": "{dense}"}}'
     assert begun(schema).take(text, 20).done
     assert not begun(schema).take(text, len(text)).done  # each byte was a token
+
+
+def test_a_schema_that_comes_again_is_not_checked_again() -> None:
+    large = obj(**{f"p{i}": STRING for i in range(300)})
+    first = parse_schema(large, "a")
+    assert parse_schema(json.loads(json.dumps(large)), "b") is first
+    for number in range(20):  # others take its place
+        parse_schema(obj(**{"x" * 120_000: {"const": number}}), "c")
+    again = parse_schema(large, "a")
+    assert again is not first
+    assert again == first
+
+
+def test_a_schema_that_was_refused_is_refused_again_where_it_stands() -> None:
+    for where in ("a", "b"):
+        with pytest.raises(ApiError) as caught:
+            parse_schema({"unevaluatedProperties": False}, where)
+        assert str(caught.value.param).startswith(where)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any, Final, NoReturn, TypeAlias
 from urllib.parse import unquote
 
@@ -45,6 +47,8 @@ JUDGEMENT_TIMEOUT_S: Final = 5.0
 """Of a processor, for all rules of one document. The largest answer that a job can write takes a
 second or two."""
 MAX_REASON: Final = 200
+MAX_KEPT_SCHEMA_CHARACTERS: Final = 2 * 2**20
+"""Of accepted schemas that are kept. In memory one has some eight times as many bytes."""
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -186,7 +190,52 @@ def parse_schema(raw: Any, where: str) -> JsonSchema:
     """
     if not isinstance(raw, dict):
         bad("a schema is a JSON object", where)
-    root = _copied(raw, where)
+    text = _written(raw, where)
+    known = _ACCEPTED.get(text)
+    if known is None:
+        known = _accepted(text, where)
+        _ACCEPTED.put(text, known)
+    return known
+
+
+class _Accepted:
+    """Schemas that were accepted lately, by their text.
+
+    An agent sends its tools with every request, and to check one takes up to a second.
+    """
+
+    def __init__(self, most: int) -> None:
+        """most: characters of all texts together."""
+        self._most, self._size = most, 0
+        self._schemas: OrderedDict[str, JsonSchema] = OrderedDict()
+        self._lock = Lock()  # requests are read in threads
+
+    def get(self, text: str) -> JsonSchema | None:
+        with self._lock:
+            known = self._schemas.get(text)
+            if known is not None:
+                self._schemas.move_to_end(text)
+            return known
+
+    def put(self, text: str, schema: JsonSchema) -> None:
+        with self._lock:
+            if text not in self._schemas:
+                self._size += len(text)
+            self._schemas[text] = schema
+            while self._size > self._most:
+                oldest, _ = self._schemas.popitem(last=False)
+                self._size -= len(oldest)
+
+
+_ACCEPTED: Final = _Accepted(MAX_KEPT_SCHEMA_CHARACTERS)
+
+
+def _accepted(text: str, where: str) -> JsonSchema:
+    """Accept the schema of a text."""
+    try:
+        root: dict[str, Any] = loads(text, max_depth=2 * MAX_SCHEMA_DEPTH)
+    except ValueError:
+        bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
     _check_bounds(root, where)
     for node in _nodes(root):
         # The library would judge this part by that dialect's own rules: no time limit of a
@@ -206,19 +255,15 @@ def parse_schema(raw: Any, where: str) -> JsonSchema:
     return JsonSchema(root)
 
 
-def _copied(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return a copy of a schema of an acceptable size."""
+def _written(raw: Mapping[str, Any], where: str) -> str:
+    """Return the text of a schema of an acceptable size."""
     try:
         text = json.dumps(raw)
     except (ValueError, RecursionError):
         bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
     if len(text) > MAX_SCHEMA_BYTES:
         bad(f"a schema is at most {MAX_SCHEMA_BYTES} bytes", where)
-    try:
-        copy: dict[str, Any] = loads(text, max_depth=2 * MAX_SCHEMA_DEPTH)
-    except ValueError:
-        bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
-    return copy
+    return text
 
 
 def _check_bounds(raw: Mapping[str, Any], where: str) -> None:
