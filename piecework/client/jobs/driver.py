@@ -254,7 +254,6 @@ class JobDriver:
         # words.
         stream = link.run(max(1, self._deadline - context.now()) + CANCEL_TIMEOUT_S)
         try:
-            self.sent = True
             funding = await context.channels.funding(row)
             submission = replace(
                 job.submission,
@@ -262,6 +261,7 @@ class JobDriver:
                 last_receipt=session.last_receipt,
                 funding=funding,
             )
+            self.sent = True
             await stream.send(submission)
             watchdog = self._new_watchdog()
             return await self._frames(link, stream, session, row, watchdog)

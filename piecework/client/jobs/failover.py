@@ -18,7 +18,7 @@ from piecework.client.errors import (
 from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.driver import JobContext, JobDriver
 from piecework.client.jobs.outstanding import pay_outstanding
-from piecework.client.jobs.preparing import prepare
+from piecework.client.jobs.preparing import NOT_SENT, prepare
 from piecework.client.jobs.requests import Generation, JobRequest
 from piecework.client.jobs.run import Caller
 from piecework.client.jobs.selection import (
@@ -134,15 +134,11 @@ class FailOver:
         driver = JobDriver(self._context, job, caller, admitted=admitted)
         try:
             await driver.run()
-        except WorkerUnreachable:
-            if not driver.sent:
-                await self._context.store.run(
-                    self._context.store.finish, job.id, JobStatus.REFUSED, "unreachable"
-                )
-            raise
         finally:
-            if not driver.over:
-                # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            # At once and in this thread: a cancelled task may not wait, and nothing is synced.
+            if not driver.sent:
+                self._context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
+            elif not driver.over:
                 self._context.store.leave(job.id)
 
     async def replay(self, job: JobRow, caller: Caller) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Final
+
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.requests import JobRequest, job_parameters
 from piecework.client.jobs.selection import Choice
@@ -17,6 +20,9 @@ from piecework_protocol.objects import Job
 from piecework_protocol.sealing import content_context, public_key, seal
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Bytes32, Digest, Timestamp, Uint32
+
+NOT_SENT: Final = "not sent"
+"""The end of a job of which no worker has heard."""
 
 
 async def prepare(
@@ -76,7 +82,18 @@ async def prepare(
     spoken = asked.conversation if isinstance(asked, TextContent | ReadContent) else None
     text = readable(spoken) if keeps and spoken is not None else None
     content = prompt if keeps else None
-    return record, await context.channels.admit(record, text, row, part, content)
+    admitting = asyncio.ensure_future(context.channels.admit(record, text, row, part, content))
+    try:
+        return record, await asyncio.shield(admitting)
+    except asyncio.CancelledError:
+        admitting.add_done_callback(lambda done: _forget(context, record, done))
+        raise
+
+
+def _forget(context: JobContext, job: JobRow, recorded: asyncio.Future[ChannelRow]) -> None:
+    """End a job whose caller was cancelled while it was recorded. Its ceiling is free again."""
+    if not recorded.cancelled() and recorded.exception() is None:
+        context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
 
 
 def readable(conversation: Conversation) -> str:
