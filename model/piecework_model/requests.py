@@ -171,6 +171,10 @@ class GenerationDefaults:
     stability_steps: int
 
 
+PUBLISHED_DEFAULTS: Final = GenerationDefaults(48, 0.8, 0.4, 0.1, 0.005, 1)
+"""What `generate` of transformers 5.23 falls back to."""
+
+
 @dataclass(frozen=True, slots=True)
 class DraftEvent:
     """The argmax canvas after step `step` of canvas `canvas`. It is not final.

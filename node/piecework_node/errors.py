@@ -89,6 +89,10 @@ class RequestDeclined(PieceworkError):
     """A vLLM endpoint declines this request. Every endpoint would."""
 
 
+class OwnTestRefused(PieceworkError):
+    """A test job of the owner cannot run now, or does not fit."""
+
+
 class AdminError(PieceworkError):
     """The daemon's admin port does not answer, or refuses."""
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from piecework.commands import _common as common
-from piecework.commands._worker import changes, evidence, leave, update
+from piecework.commands._worker import changes, evidence, leave, own_test, update
 from piecework.commands._worker import join as join_market
 from piecework.commands._worker import options as _options
 
@@ -612,4 +612,5 @@ def _ask(home: Path | None, method: str, path: str, body: bytes = b"") -> dict[s
 
 changes.register(app)
 leave.register(app)
+own_test.register(app)
 update.register(app)

@@ -38,7 +38,7 @@ from piecework_model.errors import CheckpointError, DeviceError, InvalidRequestE
 from piecework_model.failures import is_out_of_memory
 from piecework_model.layers.recipes import best_recipe
 from piecework_model.precision import Quantization
-from piecework_model.requests import GenerationDefaults
+from piecework_model.requests import PUBLISHED_DEFAULTS, GenerationDefaults
 from piecework_model.text.images import ImageProcessor, find_processor, find_settings
 from piecework_model.text.tokens import TextCodec, load_codec
 from piecework_protocol.limits import MAX_DENOISING_STEPS
@@ -294,19 +294,19 @@ def _limits(
 
 
 def _defaults(generation: dict[str, Any], folder: Path) -> GenerationDefaults:
-    """Read generation_config.json.
-
-    Missing values are those that `generate` of transformers 5.23 falls back to.
-    """
+    """Read generation_config.json."""
+    missing = PUBLISHED_DEFAULTS
     sampler = generation.get("sampler_config") or {}
     try:
         defaults = GenerationDefaults(
-            max_steps=int(generation.get("max_denoising_steps", 48)),
-            temperature_start=float(generation.get("t_max", 0.8)),
-            temperature_end=float(generation.get("t_min", 0.4)),
-            entropy_bound=float(sampler.get("entropy_bound", 0.1)),
-            confidence_threshold=float(generation.get("confidence_threshold", 0.005)),
-            stability_steps=int(generation.get("stability_threshold", 1)),
+            max_steps=int(generation.get("max_denoising_steps", missing.max_steps)),
+            temperature_start=float(generation.get("t_max", missing.temperature_start)),
+            temperature_end=float(generation.get("t_min", missing.temperature_end)),
+            entropy_bound=float(sampler.get("entropy_bound", missing.entropy_bound)),
+            confidence_threshold=float(
+                generation.get("confidence_threshold", missing.confidence_threshold)
+            ),
+            stability_steps=int(generation.get("stability_threshold", missing.stability_steps)),
         )
         check_denoising(defaults, MAX_DENOISING_STEPS)
     except (AttributeError, TypeError, ValueError, OverflowError, InvalidRequestError) as error:

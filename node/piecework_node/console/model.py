@@ -1,4 +1,7 @@
-"""A moment of a running worker: plain values, without text of any job. What is unknown is None."""
+"""A moment of a running worker: plain values. What is unknown is None.
+
+No client's job shows text here. The owner's own test job does.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +37,26 @@ class LiveCanvas:
     prompt_tokens: int
     drafted: int
     place: int
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTest:
+    """The owner's own test job, the one that runs or the last one.
+
+    state: running, done, stopped or failed, and why: why it failed. text: with the draft of the
+    canvas that is denoised now. canvas: from 0. step: of that canvas.
+    """
+
+    state: str
+    why: str
+    card: str
+    prompt: str
+    text: str
+    canvas: int
+    step: int
+    max_steps: int
+    tokens: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +170,7 @@ class Snapshot:
     alerts: tuple[Alert, ...]
     money: ShownMoney
     prices: ShownPrices
+    test: ShownTest | None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON values."""

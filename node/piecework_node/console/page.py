@@ -15,7 +15,7 @@ CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-WIDE: Final = frozenset({"hours", "days", "canvases", "alerts"})
+WIDE: Final = frozenset({"hours", "days", "canvases", "test", "alerts"})
 """Panels that take the whole width, or half of a very wide window."""
 HALF: Final = frozenset({"models", "clients", "jobs", "refusals"})
 """Panels that take half of the width."""

@@ -11,7 +11,14 @@ from datetime import UTC, datetime
 from typing import Final
 
 from piecework.base.amounts import Token
-from piecework_node.console.model import Earned, LiveCanvas, ShownCard, ShownMoney, Snapshot
+from piecework_node.console.model import (
+    Earned,
+    LiveCanvas,
+    ShownCard,
+    ShownMoney,
+    ShownTest,
+    Snapshot,
+)
 
 UNKNOWN: Final = "–"
 JOULES_PER_KWH: Final = 3_600_000
@@ -43,6 +50,7 @@ def panels(shown: Snapshot) -> tuple[Panel, ...]:
         _cards(shown.cards),
         _facts("health", "Chain, indexes, relays", _health(shown)),
         _canvases(shown),
+        _test(shown.test),
         _alerts(shown),
         _earned("hours", "Earned by hour (UTC)", shown.hours, shown.money),
         _earned("days", "Earned by day (UTC)", shown.days, shown.money),
@@ -144,8 +152,30 @@ def _canvases(shown: Snapshot) -> Panel:
 def _bar(canvas: LiveCanvas) -> str:
     if canvas.place:
         return f"waits, place {canvas.place}"
-    done = min(BAR, round(BAR * canvas.step / max(1, canvas.max_steps)))
+    return _steps(canvas.step, canvas.max_steps)
+
+
+def _steps(step: int, most: int) -> str:
+    done = min(BAR, round(BAR * step / max(1, most)))
     return "█" * done + "░" * (BAR - done)
+
+
+def _test(test: ShownTest | None) -> Panel:
+    rows: list[Row] = []
+    if test is not None:
+        state = f"{test.state}: {test.why}" if test.why else test.state
+        if test.state == "running":
+            state = f"canvas {test.canvas + 1} {_steps(test.step, test.max_steps)}"
+        rows = [
+            ("State", state),
+            ("Card", test.card),
+            ("Prompt", test.prompt),
+            ("Text", test.text),
+            ("Tokens", str(test.tokens)),
+            ("Seconds", f"{test.seconds:.1f}"),
+        ]
+    empty = "none: `piecework worker try` runs a prompt of yours, without a client"
+    return Panel("test", "Your own test job", ("", ""), tuple(rows), empty=empty)
 
 
 def _balance(shown: Snapshot) -> Iterable[Row]:

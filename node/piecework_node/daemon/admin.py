@@ -11,6 +11,7 @@ import hmac
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -27,6 +28,7 @@ from piecework_node.console import page
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.errors import AdminError, KeyFileError
+from piecework_node.jobs.own_test import OwnTests
 
 TOKEN_FILE: Final = "admin.token"  # noqa: S105  a name, not a token
 MIN_TOKEN_CHARACTERS: Final = 32
@@ -82,6 +84,11 @@ class Operations(Protocol):
         """Change settings of the home. A `PieceworkError` says why nothing was changed."""
         ...
 
+    @property
+    def own_tests(self) -> OwnTests:
+        """The owner's own test jobs."""
+        ...
+
     def connection_refused(self, why: Refused) -> None: ...
 
 
@@ -115,6 +122,9 @@ class AdminServer:
                 web.post("/pause", self._pause),
                 web.post("/resume", self._resume),
                 web.post("/settings", self._change),
+                web.get("/test", self._shown_test),
+                web.post("/test", self._start_test),
+                web.post("/test/stop", self._stop_test),
             ]
         )
         return app
@@ -237,6 +247,30 @@ class AdminServer:
             raise ValueError(f"the cards are {', '.join(self._operations.cards)}")
         return card
 
+    async def _start_test(self, request: web.Request) -> web.StreamResponse:
+        try:
+            prompt, max_tokens = _test_job(await request.read())
+        except ValueError as error:
+            return _error(400, "test", str(error))
+        try:
+            test = await self._operations.own_tests.start(prompt, max_tokens)
+        except PieceworkError as error:
+            return _error(409, "test", str(error))
+        return web.json_response(asdict(test), status=202, headers=_PRIVATE)
+
+    async def _shown_test(self, request: web.Request) -> web.StreamResponse:
+        """It has a prompt and an answer, so it needs the token."""
+        if not self._authorized(request):
+            return _error(401, "token", f"send the token of {TOKEN_FILE} as {TOKEN_HEADER}")
+        test = self._operations.own_tests.last
+        if test is None:
+            return _error(404, "test", "there was no test job since the start")
+        return web.json_response(asdict(test), headers=_PRIVATE)
+
+    async def _stop_test(self, _: web.Request) -> web.StreamResponse:
+        self._operations.own_tests.stop()
+        return web.json_response({"stopping": True}, status=202)
+
     async def _change(self, request: web.Request) -> web.StreamResponse:
         try:
             texts, unset = _changes(await request.read())
@@ -247,6 +281,31 @@ class AdminServer:
         except PieceworkError as error:
             return _error(409, "settings", str(error))
         return web.json_response(report.to_json())
+
+
+def _test_job(body: bytes) -> tuple[str, int | None]:
+    """Prompt and token limit of a test job. Raises `ValueError` with what is wrong."""
+    try:
+        asked = loads(body)
+    except ValueError:
+        asked = None
+    if not isinstance(asked, dict) or not asked.keys() <= {"prompt", "max_tokens"}:
+        raise ValueError("a test job is {prompt: text, max_tokens: number}")
+    prompt, most = asked.get("prompt"), asked.get("max_tokens")
+    if not isinstance(prompt, str) or not prompt.strip() or not _is_text(prompt):
+        raise ValueError("prompt is a text that is not empty")
+    if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
+        raise ValueError("max_tokens is a whole number from 1 on")
+    return prompt, most
+
+
+def _is_text(text: str) -> bool:
+    """Whether UTF-8 can encode it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _changes(body: bytes) -> tuple[dict[str, str], list[str]]:

@@ -25,11 +25,13 @@ from piecework_node.console.model import (
     ShownCard,
     ShownMoney,
     ShownPrices,
+    ShownTest,
     Snapshot,
 )
 from piecework_node.daemon.assembly import Components
 from piecework_node.daemon.engines import KeptCard
 from piecework_node.daemon.price_watch import Spent
+from piecework_node.jobs.own_test import OwnTest
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, PaidJob, SpentTx, StoredChannel
 from piecework_node.runtime.live import LiveJob
@@ -325,6 +327,7 @@ class ConsoleFeed:
             alerts=tuple(self._alerts.last),
             money=money_of(base.deployment.payment_token, base.config),
             prices=prices,
+            test=_test(p.worker.own_tests.last),
         )
 
     def _card(self, one: KeptCard) -> ShownCard:
@@ -382,6 +385,23 @@ def short(text: str) -> str:
 def _each(texts: Iterable[str]) -> str:
     """Different texts, each once."""
     return ", ".join(dict.fromkeys(text for text in texts if text))
+
+
+def _test(test: OwnTest | None) -> ShownTest | None:
+    if test is None:
+        return None
+    return ShownTest(
+        state=test.state,
+        why=test.why,
+        card=test.card,
+        prompt=test.prompt,
+        text=test.text + test.draft,
+        canvas=test.canvas,
+        step=test.step,
+        max_steps=test.max_steps,
+        tokens=test.tokens,
+        seconds=test.seconds,
+    )
 
 
 def _canvases(jobs: Iterable[LiveJob]) -> Iterable[LiveCanvas]:

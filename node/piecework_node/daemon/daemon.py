@@ -55,6 +55,7 @@ from piecework_node.errors import ConfigError, JournalError
 from piecework_node.evidence.expiry import EvidenceExpiry
 from piecework_node.home import Home
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
+from piecework_node.jobs.own_test import OwnTests
 from piecework_node.jobs.rollback import last_offer, later, notice, signers_word
 from piecework_node.runtime.signing import ARRIVES_S, PatientSigner
 from piecework_protocol.limits import PROGRESS_INTERVAL_MS
@@ -209,6 +210,10 @@ class Daemon:
 
     async def console(self) -> Snapshot:
         return await self._feed.snapshot(self._prices.shown)
+
+    @property
+    def own_tests(self) -> OwnTests:
+        return self._p.worker.own_tests
 
     async def evidence(self, asked: bytes) -> dict[str, Any]:
         return await answer_of(self._p, asked)

@@ -33,6 +33,7 @@ from piecework_node.errors import (
 )
 from piecework_node.jobs import admission, auditing, prompts
 from piecework_node.jobs.engine_events import EngineEventHandler
+from piecework_node.jobs.own_test import OwnTests
 from piecework_node.jobs.pausing import Pausing
 from piecework_node.jobs.prompts import LimitOf, PromptQueue, TokenLimit
 from piecework_node.jobs.terms import OperatorTerms, Patience
@@ -113,6 +114,7 @@ class Worker:
             runtime.metrics.begin_card(card.name)
         self.views = AdmissionViews(runtime, channels, self._credit, terms)
         self._prompts = PromptQueue(terms.jobs_per_channel)
+        self.own_tests = OwnTests(runtime.cards, runtime.clock)
 
     # --- what others look at
 
@@ -501,7 +503,7 @@ class Worker:
             self.pausing[card.name].paused(event)
         elif isinstance(event, EngineResumed):
             self.pausing[card.name].resumed()
-        else:
+        elif not self.own_tests.take(card, event):
             await self._engine_events.take(card, event)
 
     # --- time

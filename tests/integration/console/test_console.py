@@ -22,6 +22,7 @@ from piecework_node.console.panels import panels
 from piecework_node.daemon.admin import ADDRESS_FILE, AdminServer, admin_token, console_url
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.owner.readings import GpuReading
+from tests.support.node.own_tests import idle_tests
 from tests.support.node.snapshots import CARD, a_card, a_snapshot
 from tests.support.system.browser import CONTRAST, OVERFLOW, Page, browser
 from tests.support.waiting import until
@@ -83,6 +84,8 @@ class Shown:
 
     async def change(self, texts: Mapping[str, str], unset: Sequence[str]) -> ChangeReport:
         raise AssertionError("a reader changes nothing")
+
+    own_tests = idle_tests()
 
     def connection_refused(self, why: Refused) -> None:
         raise AssertionError(why)

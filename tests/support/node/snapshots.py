@@ -11,6 +11,7 @@ from piecework_node.console.model import (
     ShownCard,
     ShownMoney,
     ShownPrices,
+    ShownTest,
     Snapshot,
 )
 from piecework_node.owner.readings import GpuProcess, GpuReading
@@ -54,6 +55,18 @@ def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
     """A busy worker. Without a card nothing is known of power."""
     joules = 900_000.0 if gpu else None
     return Snapshot(
+        test=ShownTest(
+            state="running",
+            why="",
+            card="0",
+            prompt="Tell me about <b>a lamp</b>.",
+            text="Once there was a lamp. It <i>lit</i> the whole forest. " * 12,
+            canvas=1,
+            step=9,
+            max_steps=48,
+            tokens=256,
+            seconds=1.7,
+        ),
         at=AT,
         state="ready",
         why=(),

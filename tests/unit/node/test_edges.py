@@ -56,6 +56,7 @@ from tests.support.clock import FakeClock
 from tests.support.node.fake_engine import FACTS
 from tests.support.node.harness import DOMAIN, OPERATOR, TERMS, address_with, entry
 from tests.support.node.memory_journal import MemoryJournal
+from tests.support.node.own_tests import idle_tests
 from tests.support.node.snapshots import a_snapshot
 
 KEY = PublicKey(bytes(32))
@@ -383,6 +384,8 @@ class Operations:
         self.pressed += [*texts.items(), *unset]
         return ChangeReport(applied=tuple(texts), offers_until=9)
 
+    own_tests = idle_tests()
+
     def connection_refused(self, why: Refused) -> None:
         self.pressed.append(why)
 
@@ -443,6 +446,27 @@ async def test_evidence_of_a_running_worker_is_for_who_has_the_token(
         await ask_daemon(home, "POST", "/evidence", b"{}")
     with pytest.raises(AdminError, match="not one that this version knows"):
         await ask_daemon(home, "POST", "/evidence", b'{"job": 7}')
+
+
+async def test_a_test_job_is_for_who_has_the_token(admin: tuple[Operations, str, Path]) -> None:
+    _, url, home = admin
+    async with aiohttp.ClientSession() as session:
+        assert (await session.post(url + "/test", json={"prompt": "a"})).status == 401
+        assert (await session.get(url + "/test")).status == 401
+    with pytest.raises(AdminError, match="no test job"):
+        await ask_daemon(home, "GET", "/test")
+    for body in (b"", b"[]", b'{"prompt": 1}', b'{"prompt": " "}', b'{"prompt": "\\ud800"}'):
+        with pytest.raises(AdminError, match=r"a test job is|is a text"):
+            await ask_daemon(home, "POST", "/test", body)
+    for most in (b"0", b"true", b'"8"', b"1.5"):
+        with pytest.raises(AdminError, match="max_tokens is"):
+            await ask_daemon(home, "POST", "/test", b'{"prompt": "a", "max_tokens": ' + most + b"}")
+    started = await ask_daemon(home, "POST", "/test", b'{"prompt": "a"}')
+    assert (started["state"], started["number"]) == ("running", 1)
+    assert (await ask_daemon(home, "GET", "/test"))["prompt"] == "a"
+    with pytest.raises(AdminError, match="runs already"):
+        await ask_daemon(home, "POST", "/test", b'{"prompt": "a"}')
+    assert await ask_daemon(home, "POST", "/test/stop") == {"stopping": True}
 
 
 async def test_the_console_is_for_who_has_its_key_and_the_key_presses_no_button(
