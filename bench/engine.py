@@ -264,10 +264,12 @@ def step_seconds(loaded: LoadedModel, which: Checkpoint) -> float:
     return overhead(loaded, which)["step_ms"] / 1000
 
 
-def measure(which: Checkpoint, streams: Sequence[int], repeat: int, threads: int) -> dict[str, Any]:
+def measure(
+    which: Checkpoint, streams: Sequence[int], repeat: int, threads: int, *, bfloat16: bool
+) -> dict[str, Any]:
     """Everything about one checkpoint."""
     with tempfile.TemporaryDirectory() as folder:
-        loaded = checkpoint(which, Path(folder))
+        loaded = checkpoint(which, Path(folder), bfloat16=bfloat16)
         used = use_threads(loaded, threads or best_threads(loaded, which))
         gap_s = GAP_STEPS * step_seconds(loaded, which)
         results = {
@@ -315,12 +317,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--streams", default=",".join(map(str, STREAMS)))
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: what is fastest here")
+    parser.add_argument(
+        "--float32",
+        action="store_true",
+        help="mid in float32, for a processor without instructions for bfloat16",
+    )
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     streams = [int(count) for count in chosen.streams.split(",")]
     if not set(streams) <= REQUESTS.keys():
         parser.error(f"streams are among {', '.join(map(str, STREAMS))}")
-    report = measure(chosen.checkpoint, streams, chosen.repeat, chosen.threads)
+    report = measure(
+        chosen.checkpoint, streams, chosen.repeat, chosen.threads, bfloat16=not chosen.float32
+    )
     print(json.dumps(report)) if chosen.json else show(report)
     return 0
 

@@ -70,12 +70,15 @@ class Streams:
             self._coming.append(Arrival(self._later.popleft(), now_s))
 
 
-def checkpoint(which: Checkpoint, scratch: Path) -> LoadedModel:
-    """The bundled checkpoint in float32, or *mid* in bfloat16."""
+def checkpoint(which: Checkpoint, scratch: Path, *, bfloat16: bool = True) -> LoadedModel:
+    """The bundled checkpoint in float32, or *mid* in bfloat16.
+
+    bfloat16: whether *mid* is. A processor without its instructions takes hours.
+    """
     if which == "tiny":
         return load(device="cpu", dtype="float32")
     write_mid(scratch)
-    return load(scratch, device="cpu", dtype="bfloat16")
+    return load(scratch, device="cpu", dtype="bfloat16" if bfloat16 else "float32")
 
 
 def workload(loaded: LoadedModel, which: Checkpoint, count: int) -> list[GenerationRequest]:
