@@ -142,6 +142,9 @@ def test_a_document_of_a_model_that_writes_no_json_holds() -> None:
             nick={"anyOf": [STRING, NULL]},
             size={"anyOf": [INTEGER, NULL]},
             tone={"anyOf": [{"enum": ["calm", "loud"]}, NULL]},
+            born={"type": "string", "format": "date"},
+            seen={"anyOf": [{"type": "string", "format": "date-time"}, NULL]},
+            woken={"type": "string", "format": "time"},
             tags={"type": "array", "items": STRING},
             marks={"type": "array", "items": INTEGER, "minItems": 2},
             parts={"type": "array", "items": obj(x={"anyOf": [INTEGER, NULL]})},
@@ -166,5 +169,24 @@ def test_a_document_of_a_model_that_writes_no_json_holds() -> None:
     assert not schema.faults(document)
     assert document["name"] == document["any"] == document["nick"] == "a fox"
     assert document["tags"] == ["a fox"]
+    assert document["born"] == "1998-01-01"
+    assert document["seen"] == "1998-01-01T00:00:00Z"
+    assert document["woken"] == "00:00:00"
     assert (document["age"], document["size"], document["tone"]) == (0, 0, "calm")
     assert (document["marks"], document["parts"]) == ([0, 0], [{"x": 0}])
+
+
+@pytest.mark.parametrize(
+    ("text", "holds"),
+    [
+        ("2026-11-30T02:50:00Z", True),
+        ("2026-11-30t02:50:00.25+01:00", True),
+        ("2026-11-30T02:50:00", False),
+        ("2026-11-30 02:50:00Z", False),
+        ("2026-13-30T02:50:00Z", False),
+        ("yesterday", False),
+    ],
+)
+def test_a_moment_is_written_by_rfc_3339(text: str, holds: bool) -> None:
+    schema = parse_schema({"type": "string", "format": "date-time"}, "schema")
+    assert (not schema.faults(text)) is holds

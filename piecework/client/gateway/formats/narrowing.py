@@ -7,7 +7,8 @@ nothing valid there gets less to choose:
   lacks
 - of several kinds of values the first is left, null comes last
 - a value of any kind becomes a string
-- a number becomes one of a few after one more try, and a read job decides which
+- a number, or a date by its format, becomes one of a few after one more try, and a read job decides
+  which
 """
 
 from __future__ import annotations
@@ -41,6 +42,25 @@ MAX_MERGES: Final = 64
 """Alternatives in one another that are followed."""
 
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
+_DATE: Final = (
+    ("year", tuple(map(str, range(1998, 2031)))),
+    "-",
+    ("month", tuple(f"{n:02}" for n in range(1, 13))),
+    "-",
+    ("day", tuple(f"{n:02}" for n in range(1, 29))),
+)
+_TIME: Final = (
+    ("hour", tuple(f"{n:02}" for n in range(24))),
+    ":",
+    ("minute", tuple(f"{n:02}" for n in range(0, 60, 5))),
+    ":00",
+)
+_FORMS: Final[dict[Any, tuple[str | tuple[str, tuple[str, ...]], ...]]] = {
+    "date": _DATE,
+    "time": _TIME,
+    "date-time": (*_DATE, "T", *_TIME, "Z"),
+}
+"""Strings of these formats in parts, with what each part is chosen from."""
 _Above: TypeAlias = tuple[int, ...]
 
 
@@ -68,11 +88,14 @@ class _Narrower:
         """Nodes put together. They stay, as nodes are told apart by their identity."""
 
     def slot(self, slot: Slot) -> Iterator[Piece]:
-        if slot.kind is SlotKind.TEXT or slot.options:
+        if slot.options:
             yield slot
             return
         node, above = self._at(slot.path)
-        if slot.kind is SlotKind.ITEMS:
+        if slot.kind is SlotKind.TEXT:
+            form = _FORMS.get(node.get("format"), ()) if self._few_numbers else ()
+            yield from _parts(form, slot.path) if form and not slot.given else (slot,)
+        elif slot.kind is SlotKind.ITEMS:
             yield from self._items(slot, node, above)
         elif slot.kind is SlotKind.MEMBERS:
             least = node.get("minProperties", 0)
@@ -157,6 +180,16 @@ class _Narrower:
             whole |= {"required": required} if required else {}
         self._made.append(whole)
         return whole
+
+
+def _parts(form: tuple[str | tuple[str, tuple[str, ...]], ...], path: Path) -> Iterator[Piece]:
+    """A string in parts. Each part that is open has a place of its own inside the string's."""
+    for part in form:
+        if isinstance(part, str):
+            yield part
+        else:
+            name, options = part
+            yield Slot(SlotKind.TEXT, (*path, name), len(options[0]), options=options)
 
 
 def _has(node: Any, name: str) -> bool:
