@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -21,7 +21,7 @@ from piecework.client.gateway.formats.asks import Called, Free, Structured
 from piecework.client.gateway.formats.common import ApiError, bad, derived_id
 from piecework.client.gateway.formats.content import instructed
 from piecework.client.gateway.formats.pieces import CallMade, Ended, Piece, Started, TextAdded
-from piecework.client.gateway.formats.schema import DocumentTooDear, JsonSchema
+from piecework.client.gateway.formats.schema import DocumentTooDear, JsonSchema, Path
 from piecework.client.gateway.formats.structured import (
     CALL_INSTRUCTION,
     CHOICE_INSTRUCTION,
@@ -35,6 +35,7 @@ from piecework.client.jobs.selection import PRICE_TOO_LOW
 from piecework.client.journal.records import Part
 from piecework_protocol.conversation import Conversation, ToolCall
 from piecework_protocol.errors import MalformedInput
+from piecework_protocol.kinds.read import Question
 
 if TYPE_CHECKING:
     from piecework.client.gateway.answers import Answers
@@ -48,6 +49,10 @@ NARROWER_FROM: Final = 2
 """From this repair on the model has less to choose in a slot that it did not fill."""
 FEW_NUMBERS_FROM: Final = 3
 """From this repair on a number is one of a few."""
+LABELS_PER_READ: Final = 48
+"""Of all questions of one read, if so many are enough. Each label is a line of the prompt."""
+MAX_READS: Final = 4
+"""That decide the values of one document at once."""
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, documents or calls, and their repairs."""
 
@@ -268,17 +273,19 @@ class DocumentWriter:
 
     async def _decided(self, filling: Filling, talk: Conversation) -> Filling:
         """Decide values that must be one of a few. Without workers that decide, nothing changes."""
-        asked = filling.questions
-        questions = tuple(question for _, question in asked)
-        try:
-            sums = await self._answers.decide(self._index, talk, questions, self._next_part())
-        except PieceworkError as error:  # the read is a help alone: the document is written on
-            self._answers.undecided(error)
-            return filling
-        best = [max(range(len(shares)), key=shares.__getitem__) for shares in sums]
-        after = filling.decided({path: one for (path, _), one in zip(asked, best, strict=True)})
+        choices: dict[Path, int] = {}
+        for asked in _batches(filling.questions):
+            questions = tuple(question for _, question in asked)
+            try:
+                sums = await self._answers.decide(self._index, talk, questions, self._next_part())
+            except PieceworkError as error:  # the read is a help alone: the document is written on
+                self._answers.undecided(error)
+                continue
+            for (path, _), shares in zip(asked, sums, strict=True):
+                choices[path] = max(range(len(shares)), key=shares.__getitem__)
+        after = filling.decided(choices)
         if after is not filling:
-            self._answers.decided([shown_path(path) for path, _ in asked])
+            self._answers.decided([shown_path(path) for path in choices])
         return after
 
     def _next_part(self) -> Part:
@@ -287,6 +294,23 @@ class DocumentWriter:
         part = self._answers.part(self._index, self._jobs, self._part)
         self._jobs += 1
         return part
+
+
+def _batches(
+    questions: Sequence[tuple[Path, Question]],
+) -> Iterator[Sequence[tuple[Path, Question]]]:
+    """Share questions out over a few reads that fit a small context if they can."""
+    batch: list[tuple[Path, Question]] = []
+    every, labels = sum(len(question.labels) for _, question in questions), 0
+    most = max(LABELS_PER_READ, -(-every // MAX_READS))
+    for path, question in questions:
+        labels += len(question.labels)
+        if batch and labels > most:
+            yield batch
+            batch, labels = [], len(question.labels)
+        batch.append((path, question))
+    if batch:
+        yield batch
 
 
 def failed(reason: str) -> ApiError:

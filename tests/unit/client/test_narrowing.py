@@ -96,7 +96,7 @@ def test_a_number_becomes_one_of_a_few(node: Any, expected: str) -> None:
         ({"type": "integer", "minimum": 0, "maximum": 1000}, {0, 50, 1000}),
         ({"type": "integer", "minimum": -(2**63), "maximum": 2**63 - 1}, {0, 1}),
         ({"type": "integer", "minimum": 18}, {18, 118}),
-        ({"type": "integer", "exclusiveMaximum": 0}, {-1, -20}),
+        ({"type": "integer", "exclusiveMaximum": 0}, {-1, -10}),
         ({"type": "number", "multipleOf": 2.5}, {0, 5}),
         ({"type": "number", "minimum": 0, "maximum": 1e-9}, {0, 5e-10}),
         ({"type": "number", "minimum": -1e308, "maximum": 1e308}, {0, 100}),
@@ -169,8 +169,8 @@ def test_a_document_of_a_model_that_writes_no_json_holds() -> None:
     assert not schema.faults(document)
     assert document["name"] == document["any"] == document["nick"] == "a fox"
     assert document["tags"] == ["a fox"]
-    assert document["born"] == "1998-01-01"
-    assert document["seen"] == "1998-01-01T00:00:00Z"
+    assert document["born"] == "2010-01-01"
+    assert document["seen"] == "2010-01-01T00:00:00Z"
     assert document["woken"] == "00:00:00"
     assert (document["age"], document["size"], document["tone"]) == (0, 0, "calm")
     assert (document["marks"], document["parts"]) == ([0, 0], [{"x": 0}])

@@ -32,7 +32,7 @@ from piecework.client.gateway.formats.skeleton import (
     types_of,
 )
 
-NUMBERS: Final = (*range(21), 25, 30, 40, 50, 60, 70, 80, 90, 100)
+NUMBERS: Final = (*range(11), 12, 15, 20, 25, 30, 40, 50, 60, 70, 80, 90, 100)
 """What a number without bounds is chosen from. A bound shifts them."""
 FAR: Final = 10**15
 """A bound beyond is none."""
@@ -43,7 +43,7 @@ MAX_MERGES: Final = 64
 
 _BOUNDS: Final = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 _DATE: Final = (
-    ("year", tuple(map(str, range(1998, 2031)))),
+    ("year", tuple(map(str, range(2010, 2031)))),
     "-",
     ("month", tuple(f"{n:02}" for n in range(1, 13))),
     "-",
