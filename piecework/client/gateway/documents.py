@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -35,7 +35,6 @@ from piecework.client.jobs.selection import PRICE_TOO_LOW
 from piecework.client.journal.records import Part
 from piecework_protocol.conversation import Conversation, ToolCall
 from piecework_protocol.errors import MalformedInput
-from piecework_protocol.kinds.read import Question
 
 if TYPE_CHECKING:
     from piecework.client.gateway.answers import Answers
@@ -49,10 +48,6 @@ NARROWER_FROM: Final = 2
 """From this repair on the model has less to choose in a slot that it did not fill."""
 FEW_NUMBERS_FROM: Final = 3
 """From this repair on a number is one of a few."""
-LABELS_PER_READ: Final = 48
-"""Of all questions of one read, if so many are enough. Each label is a line of the prompt."""
-MAX_READS: Final = 4
-"""That decide the values of one document at once."""
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, documents or calls, and their repairs."""
 
@@ -274,7 +269,7 @@ class DocumentWriter:
     async def _decided(self, filling: Filling, talk: Conversation) -> Filling:
         """Decide values that must be one of a few. Without workers that decide, nothing changes."""
         choices: dict[Path, int] = {}
-        for asked in _batches(filling.questions):
+        for asked in filling.reads:
             questions = tuple(question for _, question in asked)
             try:
                 sums = await self._answers.decide(self._index, talk, questions, self._next_part())
@@ -294,23 +289,6 @@ class DocumentWriter:
         part = self._answers.part(self._index, self._jobs, self._part)
         self._jobs += 1
         return part
-
-
-def _batches(
-    questions: Sequence[tuple[Path, Question]],
-) -> Iterator[Sequence[tuple[Path, Question]]]:
-    """Share questions out over a few reads that fit a small context if they can."""
-    batch: list[tuple[Path, Question]] = []
-    every, labels = sum(len(question.labels) for _, question in questions), 0
-    most = max(LABELS_PER_READ, -(-every // MAX_READS))
-    for path, question in questions:
-        labels += len(question.labels)
-        if batch and labels > most:
-            yield batch
-            batch, labels = [], len(question.labels)
-        batch.append((path, question))
-    if batch:
-        yield batch
 
 
 def failed(reason: str) -> ApiError:

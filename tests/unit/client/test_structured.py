@@ -542,3 +542,17 @@ def test_a_schema_that_was_refused_is_refused_again_where_it_stands() -> None:
         with pytest.raises(ApiError) as caught:
             parse_schema({"unevaluatedProperties": False}, where)
         assert str(caught.value.param).startswith(where)
+
+
+def test_questions_with_many_labels_are_shared_out_over_a_few_reads() -> None:
+    def read_sizes(*labels: int) -> list[int]:
+        choices = [{"enum": [f"{i} of {n}" for i in range(n)]} for n in labels]
+        filling = begun(obj(**{f"a{at}": choice for at, choice in enumerate(choices)}))
+        assert [one for read in filling.reads for one in read] == list(filling.questions)
+        return [sum(len(question.labels) for _, question in read) for read in filling.reads]
+
+    assert read_sizes(2, 3) == [5]
+    assert read_sizes(23, 21, 12, 28) == [44, 40]
+    assert read_sizes(60, 2) == [60, 2]
+    assert len(read_sizes(*[20] * 40)) == 4
+    assert begun(obj(a=STRING)).reads == ()

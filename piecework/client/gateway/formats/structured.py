@@ -43,6 +43,10 @@ from piecework_protocol.limits import MAX_LABELS, MAX_QUESTIONS
 MAX_DOCUMENT_DEPTH: Final = MAX_SCHEMA_DEPTH + MAX_VALUE_DEPTH + 2
 MAX_REPAIRS: Final = 4
 """Jobs after the first one. Each pins what is valid so far."""
+LABELS_PER_READ: Final = 48
+"""Of all questions of one read, if that makes few reads. Each label is a line of the prompt."""
+MAX_READS: Final = 4
+"""That decide the values of one document at once, about."""
 MAX_GROWN_TOKENS: Final = 4096
 """Of a document whose strings grow, if the caller has no limit."""
 _TEXT_GROWTH: Final = 4
@@ -245,6 +249,20 @@ class Filling:
             for piece in self.pieces
             if isinstance(piece, Slot) and 2 <= len(piece.options) <= MAX_LABELS
         )[:MAX_QUESTIONS]
+
+    @property
+    def reads(self) -> tuple[tuple[tuple[Path, Question], ...], ...]:
+        """The questions, shared out over a few reads that fit a small context if they can."""
+        found: list[list[tuple[Path, Question]]] = []
+        sizes = [len(question.labels) for _, question in self.questions]
+        most, labels = max(LABELS_PER_READ, -(-sum(sizes) // MAX_READS)), 0
+        for one, size in zip(self.questions, sizes, strict=True):
+            labels += size
+            if not found or labels > most:
+                found.append([])
+                labels = size
+            found[-1].append(one)
+        return tuple(map(tuple, found))
 
     def narrowed(self, *, few_numbers: bool) -> Filling:
         """Leave the model less to choose in every slot (`narrowing`), if that fits the limit.
