@@ -19,7 +19,7 @@ from piecework.chain.calls import Call, Claim
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.limits import DEFAULT_POLL_S
 from piecework.chain.packing import settlement_batches, settlement_calldata
-from piecework.chain.reader import ChainReader, RegisteredWorker
+from piecework.chain.reader import ChainReader, ChannelOnChain, RegisteredWorker
 from piecework.chain.transactions import TransactionSender, WouldDo
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
@@ -208,14 +208,21 @@ class Leaver:
         finally:
             await journal.close()
         await self._fund_authorized(channels)
-        claims = [
-            Claim(stored.channel, stored.ledger.accepted.voucher, stored.ledger.accepted.signature)
-            for stored in channels
-            if stored.ledger.accepted is not None and await self._owes(stored)
-        ]
+        claims, lost = [], 0
+        for stored in channels:
+            accepted = stored.ledger.accepted
+            if accepted is None:
+                continue
+            known = await self._reader.channel(stored.id)
+            payable = _payable(accepted.voucher.cumulative, known)
+            lost += accepted.voucher.cumulative - payable
+            if known.settled < payable:
+                claims.append(Claim(stored.channel, accepted.voucher, accepted.signature))
         paid = sum([await self._settle_batch(b) for b in settlement_batches(claims)])
         token = self._reader.deployment.payment_token
         detail = f"{token.format(paid)} of vouchers settled" if paid else "no voucher is unsettled"
+        if lost:
+            detail += f". {token.format(lost)} of vouchers is above what their channels pay"
         return StepReport(LeaveStep.SETTLE.value, detail, new=bool(paid))
 
     async def _fund_authorized(self, channels: Sequence[StoredChannel]) -> None:
@@ -232,13 +239,6 @@ class Leaver:
             call = calls.submit_funding(self._reader.deployment, stored.channel, sent)
             if isinstance(await self._sender.simulate(call), WouldDo):
                 await self._send(call)
-
-    async def _owes(self, stored: StoredChannel) -> bool:
-        """Whether the chain has paid less than the latest voucher, in a channel that is open."""
-        known = await self._reader.channel(stored.id)
-        accepted = stored.ledger.accepted
-        amount = 0 if accepted is None else accepted.voucher.cumulative
-        return known.state in OPEN_STATES and known.settled < min(amount, known.capacity)
 
     async def _settle_batch(self, batch: Sequence[Claim]) -> int:
         previews = await self._reader.preview_settle(batch)
@@ -354,6 +354,13 @@ class Leaver:
         if tokens:
             lines.append(deployment.payment_token.format(tokens))
         return tuple(lines)
+
+
+def _payable(promised: int, known: ChannelOnChain) -> int:
+    """What the chain has paid or will pay of what a channel's latest voucher promises."""
+    if known.state not in OPEN_STATES:
+        return min(promised, known.settled)
+    return max(known.settled, min(promised, known.capacity))
 
 
 def _span(seconds: int) -> str:

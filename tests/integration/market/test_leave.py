@@ -9,7 +9,7 @@ import pytest
 from piecework.chain.calls import Call
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_node.daemon.leaving import LeaveStep
-from piecework_protocol.types import parse_address
+from piecework_protocol.types import Timestamp, parse_address
 from tests.support.chain.chains import MIN_STAKE, UNBONDING_DELAY_S, TestMarket, deployed
 from tests.support.node.leaving import killed, leave, leave_here
 from tests.support.node.owed import (
@@ -80,6 +80,15 @@ async def test_a_top_up_that_vouchers_count_on_is_sent_before_they_are_settled(
         report = await leave(owed.hands)
         assert report.next is LeaveStep.WAIT
         assert (await tokens(market))[0] == before + promised + 2 * FEE
+
+
+async def test_what_vouchers_promise_and_no_channel_pays_is_said(tmp_path: Path) -> None:
+    async with EmbeddedChain() as chain, deployed(chain) as market:
+        owed = await owed_worker(tmp_path, market, chain.url)
+        await count_on_a_top_up(owed, market, until=Timestamp(1))
+        report = await leave(owed.hands)
+        settle = next(step for step in report.steps if step.step == LeaveStep.SETTLE.value)
+        assert "2.00 tUSDC of vouchers is above what their channels pay" in settle.detail
 
 
 async def test_without_the_owners_key_it_says_what_to_send_and_goes_on_when_that_is_mined(

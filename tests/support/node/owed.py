@@ -81,14 +81,16 @@ async def owed_worker(folder: Path, market: TestMarket, url: str, **settings: An
     )
 
 
-async def count_on_a_top_up(owed: OwedWorker, market: TestMarket) -> int:
+async def count_on_a_top_up(owed: OwedWorker, market: TestMarket, until: Timestamp = FAR) -> int:
     """Put a voucher above the deposit into the journal, and the authorization to raise that.
+
+    until: how long the authorization holds.
 
     Returns:
         What the channel owes then, in base units.
     """
     domain, channel, promised = market.reader.domain, owed.channel, 7 * USD
-    terms = FundChannel(channel, Amount(8 * USD), Amount(FEE), FAR)
+    terms = FundChannel(channel, Amount(8 * USD), Amount(FEE), until)
     funding = FundingAuthorization(terms, signature_of(domain, terms, PAYER))
     claim = claim_of(domain, channel, PAYER, promised, count=2)
     receipts = Accumulator().append(Digest(keccak256(b"a receipt")))
