@@ -76,17 +76,24 @@ async def prepare(
         created_at=now,
         owner=context.store.owner,
     )
+    return record, await _record(context, record, request, row, part)
+
+
+async def _record(
+    context: JobContext, job: JobRow, request: JobRequest, row: ChannelRow, part: Part
+) -> ChannelRow:
+    """Record a job and reserve its ceiling, both or none. A cancelled one is over at once."""
     asked = request.content
     # An opening has no text, and its outputs are large. An audit has the text of another job.
     keeps = context.config.keep_text and not isinstance(asked, OpenContent)
     spoken = asked.conversation if isinstance(asked, TextContent | ReadContent) else None
     text = readable(spoken) if keeps and spoken is not None else None
-    content = prompt if keeps else None
-    admitting = asyncio.ensure_future(context.channels.admit(record, text, row, part, content))
+    content = request.prompt if keeps else None
+    admitting = asyncio.ensure_future(context.channels.admit(job, text, row, part, content))
     try:
-        return record, await asyncio.shield(admitting)
+        return await asyncio.shield(admitting)
     except asyncio.CancelledError:
-        admitting.add_done_callback(lambda done: _forget(context, record, done))
+        admitting.add_done_callback(lambda done: _forget(context, job, done))
         raise
 
 
