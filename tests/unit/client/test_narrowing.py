@@ -9,7 +9,7 @@ import pytest
 
 from piecework.client.gateway.formats.narrowing import NUMBERS, narrowed, numbers
 from piecework.client.gateway.formats.schema import JsonSchema, parse_schema
-from piecework.client.gateway.formats.skeleton import Skeleton, skeleton
+from piecework.client.gateway.formats.skeleton import Skeleton, Slot, SlotKind, skeleton
 from piecework.client.gateway.formats.structured import MAX_REPAIRS, Filling
 
 STRING: Any = {"type": "string"}
@@ -122,6 +122,80 @@ def test_items_that_were_read_stay() -> None:
     assert shape(some.pieces) == '{"a": [1, 2, <VALUE>]}'
     enough = filling.take('{"a": [1, 2, 3, four]}').narrowed(few_numbers=False)
     assert enough.document == '{"a": [1, 2, 3]}'
+
+
+PEOPLE = [{"name": f"person number {n}", "address": f"{n} Long Street, Oslo"} for n in range(60)]
+
+
+def room(slot: Slot) -> int:
+    """Characters that a hole has room for, at two a token."""
+    return 2 * slot.tokens
+
+
+def written_by_a_model_that_fills_its_holes(schema: JsonSchema, most: int | None = None) -> Filling:
+    """A document of PEOPLE. Each hole gets what comes next of the list, up to its room."""
+    filling = Filling.of(schema, most)
+    assert filling is not None
+    for attempt in range(1 + MAX_REPAIRS):
+        if attempt > 1:
+            filling = filling.narrowed(few_numbers=attempt > 2)
+        if filling.done:
+            break
+        filling = filling.take(
+            "".join(p if isinstance(p, str) else p.front + next_part(p) for p in filling.pieces)
+        )
+        fitted = filling.fitted()
+        if fitted is None:
+            break
+        filling = fitted
+    return filling
+
+
+def next_part(slot: Slot) -> str:
+    written = json.dumps(PEOPLE[len(slot.given) :])
+    return (written if slot.kind is SlotKind.VALUE else written[1:-1])[: room(slot)]
+
+
+@pytest.mark.parametrize("nullable", [False, True])
+def test_a_list_that_fills_its_hole_goes_on_and_is_not_ended(nullable: bool) -> None:
+    people = {"type": "array", "items": obj(name=STRING, address=STRING)}
+    schema = parse_schema(obj(a={"anyOf": [people, NULL]} if nullable else people), "schema")
+    filling = written_by_a_model_that_fills_its_holes(schema)
+    assert filling.done
+    assert json.loads(filling.document) == {"a": PEOPLE}
+
+
+def test_a_value_of_the_second_kind_that_fills_its_hole_keeps_its_kind() -> None:
+    people = {"type": "array", "items": obj(name=STRING, address=STRING)}
+    schema = parse_schema(obj(a={"anyOf": [obj(x=STRING), people]}), "schema")
+    filling = written_by_a_model_that_fills_its_holes(schema)
+    assert json.loads(filling.document) == {"a": PEOPLE}
+
+
+def test_a_list_that_fills_the_callers_limit_is_cut_there() -> None:
+    people = {"type": "array", "items": obj(name=STRING, address=STRING)}
+    filling = written_by_a_model_that_fills_its_holes(parse_schema(obj(a=people), "schema"), 600)
+    assert not filling.done
+    assert filling.is_cut
+    kept = json.loads(filling.beginning.removesuffix(", ") + "]}")["a"]
+    assert kept == PEOPLE[: len(kept)]
+    assert kept
+
+
+def test_a_list_without_end_is_ended_at_last() -> None:
+    schema = parse_schema(obj(a={"type": "array", "items": STRING}), "schema")
+    filling = Filling.of(schema, None)
+    assert filling is not None
+    for attempt in range(1 + MAX_REPAIRS):
+        if attempt > 1:
+            filling = filling.narrowed(few_numbers=attempt > 2)
+        if filling.done:
+            break
+        slot = filling.pieces[1]
+        assert isinstance(slot, Slot)
+        words = '"again", ' * slot.tokens
+        filling = filling.take(f'{{"a": [{slot.front}{words[: room(slot)]}]}}')
+    assert set(json.loads(filling.document)["a"]) == {"again"}
 
 
 def test_a_form_that_does_not_fit_the_token_limit_is_not_taken() -> None:

@@ -1,7 +1,8 @@
 """What a slot becomes that no job could fill: a narrower one. Pure.
 
 A slot in which many values may stand leaves the choice to the model. A model that twice wrote
-nothing valid there gets less to choose:
+nothing valid there gets less to choose. One that filled the hole with JSON and lacked room gets
+more room first.
 
 - a list or an object of free length ends behind what was read, or has a slot for each item that it
   lacks
@@ -38,6 +39,8 @@ FAR: Final = 10**15
 """A bound beyond is none."""
 DECIMALS: Final = 20
 """Steps between the bounds of a number that need not be whole."""
+MAX_GROWING_TOKENS: Final = 2048
+"""Of a hole that the model filled and may fill again. One that would be larger becomes narrower."""
 MAX_MERGES: Final = 64
 """Alternatives in one another that are followed."""
 
@@ -88,7 +91,7 @@ class _Narrower:
         """Nodes put together. They stay, as nodes are told apart by their identity."""
 
     def slot(self, slot: Slot) -> Iterator[Piece]:
-        if slot.options:
+        if slot.options or (slot.full and slot.tokens <= MAX_GROWING_TOKENS):
             yield slot
             return
         node, above = self._at(slot.path)

@@ -74,7 +74,8 @@ class Slot:
 
     path: where its value stands. tokens: positions in the template. given: items of a list,
     members of an object, or a string's first characters, that are pinned in front. options: what
-    it can hold, as JSON that goes into its place, if that is one of a few values.
+    it can hold, as JSON that goes into its place, if that is one of a few values. full: whether the
+    last job filled its hole before the value had an end.
     """
 
     kind: SlotKind
@@ -82,6 +83,12 @@ class Slot:
     tokens: int
     given: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
+    full: bool = False
+
+    @property
+    def is_sequence(self) -> bool:
+        """Whether it holds items, or members, that can be pinned one by one."""
+        return self.kind in (SlotKind.ITEMS, SlotKind.MEMBERS)
 
     @property
     def front(self) -> str:
@@ -315,11 +322,13 @@ class Content:
     done: values of a list, or members of an object, that were read before a broken one. Of a
         string that goes on: its first characters.
     closed: whether the model itself ended a string, with a quote.
+    full: whether JSON fills the hole and has no end there.
     """
 
     text: str | None
     done: tuple[str, ...] = ()
     closed: bool = False
+    full: bool = False
 
 
 def contents(pieces: Skeleton, text: str) -> list[str]:
@@ -347,9 +356,25 @@ def read_slot(slot: Slot, text: str) -> Content:
         start = _space(text, 0)
         end = _value_end(text, start)
         if end is None or not _GOES_ON.match(text, end) or _parsed(text[start:end]) is None:
-            return Content(None)
+            return Content(None, full=_is_full(slot, text, start))
         return Content(text[start:end])
-    return _read_sequence(text, members=slot.kind is SlotKind.MEMBERS)
+    done, broken = _read_sequence(text, members=slot.kind is SlotKind.MEMBERS)
+    if broken is None:
+        return Content(", ".join(done), done)
+    return Content(None, done, full=_is_full(slot, text, broken))
+
+
+def _is_full(slot: Slot, text: str, at: int) -> bool:
+    """Whether a text fills its hole, and the JSON that begins at `at` has no end in it."""
+    if token_estimate(text) < slot.tokens:
+        return False
+    depth, is_open = 0, False
+    for step in _STEP.finditer(text, at):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(step[0], 0)
+        if depth < 0:
+            return False
+        is_open = step.end() == len(text) and _QUOTED.fullmatch(step[0]) is None
+    return depth > 0 or is_open or text[at:].rstrip()[-1:] in ("", ",", ":")
 
 
 def written_in(slot: Slot, value: Any) -> Content:
@@ -425,25 +450,29 @@ def token_floor(text: str) -> int:
     return len(text.encode()) // MAX_TOKEN_BYTES
 
 
-def _read_sequence(text: str, *, members: bool) -> Content:
-    """Read items, or members, one behind the other."""
+def _read_sequence(text: str, *, members: bool) -> tuple[tuple[str, ...], int | None]:
+    """Read items, or members, one behind the other.
+
+    Returns:
+        Those before the first broken one, and where that begins. None if all are whole.
+    """
     done: list[str] = []
     at = _space(text, 0)
     while at < len(text) and text[at] not in "]}":
         end = _member_end(text, at) if members else _value_end(text, at)
         written = "" if end is None else text[at:end]
         if end is None or _parsed(f"{{{written}}}" if members else written) is None:
-            return Content(None, tuple(done))
+            return tuple(done), at
         done.append(written)
         at = _space(text, end)
         if at >= len(text) or text[at] in "]}":
             break
         if text[at] != ",":
-            return Content(None, tuple(done))
+            return tuple(done), at
         at = _space(text, at + 1)
         if at >= len(text):
-            return Content(None, tuple(done))
-    return Content(", ".join(done), tuple(done))
+            return tuple(done), at
+    return tuple(done), None
 
 
 def _member_end(text: str, at: int) -> int | None:

@@ -2,9 +2,9 @@
 
 A `Filling` is the state between two jobs. Each job denoises its template. What is valid then is
 pinned in the template of the next one. A list keeps its items before the first broken one. A string
-that fills its hole goes on in the next one. What is longer than the schema allows, a list or a
-string, is cut. A value that must be one of a few can be decided by a read job, which gives one of
-them in any case.
+or a list that fills its hole goes on in the next one. What is longer than the schema allows, a list
+or a string, is cut. A value that must be one of a few can be decided by a read job, which gives one
+of them in any case.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ MAX_READS: Final = 4
 """That decide the values of one document at once, about."""
 MAX_GROWN_TOKENS: Final = 4096
 """Of a document whose strings grow, if the caller has no limit."""
-_TEXT_GROWTH: Final = 4
+_WHOLE_GROWTH: Final = 4
+"""Of a hole for a string, or for a value that begins again with each job."""
 _BROKEN_OFF_BYTES: Final = 16
 """Of an escape that broke off, at most."""
 _SPARE_TOKENS: Final = 8
@@ -117,17 +118,20 @@ class Filling:
 
     @staticmethod
     def _continues(piece: Piece) -> bool:
-        return isinstance(piece, Slot) and piece.kind is SlotKind.TEXT and bool(piece.given)
+        """Whether a string, a list or an object has a beginning, and goes on."""
+        if not isinstance(piece, Slot) or not piece.given:
+            return False
+        return piece.full or piece.kind is SlotKind.TEXT
 
     @property
     def is_cut(self) -> bool:
-        """Whether nothing is missing but the rest of strings."""
+        """Whether nothing is missing but the rest of strings, lists and objects."""
         slots = [piece for piece in self.pieces if isinstance(piece, Slot)]
         return bool(slots) and all(self._continues(slot) for slot in slots)
 
     @property
     def beginning(self) -> str:
-        """The document up to the first slot, with the string that breaks off there."""
+        """The document up to the first slot, with what breaks off there."""
         first = expanded(self.pieces)[0]
         return first if isinstance(first, str) else ""
 
@@ -311,11 +315,13 @@ class Filling:
             elif (text := judged[piece.path].text) is not None:
                 pieces.append(text)
             else:
+                full = judged[piece.path].full
                 growth = 1 if piece.path not in short else 2
-                if piece.kind is SlotKind.TEXT and growth > 1:
-                    growth = _TEXT_GROWTH
+                if growth > 1 and (piece.kind is SlotKind.TEXT or (full and not piece.is_sequence)):
+                    growth = _WHOLE_GROWTH
                 tokens = min(growth * piece.tokens, MAX_SLOT_TOKENS)
-                pieces.append(replace(piece, tokens=tokens, given=judged[piece.path].done))
+                given = judged[piece.path].done
+                pieces.append(replace(piece, tokens=tokens, given=given, full=full))
         return merged(pieces)
 
 
@@ -362,7 +368,9 @@ def _judged(
             keep, valid = keep if more else 0, False
     if valid and content.text is not None:
         return content if not cuts else _cut(slot, content, min(cuts))
-    return Content(None, content.done[:keep])
+    new = keep > len(slot.given) or not slot.is_sequence
+    full = content.full and keep == len(content.done) and new
+    return Content(None, content.done[:keep], full=full)
 
 
 _CUTS: Final = {(SlotKind.ITEMS, "maxItems"), (SlotKind.TEXT, "maxLength")}
