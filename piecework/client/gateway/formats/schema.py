@@ -21,7 +21,6 @@ from typing import Any, Final, NoReturn, TypeAlias
 from urllib.parse import unquote
 
 import jsonschema
-import regex
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import SchemaError
 from jsonschema.validators import extend
@@ -30,6 +29,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework.client.gateway.formats.common import bad
+from piecework.client.gateway.formats.patterns import check_pattern, is_found
 from piecework_protocol.limits import MAX_CONTENT_BYTES
 
 MAX_SCHEMA_BYTES: Final = 256 * 1024
@@ -105,10 +105,10 @@ def _pattern(
     if not isinstance(instance, str):
         return
     try:
-        found = regex.search(pattern, instance, timeout=PATTERN_TIMEOUT_S)
+        found = is_found(pattern, instance, PATTERN_TIMEOUT_S)
     except TimeoutError:
         raise DocumentTooDear(f"the pattern {pattern[:60]!r} takes too long") from None
-    if found is None:
+    if not found:
         yield jsonschema.exceptions.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
@@ -116,6 +116,18 @@ _VALIDATOR_RULES: Final = {**Draft202012Validator.VALIDATORS, "pattern": _patter
 _Validator: Any = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator, {name: _bounded(rule) for name, rule in _VALIDATOR_RULES.items()}
 )
+_SCHEMA_FORMATS = FormatChecker(())
+"""Of the strings in a schema itself."""
+
+
+@_SCHEMA_FORMATS.checks("regex", raises=ValueError)
+def _is_pattern(value: object) -> bool:
+    """Whether a string is a pattern. The library takes Python's for one, and no other."""
+    if isinstance(value, str):
+        check_pattern(value)
+    return True
+
+
 _FORMATS = FormatChecker()
 _DATE_TIME = re.compile(
     r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:[Zz]|[+-]\d{2}:\d{2})", re.ASCII
@@ -258,7 +270,7 @@ def _accepted(text: str, where: str) -> JsonSchema:
         # pattern, and other meanings of keywords.
         node.pop("$schema", None)
     try:
-        _Validator.check_schema(root)
+        _Validator.check_schema(root, format_checker=_SCHEMA_FORMATS)
     except SchemaError as error:
         bad(f"not a schema: {one_line(error.message, MAX_REASON)}", where)
     nodes = list(_nodes(root))
@@ -337,11 +349,6 @@ def _check_node(
     root: Mapping[str, Any], node: Mapping[str, Any], judged: set[int], where: str
 ) -> None:
     """Refuse what the library does not judge. `judged`: the ids of all schemas that it does."""
-    if "pattern" in node:
-        try:
-            regex.compile(node["pattern"])
-        except (regex.error, RecursionError):
-            bad(f"{node['pattern'][:60]!r} is not a pattern", where)
     if node.get("enum") == []:
         bad("an enum has at least one value", where)
     for name in _LEAST:
