@@ -43,3 +43,69 @@ def test_a_pattern_means_what_ecmascript_says(pattern: str, text: str, holding: 
 def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
     with pytest.raises(ApiError, match="is not a 'regex'"):
         parse_schema({"type": "string", "pattern": pattern}, "schema")
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "holding"),
+    [
+        (19.99, 0.01, True),
+        (0.3, 0.1, True),
+        (1.1, 0.1, True),
+        (1e-7, 1e-9, True),
+        (4, 0.5, True),
+        (1e300, 0.01, True),
+        (19.995, 0.01, False),
+        (0.35, 0.1, False),
+        (2.5, 2, False),
+        (35, 5, True),
+        (36, 5, False),
+        (10**30 + 1, 10, False),
+    ],
+)
+def test_a_multiple_is_one_in_decimals(number: float, step: float, holding: bool) -> None:
+    """As floats, 19.99 is no multiple of 0.01."""
+    assert holds({"type": "number", "multipleOf": step}, number) is holding
+
+
+def test_a_truth_value_has_no_multiples() -> None:
+    assert holds({"multipleOf": 0.4}, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "holding"),
+    [
+        ("time", "14:30:00", True),
+        ("time", "14:30:00Z", True),
+        ("time", "14:30:00.25+02:00", True),
+        ("time", "14:30", False),
+        ("time", "25:30:00", False),
+        ("time", "noon", False),
+        ("duration", "PT1H30M", True),
+        ("duration", "P1DT0.5S", True),
+        ("duration", "P2W", True),
+        ("duration", "-P1D", True),
+        ("duration", "P", False),
+        ("duration", "P1DT", False),
+        ("duration", "an hour", False),
+        ("uri", "https://example.com/a?b=c#d", True),
+        ("uri", "https://de.wikipedia.org/wiki/Köln", True),
+        ("uri", "mailto:a@example.com", True),
+        ("uri", "a fox", False),
+        ("uri", "www.example.com", False),
+        ("uri", "https://example.com/a b", False),
+        ("hostname", "relay-1.example.com", True),
+        ("hostname", "localhost", True),
+        ("hostname", "-a.example.com", False),
+        ("hostname", "a fox", False),
+        ("path", "whatever pydantic calls a format", True),
+    ],
+)
+def test_a_string_is_judged_by_the_formats_that_pydantic_and_zod_write(
+    kind: str, text: str, holding: bool
+) -> None:
+    assert holds({"type": "string", "format": kind}, text) is holding
+
+
+@pytest.mark.parametrize("kind", ["time", "duration", "uri", "hostname", "date-time"])
+def test_a_format_says_nothing_about_other_kinds(kind: str) -> None:
+    assert holds({"format": kind}, 5)

@@ -219,6 +219,7 @@ def test_a_document_of_a_model_that_writes_no_json_holds() -> None:
             born={"type": "string", "format": "date"},
             seen={"anyOf": [{"type": "string", "format": "date-time"}, NULL]},
             woken={"type": "string", "format": "time"},
+            slept={"type": "string", "format": "duration"},
             tags={"type": "array", "items": STRING},
             marks={"type": "array", "items": INTEGER, "minItems": 2},
             parts={"type": "array", "items": obj(x={"anyOf": [INTEGER, NULL]})},
@@ -246,6 +247,7 @@ def test_a_document_of_a_model_that_writes_no_json_holds() -> None:
     assert document["born"] == "2010-01-01"
     assert document["seen"] == "2010-01-01T00:00:00Z"
     assert document["woken"] == "00:00:00"
+    assert document["slept"] == "PT00H00M"
     assert (document["age"], document["size"], document["tone"]) == (0, 0, "calm")
     assert (document["marks"], document["parts"]) == ([0, 0], [{"x": 0}])
 

@@ -8,8 +8,8 @@ more room first.
   lacks
 - of several kinds of values the first is left, null comes last
 - a value of any kind becomes a string
-- a number, or a date by its format, becomes one of a few after one more try, and a read job decides
-  which
+- a number, or a date, a time or a duration by its format, becomes one of a few after one more try,
+  and a read job decides which
 """
 
 from __future__ import annotations
@@ -62,6 +62,7 @@ _FORMS: Final[dict[Any, tuple[str | tuple[str, tuple[str, ...]], ...]]] = {
     "date": _DATE,
     "time": _TIME,
     "date-time": (*_DATE, "T", *_TIME, "Z"),
+    "duration": ("PT", _TIME[0], "H", _TIME[2], "M"),
 }
 """Strings of these formats in parts, with what each part is chosen from."""
 _Above: TypeAlias = tuple[int, ...]

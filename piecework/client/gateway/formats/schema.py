@@ -9,13 +9,12 @@ steps.
 from __future__ import annotations
 
 import json
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime
+from fractions import Fraction
 from threading import Lock
 from typing import Any, Final, NoReturn, TypeAlias
 from urllib.parse import unquote
@@ -30,6 +29,7 @@ from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework.client.gateway.formats.common import bad
 from piecework.client.gateway.formats.patterns import check_pattern, is_found
+from piecework.client.gateway.formats.string_formats import FORMATS
 from piecework_protocol.limits import MAX_CONTENT_BYTES
 
 MAX_SCHEMA_BYTES: Final = 256 * 1024
@@ -112,7 +112,26 @@ def _pattern(
         yield jsonschema.exceptions.ValidationError(f"{instance!r} does not match {pattern!r}")
 
 
-_VALIDATOR_RULES: Final = {**Draft202012Validator.VALIDATORS, "pattern": _pattern}
+def _multiple_of(
+    validator: Any, step: float, instance: Any, _: Any
+) -> Iterator[jsonschema.exceptions.ValidationError]:
+    """Judge a number by its decimals. As floats, 19.99 is no multiple of 0.01."""
+    if not validator.is_type(instance, "number"):
+        return
+    if isinstance(instance, float) or isinstance(step, float):
+        float(instance)  # a number that no float can hold is not judged
+        rest: Any = Fraction(repr(instance)) % Fraction(repr(step))
+    else:
+        rest = instance % step
+    if rest:
+        yield jsonschema.exceptions.ValidationError(f"{instance!r} is not a multiple of {step!r}")
+
+
+_VALIDATOR_RULES: Final = {
+    **Draft202012Validator.VALIDATORS,
+    "pattern": _pattern,
+    "multipleOf": _multiple_of,
+}
 _Validator: Any = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator, {name: _bounded(rule) for name, rule in _VALIDATOR_RULES.items()}
 )
@@ -125,23 +144,6 @@ def _is_pattern(value: object) -> bool:
     """Whether a string is a pattern. The library takes Python's for one, and no other."""
     if isinstance(value, str):
         check_pattern(value)
-    return True
-
-
-_FORMATS = FormatChecker()
-_DATE_TIME = re.compile(
-    r"\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2}(?:\.\d+)?(?:[Zz]|[+-]\d{2}:\d{2})", re.ASCII
-)
-
-
-@_FORMATS.checks("date-time", raises=ValueError)
-def _is_date_time(value: object) -> bool:
-    """Whether a string is a moment by RFC 3339. The library needs another one for that."""
-    if not isinstance(value, str):
-        return True
-    if _DATE_TIME.fullmatch(value) is None:
-        return False
-    datetime.fromisoformat(value.upper())
     return True
 
 
@@ -186,7 +188,7 @@ class JsonSchema:
         Raises:
             DocumentTooDear: It takes longer, or a pattern takes too long on it.
         """
-        checker = _Validator(dict(self.root), format_checker=_FORMATS)
+        checker = _Validator(dict(self.root), format_checker=FORMATS)
         before = _DEADLINE.set(time.thread_time() + most_s)
         try:
             found = list(checker.iter_errors(document))
