@@ -8,6 +8,7 @@ import pytest
 
 from piecework.client.gateway.formats.common import ApiError
 from piecework.client.gateway.formats.schema import parse_schema
+from piecework.client.gateway.formats.skeleton import skeleton
 
 
 def holds(schema: dict[str, Any], value: Any) -> bool:
@@ -109,3 +110,65 @@ def test_a_string_is_judged_by_the_formats_that_pydantic_and_zod_write(
 @pytest.mark.parametrize("kind", ["time", "duration", "uri", "hostname", "date-time"])
 def test_a_format_says_nothing_about_other_kinds(kind: str) -> None:
     assert holds({"format": kind}, 5)
+
+
+PAIR: list[dict[str, Any]] = [{"type": "integer"}, {"type": "string"}]
+
+
+@pytest.mark.parametrize("name", ["draft-07", "draft-04"])
+def test_a_tuple_of_an_older_draft_is_one_of_today(name: str) -> None:
+    """zod, as the AI SDK sends it, writes tuples so."""
+    older = {
+        "$schema": f"http://json-schema.org/{name}/schema#",
+        "type": "object",
+        "properties": {"a": {"type": "array", "items": PAIR, "minItems": 2, "maxItems": 2}},
+    }
+    assert holds(older, {"a": [1, "x"]})
+    assert not holds(older, {"a": ["x", 1]})
+    pieces = skeleton(parse_schema(older, "schema"))
+    assert [piece for piece in pieces if isinstance(piece, str)] == ['{"a": [', ', "', '"]}']
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "holding"),
+    [
+        ({"items": PAIR, "additionalItems": False}, [1, "x"], True),
+        ({"items": PAIR, "additionalItems": False}, [1, "x", 2], False),
+        ({"items": PAIR, "additionalItems": {"type": "null"}}, [1, "x", None], True),
+        ({"items": PAIR, "additionalItems": {"type": "null"}}, [1, "x", 2], False),
+        ({"items": PAIR}, [1, "x", 2], True),
+        ({"items": [{"items": PAIR}]}, [["x"]], False),
+        ({"items": [], "additionalItems": False}, [], True),
+        ({"items": [], "additionalItems": False}, [1], False),
+        ({"items": {"type": "integer"}, "additionalItems": False}, [1, 2], True),
+        ({"items": {"type": "integer"}, "additionalItems": {"type": "null"}}, [None], False),
+        ({"additionalItems": False}, [1, 2], True),
+    ],
+)
+def test_more_items_than_a_tuple_has_are_judged_as_its_draft_says(
+    schema: dict[str, Any], value: Any, holding: bool
+) -> None:
+    assert holds({"type": "array", **schema}, value) is holding
+
+
+def test_a_tuple_that_is_named_in_both_ways_is_refused() -> None:
+    with pytest.raises(ApiError, match="is not of type 'object'"):
+        parse_schema({"items": PAIR, "prefixItems": PAIR}, "schema")
+
+
+def test_a_reference_into_a_tuple_of_an_older_draft_leads_to_its_item() -> None:
+    """zod refers to a part that comes twice by its first place."""
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"type": "array", "items": PAIR},
+            "b": {"$ref": "#/properties/a/items/1"},
+        },
+    }
+    assert holds(schema, {"b": "x"})
+    assert not holds(schema, {"b": 1})
+
+
+def test_the_items_of_a_tuple_of_an_older_draft_count_as_parts() -> None:
+    with pytest.raises(ApiError, match="at most 4096 parts"):
+        parse_schema({"items": [{}] * 5000}, "schema")

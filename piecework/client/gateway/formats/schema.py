@@ -1,9 +1,9 @@
 """JSON schemas that an answer must hold: what is accepted, and how a document is judged. Pure.
 
-The rules are those of JSON Schema 2020-12, judged by the jsonschema library. A keyword that is not
-known here is refused by name, because a rule that nobody checks would be a false promise. So is a
-schema that would cost too much to check: a few lines of nested references can ask for billions of
-steps.
+The rules are those of JSON Schema 2020-12, judged by the jsonschema library. Tuples of older drafts
+are written anew. A keyword that is not known here is refused by name, because a rule that nobody
+checks would be a false promise. So is a schema that would cost too much to check: a few lines of
+nested references can ask for billions of steps.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.base.text import one_line
 from piecework.client.gateway.formats.common import bad
+from piecework.client.gateway.formats.drafts import modernize
 from piecework.client.gateway.formats.patterns import check_pattern, is_found
 from piecework.client.gateway.formats.string_formats import FORMATS
 from piecework_protocol.limits import MAX_CONTENT_BYTES
@@ -266,11 +267,8 @@ def _accepted(text: str, where: str) -> JsonSchema:
         root: dict[str, Any] = loads(text, max_depth=2 * MAX_SCHEMA_DEPTH)
     except ValueError:
         bad(f"a schema nests at most {MAX_SCHEMA_DEPTH} deep", where)
+    modernize(_nodes(root))
     _check_bounds(root, where)
-    for node in _nodes(root):
-        # The library would judge this part by that dialect's own rules: no time limit of a
-        # pattern, and other meanings of keywords.
-        node.pop("$schema", None)
     try:
         _Validator.check_schema(root, format_checker=_SCHEMA_FORMATS)
     except SchemaError as error:
