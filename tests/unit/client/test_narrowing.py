@@ -56,6 +56,8 @@ NODE = {
         ({}, '"<TEXT>"'),
         ({"not": {"const": "x"}}, '"<TEXT>"'),
         ({"allOf": [{"enum": ["a", "b"]}, {"title": "A"}]}, '"<a|b>"'),
+        ({"type": ["string"]}, '"<TEXT>"'),
+        ({"type": ["object"], "properties": {"x": STRING}}, '{"x": "<TEXT>"}'),
         ({"type": "array", "items": STRING}, '["<TEXT>"]'),
         ({"type": "array", "items": STRING, "maxItems": 0}, "[]"),
         ({"type": "array", "items": INTEGER, "minItems": 2}, "[<VALUE>, <VALUE>]"),
@@ -112,6 +114,29 @@ def test_the_few_hold_the_bounds_and_are_spread(node: Any, some: set[float]) -> 
 def test_a_list_in_itself_ends_with_null() -> None:
     schema = parse_schema(NODE, "schema")
     assert after(schema) == '{"value": <VALUE>, "next": null}'
+
+
+def tree(item: Any) -> dict[str, Any]:
+    """A person with a list of `item`, as pydantic writes it."""
+    person = obj(name=STRING, age=INTEGER, friends={"type": "array", "items": item})
+    group = obj(title=STRING, members={"type": "array", "items": {"$ref": "#/$defs/person"}})
+    return {"$defs": {"person": person, "group": group}, "$ref": "#/$defs/person"}
+
+
+@pytest.mark.parametrize(
+    ("item", "expected"),
+    [
+        ({"$ref": "#/$defs/person"}, "[]"),
+        ({"$ref": "#/$defs/group"}, '[{"title": "<TEXT>", "members": [<ITEMS>]}]'),
+    ],
+)
+def test_a_list_of_what_it_stands_in_ends(item: Any, expected: str) -> None:
+    schema = parse_schema(tree(item), "schema")
+    first = narrowed(schema, skeleton(schema), few_numbers=False)
+    head = '{"name": "<TEXT>", "age": <VALUE>, "friends": '
+    assert shape(first) == f"{head}{expected}}}"
+    last = shape(narrowed(schema, first, few_numbers=False))
+    assert last == shape(first).replace("[<ITEMS>]", "[]")
 
 
 def test_items_that_were_read_stay() -> None:

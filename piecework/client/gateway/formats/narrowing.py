@@ -108,9 +108,14 @@ class _Narrower:
             yield from self._value(slot, node, above)
 
     def _items(self, slot: Slot, node: Mapping[str, Any], above: _Above) -> Iterator[Piece]:
-        """A list that has none gets an item if it may. The model can fill that at least."""
+        """A list that has none gets an item if it may. The model can fill that at least.
+
+        One whose items begin the list's own object again has no end, so it gets none.
+        """
         count = len(slot.given)
-        least = max(node.get("minItems", 0), min(1, node.get("maxItems", 1)))
+        least = node.get("minItems", 0)
+        if id(self._schema.resolved(_inner(node, 0))) not in above:
+            least = max(least, min(1, node.get("maxItems", 1)))
         if least > MAX_FIXED_ITEMS:
             yield slot
             return

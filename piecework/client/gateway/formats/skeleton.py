@@ -218,8 +218,9 @@ class SkeletonBuilder:
 
     def typed(self, node: Mapping[str, Any], path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
         """Yield the pieces of a node without alternatives. `above` ends with the node itself."""
-        kind = node.get("type")
-        if kind is None and "properties" in node:
+        kinds = types_of(node)
+        kind = kinds[0] if len(kinds) == 1 else None
+        if not kinds and "properties" in node:
             kind = "object"
         if kind == "object":
             yield from self._object(node, path, above)
