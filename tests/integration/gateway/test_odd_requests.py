@@ -187,6 +187,13 @@ SCHEMAS: dict[str, dict[str, Any]] = {
     ),
     "itself": schema({"anyOf": [{"$ref": "#"}, {"type": "string"}]}),
     "a closed object": schema({"type": "string"}, additionalProperties=False),
+    "a pattern of another language": schema({"type": "string", "pattern": r"^\p{L}+$"}),
+    "a schema beside json_object": {
+        "response_format": {
+            "type": "json_object",
+            "schema": {"type": "object", "properties": {"a": {"type": "string"}}},
+        }
+    },
 }
 
 IGNORED: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -281,6 +288,10 @@ WRONG: dict[str, tuple[dict[str, Any], str | None]] = {
     "null as OpenAPI had it": (
         schema({"type": "string", "nullable": True}),
         "response_format.json_schema.schema",
+    ),
+    "a schema beside json_object that nobody checks": (
+        {"response_format": {"type": "json_object", "schema": {"nullable": True}}},
+        "response_format.schema",
     ),
     "a schema elsewhere": (
         schema({"$ref": "https://example.com/a.json"}),

@@ -313,7 +313,9 @@ def response_plan(raw: Any, where: str, schema_at: str = "json_schema.schema") -
     if kind == "text":
         return None
     if kind == "json_object":
-        return Structured(ANY_OBJECT)
+        # llama.cpp, Together and others take a schema here. OpenAI's own has none.
+        schema = raw.get("schema")
+        return Structured(ANY_OBJECT if schema is None else parse_schema(schema, f"{where}.schema"))
     if kind == "json_schema":
         inner = raw.get("json_schema", raw)
         schema = inner.get("schema") if isinstance(inner, dict) else None
