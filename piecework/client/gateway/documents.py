@@ -50,6 +50,7 @@ FEW_NUMBERS_FROM: Final = 3
 """From this repair on a number is one of a few."""
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, documents or calls, and their repairs."""
+_OUTGROWN: Final = ("max_tokens_too_large", "context_length_exceeded")
 
 
 @dataclass(slots=True)
@@ -209,6 +210,7 @@ class DocumentWriter:
         self, filling: Filling, talk: Conversation, param: str, *, first: int
     ) -> Filling:
         """Fill what is open, job by job. Jobs from number 1 on are repairs."""
+        taken: int | None = None
         for attempt in range(first, 1 + MAX_REPAIRS):
             if attempt >= NARROWER_FROM and not filling.done:
                 few_numbers = attempt >= FEW_NUMBERS_FROM
@@ -225,11 +227,10 @@ class DocumentWriter:
             try:
                 text, tokens = await self._fill(filling, talk)
             except RequestRefused as refused:
-                if self._jobs == 1 or refused.code != PRICE_TOO_LOW:
-                    raise
-                why = f"{filling.why}. max_price does not cover another job".removeprefix(". ")
-                raise failed(f"the model wrote nothing that holds the schema: {why}") from None
-            filling = await self._judging(partial(filling.take, text, tokens), param)
+                filling = self._within(filling, refused, taken)
+            else:
+                taken = filling.limit
+                filling = await self._judging(partial(filling.take, text, tokens), param)
             fitted = filling.fitted()
             if fitted is None:
                 break
@@ -237,6 +238,22 @@ class DocumentWriter:
         if not filling.done and not filling.is_cut:
             raise failed(f"the model wrote nothing that holds the schema: {filling.why}")
         return filling
+
+    def _within(self, filling: Filling, refused: RequestRefused, taken: int | None) -> Filling:
+        """Bound a document that outgrew the model by what the model took before.
+
+        taken: tokens that the document's last job might have. None if it had no job.
+
+        Raises:
+            RequestRefused: Nothing was paid yet, or it was refused for something else.
+            ApiError: max_price covers no more jobs.
+        """
+        if taken is not None and refused.code in _OUTGROWN:
+            return replace(filling, most=taken)
+        if self._jobs == 1 or refused.code != PRICE_TOO_LOW:
+            raise refused
+        why = f"{filling.why}. max_price does not cover another job".removeprefix(". ")
+        raise failed(f"the model wrote nothing that holds the schema: {why}") from None
 
     async def _judging(self, judge: Callable[[], Filling], param: str) -> Filling:
         """Judge a document beside other work."""

@@ -13,12 +13,13 @@ import pytest
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.text import Hole, TextOutput
 from piecework_protocol.objects import Finish
+from piecework_protocol.types import Uint32
 from piecework_protocol.worker_session import CanvasResult
 from tests.support.chain.fake_chain import FakeChain
 from tests.support.client.client_side import MONEY, PAYER, FakeClock, open_client
 from tests.support.client.fake_worker import STEPS, Job
 from tests.support.client.gateways import MODEL, ScriptedMarket, scripted_market, serving
-from tests.support.client.scripted_worker import ScriptedWorker
+from tests.support.client.scripted_worker import ScriptedWorker, wide_model
 
 USER: Any = [{"role": "user", "content": "What is the weather in Oslo?"}]
 CLOCK: Any = {"type": "function", "function": {"name": "get_time"}}
@@ -71,6 +72,29 @@ async def test_a_long_string_of_an_answer_is_written_to_its_end(market: Scripted
     assert answer.choices[0].finish_reason == "stop"
     assert json.loads(answer.choices[0].message.content or "")["content"].count("owl") == 900
     assert holes_of(market) == [768]
+
+
+@pytest.mark.parametrize("kind", ["string", "array"])
+async def test_what_outgrows_the_model_ends_with_length(tmp_path: Path, kind: str) -> None:
+    """A caller without a limit does not know the model's. Its jobs so far are paid."""
+    word = "owl " if kind == "string" else '"owl", '
+    chain, clock = FakeChain(), FakeClock()
+    chain.deposit(PAYER.address, MONEY * 100)
+    worker = ScriptedWorker(chain, clock, models=(wide_model(max_output=Uint32(400)),))
+    schema = {"type": "object", "properties": {"a": {"type": kind}}, "required": ["a"]}
+    async with (
+        worker,
+        open_client(tmp_path, chain, clock) as client,
+        serving(client) as (gateway, url),
+        (market := ScriptedMarket(url, worker, client, gateway)).sdk() as sdk,
+    ):
+        worker.mind.fills = lambda *_: word * holes_of(market)[0]
+        answer = await sdk.chat.completions.create(
+            model=MODEL, messages=USER, response_format=form_of(schema)
+        )
+    assert answer.choices[0].finish_reason == "length"
+    assert (answer.choices[0].message.content or "").count("owl") > 90
+    assert max(one.job.parameters.max_tokens for one in worker.submissions) <= 400
 
 
 async def test_a_string_that_meets_max_tokens_ends_with_length(market: ScriptedMarket) -> None:

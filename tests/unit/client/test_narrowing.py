@@ -223,6 +223,26 @@ def test_a_list_without_end_is_ended_at_last() -> None:
     assert set(json.loads(filling.document)["a"]) == {"again"}
 
 
+@pytest.mark.parametrize("most", [None, 400])
+def test_a_value_without_end_becomes_narrower_at_last(most: int | None) -> None:
+    schema = parse_schema(obj(a={"anyOf": [obj(x=STRING), NULL]}), "schema")
+    filling = Filling.of(schema, most)
+    for attempt in range(1 + MAX_REPAIRS):
+        assert filling is not None
+        if attempt > 1:
+            filling = filling.narrowed(few_numbers=attempt > 2)
+        if filling.done:
+            break
+        slot = filling.pieces[1]
+        assert isinstance(slot, Slot)
+        endless = slot.kind is SlotKind.VALUE
+        words = ('{"y": ' * slot.tokens)[: room(slot)] if endless else "a fox"
+        around = [piece if isinstance(piece, str) else words for piece in filling.pieces]
+        filling = filling.take("".join(around)).fitted()
+    assert filling is not None
+    assert json.loads(filling.document) == {"a": {"x": "a fox"}}
+
+
 def test_a_form_that_does_not_fit_the_token_limit_is_not_taken() -> None:
     inner = {"a long name of a property " + "x" * 60: STRING}
     schema = parse_schema(obj(a={"anyOf": [obj(**inner), NULL]}), "schema")

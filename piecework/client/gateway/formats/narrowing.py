@@ -92,7 +92,7 @@ class _Narrower:
         """Nodes put together. They stay, as nodes are told apart by their identity."""
 
     def slot(self, slot: Slot) -> Iterator[Piece]:
-        if slot.options or (slot.full and slot.tokens <= MAX_GROWING_TOKENS):
+        if slot.options or self._goes_on(slot):
             yield slot
             return
         node, above = self._at(slot.path)
@@ -106,6 +106,15 @@ class _Narrower:
             yield ", ".join(slot.given) if len(slot.given) >= least else slot
         else:
             yield from self._value(slot, node, above)
+
+    def _goes_on(self, slot: Slot) -> bool:
+        """Whether a slot lacked room alone, and gets more.
+
+        A value begins again with each job, so it waits no longer than a number does.
+        """
+        if not slot.full or slot.tokens > MAX_GROWING_TOKENS:
+            return False
+        return slot.is_sequence or not self._few_numbers
 
     def _items(self, slot: Slot, node: Mapping[str, Any], above: _Above) -> Iterator[Piece]:
         """A list that has none gets an item if it may. The model can fill that at least.
