@@ -175,6 +175,32 @@ def test_the_values_of_a_choice_are_written_once_for_all_that_refer_to_it() -> N
     assert len({id(slot.options) for slot in slots}) == 1
 
 
+def test_alternatives_that_refer_to_long_lists_are_no_choice() -> None:
+    long = {"enum": list(range(200))}
+    twice = {"anyOf": [{"$ref": "#/$defs/long"}, {"$ref": "#/$defs/long"}]}
+    (slot,) = skeleton(parse_schema({"$defs": {"long": long}, **obj(a=twice)}, "schema"))[1:2]
+    assert isinstance(slot, Slot)
+    assert slot.options == ()
+
+
+class Counting(JsonSchema):
+    """Counts how often a reference is followed."""
+
+    followed = 0
+
+    def resolved(self, node: Any) -> Any:
+        Counting.followed += 1
+        return super().resolved(node)
+
+
+def test_alternatives_are_looked_at_once_for_all_that_refer_to_them() -> None:
+    either = {"anyOf": [*({"const": n} for n in range(200)), {"type": "string"}]}
+    some = {"type": "array", "minItems": 50, "maxItems": 50, "items": {"$ref": "#/$defs/either"}}
+    schema = parse_schema({"$defs": {"either": either}, **obj(a=some)}, "schema")
+    assert len(skeleton(Counting(schema.root))) == 2 * 50 + 1
+    assert Counting.followed < 1000
+
+
 def test_a_document_longer_than_a_prompt_is_refused_while_it_is_written() -> None:
     places = {f"p{i}": {"$ref": "#/$defs/C"} for i in range(4000)}
     schema = {"$defs": {"C": {"const": "x" * 100_000}}, **obj(**places)}

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 from piecework.base.jsons import loads
 from piecework.client.gateway.formats.common import bad
 from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, NOTES, JsonSchema, Path
-from piecework_protocol.limits import MAX_CONTENT_BYTES
+from piecework_protocol.limits import MAX_CONTENT_BYTES, MAX_LABELS
 
 MAX_FIXED_ITEMS: Final = 64
 """A list of a fixed length up to this has a slot for each item."""
@@ -158,6 +158,7 @@ class SkeletonBuilder:
         self._schema = schema
         self._built = 0
         self._choices: dict[int, Skeleton] = {}  # by node: many places may refer to one
+        self._values: dict[int, list[Any] | None] = {}  # so too
 
     def build(self, raw: Any, path: Path, above: tuple[int, ...]) -> Iterator[Piece]:
         """Yield the pieces of a node's documents. `above`: the nodes that it stands in."""
@@ -189,6 +190,11 @@ class SkeletonBuilder:
         node = self._inlined(raw)
         if not isinstance(node, dict) or depth > MAX_SCHEMA_DEPTH:
             return None
+        if id(node) not in self._values:
+            self._values[id(node)] = self._listed(node, depth)
+        return self._values[id(node)]
+
+    def _listed(self, node: Mapping[str, Any], depth: int) -> list[Any] | None:
         if "const" in node:
             return [node["const"]]
         if "enum" in node:
@@ -196,14 +202,22 @@ class SkeletonBuilder:
         rules = node.keys() - NOTES
         for name in ("anyOf", "oneOf"):
             if rules == {name}:
-                branches = [self._few(branch, depth + 1) for branch in node[name]]
-                known = [values for values in branches if values is not None]
-                return [v for values in known for v in values] if known == branches else None
+                return self._together(node[name], depth)
         if not rules.intersection((*_ALTERNATIVES, "allOf", "$ref")):
             kinds = types_of(node)
             if kinds and all(kind in _FEW for kind in kinds):
                 return [value for kind in kinds for value in _FEW[kind]]
         return None
+
+    def _together(self, branches: Iterable[Any], depth: int) -> list[Any] | None:
+        """The values of all branches. Each may refer to one long list, so their sum is bounded."""
+        found: list[Any] = []
+        for branch in branches:
+            values = self._few(branch, depth + 1)
+            if values is None or len(found) + len(values) > MAX_LABELS:
+                return None
+            found += values
+        return found
 
     def _inlined(self, raw: Any) -> Any:
         """Follow references, and an `allOf` of one that stands alone."""
