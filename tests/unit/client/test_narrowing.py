@@ -36,6 +36,16 @@ def after(schema: JsonSchema, *, few_numbers: bool = False) -> str:
     return shape(narrowed(schema, skeleton(schema), few_numbers=few_numbers))
 
 
+class Counting(JsonSchema):
+    """Counts how often a node is looked up."""
+
+    followed = 0
+
+    def resolved(self, node: Any) -> Any:
+        Counting.followed += 1
+        return super().resolved(node)
+
+
 NODE = {
     "$defs": {"node": obj(value=INTEGER, next={"anyOf": [{"$ref": "#/$defs/node"}, NULL]})},
     "$ref": "#/$defs/node",
@@ -249,6 +259,33 @@ def test_a_form_that_does_not_fit_the_token_limit_is_not_taken() -> None:
     filling = Filling.of(schema, 24)
     assert filling is not None
     assert filling.narrowed(few_numbers=True) is filling
+
+
+def test_a_form_with_texts_longer_than_a_prompt_is_not_taken() -> None:
+    const = {"const": "x" * 100_000}
+    places = {f"p{i}": {"$ref": "#/$defs/C"} for i in range(2000)}
+    schema = parse_schema({"$defs": {"C": const}, **obj(a={"anyOf": [obj(**places), NULL]})}, "s")
+    filling = Filling.of(schema, None)
+    assert filling is not None
+    assert filling.narrowed(few_numbers=False) is filling
+
+
+def test_a_form_with_too_many_parts_is_not_taken() -> None:
+    row = {"type": "array", "minItems": 64, "maxItems": 64, "items": STRING}
+    table = {"type": "array", "minItems": 64, "maxItems": 64, "items": row}
+    schema = parse_schema(obj(a={"anyOf": [table, NULL]}), "schema")
+    filling = Filling.of(schema, None)
+    assert filling is not None
+    assert filling.narrowed(few_numbers=False) is filling
+
+
+def test_alternatives_around_many_slots_are_put_together_once() -> None:
+    places = {f"p{i}": {"type": "string", "maxLength": 3} for i in range(200)}
+    schema = parse_schema({"anyOf": [obj(**places), NULL]}, "schema")
+    form = narrowed(schema, skeleton(schema), few_numbers=False)
+    counting = Counting(schema.root)
+    assert narrowed(counting, form, few_numbers=True) == form
+    assert Counting.followed < 600
 
 
 def test_a_document_of_a_model_that_writes_no_json_holds() -> None:

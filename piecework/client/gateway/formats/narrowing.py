@@ -29,6 +29,7 @@ from piecework.client.gateway.formats.skeleton import (
     SkeletonBuilder,
     Slot,
     SlotKind,
+    bounded,
     merged,
     types_of,
 )
@@ -74,13 +75,15 @@ def narrowed(schema: JsonSchema, pieces: Skeleton, *, few_numbers: bool) -> Skel
     few_numbers: whether numbers become one of a few.
 
     Raises:
-        ApiError: The documents have too many parts.
+        ApiError: The documents have too many parts, or too long ones.
     """
     narrow = _Narrower(schema, few_numbers=few_numbers)
     return merged(
-        one
-        for piece in pieces
-        for one in ((piece,) if isinstance(piece, str) else narrow.slot(piece))
+        bounded(
+            one
+            for piece in pieces
+            for one in ((piece,) if isinstance(piece, str) else narrow.slot(piece))
+        )
     )
 
 
@@ -90,6 +93,8 @@ class _Narrower:
         self._few_numbers = few_numbers
         self._made: list[Mapping[str, Any]] = []
         """Nodes put together. They stay, as nodes are told apart by their identity."""
+        self._found: dict[Path, tuple[Mapping[str, Any], _Above]] = {}
+        """What stands around many slots is put together once."""
 
     def slot(self, slot: Slot) -> Iterator[Piece]:
         if slot.options or self._goes_on(slot):
@@ -149,10 +154,13 @@ class _Narrower:
 
     def _at(self, path: Path) -> tuple[Mapping[str, Any], _Above]:
         """The node of a place without alternatives, and the nodes around it with itself."""
-        node, above = self._plain(self._schema.root, ())
-        for step in path:
-            node, above = self._plain(_inner(node, step), above)
-        return node, above
+        if path not in self._found:
+            if path:
+                around, above = self._at(path[:-1])
+                self._found[path] = self._plain(_inner(around, path[-1]), above)
+            else:
+                self._found[path] = self._plain(self._schema.root, ())
+        return self._found[path]
 
     def _plain(self, raw: Any, above: _Above) -> tuple[Mapping[str, Any], _Above]:
         """Put a node and its first alternatives together."""

@@ -114,11 +114,15 @@ def skeleton(schema: JsonSchema) -> Skeleton:
     Raises:
         ApiError: The documents have too many parts, or too long ones.
     """
-    return merged(_bounded(SkeletonBuilder(schema).build(schema.root, (), ())))
+    return merged(bounded(SkeletonBuilder(schema).build(schema.root, (), ())))
 
 
-def _bounded(pieces: Iterable[Piece]) -> Iterator[Piece]:
-    """Pass the pieces on until their texts are longer than a prompt may be."""
+def bounded(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Pass the pieces on until their texts are longer than a prompt may be.
+
+    Raises:
+        ApiError: They are.
+    """
     left = MAX_CONTENT_BYTES
     for piece in pieces:
         left -= len(piece) if isinstance(piece, str) else 0

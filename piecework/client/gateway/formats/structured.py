@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from piecework.base.jsons import loads
+from piecework.client.gateway.formats.common import ApiError
 from piecework.client.gateway.formats.narrowing import narrowed
 from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path, SchemaFault
 from piecework.client.gateway.formats.skeleton import (
@@ -269,15 +270,17 @@ class Filling:
         return tuple(map(tuple, found))
 
     def narrowed(self, *, few_numbers: bool) -> Filling:
-        """Leave the model less to choose in every slot (`narrowing`), if that fits the limit.
+        """Leave the model less to choose in every slot (`narrowing`), if that fits the limits.
 
         few_numbers: whether numbers become one of a few, for a read job to decide.
 
         Raises:
-            ApiError: The documents have too many parts.
             DocumentTooDear: A pattern of the schema takes too long on what is done then.
         """
-        pieces = narrowed(self.schema, self.pieces, few_numbers=few_numbers)
+        try:
+            pieces = narrowed(self.schema, self.pieces, few_numbers=few_numbers)
+        except ApiError:  # what is paid for is not given up for a form that is too large
+            return self
         if pieces == self.pieces:
             return self
         after = replace(self, pieces=pieces, charged=None, least=0)
