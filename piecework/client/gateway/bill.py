@@ -97,7 +97,8 @@ class Bill:
             "receipts": [_receipt(canvas) for canvas in self._canvases],
             **({"more_jobs": jobs[1:]} if len(jobs) > 1 else {}),
             **({"repairs": self.repairs} if self.repairs else {}),
-            **({"decided": named(self.decided)} if self.decided else {}),
+            # Choices end side by side in any order. An answer that is made again says the same.
+            **({"decided": named(sorted(set(self.decided)))} if self.decided else {}),
             **({"ignored": named(self.ignored)} if self.ignored else {}),
         }
 

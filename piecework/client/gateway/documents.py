@@ -237,6 +237,7 @@ class DocumentWriter:
             filling = fitted
         if not filling.done and not filling.is_cut:
             raise failed(f"the model wrote nothing that holds the schema: {filling.why}")
+        self._answers.decided([shown_path(path) for path in filling.decided_places])
         return filling
 
     def _within(self, filling: Filling, refused: RequestRefused, taken: int | None) -> Filling:
@@ -295,10 +296,7 @@ class DocumentWriter:
                 continue
             for (path, _), shares in zip(asked, sums, strict=True):
                 choices[path] = max(range(len(shares)), key=shares.__getitem__)
-        after = filling.decided(choices)
-        if after is not filling:
-            self._answers.decided([shown_path(path) for path in choices])
-        return after
+        return filling.decided(choices)
 
     def _next_part(self) -> Part:
         if self._jobs == MAX_JOBS:

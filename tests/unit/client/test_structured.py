@@ -357,6 +357,22 @@ def test_one_of_a_few_values_can_be_decided() -> None:
     )
 
 
+def test_what_was_decided_is_named_until_the_document_begins_again() -> None:
+    rule = {
+        "if": {"properties": {"n": {"const": 2}}},
+        "then": {"properties": {"sky": {"const": 1}}},
+    }
+    schema = parse_schema({**obj(sky={"enum": [1, 2]}, n=INTEGER), **rule}, "schema")
+    sky = Slot(SlotKind.VALUE, ("sky",), 1, options=("1", "2"))
+    pieces = ('{"sky": ', sky, ', "n": ', Slot(SlotKind.VALUE, ("n",), 8), "}")
+    decided = Filling(schema, pieces).decided({("sky",): 1})
+    assert decided.decided_places == (("sky",),)
+    assert decided.take('{"sky": 2, "n": 1}').decided_places == (("sky",),)
+    again = decided.take('{"sky": 2, "n": 2}')
+    assert not again.done
+    assert again.decided_places == ()
+
+
 def test_a_choice_that_names_a_value_twice_is_decided_among_its_values() -> None:
     filling = begun(obj(sky={"enum": ["clear", "cloudy", "clear"]}))
     ((sky, question),) = filling.questions

@@ -75,7 +75,7 @@ class Filling:
 
     most: the caller's limit of tokens, or None. why: why the last document was not valid.
     charged: tokens of what the last job wrote, which are about those of the fixed texts now. least:
-    tokens of the fixed texts, at least.
+    tokens of the fixed texts, at least. decided_places: where values stand that were decided.
     """
 
     schema: JsonSchema
@@ -84,6 +84,7 @@ class Filling:
     why: str = ""
     charged: int | None = None
     least: int = 0
+    decided_places: tuple[Path, ...] = ()
 
     @classmethod
     def of(cls, schema: JsonSchema, most: int | None) -> Filling | None:
@@ -218,7 +219,7 @@ class Filling:
     def _or_again(self, faults: list[SchemaFault]) -> Filling:
         """Begin again if what was pinned earlier breaks a rule together with what came now."""
         if self.done and faults and self.schema.faults(loads(self.document)):
-            return replace(self, pieces=skeleton(self.schema), charged=None, least=0)
+            return Filling(self.schema, skeleton(self.schema), self.most, self.why)
         return self
 
     def _unfinished(
@@ -296,7 +297,7 @@ class Filling:
             else piece
             for piece in self.pieces
         )
-        after = replace(self, pieces=pieces)
+        after = replace(self, pieces=pieces, decided_places=(*self.decided_places, *choices))
         if after.done and self.schema.faults(loads(after.document)):
             return self
         return after
