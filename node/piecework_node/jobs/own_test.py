@@ -107,6 +107,9 @@ class OwnTests:
             card, facts = self._free_card()
             content = TextContent(Conversation((Message("user", prompt),)))
             encoded = await card.engine.encode(content)
+            if not card.serves or card.facts is not facts:
+                # It would be started by nobody when the engine is back.
+                raise OwnTestRefused("the engine was lost or paused while it read the prompt")
             size = facts.canvas_size
             room = (facts.max_context - len(encoded.prompt_ids)) // size
             asked = DEFAULT_CANVASES if max_tokens is None else -(-max_tokens // size)

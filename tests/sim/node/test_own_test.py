@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from piecework_model.requests import FailedEvent, StoppedEvent
+from piecework_model.requests import EncodedContent, FailedEvent, StoppedEvent
 from piecework_node.errors import OwnTestRefused, PromptRejected
 from piecework_node.jobs.own_test import MAX_CANVASES, OwnTest
-from tests.support.node.fake_engine import CANVAS, FACTS
+from piecework_protocol.kinds import Content
+from tests.support.node.fake_engine import CANVAS, FACTS, FakeEngine
 from tests.support.node.harness import Client, WorkerHarness
+
+
+class LostMeanwhile(FakeEngine):
+    """Is lost while it encodes, and answers still: as an encoder beside servers does."""
+
+    async def encode(self, content: Content, most: int | None = None) -> EncodedContent:
+        made = await super().encode(content, most)
+        if self.losing:
+            self.losing = False
+            self.lose()
+        return made
+
+    losing = True
 
 
 async def booted() -> WorkerHarness:
@@ -105,3 +119,13 @@ async def test_without_a_card_that_takes_steps_it_is_refused() -> None:
     harness.engine.lose()
     with pytest.raises(OwnTestRefused, match="no engine is ready"):
         await harness.worker.own_tests.start("a fox")
+
+
+async def test_an_engine_that_is_lost_while_it_reads_the_prompt_leaves_the_place_free() -> None:
+    harness = WorkerHarness(make_engine=LostMeanwhile)
+    await harness.boot()
+    with pytest.raises(OwnTestRefused, match="lost or paused"):
+        await harness.worker.own_tests.start("a fox")
+    assert harness.engine.started == []
+    await harness.engine_event(harness.engine.come_back())
+    assert (await harness.worker.own_tests.start("a fox")).state == "running"
