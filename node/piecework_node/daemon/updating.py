@@ -47,6 +47,7 @@ MARK: Final = ".complete"
 """In an environment that was made to its end."""
 PREVIOUS: Final = ".previous"
 """Beside the link: the environment that it named before."""
+BY_HAND: Final = "the update was ended by hand"
 MAX_SAID: Final = 2000
 
 
@@ -366,7 +367,12 @@ class Updater:
             # An earlier run was cut off after the link moved.
             old = self._installation.previous() or old
         self._say(f"{new.name} is made")
-        await self._service.stop()
+        try:
+            await self._service.stop()
+        except asyncio.CancelledError:  # a drain cannot be called back
+            self._say("the worker drains, and is started again then")
+            await self._service.stop()
+            raise await self._again(self._installation.current, BY_HAND) from None
         self._say("the worker has drained")
         try:
             schema = await asyncio.to_thread(schema_of, self._home.journal)
@@ -380,7 +386,7 @@ class Updater:
         except UpdateRefused as error:
             return await self._back(old, schema, str(error))
         except asyncio.CancelledError:
-            raise await self._again(old, "the update was ended by hand") from None
+            return await self._back(old, schema, BY_HAND)
         except OSError as error:
             return await self._back(old, schema, f"cannot switch to {new.name}: {error.strerror}")
         trouble = await self._starts(new, wishes.ready_within_s)

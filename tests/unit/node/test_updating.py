@@ -99,3 +99,57 @@ async def test_an_update_that_a_person_ends_leaves_the_worker_running(tmp_path: 
         await updating
     assert service.events == ["stop", "start first"]
     await asyncio.to_thread(gate.write_text, "go\n")
+
+
+class DrainingService(FakeService):
+    """Its first drain goes on until the person has ended the update."""
+
+    def __init__(self, link: Path) -> None:
+        super().__init__(link)
+        self.drains = asyncio.Event()
+
+    async def stop(self) -> None:
+        await super().stop()
+        if self.events == ["stop"]:
+            self.drains.set()
+            await asyncio.Event().wait()
+
+
+async def test_an_update_that_a_person_ends_while_the_worker_drains_starts_it_again(
+    tmp_path: Path,
+) -> None:
+    home, wheel = two_versions(tmp_path)
+    service = DrainingService(tmp_path / "current")
+    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
+    updating = asyncio.create_task(updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5)))
+    await service.drains.wait()
+    updating.cancel()
+    with pytest.raises(UpdateRefused, match="ended by hand"):
+        await updating
+    assert service.events == ["stop", "stop", "start first"]
+
+
+async def test_a_journal_that_the_check_had_changed_is_not_given_to_the_old_version(
+    tmp_path: Path,
+) -> None:
+    home, wheel = two_versions(tmp_path)
+    with closing(sqlite3.connect(home.journal)) as journal:
+        journal.execute("PRAGMA user_version = 3")
+    begun, gate = tmp_path / "begun", tmp_path / "gate"
+    os.mkfifo(begun)
+    os.mkfifo(gate)
+    new = tmp_path / f"piecework-2.0-{digest_of(wheel)[:12]}"
+    (new / "bin" / "piecework").write_text(f"#!/bin/sh\necho >{begun}\nread word <{gate}\n")
+    service = FakeService(tmp_path / "current")
+    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
+    updating = asyncio.create_task(updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5)))
+    await asyncio.to_thread(begun.read_text)
+    with closing(sqlite3.connect(home.journal)) as journal:
+        journal.execute("PRAGMA user_version = 4")
+    updating.cancel()
+    try:
+        with pytest.raises(UpdateRefused, match="has changed the journal"):
+            await updating
+    finally:
+        await asyncio.to_thread(gate.write_text, "go\n")
+    assert service.events == ["stop"]
