@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
+from piecework.client.errors import StoreError
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.requests import JobRequest, job_parameters
 from piecework.client.jobs.selection import Choice
@@ -99,7 +101,11 @@ async def _record(
 
 def _forget(context: JobContext, job: JobRow, recorded: asyncio.Future[ChannelRow]) -> None:
     """End a job whose caller was cancelled while it was recorded. Its ceiling is free again."""
-    if not recorded.cancelled() and recorded.exception() is None:
+    if recorded.cancelled():
+        # At the end of a loop all tasks are. What is on its way to the disk arrives all the same.
+        with suppress(StoreError):
+            context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
+    elif recorded.exception() is None:
         context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
 
 
