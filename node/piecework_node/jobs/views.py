@@ -71,8 +71,8 @@ class AdmissionViews:
 
     @property
     def active(self) -> int:
-        """Jobs that run, wait for a slot, or are being admitted."""
-        return len(self._runtime.sequences) + len(self.admitting)
+        """Jobs that run, wait for a slot, or are being admitted and have a place."""
+        return len(self._runtime.sequences) + len(self.vetted)
 
     @property
     def taking_steps(self) -> int:

@@ -144,7 +144,7 @@ class Worker:
 
     @property
     def active(self) -> int:
-        """Jobs that run, wait for a slot, or are being admitted."""
+        """Jobs that run, wait for a slot, or are being admitted and have a place."""
         return self.views.active
 
     @property

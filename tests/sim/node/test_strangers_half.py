@@ -137,6 +137,7 @@ async def test_channels_that_do_not_exist_take_no_places_while_the_node_is_asked
         another.open_on_chain()
         await another.submit(another.job(1, 8))
     assert len(harness.engine.rows) == TERMS.capacity
+    assert harness.worker.active == TERMS.capacity
     node.go_on.set()
     answers = await asyncio.gather(*coming, return_exceptions=True)
     assert {a.reason for a in answers if isinstance(a, Refusal)} <= {
