@@ -63,13 +63,20 @@ class PanelView(Vertical):
         table, place = self._table, self._table.cursor_coordinate
         table.clear()
         for row in panel.rows:
-            table.add_row(*(one_line(cell, MAX_CELL) for cell in row))
+            table.add_row(*(_cell(panel, cell) for cell in row))
         table.display = bool(panel.rows)
         table.move_cursor(row=min(place.row, max(0, len(panel.rows) - 1)))
         line = panel.note if panel.rows else panel.empty
         below = self.query_one(".line", Static)  # a title is a Static too
         below.update(one_line(line, MAX_CELL))
         below.display = bool(line)
+
+
+def _cell(panel: Panel, cell: str) -> str:
+    """A cell on one line. Of a test job the end of a long text is shown, where it still grows."""
+    if panel.key == "test" and len(cell) > MAX_CELL:
+        return one_line("…" + cell[1 - MAX_CELL :], MAX_CELL)
+    return one_line(cell, MAX_CELL)
 
 
 class ConsoleApp(App[None]):

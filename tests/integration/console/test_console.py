@@ -172,6 +172,8 @@ async def test_the_terminal_shows_every_panel_and_is_used_by_keys_alone(tmp_path
                 assert line.display == bool(below) and str(line.render()) == below
             table = app.query_one("#clients", PanelView).query_one(DataTable)
             assert table.get_row_at(0)[3] == "1,300.00"
+            growing = app.query_one("#test", PanelView).query_one(DataTable).get_row_at(3)[1]
+            assert growing.startswith("…") and growing.endswith("lit</i> the whole forest.")
             before = app.focused
             await pilot.press("tab", "tab")
             assert isinstance(app.focused, DataTable) and app.focused is not before
