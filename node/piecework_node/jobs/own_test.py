@@ -7,6 +7,7 @@ time. Nothing of it is kept: no journal, no receipt, no log. Its text stays in m
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -75,8 +76,14 @@ class OwnTest:
 class OwnTests:
     """The test job that runs, or the last one."""
 
-    def __init__(self, cards: EngineCards, clock: Clock) -> None:
-        self._cards, self._clock = cards, clock
+    def __init__(
+        self,
+        cards: EngineCards,
+        clock: Clock,
+        draw: Callable[[int], int] = secrets.randbits,
+    ) -> None:
+        """`draw` gives a random number of so many bits."""
+        self._cards, self._clock, self._draw = cards, clock, draw
         self._last: OwnTest | None = None
         self._card: EngineCard | None = None
         self._began = 0.0
@@ -124,7 +131,8 @@ class OwnTests:
             number = 1 if self._last is None else self._last.number + 1
             test = OwnTest(number, card.name, prompt, len(encoded.prompt_ids), facts.max_steps)
             most = canvases * size if max_tokens is None else max_tokens
-            card.engine.start(_request(test.name, encoded.prompt_ids, facts, most, canvases))
+            ids, seed = encoded.prompt_ids, self._draw(64)
+            card.engine.start(_request(test.name, ids, facts, most, canvases, seed=seed))
         finally:
             self._starting = False
         self._last, self._card, self._began = test, card, self._clock.monotonic()
@@ -182,14 +190,14 @@ class OwnTests:
 
 
 def _request(
-    name: str, prompt: tuple[int, ...], facts: EngineFacts, most: int, canvases: int
+    name: str, prompt: tuple[int, ...], facts: EngineFacts, most: int, canvases: int, *, seed: int
 ) -> GenerationRequest:
     """The request, with what the checkpoint recommends."""
     defaults = _defaults(facts)
     return GenerationRequest(
         request_id=name,
         prompt_ids=prompt,
-        seed=secrets.randbits(64),
+        seed=seed,
         max_tokens=most,
         max_steps=defaults.max_steps,
         temperature_start=defaults.temperature_start,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import openai
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from piecework.client.gateway.replies import check_reply
 from piecework_protocol.kinds.text import Fixed, OutputSegment
@@ -26,6 +26,13 @@ class GetWeather(BaseModel):
     city: str
     days: int
     unit: Literal["celsius", "kelvin"]
+
+
+class GetForecast(BaseModel):
+    """The forecast of a place, of which one argument has to match a pattern."""
+
+    city: str
+    code: str = Field(pattern="^[0-9]{4}$")
 
 
 TOOL: Any = openai.pydantic_function_tool(GetWeather)
@@ -107,10 +114,11 @@ async def test_a_missing_choice_is_decided_by_a_read(market: ScriptedMarket) -> 
 async def test_a_strict_call_that_never_holds_is_an_error_that_is_not_sent_again(
     market: ScriptedMarket,
 ) -> None:
-    says(market, call({**GOOD, "days": "two"}))
+    tool = openai.pydantic_function_tool(GetForecast)
+    says(market, call({"city": "Oslo", "code": "two"}, "GetForecast"))
     market.mind.fills = lambda *_: "three"
     with pytest.raises(openai.InternalServerError) as caught:
-        await calls_of(market)
+        await calls_of(market, tools=[tool])
     assert caught.value.status_code == 502
     assert caught.value.code == "structured_output_failed"
     assert caught.value.response.headers["x-should-retry"] == "false"

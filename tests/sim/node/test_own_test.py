@@ -6,10 +6,13 @@ import pytest
 
 from piecework_model.requests import EncodedContent, FailedEvent, StoppedEvent
 from piecework_node.errors import OwnTestRefused, PromptRejected
-from piecework_node.jobs.own_test import MAX_CANVASES, OwnTest
+from piecework_node.jobs.own_test import MAX_CANVASES, OwnTest, OwnTests
 from piecework_protocol.kinds import Content
 from tests.support.node.fake_engine import CANVAS, FACTS, FakeEngine
 from tests.support.node.harness import Client, WorkerHarness
+
+SEED = 2
+"""Both canvases that it gives are full."""
 
 
 class LostMeanwhile(FakeEngine):
@@ -26,8 +29,11 @@ class LostMeanwhile(FakeEngine):
 
 
 async def booted() -> WorkerHarness:
+    """A worker whose test jobs fill their canvases: the seed decides that."""
     harness = WorkerHarness()
     await harness.boot()
+    cards, clock = harness.worker.cards, harness.clock
+    harness.worker.own_tests = OwnTests(cards, clock, draw=lambda _: SEED)
     return harness
 
 
