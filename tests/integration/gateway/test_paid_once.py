@@ -26,6 +26,19 @@ NUMBER: Any = {
     },
 }
 
+CODE: Any = {
+    "type": "json_schema",
+    "json_schema": {
+        "name": "code",
+        "schema": {
+            "type": "object",
+            "properties": {"a": {"type": "string", "pattern": "^[0-9]+$", "maxLength": 48}},
+            "required": ["a"],
+        },
+    },
+}
+"""Nothing decides it for a model that never writes it."""
+
 
 def busy(market: ScriptedMarket) -> None:
     """Let the worker decline everything from now on."""
@@ -82,7 +95,7 @@ async def test_all_jobs_of_a_request_stay_within_its_price(tmp_path: Path, price
         async with market.sdk() as sdk:
             with pytest.raises(openai.InternalServerError) as caught:
                 await sdk.chat.completions.create(
-                    model=MODEL, messages=USER, n=2, response_format=NUMBER, extra_body=ours
+                    model=MODEL, messages=USER, n=2, response_format=CODE, extra_body=ours
                 )
         assert caught.value.code == "structured_output_failed"
         assert caught.value.response.headers["x-should-retry"] == "false"
