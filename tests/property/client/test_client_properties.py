@@ -7,7 +7,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from piecework.client.errors import InsufficientFunds
@@ -83,6 +83,7 @@ def test_any_index_answer_is_a_list_of_offers_or_malformed(body: bytes) -> None:
     st.lists(st.text("ab.", max_size=6), min_size=1, max_size=8),
     st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3),
 )
+@example([".", "b", "a."], [".ba."])
 def test_cutting_a_text_in_pieces_equals_cutting_it_whole(
     pieces: list[str], stops: list[str]
 ) -> None:

@@ -448,7 +448,7 @@ class StopCutter:
             self.stopped = True
             return self._held[: min(found)]
         keep = 0 if last else self._keep
-        shown = self._held[: len(self._held) - keep] if keep else self._held
+        shown = self._held[: max(0, len(self._held) - keep)]
         self._held = self._held[len(shown) :]
         return shown
 
