@@ -48,6 +48,8 @@ NARROWER_FROM: Final = 2
 """From this repair on the model has less to choose in a slot that it did not fill."""
 FEW_NUMBERS_FROM: Final = 3
 """From this repair on a number is one of a few."""
+DECIDED_AT: Final = (1, FEW_NUMBERS_FROM)
+"""The repairs before which reads decide what is one of a few."""
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, documents or calls, and their repairs."""
 _OUTGROWN: Final = ("max_tokens_too_large", "context_length_exceeded")
@@ -220,7 +222,7 @@ class DocumentWriter:
                 break
             if attempt:
                 self._answers.repaired()
-            if attempt and filling.questions:
+            if attempt in DECIDED_AT and filling.questions:
                 filling = await self._decided(filling, talk)
                 if filling.done:
                     break
