@@ -172,3 +172,40 @@ def test_a_reference_into_a_tuple_of_an_older_draft_leads_to_its_item() -> None:
 def test_the_items_of_a_tuple_of_an_older_draft_count_as_parts() -> None:
     with pytest.raises(ApiError, match="at most 4096 parts"):
         parse_schema({"items": [{}] * 5000}, "schema")
+
+
+@pytest.mark.parametrize(
+    ("node", "good", "bad"),
+    [
+        ({"type": "string", "nullable": True}, ["a", None], [1]),
+        ({"type": "string", "nullable": False}, ["a"], [None]),
+        ({"type": "string", "enum": ["a"], "nullable": True}, ["a", None], ["b"]),
+        ({"$ref": "#/$defs/n", "nullable": True}, [1, None], ["a"]),
+        ({"allOf": [{"$ref": "#/$defs/n"}], "nullable": True}, [1, None], ["a"]),
+        ({"const": 1, "type": "integer", "nullable": True}, [1, None], [2]),
+        ({"type": "array", "items": {"type": "integer", "nullable": True}}, [[1, None]], [["a"]]),
+        ({"type": "integer", "example": 4}, [1], ["a"]),
+    ],
+)
+def test_openapi_schemas_are_understood(node: Any, good: list[Any], bad: list[Any]) -> None:
+    schema = parse_schema(
+        {
+            "$id": "https://example.org/schema",
+            "$defs": {"n": {"type": "integer"}},
+            "type": "object",
+            "properties": {"a": node},
+            "required": ["a"],
+        },
+        "schema",
+    )
+    assert [value for value in good if schema.faults({"a": value})] == []
+    assert [value for value in bad if not schema.faults({"a": value})] == []
+    assert skeleton(schema)
+
+
+def test_a_property_may_be_named_as_a_keyword_of_openapi() -> None:
+    schema = parse_schema(
+        {"type": "object", "properties": {"nullable": {"type": "boolean"}, "example": {}}}, "schema"
+    )
+    assert schema.faults({"nullable": 1})
+    assert not schema.faults({"nullable": True, "example": 3})
