@@ -285,12 +285,12 @@ WRONG: dict[str, tuple[dict[str, Any], str | None]] = {
         ),
         None,
     ),
-    "null as OpenAPI had it": (
-        schema({"type": "string", "nullable": True}),
+    "rules for names by a pattern": (
+        schema({"type": "string", "patternProperties": {"a": {}}}),
         "response_format.json_schema.schema",
     ),
     "a schema beside json_object that nobody checks": (
-        {"response_format": {"type": "json_object", "schema": {"nullable": True}}},
+        {"response_format": {"type": "json_object", "schema": {"unevaluatedProperties": False}}},
         "response_format.schema",
     ),
     "a schema elsewhere": (
