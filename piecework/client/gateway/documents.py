@@ -31,7 +31,7 @@ from piecework.client.gateway.formats.structured import (
     shown_path,
 )
 from piecework.client.jobs.events import CanvasText, JobFinished, JobStarted
-from piecework.client.jobs.selection import PRICE_TOO_LOW
+from piecework.client.jobs.selection import MAX_TOKENS_TOO_LARGE, PRICE_TOO_LOW
 from piecework.client.journal.records import Part
 from piecework_protocol.conversation import Conversation, ToolCall
 from piecework_protocol.errors import MalformedInput
@@ -52,7 +52,7 @@ DECIDED_AT: Final = (1, FEW_NUMBERS_FROM)
 """The repairs before which reads decide what is one of a few."""
 MAX_JOBS: Final = 16
 """Of one answer: one that writes freely, documents or calls, and their repairs."""
-_OUTGROWN: Final = ("max_tokens_too_large", "context_length_exceeded")
+_OUTGROWN: Final = (MAX_TOKENS_TOO_LARGE, "context_length_exceeded")
 
 
 @dataclass(slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from piecework.base.amounts import Token
 from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
-from piecework.client.errors import WorkerUnreachable
+from piecework.client.errors import RequestRefused, WorkerUnreachable
 from piecework.client.gateway.answers import Answers
 from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.exhibits import carrier, statement
@@ -37,6 +37,7 @@ from piecework.client.jobs.events import (
 )
 from piecework.client.jobs.requests import JobRequest, TextRequest, job_parameters
 from piecework.client.jobs.run import Caller, JobRun
+from piecework.client.jobs.selection import MAX_TOKENS_TOO_LARGE
 from piecework.client.journal.records import Part
 from piecework.client.network.discovery import serves
 from piecework_protocol.errors import EvidenceRefused
@@ -365,10 +366,15 @@ class _Recorded:
 
         Raises:
             EvidenceRefused: The request asks for something else than the job did.
+            RequestRefused: There is no evidence of a job over a template. No model took so long a
+                one, or there would be no answer.
             WorkerUnreachable: There is no evidence of it, as of a read that failed.
         """
         found = self._jobs.get(part.number)
         if found is None:
+            if isinstance(request, TextRequest) and request.template:
+                why = f"there is no evidence of part {part.number}"
+                raise RequestRefused(why, (), code=MAX_TOKENS_TOO_LARGE, param="max_tokens")
             raise WorkerUnreachable(f"there is no evidence of part {part.number}")
         self.unused.discard(part.number)
         fault = _request_fault(request, found)

@@ -55,6 +55,8 @@ from piecework_protocol.wire import SignedOffer
 
 PRICE_TOO_LOW = "max_price_too_low"
 """The code of a request whose own limit no worker keeps."""
+MAX_TOKENS_TOO_LARGE = "max_tokens_too_large"
+"""The code of a request for more tokens than any worker writes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +369,7 @@ def _length_mistake(request: TextRequest, model: ModelOffer, tokens: int) -> Mis
     """What is too long of an answer that may have so many tokens."""
     if tokens > model.max_output:
         why = f"writes at most {model.max_output} tokens, {tokens} are asked for"
-        return Mistake("max_tokens", "max_tokens_too_large", why)
+        return Mistake("max_tokens", MAX_TOKENS_TOO_LARGE, why)
     if (
         model.service is Service.REPLAYABLE
         and (request.generation.max_steps or 0) > model.max_steps

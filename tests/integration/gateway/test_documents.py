@@ -10,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from piecework.client.gateway.replies import check_reply
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.kinds.text import Hole, TextOutput
 from piecework_protocol.objects import Finish
@@ -90,9 +91,14 @@ async def test_what_outgrows_the_model_ends_with_length(tmp_path: Path, kind: st
     ):
         worker.mind.fills = lambda *_: word * holes_of(market)[0]
         answer = await sdk.chat.completions.create(
-            model=MODEL, messages=USER, response_format=form_of(schema)
+            model=MODEL,
+            messages=USER,
+            response_format=form_of(schema),
+            extra_body={"piecework": {"evidence": True}},
         )
     assert answer.choices[0].finish_reason == "length"
+    checked = await check_reply(answer.to_dict())  # a job that nobody took has no evidence
+    assert len(checked.jobs) == len(worker.submissions)
     assert (answer.choices[0].message.content or "").count("owl") > 90
     assert max(one.job.parameters.max_tokens for one in worker.submissions) <= 400
 
