@@ -22,7 +22,7 @@ pytestmark = pytest.mark.process
 async def test_the_owner_tries_the_engine_and_ctrl_c_ends_it(tmp_path: Path) -> None:
     async with EmbeddedChain() as chain, deployed(chain) as market:
         worker = await WorkerProcess.register(
-            tmp_path / "worker", market.deployment, pace_s=0.05, rpc_url=chain.url
+            tmp_path / "worker", market.deployment, pace_s=1.0, rpc_url=chain.url
         )
         root = worker.home.root
         assert (await worker.start())["ready"] is True
