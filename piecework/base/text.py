@@ -66,6 +66,15 @@ def one_line(text: str, limit: int) -> str:
     return _cut(_clean(text, lines=False, squeeze=True, most=limit + 1), limit)
 
 
+def is_text(text: str) -> bool:
+    """Say whether UTF-8 can encode a string. JSON can hold halves of characters, UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def write(stream: TextIO, text: str) -> None:
     """Write to a stream. A character that its encoding lacks becomes "?" instead of an error.
 

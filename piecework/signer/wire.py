@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from piecework.base.jsons import loads
+from piecework.base.text import is_text
 from piecework.signer.limits import FRAME_S, MAX_DOMAIN_CHARACTERS, MAX_FRAME_BYTES
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.errors import MalformedInput
@@ -101,10 +102,8 @@ def asked_domain(raw: Any) -> Domain:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether it is text of a bounded length. JSON can hold halves of characters, UTF-8 cannot."""
-    if not isinstance(value, str) or len(value) > MAX_DOMAIN_CHARACTERS:
-        return False
-    return not any("\ud800" <= one <= "\udfff" for one in value)
+    """Whether it is text of a bounded length."""
+    return isinstance(value, str) and len(value) <= MAX_DOMAIN_CHARACTERS and is_text(value)
 
 
 def asked_payload(raw: Any) -> bytes:

@@ -23,7 +23,7 @@ from piecework.base.files import write_private
 from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
 from piecework.base.http_server import HttpServer, http_limits
 from piecework.base.jsons import loads
-from piecework.base.text import one_line
+from piecework.base.text import is_text, one_line
 from piecework_node.console import page
 from piecework_node.console.model import Snapshot
 from piecework_node.daemon.changing import ChangeReport
@@ -292,20 +292,11 @@ def _test_job(body: bytes) -> tuple[str, int | None]:
     if not isinstance(asked, dict) or not asked.keys() <= {"prompt", "max_tokens"}:
         raise ValueError("a test job is {prompt: text, max_tokens: number}")
     prompt, most = asked.get("prompt"), asked.get("max_tokens")
-    if not isinstance(prompt, str) or not prompt.strip() or not _is_text(prompt):
+    if not isinstance(prompt, str) or not prompt.strip() or not is_text(prompt):
         raise ValueError("prompt is a text that is not empty")
     if most is not None and (not isinstance(most, int) or isinstance(most, bool) or most < 1):
         raise ValueError("max_tokens is a whole number from 1 on")
     return prompt, most
-
-
-def _is_text(text: str) -> bool:
-    """Whether UTF-8 can encode it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _changes(body: bytes) -> tuple[dict[str, str], list[str]]:

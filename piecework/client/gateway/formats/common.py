@@ -31,6 +31,7 @@ from typing import Any, Final, NoReturn
 
 from piecework.base.amounts import Token
 from piecework.base.errors import PieceworkError
+from piecework.base.text import is_text
 from piecework.client.jobs.requests import Generation, schedule
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.limits import MAX_DENOISING_STEPS, MAX_DRAWS
@@ -303,9 +304,7 @@ def plain_text(value: Any, where: str, *, longest: int | None = None) -> str:
     """
     if not isinstance(value, str) or (longest is not None and len(value) > longest):
         bad(f"{where} is a text" + ("" if longest is None else f" of at most {longest}"), where)
-    try:
-        value.encode()
-    except UnicodeEncodeError:
+    if not is_text(value):
         bad(f"{where} has lone surrogates", where)
     return value
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Final
 
+from piecework.base.text import is_text
 from piecework.client.gateway.formats.common import bad
 
 NAMED_DEPTH: Final = 8
@@ -52,8 +53,4 @@ def _parts(value: Any) -> Iterable[tuple[str, Any]]:
 
 def _is_text(value: Any) -> bool:
     """Say whether UTF-8 can encode a value."""
-    try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return is_text(json.dumps(value, ensure_ascii=False))
