@@ -136,10 +136,11 @@ class FailOver:
             await driver.run()
         finally:
             # At once and in this thread: a cancelled task may not wait, and nothing is synced.
-            if not driver.sent:
-                self._context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
-            elif not driver.over:
-                self._context.store.leave(job.id)
+            if not driver.over:
+                if driver.sent:
+                    self._context.store.leave(job.id)
+                else:
+                    self._context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
 
     async def replay(self, job: JobRow, caller: Caller) -> None:
         """Follow a job again from its first canvas. One that is over stays as it ended.

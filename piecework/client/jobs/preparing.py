@@ -101,12 +101,11 @@ async def _record(
 
 def _forget(context: JobContext, job: JobRow, recorded: asyncio.Future[ChannelRow]) -> None:
     """End a job whose caller was cancelled while it was recorded. Its ceiling is free again."""
-    if recorded.cancelled():
-        # At the end of a loop all tasks are. What is on its way to the disk arrives all the same.
+    # At the end of a loop all tasks are cancelled. What is on its way to the disk arrives all the
+    # same, or was never recorded.
+    if recorded.cancelled() or recorded.exception() is None:
         with suppress(StoreError):
             context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
-    elif recorded.exception() is None:
-        context.store.finish(job.id, JobStatus.REFUSED, NOT_SENT)
 
 
 def readable(conversation: Conversation) -> str:
