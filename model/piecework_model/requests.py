@@ -170,6 +170,32 @@ class GenerationDefaults:
     confidence_threshold: float
     stability_steps: int
 
+    def request(
+        self,
+        request_id: str,
+        prompt_ids: tuple[int, ...],
+        *,
+        seed: int,
+        max_tokens: int,
+        canvas_limit: int,
+        draft_every: int,
+    ) -> GenerationRequest:
+        """Make a request for free text as it is recommended. As in `GenerationRequest`."""
+        return GenerationRequest(
+            request_id=request_id,
+            prompt_ids=prompt_ids,
+            seed=seed,
+            max_tokens=max_tokens,
+            max_steps=self.max_steps,
+            temperature_start=self.temperature_start,
+            temperature_end=self.temperature_end,
+            entropy_bound=self.entropy_bound,
+            confidence_threshold=self.confidence_threshold,
+            stability_steps=self.stability_steps,
+            canvas_limit=canvas_limit,
+            draft_every=draft_every,
+        )
+
 
 PUBLISHED_DEFAULTS: Final = GenerationDefaults(48, 0.8, 0.4, 0.1, 0.005, 1)
 """What `generate` of transformers 5.23 falls back to."""

@@ -176,18 +176,11 @@ def _run(
 
 
 def _request(loaded: LoadedModel, seed: int, canvases: int) -> GenerationRequest:
-    defaults = loaded.defaults
-    return GenerationRequest(
-        request_id=f"benchmark-{seed}",
-        prompt_ids=encode_prompt(loaded, Conversation((Message("user", PROMPT),))),
+    return loaded.defaults.request(
+        f"benchmark-{seed}",
+        encode_prompt(loaded, Conversation((Message("user", PROMPT),))),
         seed=seed,
         max_tokens=canvases * loaded.limits.canvas_size,
-        max_steps=defaults.max_steps,
-        temperature_start=defaults.temperature_start,
-        temperature_end=defaults.temperature_end,
-        entropy_bound=defaults.entropy_bound,
-        confidence_threshold=defaults.confidence_threshold,
-        stability_steps=defaults.stability_steps,
         canvas_limit=canvases,
         draft_every=0,
     )

@@ -19,7 +19,6 @@ from piecework_model.requests import (
     DraftEvent,
     Event,
     GenerationDefaults,
-    GenerationRequest,
     ProgressEvent,
     StoppedEvent,
 )
@@ -131,8 +130,15 @@ class OwnTests:
             number = 1 if self._last is None else self._last.number + 1
             test = OwnTest(number, card.name, prompt, len(encoded.prompt_ids), facts.max_steps)
             most = canvases * size if max_tokens is None else max_tokens
-            ids, seed = encoded.prompt_ids, self._draw(64)
-            card.engine.start(_request(test.name, ids, facts, most, canvases, seed=seed))
+            request = _defaults(facts).request(
+                test.name,
+                encoded.prompt_ids,
+                seed=self._draw(64),
+                max_tokens=most,
+                canvas_limit=canvases,
+                draft_every=1,
+            )
+            card.engine.start(request)
         finally:
             self._starting = False
         self._last, self._card, self._began = test, card, self._clock.monotonic()
@@ -187,26 +193,6 @@ class OwnTests:
                 return card, card.facts
         why = "jobs are paused" if self._cards.pause is not None else "no engine is ready"
         raise OwnTestRefused(f"{why}: `piecework worker status` says more")
-
-
-def _request(
-    name: str, prompt: tuple[int, ...], facts: EngineFacts, most: int, canvases: int, *, seed: int
-) -> GenerationRequest:
-    """The request, with what the checkpoint recommends."""
-    defaults = _defaults(facts)
-    return GenerationRequest(
-        request_id=name,
-        prompt_ids=prompt,
-        seed=seed,
-        max_tokens=most,
-        max_steps=defaults.max_steps,
-        temperature_start=defaults.temperature_start,
-        temperature_end=defaults.temperature_end,
-        entropy_bound=defaults.entropy_bound,
-        confidence_threshold=defaults.confidence_threshold,
-        stability_steps=defaults.stability_steps,
-        canvas_limit=canvases,
-    )
 
 
 def _defaults(facts: EngineFacts) -> GenerationDefaults:

@@ -53,9 +53,7 @@ async def _run(root: Path, prompt: str, max_tokens: int | None, *, quiet: bool) 
     """Start a test job and follow it to its end."""
     from piecework_node.daemon.admin import ask_daemon
 
-    asked = (
-        {"prompt": prompt} if max_tokens is None else {"prompt": prompt, "max_tokens": max_tokens}
-    )
+    asked = {"prompt": prompt, "max_tokens": max_tokens}
     test = await ask_daemon(root, "POST", "/test", jsons.dumps(asked).encode())
     number = test["number"]
     with ExitStack() as stack:
