@@ -204,12 +204,15 @@ class Animal(BaseModel):
     age: int | None
 
 
+async def parsed(market: ScriptedMarket, form: Any) -> Any:
+    """A structured answer."""
+    async with market.sdk() as sdk:
+        return await sdk.chat.completions.parse(model=MODEL, messages=USER, response_format=form)
+
+
 async def test_a_structured_answer_is_parsed_by_pydantic(market: ScriptedMarket) -> None:
     market.mind.fills = by_key({"city": "Oslo", "degrees": "-4", "sky": "clear"})
-    async with market.sdk() as sdk:
-        answer = await sdk.chat.completions.parse(
-            model=MODEL, messages=USER, response_format=Weather
-        )
+    answer = await parsed(market, Weather)
     assert answer.choices[0].message.parsed == Weather(city="Oslo", degrees=-4, sky="clear")
     assert "repairs" not in ours(answer)
     told = market.mind.asked[0].conversation.messages[0]
@@ -245,10 +248,7 @@ async def test_one_of_a_few_values_is_decided_by_a_read_if_it_is_not_written(
     market: ScriptedMarket,
 ) -> None:
     market.mind.fills = by_key({"city": "Oslo", "degrees": "5", "sky": "stormy"})
-    async with market.sdk() as sdk:
-        answer = await sdk.chat.completions.parse(
-            model=MODEL, messages=USER, response_format=Weather
-        )
+    answer = await parsed(market, Weather)
     assert answer.choices[0].message.parsed == Weather(city="Oslo", degrees=5, sky="clear")
     written, decided = market.mind.asked
     assert isinstance(written, TextContent)
@@ -274,10 +274,7 @@ async def test_a_number_that_is_never_written_is_decided_by_a_read_and_named(
     market: ScriptedMarket,
 ) -> None:
     market.mind.fills = by_key({"city": "Oslo", "degrees": "cold", "sky": "clear"})
-    async with market.sdk() as sdk:
-        answer = await sdk.chat.completions.parse(
-            model=MODEL, messages=USER, response_format=Weather
-        )
+    answer = await parsed(market, Weather)
     assert answer.choices[0].message.parsed == Weather(city="Oslo", degrees=0, sky="clear")
     assert ours(answer)["decided"] == ["/degrees"]
     assert [type(asked) for asked in market.mind.asked] == [*[TextContent] * 3, ReadContent]
@@ -287,10 +284,7 @@ async def test_a_value_that_may_be_null_needs_no_quotes_of_the_models_own(
     market: ScriptedMarket,
 ) -> None:
     market.mind.fills = by_key({"name": "Reynard", "nick": "the fox", "age": "old"})
-    async with market.sdk() as sdk:
-        answer = await sdk.chat.completions.parse(
-            model=MODEL, messages=USER, response_format=Animal
-        )
+    answer = await parsed(market, Animal)
     assert answer.choices[0].message.parsed == Animal(name="Reynard", nick="the fox", age=0)
     assert ours(answer)["decided"] == ["/age"]
 

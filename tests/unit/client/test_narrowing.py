@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -167,17 +168,22 @@ def room(slot: Slot) -> int:
     return 2 * slot.tokens
 
 
-def written_by_a_model_that_fills_its_holes(schema: JsonSchema, most: int | None = None) -> Filling:
-    """A document of PEOPLE. Each hole gets what comes next of the list, up to its room."""
+def repaired(schema: JsonSchema, write: Callable[[Slot], str], most: int | None = None) -> Filling:
+    """A document after its repairs, as the gateway makes it. `write` is the model.
+
+    Reads decide for the first of the values that there are.
+    """
     filling = Filling.of(schema, most)
     assert filling is not None
     for attempt in range(1 + MAX_REPAIRS):
         if attempt > 1:
             filling = filling.narrowed(few_numbers=attempt > 2)
+        if attempt and filling.questions:
+            filling = filling.decided({path: 0 for path, _ in filling.questions})
         if filling.done:
             break
         filling = filling.take(
-            "".join(p if isinstance(p, str) else p.front + next_part(p) for p in filling.pieces)
+            "".join(p if isinstance(p, str) else p.front + write(p) for p in filling.pieces)
         )
         fitted = filling.fitted()
         if fitted is None:
@@ -187,6 +193,7 @@ def written_by_a_model_that_fills_its_holes(schema: JsonSchema, most: int | None
 
 
 def next_part(slot: Slot) -> str:
+    """What comes next of PEOPLE, up to the room of a hole."""
     written = json.dumps(PEOPLE[len(slot.given) :])
     return (written if slot.kind is SlotKind.VALUE else written[1:-1])[: room(slot)]
 
@@ -195,7 +202,7 @@ def next_part(slot: Slot) -> str:
 def test_a_list_that_fills_its_hole_goes_on_and_is_not_ended(nullable: bool) -> None:
     people = {"type": "array", "items": obj(name=STRING, address=STRING)}
     schema = parse_schema(obj(a={"anyOf": [people, NULL]} if nullable else people), "schema")
-    filling = written_by_a_model_that_fills_its_holes(schema)
+    filling = repaired(schema, next_part)
     assert filling.done
     assert json.loads(filling.document) == {"a": PEOPLE}
 
@@ -203,13 +210,13 @@ def test_a_list_that_fills_its_hole_goes_on_and_is_not_ended(nullable: bool) -> 
 def test_a_value_of_the_second_kind_that_fills_its_hole_keeps_its_kind() -> None:
     people = {"type": "array", "items": obj(name=STRING, address=STRING)}
     schema = parse_schema(obj(a={"anyOf": [obj(x=STRING), people]}), "schema")
-    filling = written_by_a_model_that_fills_its_holes(schema)
+    filling = repaired(schema, next_part)
     assert json.loads(filling.document) == {"a": PEOPLE}
 
 
 def test_a_list_that_fills_the_callers_limit_is_cut_there() -> None:
     people = {"type": "array", "items": obj(name=STRING, address=STRING)}
-    filling = written_by_a_model_that_fills_its_holes(parse_schema(obj(a=people), "schema"), 600)
+    filling = repaired(parse_schema(obj(a=people), "schema"), next_part, 600)
     assert not filling.done
     assert filling.is_cut
     kept = json.loads(filling.beginning.removesuffix(", ") + "]}")["a"]
@@ -235,21 +242,12 @@ def test_a_list_without_end_is_ended_at_last() -> None:
 
 @pytest.mark.parametrize("most", [None, 400])
 def test_a_value_without_end_becomes_narrower_at_last(most: int | None) -> None:
-    schema = parse_schema(obj(a={"anyOf": [obj(x=STRING), NULL]}), "schema")
-    filling = Filling.of(schema, most)
-    for attempt in range(1 + MAX_REPAIRS):
-        assert filling is not None
-        if attempt > 1:
-            filling = filling.narrowed(few_numbers=attempt > 2)
-        if filling.done:
-            break
-        slot = filling.pieces[1]
-        assert isinstance(slot, Slot)
+    def write(slot: Slot) -> str:
         endless = slot.kind is SlotKind.VALUE
-        words = ('{"y": ' * slot.tokens)[: room(slot)] if endless else "a fox"
-        around = [piece if isinstance(piece, str) else words for piece in filling.pieces]
-        filling = filling.take("".join(around)).fitted()
-    assert filling is not None
+        return ('{"y": ' * slot.tokens)[: room(slot)] if endless else "a fox"
+
+    schema = parse_schema(obj(a={"anyOf": [obj(x=STRING), NULL]}), "schema")
+    filling = repaired(schema, write, most)
     assert json.loads(filling.document) == {"a": {"x": "a fox"}}
 
 
@@ -310,18 +308,7 @@ def test_a_document_of_a_model_that_writes_no_json_holds() -> None:
         ),
         "schema",
     )
-    filling = Filling.of(schema, None)
-    assert filling is not None
-    for attempt in range(1 + MAX_REPAIRS):
-        if attempt > 1:
-            filling = filling.narrowed(few_numbers=attempt > 2)
-        if attempt and filling.questions:
-            filling = filling.decided({path: 0 for path, _ in filling.questions})
-        if filling.done:
-            break
-        filling = filling.take(
-            "".join(p if isinstance(p, str) else p.front + "a fox" for p in filling.pieces)
-        )
+    filling = repaired(schema, lambda _: "a fox")
     document = json.loads(filling.document)
     assert not schema.faults(document)
     assert document["name"] == document["any"] == document["nick"] == "a fox"

@@ -7,6 +7,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -73,32 +74,60 @@ async def test_a_disk_that_fails_while_the_worker_is_stopped_does_not_leave_it_s
     tmp_path: Path, lose: Callable[[Path], None]
 ) -> None:
     home, wheel = two_versions(tmp_path)
-    with closing(sqlite3.connect(home.journal)) as journal:
-        journal.execute("PRAGMA user_version = 3")
+    set_schema(home, 3)
     lose(tmp_path)
     service = FakeService(tmp_path / "current")
-    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
     with pytest.raises(UpdateRefused, match="first"):
-        await updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5))
+        await update(tmp_path, home, wheel, service)
     assert service.events == ["stop", "start first"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCheck:
+    """An update whose check of the new version waits until it is let go."""
+
+    service: FakeService
+    updating: asyncio.Task[Path]
+    begun: Path
+    gate: Path
+
+    async def ended_by_hand(self, change: Callable[[], None], match: str) -> None:
+        """End the update while the check runs, which has done `change` by then."""
+        await asyncio.to_thread(self.begun.read_text)
+        change()
+        self.updating.cancel()
+        try:
+            with pytest.raises(UpdateRefused, match=match):
+                await self.updating
+        finally:
+            await asyncio.to_thread(self.gate.write_text, "go\n")
+
+
+def update(folder: Path, home: Home, wheel: Path, service: FakeService) -> asyncio.Task[Path]:
+    """An update under way."""
+    updater = Updater(Installation(folder / "current"), home, service, os.environ, print)
+    return asyncio.create_task(updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5)))
+
+
+def held_check(folder: Path, home: Home, wheel: Path) -> HeldCheck:
+    begun, gate = folder / "begun", folder / "gate"
+    os.mkfifo(begun)
+    os.mkfifo(gate)
+    new = folder / f"piecework-2.0-{digest_of(wheel)[:12]}"
+    (new / "bin" / "piecework").write_text(f"#!/bin/sh\necho >{begun}\nread word <{gate}\n")
+    service = FakeService(folder / "current")
+    return HeldCheck(service, update(folder, home, wheel, service), begun, gate)
+
+
+def set_schema(home: Home, schema: int) -> None:
+    with closing(sqlite3.connect(home.journal)) as journal:
+        journal.execute(f"PRAGMA user_version = {schema}")
 
 
 async def test_an_update_that_a_person_ends_leaves_the_worker_running(tmp_path: Path) -> None:
-    home, wheel = two_versions(tmp_path)
-    begun, gate = tmp_path / "begun", tmp_path / "gate"
-    os.mkfifo(begun)
-    os.mkfifo(gate)
-    new = tmp_path / f"piecework-2.0-{digest_of(wheel)[:12]}"
-    (new / "bin" / "piecework").write_text(f"#!/bin/sh\necho >{begun}\nread word <{gate}\n")
-    service = FakeService(tmp_path / "current")
-    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
-    updating = asyncio.create_task(updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5)))
-    await asyncio.to_thread(begun.read_text)  # the check runs
-    updating.cancel()
-    with pytest.raises(UpdateRefused, match="ended by hand"):
-        await updating
-    assert service.events == ["stop", "start first"]
-    await asyncio.to_thread(gate.write_text, "go\n")
+    held = held_check(tmp_path, *two_versions(tmp_path))
+    await held.ended_by_hand(lambda: None, "ended by hand")
+    assert held.service.events == ["stop", "start first"]
 
 
 class DrainingService(FakeService):
@@ -120,8 +149,7 @@ async def test_an_update_that_a_person_ends_while_the_worker_drains_starts_it_ag
 ) -> None:
     home, wheel = two_versions(tmp_path)
     service = DrainingService(tmp_path / "current")
-    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
-    updating = asyncio.create_task(updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5)))
+    updating = update(tmp_path, home, wheel, service)
     await service.drains.wait()
     updating.cancel()
     with pytest.raises(UpdateRefused, match="ended by hand"):
@@ -133,23 +161,7 @@ async def test_a_journal_that_the_check_had_changed_is_not_given_to_the_old_vers
     tmp_path: Path,
 ) -> None:
     home, wheel = two_versions(tmp_path)
-    with closing(sqlite3.connect(home.journal)) as journal:
-        journal.execute("PRAGMA user_version = 3")
-    begun, gate = tmp_path / "begun", tmp_path / "gate"
-    os.mkfifo(begun)
-    os.mkfifo(gate)
-    new = tmp_path / f"piecework-2.0-{digest_of(wheel)[:12]}"
-    (new / "bin" / "piecework").write_text(f"#!/bin/sh\necho >{begun}\nread word <{gate}\n")
-    service = FakeService(tmp_path / "current")
-    updater = Updater(Installation(tmp_path / "current"), home, service, os.environ, print)
-    updating = asyncio.create_task(updater.update(UpdateWishes(wheel, digest_of(wheel), (), 5)))
-    await asyncio.to_thread(begun.read_text)
-    with closing(sqlite3.connect(home.journal)) as journal:
-        journal.execute("PRAGMA user_version = 4")
-    updating.cancel()
-    try:
-        with pytest.raises(UpdateRefused, match="has changed the journal"):
-            await updating
-    finally:
-        await asyncio.to_thread(gate.write_text, "go\n")
-    assert service.events == ["stop"]
+    set_schema(home, 3)
+    held = held_check(tmp_path, home, wheel)
+    await held.ended_by_hand(lambda: set_schema(home, 4), "has changed the journal")
+    assert held.service.events == ["stop"]
