@@ -12,8 +12,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Final, TypeVar
 
 import typer
@@ -24,6 +26,8 @@ from piecework.base.text import write
 
 T = TypeVar("T")
 MAX_PASSWORD_BYTES: Final = 4096
+SEND_AGAIN_S: Final = 0.05
+SIGNALS_AT_ONCE: Final = 64
 
 
 def ask(option: str, question: str) -> str:
@@ -74,14 +78,58 @@ def answered(question: Callable[[], T]) -> T:
     """
     if threading.current_thread() is not threading.main_thread():
         raise RuntimeError("a question is asked on the main thread, or Ctrl-C does not end it")
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.SIG_IGN or before is None:  # whoever started us wants it so
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):  # whoever started us wants it so
         return guard(lambda: _plain(question))
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with _one_ctrl_c():
+        return guard(lambda: _plain(question))
+
+
+@contextmanager
+def _one_ctrl_c() -> Iterator[None]:
+    """Make of Ctrl-C one KeyboardInterrupt, also when it comes just before the terminal is read.
+
+    Python's handlers run between two of its own steps. A signal that comes behind the last step
+    and before the system's read() does not end that read(). The wakeup descriptor is written at
+    every signal, whatever the main thread does. So a second thread waits there, and sends the
+    signal again until the handler ran.
+    """
+    ran, main = threading.Event(), threading.get_ident()
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        if not ran.is_set():
+            ran.set()
+            raise KeyboardInterrupt
+
+    def send_again() -> None:
+        while numbers := os.read(told, SIGNALS_AT_ONCE):
+            if others := numbers.replace(bytes([signal.SIGINT]), b""):
+                _pass_on(others, former)
+            while signal.SIGINT in numbers and not ran.wait(SEND_AGAIN_S):
+                signal.pthread_kill(main, signal.SIGINT)
+
+    told, tells = os.pipe()
+    os.set_blocking(tells, False)
+    before = signal.signal(signal.SIGINT, handler)
+    former = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
+    sender = threading.Thread(target=send_again, name="ctrl-c", daemon=True)
+    sender.start()
     try:
-        return guard(lambda: _plain(question))
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        try:
+            signal.set_wakeup_fd(former)
+            os.close(tells)  # which ends the sender
+            sender.join()
+            os.close(told)
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+def _pass_on(numbers: bytes, descriptor: int) -> None:
+    """Tell whoever waited for signals before. Handlers of Python see them in any case."""
+    if descriptor >= 0:
+        with suppress(BlockingIOError):
+            os.write(descriptor, numbers)
 
 
 def _plain(question: Callable[[], T]) -> T:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,7 +41,7 @@ def test_a_question_gives_the_signal_back() -> None:
 
     before = signal.signal(signal.SIGINT, ours)  # whoever runs the tests may ignore it
     try:
-        assert answered(lambda: signal.getsignal(signal.SIGINT)) is signal.default_int_handler
+        assert answered(lambda: signal.getsignal(signal.SIGINT)) is not ours
         assert signal.getsignal(signal.SIGINT) is ours
     finally:
         signal.signal(signal.SIGINT, before)
@@ -50,3 +53,51 @@ def test_a_question_leaves_the_signal_ignored_where_whoever_started_us_wants_tha
         assert answered(lambda: signal.getsignal(signal.SIGINT)) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+TO_ANOTHER_THREAD = """
+import os, signal, threading
+from pathlib import Path
+from piecework.commands._questions import answered
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+reads, _ = os.pipe()
+main = Path(f"/proc/self/task/{threading.get_native_id()}")
+
+def interrupt():
+    while " S " not in (main / "stat").read_text() or "futex" in (main / "wchan").read_text():
+        os.sched_yield()
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+def question():
+    threading.Thread(target=interrupt).start()
+    return os.read(reads, 1)
+
+answered(question)
+"""
+"""Ctrl-C that does not end the system call of the main thread, as one that comes just before it."""
+
+
+def test_a_ctrl_c_that_does_not_end_the_reading_ends_the_question() -> None:
+    line = [sys.executable, "-P", "-c", TO_ANOTHER_THREAD]
+    ended = subprocess.run(line, capture_output=True, timeout=120, check=False)
+    assert ended.returncode == 130, ended.stderr.decode()
+    assert ended.stderr.decode() == "\nerror: interrupted\n"
+
+
+def test_a_signal_that_somebody_else_waits_for_is_passed_on() -> None:
+    """Event loops are told of signals by the wakeup descriptor, which a question borrows."""
+    told, tells = socket.socketpair()
+    told.setblocking(False)
+    tells.setblocking(False)
+    former = signal.signal(signal.SIGUSR1, lambda number, frame: None)
+    before = signal.set_wakeup_fd(tells.fileno())
+    try:
+        answered(lambda: signal.raise_signal(signal.SIGUSR1))
+        assert signal.set_wakeup_fd(before) == tells.fileno()
+        assert told.recv(16) == bytes([signal.SIGUSR1])
+    finally:
+        signal.set_wakeup_fd(before)
+        signal.signal(signal.SIGUSR1, former)
+        told.close()
+        tells.close()
