@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -60,6 +60,9 @@ from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
 from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.sampling.sampler_backends import sampler_for
+
+APART: Final = "products depend on the number of rows on this device"
+"""Why every sequence runs alone."""
 
 
 @dataclass(slots=True)
@@ -156,15 +159,19 @@ class BatchedExecutor:
 
     @property
     def fast_paths(self) -> list[FastPath]:
-        """What makes a step fast on an accelerator, and why something is off. Empty on a CPU."""
+        """What makes a step fast on an accelerator, and why something is off.
+
+        On a CPU only what is off.
+        """
+        isolated = self._invariance.isolated
+        together = FastPath("one pass for all sequences", APART if isolated else "")
         if self._device.type == "cpu":
-            return []
-        apart = "products depend on the number of rows" if self._invariance.isolated else ""
+            return [together] if isolated else []
         return [
             *self._backbone.fast_paths(),
             FastPath("sampler", self._sampler.reason),
             FastPath("products of one tile size", self._products_reason),
-            FastPath("one pass for all sequences", apart),
+            together,
         ]
 
     @property

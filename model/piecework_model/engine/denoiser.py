@@ -1,9 +1,10 @@
 """The two halves of DiffusionGemma as plain functions of one sequence: causal prefill and
 bidirectional denoising.
 
-Modules and weights are those of transformers. Only the order of the calls is ours. Between steps
-this keeps the soft embedding [C, H] where `generate` keeps the logits [C, V]. Both carry the same
-information, and the embedding is smaller by a factor of V / H.
+Modules and weights are those of transformers. The order of the calls is ours. Products of few rows
+are filled up where they would be other sums (layers/invariance.py). Between steps this keeps the
+soft embedding [C, H] where `generate` keeps the logits [C, V]. Both carry the same information, and
+the embedding is smaller by a factor of V / H.
 
 C = canvas size, V = vocabulary, H = hidden size. Sequences run one at a time, so every tensor has a
 batch dimension of 1 in front.
@@ -19,7 +20,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ImageLimits
 from piecework_model.engine.scheduler import PrefillChunk
-from piecework_model.layers.invariance import soft_product
+from piecework_model.layers.invariance import FilledProducts, invariance_of, soft_product
 from piecework_model.layers.vision import ImageEncoder
 
 
@@ -38,6 +39,7 @@ class Denoiser:
         self.dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
         self.cap: float = model.final_logit_softcapping
         self._soft_product = soft_product(model)
+        self._minimum_rows = invariance_of(model).minimum_rows
 
     def new_cache(self) -> DynamicCache:
         """Make an empty KV cache for one sequence. Sliding layers keep their last window - 1
@@ -67,12 +69,13 @@ class Denoiser:
             position_ids=positions,
             mm_token_type_ids=kinds if chunk.images else None,
         )
-        self._encoder(
-            inputs_embeds=embedded[None],
-            attention_mask=masks,
-            past_key_values=cache,
-            position_ids=positions,
-        )
+        with FilledProducts(self._minimum_rows):
+            self._encoder(
+                inputs_embeds=embedded[None],
+                attention_mask=masks,
+                past_key_values=cache,
+                position_ids=positions,
+            )
 
     def raw_logits(self, cache: DynamicCache, canvas: Tensor, soft: Tensor | None) -> Tensor:
         """Compute the last layer's output [C, V] for a canvas [C], before the cap.
@@ -83,11 +86,15 @@ class Denoiser:
         decoder = self._decoder
         embedded = decoder.embed_tokens(canvas[None])  # [1, C, H]
         conditioning = torch.zeros_like(embedded) if soft is None else soft[None]
+        with FilledProducts(self._minimum_rows):
+            return self._last_layer(cache, embedded, conditioning)
+
+    def _last_layer(self, cache: DynamicCache, embedded: Tensor, conditioning: Tensor) -> Tensor:
+        decoder = self._decoder
         hidden = decoder.self_conditioning(embedded, conditioning)
         start = cache.get_seq_length()
-        positions = torch.arange(start, start + len(canvas), dtype=torch.int32, device=self.device)[
-            None
-        ]
+        end = start + embedded.shape[1]
+        positions = torch.arange(start, end, dtype=torch.int32, device=self.device)[None]
         rotary = {
             kind: decoder.rotary_emb(hidden, positions, kind) for kind in decoder.unique_layer_types
         }

@@ -7,13 +7,14 @@ GiB a layer at a context of 32 K.
 
 So the query heads of a group become the batch axis here. Keys and values are expanded along it. An
 expanded axis has stride 0, so nothing is copied. Each pair of query and key head is computed
-exactly as with the switch, so the bits on a CPU are the same (tests/unit/model/test_attention.py).
+exactly as in transformers, so the bits on a CPU are the same (tests/unit/model/test_attention.py).
 No form has run on a GPU. `bench.gpu` checks there that no call needs the math path.
 """
 
 from __future__ import annotations
 
 import warnings
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -21,6 +22,9 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from piecework_model import backend_trial
+
+_WIDEST_SWITCHED: Final = 256
+"""The widest head for which transformers uses torch's switch where there is no mask."""
 
 
 def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
@@ -32,6 +36,14 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     """
     tokens, heads, dim = queries.shape
     group = heads // keys.shape[0]
+    if tokens == 1 and (mask is not None or dim > _WIDEST_SWITCHED):
+        # transformers makes the group's heads the queries here, and a kernel may sum their keys in
+        # another order than those of a single query.
+        folded = queries.view(1, -1, group, dim)
+        attended = functional.scaled_dot_product_attention(
+            folded, keys[None], values[None], attn_mask=mask, scale=1.0
+        )
+        return attended.reshape(1, heads, dim)
     attended = functional.scaled_dot_product_attention(
         queries.view(tokens, -1, group, dim).permute(2, 1, 0, 3),  # [group, kv heads, tokens, dim]
         keys[None].expand(group, -1, -1, -1),

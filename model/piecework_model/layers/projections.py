@@ -6,12 +6,13 @@ rows.
 On a CPU in bfloat16, oneDNN converts the layout of the weights in every call. With weights
 converted once, the same product takes half the time at few rows and is equal bit for bit. In
 float32 the converted product is another order of sums (MKL against oneDNN) and no faster for small
-weights, so those run as torch runs them.
+weights, so those run as torch runs them. A processor without instructions for bfloat16 emulates it,
+where converted weights are no faster and rarely give another last bit (docs/LOG.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeGuard
 
 import torch
@@ -50,7 +51,23 @@ def may_pack(model: nn.Module) -> bool:
 def can_pack(weight: Tensor) -> bool:
     """Say whether a weight [out, in] gains from being converted once."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return built and weight.device.type == "cpu" and weight.dtype is torch.bfloat16
+    halved = weight.device.type == "cpu" and weight.dtype is torch.bfloat16
+    return built and halved and not is_emulated(weight)
+
+
+def is_emulated(weight: Tensor) -> bool:
+    """Say whether a CPU without instructions for bfloat16 multiplies by this weight in bfloat16.
+
+    There, a row rarely has another last bit among other numbers of rows.
+    """
+    if weight.device.type != "cpu" or weight.dtype is not torch.bfloat16:
+        return False
+    return not multiplies_bfloat16(torch.cpu.get_capabilities())
+
+
+def multiplies_bfloat16(capabilities: Mapping[str, Any]) -> bool:
+    """Say whether a CPU has an instruction for products in bfloat16, by torch's list of them."""
+    return any(found for name, found in capabilities.items() if "bf16" in name)
 
 
 def projection(module: nn.Module, pack: bool) -> Projection:

@@ -37,11 +37,10 @@ free = st.builds(
 requests = free | templated(max_steps=st.integers(1, 5), **shared) | reads(**shared)
 
 
-@pytest.fixture(scope="module")
-def halved() -> LoadedModel:
-    """The bundled checkpoint in its own type, in which products of any number of rows agree on a
-    CPU."""
-    return load(device="cpu", dtype="bfloat16")
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def loaded(request: pytest.FixtureRequest) -> LoadedModel:
+    """The bundled checkpoint as a CPU takes it by itself, and in its own type."""
+    return load(device="cpu", dtype=request.param)
 
 
 def reference(loaded: LoadedModel, request: GenerationRequest) -> list[Event]:
@@ -61,7 +60,7 @@ def reference(loaded: LoadedModel, request: GenerationRequest) -> list[Event]:
     cancel_at=st.integers(1, 8),
 )
 def test_every_row_has_the_trace_that_the_reference_gives_it_alone(
-    halved: LoadedModel,
+    loaded: LoadedModel,
     batch: list[GenerationRequest],
     arrivals: list[int],
     cancelled: int,
@@ -70,7 +69,7 @@ def test_every_row_has_the_trace_that_the_reference_gives_it_alone(
     named = [
         replace(request, request_id=f"sequence-{number}") for number, request in enumerate(batch)
     ]
-    engine = Engine(halved, max_sequences=3)
+    engine = Engine(loaded, max_sequences=3)
     events: dict[str, list[Event]] = {request.request_id: [] for request in named}
     for step in range(10):
         for request, arrival in zip(named, arrivals, strict=False):
@@ -83,7 +82,7 @@ def test_every_row_has_the_trace_that_the_reference_gives_it_alone(
     for request_id, rest in run(engine).items():
         events[request_id] += rest
     for number, request in enumerate(named):
-        alone = reference(halved, request)
+        alone = reference(loaded, request)
         if number != cancelled:
             assert events[request.request_id] == alone
         else:

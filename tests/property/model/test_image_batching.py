@@ -64,11 +64,11 @@ def requests(draw: st.DrawFn) -> GenerationRequest:
     )
 
 
-@pytest.fixture(scope="module")
-def seeing(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """Large random weights in bfloat16: the last bit of a sum changes the text."""
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def seeing(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> LoadedModel:
+    """Large random weights: the last bit of a sum changes the text."""
     folder = image_models.write_with_images(tmp_path_factory.mktemp("images"))
-    return load(folder, device="cpu", dtype="bfloat16")
+    return load(folder, device="cpu", dtype=request.param)
 
 
 @few

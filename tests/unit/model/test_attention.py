@@ -1,4 +1,4 @@
-"""Attention with the group as batch axis: the bits of torch's own grouped queries, and no copy."""
+"""Attention with the group as batch axis: the bits of transformers, and no copy."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
-from torch.nn import functional
+from torch import Tensor, nn
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from piecework_model.layers.attention import attend, why_device_is_unfused, why_unfused
 from tests.support.model.allocations import allocations
@@ -43,6 +43,14 @@ class Shape:
         return torch.ones((self.tokens, self.seen), dtype=torch.bool).tril(self.before)
 
 
+class Grouped(nn.Module):
+    """What transformers asks an attention module for."""
+
+    def __init__(self, group: int) -> None:
+        super().__init__()
+        self.num_key_value_groups: int = group
+
+
 SHAPES = st.builds(
     Shape,
     st.integers(1, 3),
@@ -56,20 +64,20 @@ SHAPES = st.builds(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @settings(max_examples=60, deadline=None)
 @given(SHAPES, st.booleans())
-def test_the_bits_are_those_of_torchs_own_grouped_queries(
-    dtype: torch.dtype, shape: Shape, masked: bool
-) -> None:
+def test_the_bits_are_those_of_transformers(dtype: torch.dtype, shape: Shape, masked: bool) -> None:
+    """One query with a mask, which has a form of its own there, is among the shapes."""
     queries, keys, values = shape.tensors(dtype)
     mask = shape.causal if masked else None
-    theirs = functional.scaled_dot_product_attention(
+    theirs, _ = sdpa_attention_forward(
+        Grouped(shape.group),
         queries.transpose(0, 1)[None],
         keys[None],
         values[None],
-        attn_mask=mask,
-        scale=1.0,
-        enable_gqa=True,
-    )[0].transpose(0, 1)
-    assert torch.equal(attend(queries, keys, values, mask), theirs)
+        None if mask is None else mask[None, None],
+        scaling=1.0,
+        is_causal=False,
+    )
+    assert torch.equal(attend(queries, keys, values, mask), theirs[0])
 
 
 def test_no_key_is_copied_for_the_heads_that_share_it() -> None:

@@ -13,18 +13,25 @@ from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
-from piecework_model.checkpoint.loading import LoadedModel
-from piecework_model.engine.batched import BatchedExecutor, _Task
+from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.engine.batched import APART, BatchedExecutor, _Task
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import SequenceStep
 from piecework_model.engine.prefix_cache import PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import PrefillChunk, SequenceWork
 from piecework_model.errors import MemoryOverflowError
+from piecework_model.fast_paths import FastPath
 from piecework_model.layers.backbone import Backbone
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import GraphPieceRunner
 from piecework_model.layers.invariance import Invariance, measure
-from piecework_model.layers.projections import product, weight_projection
+from piecework_model.layers.projections import (
+    can_pack,
+    is_emulated,
+    multiplies_bfloat16,
+    product,
+    weight_projection,
+)
 from piecework_model.layout import CacheLayout, LayerLayout, cache_layout
 from piecework_model.requests import CanvasEvent, FailedEvent, ProgressEvent
 from tests.support.model.model_runs import (
@@ -395,6 +402,35 @@ def test_packed_products_have_the_bits_of_plain_ones() -> None:
         states = torch.randn((rows, 160), generator=generator).bfloat16()
         assert torch.equal(weight_projection(weight, pack=True)(states), states @ weight.t())
         assert torch.equal(product(weight.t(), pack=True)(states), states @ weight.t())
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "has"),
+    [
+        ({"avx512_f": True, "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"avx512_bf16": False, "amx_bf16": True}, True),
+        ({"avx512_f": True, "avx512_bf16": False, "cpu_name": "Intel"}, False),
+        ({"architecture": "aarch64", "bf16": True}, True),
+        ({}, False),
+    ],
+)
+def test_a_cpu_multiplies_bfloat16_by_what_it_lists(
+    capabilities: dict[str, Any], has: bool
+) -> None:
+    assert multiplies_bfloat16(capabilities) is has
+
+
+def test_emulated_bfloat16_runs_every_sequence_alone_and_converts_no_weights() -> None:
+    """Its products depend on their number of rows too seldom to be measured."""
+    halved = load(device="cpu", dtype="bfloat16")
+    weight: torch.Tensor = halved.model.lm_head.weight
+    emulated = not multiplies_bfloat16(torch.cpu.get_capabilities())
+    assert is_emulated(weight) is emulated
+    assert not is_emulated(weight.float())
+    assert can_pack(weight) is not emulated
+    if emulated:
+        [told] = executor(halved).fast_paths
+        assert told == FastPath("one pass for all sequences", APART)
 
 
 def test_what_is_measured_holds_for_the_passes_of_the_bundled_model(bundled: LoadedModel) -> None:
