@@ -36,7 +36,7 @@ PURE := $(wildcard tests/conformance tests/repo tests/property/base tests/proper
 	tests/unit/client tests/unit/market tests/unit/node tests/unit/protocol)
 
 quick: check
-	$(BIN)/pytest -q -n 2 -m "not process and not slow and not model" $(PURE) $(ARGS)
+	$(BIN)/pytest -q -n 2 --dist worksteal -m "not process and not slow and not model" $(PURE) $(ARGS)
 
 # Style, types, import directions, generated code.
 check: .venv/.dev
@@ -55,7 +55,7 @@ contracts:
 unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json) $(SDL)
 	@command -v chromium >/dev/null || { echo "error: the tests need the program chromium; install it and run make test again" >&2; exit 1; }
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 $(ARGS)
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 

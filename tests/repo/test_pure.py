@@ -28,6 +28,7 @@ def pure_folders() -> list[Path]:
     return [ROOT / name for name in found[1].replace("\\\n", " ").split()]
 
 
+@cache
 def files_of(module: str) -> list[Path]:
     """The files that run when a module of ours is imported: its packages first."""
     names = module.split(".")
@@ -40,8 +41,11 @@ def files_of(module: str) -> list[Path]:
 
 
 @cache
-def imported(file: Path) -> tuple[str, ...]:
-    return tuple(module for _, module in facts_of(file).loaded)
+def imported(file: Path) -> tuple[tuple[str, ...], tuple[Path, ...]]:
+    """The tensor libraries and the files of ours that run when a file does."""
+    modules = [module for _, module in facts_of(file).loaded]
+    heavy = tuple(module for module in modules if module.partition(".")[0] in HEAVY)
+    return heavy, tuple(dict.fromkeys(path for name in modules for path in files_of(name)))
 
 
 def way_to_a_tensor_library(start: Path) -> list[str]:
@@ -50,18 +54,18 @@ def way_to_a_tensor_library(start: Path) -> list[str]:
     waiting = [start]
     while waiting:
         file = waiting.pop()
-        for module in imported(file):
-            if module.partition(".")[0] in HEAVY:
-                way = [module]
-                at: Path | None = file
-                while at is not None:
-                    way.append(at.relative_to(ROOT).as_posix())
-                    at = came_from[at]
-                return way[::-1]
-            for found in files_of(module):
-                if found not in came_from:
-                    came_from[found] = file
-                    waiting.append(found)
+        heavy, files = imported(file)
+        if heavy:
+            way = [heavy[0]]
+            at: Path | None = file
+            while at is not None:
+                way.append(at.relative_to(ROOT).as_posix())
+                at = came_from[at]
+            return way[::-1]
+        for found in files:
+            if found not in came_from:
+                came_from[found] = file
+                waiting.append(found)
     return []
 
 

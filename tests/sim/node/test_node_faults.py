@@ -19,6 +19,8 @@ from tests.support.node.watched import (
     watched_by_quorum,
 )
 
+pytestmark = pytest.mark.slow  # two hundred small cells
+
 READS = (
     "eth_chainId",
     "eth_getCode",

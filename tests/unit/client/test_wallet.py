@@ -10,6 +10,8 @@ from piecework.client.config import ClientHome
 from piecework.client.errors import WalletError
 from piecework.client.wallet import create_key, open_key, open_wallet
 
+pytestmark = pytest.mark.slow  # a key of a password is meant to take its time
+
 
 def test_a_key_opens_with_its_password_only_and_is_never_overwritten(tmp_path: Path) -> None:
     home = ClientHome(tmp_path / "home")
