@@ -237,6 +237,8 @@ class DocumentWriter:
             if fitted is None:
                 break
             filling = fitted
+        if not filling.done:
+            filling = await self._judging(filling.ended, param)
         if not filling.done and not filling.is_cut:
             raise failed(f"the model wrote nothing that holds the schema: {filling.why}")
         self._answers.decided([shown_path(path) for path in filling.decided_places])

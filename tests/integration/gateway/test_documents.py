@@ -103,6 +103,22 @@ async def test_what_outgrows_the_model_ends_with_length(tmp_path: Path, kind: st
     assert max(one.job.parameters.max_tokens for one in worker.submissions) <= 400
 
 
+async def test_a_list_without_end_is_ended_where_nobody_has_a_limit(
+    market: ScriptedMarket,
+) -> None:
+    """A valid list is worth more than a broken document of the same items."""
+    market.mind.fills = lambda *_: '"owl", ' * holes_of(market)[0]
+    schema = {"type": "object", "properties": {"a": {"type": "array"}}, "required": ["a"]}
+    async with market.sdk() as sdk:
+        answer = await sdk.chat.completions.create(
+            model=MODEL, messages=USER, response_format=form_of(schema)
+        )
+    assert answer.choices[0].finish_reason == "stop"
+    owls = json.loads(answer.choices[0].message.content or "")["a"]
+    assert set(owls) == {"owl"}
+    assert len(owls) > 500
+
+
 async def test_a_string_that_meets_max_tokens_ends_with_length(market: ScriptedMarket) -> None:
     write_up_to(market, 900)
     async with market.sdk() as sdk:

@@ -189,7 +189,7 @@ def repaired(schema: JsonSchema, write: Callable[[Slot], str], most: int | None 
         if fitted is None:
             break
         filling = fitted
-    return filling
+    return filling if filling.done else filling.ended()
 
 
 def next_part(slot: Slot) -> str:
@@ -224,20 +224,42 @@ def test_a_list_that_fills_the_callers_limit_is_cut_there() -> None:
     assert kept
 
 
-def test_a_list_without_end_is_ended_at_last() -> None:
+@pytest.mark.parametrize("most", [None, 600])
+def test_a_list_without_end_is_ended_at_last(most: int | None) -> None:
+    """Behind its good items. A caller's limit cuts it instead."""
+
+    def again(slot: Slot) -> str:
+        return ('"again", ' * slot.tokens)[: room(slot)]
+
     schema = parse_schema(obj(a={"type": "array", "items": STRING}), "schema")
-    filling = Filling.of(schema, None)
-    assert filling is not None
-    for attempt in range(1 + MAX_REPAIRS):
-        if attempt > 1:
-            filling = filling.narrowed(few_numbers=attempt > 2)
-        if filling.done:
-            break
-        slot = filling.pieces[1]
-        assert isinstance(slot, Slot)
-        words = '"again", ' * slot.tokens
-        filling = filling.take(f'{{"a": [{slot.front}{words[: room(slot)]}]}}')
-    assert set(json.loads(filling.document)["a"]) == {"again"}
+    filling = repaired(schema, again, most)
+    assert filling.done is (most is None)
+    ended = filling.document if filling.done else filling.beginning.removesuffix(", ") + "]}"
+    items = json.loads(ended)["a"]
+    assert set(items) == {"again"}
+    assert len(items) > 100
+
+
+def test_an_object_without_end_is_ended_at_last() -> None:
+    def members(slot: Slot) -> str:
+        more = (f'"k{len(slot.given)}_{n}": "v", ' for n in range(slot.tokens))
+        return "".join(more)[: room(slot)]
+
+    free = {"type": "object", "additionalProperties": STRING}
+    filling = repaired(parse_schema(obj(a=free), "schema"), members)
+    assert set(json.loads(filling.document)["a"].values()) == {"v"}
+
+
+def test_a_string_without_end_is_cut_beside_a_list() -> None:
+    """The list alone could be ended."""
+
+    def write(slot: Slot) -> str:
+        return ("a fox and " if slot.kind is SlotKind.TEXT else '"again", ') * slot.tokens
+
+    schema = parse_schema(obj(a=STRING, b={"type": "array", "items": STRING}), "schema")
+    filling = repaired(schema, lambda slot: write(slot)[: room(slot)])
+    assert not filling.done
+    assert filling.is_cut
 
 
 @pytest.mark.parametrize("most", [None, 400])

@@ -69,15 +69,18 @@ _FORMS: Final[dict[Any, tuple[str | tuple[str, tuple[str, ...]], ...]]] = {
 _Above: TypeAlias = tuple[int, ...]
 
 
-def narrowed(schema: JsonSchema, pieces: Skeleton, *, few_numbers: bool) -> Skeleton:
+def narrowed(
+    schema: JsonSchema, pieces: Skeleton, *, few_numbers: bool, grows: bool = True
+) -> Skeleton:
     """Return a skeleton with narrower slots. A slot that cannot be narrower stays as it is.
 
-    few_numbers: whether numbers become one of a few.
+    few_numbers: whether numbers become one of a few. grows: whether a slot that lacked room stays
+    as it is.
 
     Raises:
         ApiError: The documents have too many parts, or too long ones.
     """
-    narrow = _Narrower(schema, few_numbers=few_numbers)
+    narrow = _Narrower(schema, few_numbers=few_numbers, grows=grows)
     return merged(
         bounded(
             one
@@ -88,9 +91,9 @@ def narrowed(schema: JsonSchema, pieces: Skeleton, *, few_numbers: bool) -> Skel
 
 
 class _Narrower:
-    def __init__(self, schema: JsonSchema, *, few_numbers: bool) -> None:
+    def __init__(self, schema: JsonSchema, *, few_numbers: bool, grows: bool) -> None:
         self._schema, self._builder = schema, SkeletonBuilder(schema)
-        self._few_numbers = few_numbers
+        self._few_numbers, self._grows = few_numbers, grows
         self._made: list[Mapping[str, Any]] = []
         """Nodes put together. They stay, as nodes are told apart by their identity."""
         self._found: dict[Path, tuple[Mapping[str, Any], _Above]] = {}
@@ -117,7 +120,7 @@ class _Narrower:
 
         A value begins again with each job, so it waits no longer than a number does.
         """
-        if not slot.full or slot.tokens > MAX_GROWING_TOKENS:
+        if not slot.full or not self._grows or slot.tokens > MAX_GROWING_TOKENS:
             return False
         return slot.is_sequence or not self._few_numbers
 

@@ -270,16 +270,17 @@ class Filling:
             found[-1].append(one)
         return tuple(map(tuple, found))
 
-    def narrowed(self, *, few_numbers: bool) -> Filling:
+    def narrowed(self, *, few_numbers: bool, grows: bool = True) -> Filling:
         """Leave the model less to choose in every slot (`narrowing`), if that fits the limits.
 
-        few_numbers: whether numbers become one of a few, for a read job to decide.
+        few_numbers: whether numbers become one of a few, for a read job to decide. grows: whether a
+        list or an object that filled its hole goes on.
 
         Raises:
             DocumentTooDear: A pattern of the schema takes too long on what is done then.
         """
         try:
-            pieces = narrowed(self.schema, self.pieces, few_numbers=few_numbers)
+            pieces = narrowed(self.schema, self.pieces, few_numbers=few_numbers, grows=grows)
         except ApiError:  # what is paid for is not given up for a form that is too large
             return self
         if pieces == self.pieces:
@@ -288,6 +289,19 @@ class Filling:
         if after.done and self.schema.faults(loads(after.document, max_depth=MAX_DOCUMENT_DEPTH)):
             return self
         return after.fitted() or self
+
+    def ended(self) -> Filling:
+        """End lists and objects that have no end, if they are all that is open.
+
+        Where the caller or the model has a limit, the document is cut there instead.
+
+        Raises:
+            DocumentTooDear: A pattern of the schema takes too long on what is done then.
+        """
+        if self.most is not None:
+            return self
+        after = self.narrowed(few_numbers=False, grows=False)
+        return after if after.done else self
 
     def decided(self, choices: Mapping[Path, int]) -> Filling:
         """Fill slots with one of their options each. Nothing changes if they break a rule."""
