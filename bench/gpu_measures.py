@@ -31,6 +31,7 @@ from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.invariance import invariance_of
 from piecework_model.layers.moe import Moe
+from piecework_model.layers.projections import projection
 from piecework_model.layout import cache_layout
 from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.sampling import sampler
@@ -444,5 +445,5 @@ def first_logits(
         Segment(cache, len(canvas), len(prompt), 0, causal=True),
     ]
     cache.reserve(len(hidden))
-    ours = model.lm_head(backbone.run(hidden, segments, len(canvas)))
+    ours = projection(model.lm_head, pack=False)(backbone.run(hidden, segments, len(canvas)))
     return ours.float(), theirs.float()

@@ -34,7 +34,9 @@ def tanh(x):
             + square * (_TANH_1 + square * (_TANH_2 + square * (_TANH_3 + square * _TANH_4)))
         )
     )
-    far = 1.0 - 2.0 / (tl.exp(2.0 * size) + 1.0)  # exp may be infinite: then 1
+    # From 10 on the result is 1, and exp would overflow from 44 on. NaN stays NaN.
+    bounded = tl.where(size > 20.0, 20.0, size)
+    far = 1.0 - 2.0 / (tl.exp(2.0 * bounded) + 1.0)
     return tl.where(size < _TANH_BOUND, near, tl.where(x < 0, -far, far))
 
 

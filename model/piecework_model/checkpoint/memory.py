@@ -224,8 +224,8 @@ def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: in
         offloaded=False,
         weights_bytes=on_device + seen,
         kv_bytes=_beside_reads(sequences * sequence_bytes(of, context, dtype)),
-        # A small bfloat16 model is laid out a second time on a CPU (projections.py).
-        work_bytes=work_bytes(of, kind, sequences, context, dtype) + (on_device if again else 0),
+        # A small bfloat16 model is kept twice on a CPU, once in float32 on some (projections.py).
+        work_bytes=work_bytes(of, kind, sequences, context, dtype) + (2 * on_device * again),
         cache_bytes=0,
         host_bytes=unseen,
     )

@@ -6,8 +6,8 @@ values, so random values show it. As long as no product has fewer rows than `min
 result is a function of the row alone. Where there is no such number, every sequence has to run
 alone.
 
-Emulated bfloat16 is the exception. Its orders of summation are so alike that a difference seldom
-crosses a rounding, and random values seldom show it. There, every sequence runs alone.
+Products in float32 that are rounded to bfloat16 are measured before they are rounded. Few
+differences of a sum cross a rounding, so random values would seldom show one.
 """
 
 from __future__ import annotations
@@ -90,9 +90,10 @@ def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
 
 
 class FilledProducts(TorchFunctionMode):
-    """A context in which no product of a linear module has fewer than `minimum_rows` rows.
+    """A context in which transformers' modules multiply as the fast executor does.
 
-    Rows of zeros are added and taken away again.
+    No linear module multiplies fewer than `minimum_rows` rows: rows of zeros are added and taken
+    away again. What a CPU would emulate is made in float32.
     """
 
     def __init__(self, minimum_rows: int) -> None:
@@ -105,15 +106,20 @@ class FilledProducts(TorchFunctionMode):
         """Called by torch for every function."""
         if func is functional.linear:
             return self._filled(*args, **(kwargs or {}))
+        if func is torch.matmul and args[1].dim() == 2 and is_emulated(args[1]):
+            return product(args[1], pack=False)(args[0])
         return func(*args, **(kwargs or {}))
 
     def _filled(self, states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         rows = states.shape[:-1].numel()
-        if not 0 < rows < self._minimum_rows:
-            return functional.linear(states, weight, bias)
-        padding = (0, 0, 0, self._minimum_rows - rows)
-        filled = functional.pad(states.reshape(rows, -1), padding)
-        return functional.linear(filled, weight, bias)[:rows].view(*states.shape[:-1], -1)
+        filled = states.reshape(rows, -1)
+        if 0 < rows < self._minimum_rows:
+            filled = functional.pad(filled, (0, 0, 0, self._minimum_rows - rows))
+        if bias is None and is_emulated(weight):
+            made = weight_projection(weight, pack=False)(filled)
+        else:
+            made = functional.linear(filled, weight, bias)
+        return made[:rows].view(*states.shape[:-1], -1)
 
 
 def soft_product(model: DiffusionGemmaForBlockDiffusion) -> Projection:
@@ -127,7 +133,7 @@ def soft_product(model: DiffusionGemmaForBlockDiffusion) -> Projection:
     embedding: Tensor = model.model.decoder.embed_tokens.weight
     plain = product(embedding, may_pack(model))
     small = embedding.device.type == "cpu" and embedding.shape[0] <= _SMALL_VOCABULARY
-    if not small or (may_pack(model) and can_pack(embedding)):
+    if not small or is_emulated(embedding) or (may_pack(model) and can_pack(embedding)):
         return plain
     across = embedding.detach().t().contiguous()
 
@@ -143,14 +149,17 @@ def soft_product(model: DiffusionGemmaForBlockDiffusion) -> Projection:
     return turned if known[threads] else plain
 
 
+def _exact(weight: Tensor) -> Tensor:
+    """Return what a weight is multiplied as, before the product is rounded to the weight's type."""
+    return weight.float() if is_emulated(weight) else weight
+
+
 def _with_embeddings(embedding: Tensor, run: Projection) -> _Product:
     return _Product(run, embedding.shape[0], embedding.device, embedding.dtype)
 
 
 def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
     """Try every shape of product that a pass makes with the model's own weights."""
-    if is_emulated(model.model.decoder.embed_tokens.weight):
-        return Invariance(1, isolated=True)
     canvas: int = model.config.canvas_length
     needed = max(map(_needed, _products(model)))
     return Invariance(1, isolated=True) if needed > canvas else Invariance(needed, isolated=False)
@@ -188,8 +197,12 @@ def _products(model: Any) -> Iterator[_Product]:
     """List one product of each kind and shape that a pass makes."""
     pack = may_pack(model)
     embedding: Tensor = model.model.decoder.embed_tokens.weight
+    emulated, embedding = is_emulated(embedding), _exact(embedding)
     device, dtype = embedding.device, embedding.dtype
-    if embedding.shape[0] <= _SMALL_VOCABULARY:
+    if emulated and embedding.shape[0] <= _MOST_INPUTS:
+        across = embedding[:, :_MOST_OUTPUTS].t().contiguous()
+        yield _with_embeddings(embedding, weight_projection(across, pack))
+    elif embedding.shape[0] <= _SMALL_VOCABULARY:
         yield _with_embeddings(embedding, soft_product(model))
     else:
         if device.type == "cpu":
@@ -232,4 +245,4 @@ def _of_module(
 
 
 def _plain(weight: Tensor, pack: bool) -> Projection:
-    return weight_projection(weight[:_MOST_OUTPUTS], pack)
+    return weight_projection(_exact(weight[:_MOST_OUTPUTS]), pack)

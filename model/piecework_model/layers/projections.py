@@ -6,8 +6,11 @@ rows.
 On a CPU in bfloat16, oneDNN converts the layout of the weights in every call. With weights
 converted once, the same product takes half the time at few rows and is equal bit for bit. In
 float32 the converted product is another order of sums (MKL against oneDNN) and no faster for small
-weights, so those run as torch runs them. A processor without instructions for bfloat16 emulates it,
-where converted weights are no faster and rarely give another last bit (docs/LOG.md).
+weights, so those run as torch runs them.
+
+Many CPUs have no instructions for bfloat16. oneDNN emulates it there: a product takes two to four
+times as long as in float32, and a row's last bit rarely depends on the number of rows. So there a
+product in bfloat16 is made in float32, of the same values, and rounded once (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ PACK_ROWS_HINT: Final = 64
 
 def products_name(weight: Tensor) -> str:
     """Name what multiplies by weights of this type on this device, for the engine profile."""
+    if is_emulated(weight):
+        return "float32"
     return "tiled" if _is_fixed(weight) else "torch"
 
 
@@ -56,10 +61,7 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def is_emulated(weight: Tensor) -> bool:
-    """Say whether a CPU without instructions for bfloat16 multiplies by this weight in bfloat16.
-
-    There, a row rarely has another last bit among other numbers of rows.
-    """
+    """Say whether a weight is in bfloat16 on a CPU without instructions for products in it."""
     if weight.device.type != "cpu" or weight.dtype is not torch.bfloat16:
         return False
     return not multiplies_bfloat16(torch.cpu.get_capabilities())
@@ -76,7 +78,7 @@ def projection(module: nn.Module, pack: bool) -> Projection:
     """
     if _is_plain(module):
         weight = module.weight
-        if _is_fixed(weight) or (pack and can_pack(weight)):
+        if _is_fixed(weight) or is_emulated(weight) or (pack and can_pack(weight)):
             return weight_projection(weight, pack)
     return module
 
@@ -85,6 +87,8 @@ def weight_projection(weight: Tensor, pack: bool) -> Projection:
     """Return x @ weight.T for a weight [out, in]."""
     if _is_fixed(weight):
         return lambda rows: products.multiply(rows, weight)
+    if is_emulated(weight):
+        return _in_float32(weight, keep=pack)
     if not (pack and can_pack(weight)):
         return lambda rows: functional.linear(rows, weight)
     operators: Any = torch.ops.mkldnn
@@ -93,6 +97,20 @@ def weight_projection(weight: Tensor, pack: bool) -> Projection:
     def run(rows: Tensor) -> Tensor:
         product: Tensor = operators._linear_pointwise(rows, packed, None, "none", [], "")
         return product
+
+    return run
+
+
+def _in_float32(weight: Tensor, *, keep: bool) -> Projection:
+    """Return x @ weight.T in float32, rounded to the weight's type.
+
+    keep: whether the weight in float32 is kept, or made at each product.
+    """
+    kept = weight.detach().float() if keep else None
+
+    def run(rows: Tensor) -> Tensor:
+        wide = weight.float() if kept is None else kept
+        return functional.linear(rows.float(), wide).to(weight.dtype)
 
     return run
 
@@ -126,7 +144,7 @@ def product(matrix: Tensor, pack: bool) -> Projection:
     """Return x @ matrix for a matrix [in, out]."""
     if _is_fixed(matrix):
         return lambda rows: products.multiply(rows, matrix.t())
-    if not (pack and can_pack(matrix)):
+    if not (is_emulated(matrix) or (pack and can_pack(matrix))):
         return lambda rows: torch.matmul(rows, matrix)
     return weight_projection(matrix.t().contiguous(), pack)
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F  # noqa: N812  torch's own spelling
 from torch import Tensor, nn
 
 from piecework_model import precision
-from piecework_model.layers.projections import weight_projection
+from piecework_model.layers.projections import is_emulated, weight_projection
 
 Fields = tuple[Tensor, ...]
 """A packed matrix: its data first, then its scales."""
@@ -47,7 +47,8 @@ def linear(rows: Tensor, weight: Tensor) -> Tensor:
     On CUDA, products are in tiles of one size (layers/matmul.py) if they were admitted there.
     """
     product, count = weight_projection(weight, pack=False), rows.shape[0]
-    if count >= MIN_ROWS or rows.dtype is not torch.float32 or rows.device.type != "cpu":
+    in_float32 = rows.dtype is torch.float32 or is_emulated(weight)
+    if count >= MIN_ROWS or not in_float32 or rows.device.type != "cpu":
         return product(rows)
     return product(F.pad(rows, (0, 0, 0, MIN_ROWS - count)))[:count]
 

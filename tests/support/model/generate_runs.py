@@ -1,8 +1,8 @@
 """Our loop beside transformers' own `generate`: the same random numbers, and the canvases of both.
 
 `generate` draws from torch's global generator. A torch function mode answers its two kinds of
-draws, `randint` for canvases and `multinomial` for tokens, with ours; nothing of transformers is
-replaced.
+draws, `randint` for canvases and `multinomial` for tokens, with ours. Another gives its products
+the order of sums that ours have. Nothing of transformers is replaced.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import Executor, SequenceStep
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
+from piecework_model.layers.invariance import FilledProducts, invariance_of
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler
 from piecework_model.sampling.philox import Moment
@@ -101,7 +102,7 @@ def reference_canvases(
     with torch.inference_mode():
         for chunk in chunks[:-1]:
             denoiser.prefill(cache, chunk)
-    with draws:
+    with FilledProducts(invariance_of(model).minimum_rows), draws:
         model.generate(
             torch.tensor([chunks[-1].ids]),
             past_key_values=cache if chunks[:-1] else None,

@@ -14,13 +14,12 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.checkpoint.loading import LoadedModel, load
-from piecework_model.engine.batched import APART, BatchedExecutor, _Task
+from piecework_model.engine.batched import BatchedExecutor, _Task
 from piecework_model.engine.engine import Engine
 from piecework_model.engine.executor import SequenceStep
 from piecework_model.engine.prefix_cache import PrefixCache, prefix_keys
 from piecework_model.engine.scheduler import PrefillChunk, SequenceWork
 from piecework_model.errors import MemoryOverflowError
-from piecework_model.fast_paths import FastPath
 from piecework_model.layers.backbone import Backbone
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import GraphPieceRunner
@@ -420,17 +419,21 @@ def test_a_cpu_multiplies_bfloat16_by_what_it_lists(
     assert multiplies_bfloat16(capabilities) is has
 
 
-def test_emulated_bfloat16_runs_every_sequence_alone_and_converts_no_weights() -> None:
-    """Its products depend on their number of rows too seldom to be measured."""
+def test_emulated_bfloat16_is_multiplied_in_float32_and_rounded_once() -> None:
+    """On a CPU without instructions for it. There, weights are not converted either."""
     halved = load(device="cpu", dtype="bfloat16")
     weight: torch.Tensor = halved.model.lm_head.weight
     emulated = not multiplies_bfloat16(torch.cpu.get_capabilities())
     assert is_emulated(weight) is emulated
     assert not is_emulated(weight.float())
     assert can_pack(weight) is not emulated
-    if emulated:
-        [told] = executor(halved).fast_paths
-        assert told == FastPath("one pass for all sequences", APART)
+    assert not measure(halved.model).isolated
+    rows = torch.randn((40, weight.shape[1]), generator=torch.Generator().manual_seed(3)).bfloat16()
+    in_float32 = (rows.float() @ weight.float().t()).bfloat16()
+    for pack in (True, False):
+        made = weight_projection(weight, pack)(rows)
+        assert made.dtype is torch.bfloat16
+        assert torch.equal(made, in_float32) or not emulated
 
 
 def test_what_is_measured_holds_for_the_passes_of_the_bundled_model(bundled: LoadedModel) -> None:
