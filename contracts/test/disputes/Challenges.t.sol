@@ -341,6 +341,16 @@ contract ChallengesTest is DisputesBase {
         vm.assertEq(stakeOf(operator), STAKE - STAKE / 10, "stake");
     }
 
+    function test_an_outage_over_midnight_costs_at_most_a_tenth_also_from_its_end() public {
+        (Challenge[] memory before,) = _silences(1);
+        later(DAY);
+        (Challenge[] memory behind,) = _silences(1);
+        later(DAY + 1);
+        disputes.conclude(behind[0]);
+        disputes.conclude(before[0]);
+        vm.assertEq(stakeOf(operator), STAKE - STAKE / 10, "stake");
+    }
+
     function test_three_silences_in_seven_days_suspend_until_all_are_answered() public {
         (Challenge[] memory asked, OpenedLeaf[] memory leaves) = _silences(3);
         later(DAY + 1);
@@ -367,6 +377,19 @@ contract ChallengesTest is DisputesBase {
             disputes.conclude(asked);
         }
         vm.assertTrue(registry.isActive(operator), "active");
+    }
+
+    function test_silences_count_by_the_days_they_were_due_in_any_order() public {
+        (, Challenge memory first,) = challenged();
+        later(DAY);
+        (, Challenge memory second,) = challenged();
+        later(7 * DAY);
+        (, Challenge memory third,) = challenged();
+        later(DAY + 1);
+        disputes.conclude(first);
+        disputes.conclude(third);
+        disputes.conclude(second);
+        vm.assertTrue(registry.isActive(operator), "eight days are more than seven");
     }
 
     function test_a_suspension_dies_with_the_registration() public {
@@ -418,9 +441,28 @@ contract ChallengesTest is DisputesBase {
         (id, asked, leaf) = challenged();
         disputes.answer(asked, leaf);
         approveEscalation();
+        vm.expectEmit(address(disputes));
+        emit IDisputes.ChallengeEscalated(id, operator, uint64(block.timestamp + 2 * DAY));
         vm.prank(payer);
         disputes.escalate(asked);
         expectStatus(id, Status.Escalated);
+    }
+
+    function test_a_challenge_is_judged_once_and_not_before_it_is_escalated() public {
+        // Another open challenge, so that no count of open ones would stop a verdict.
+        challenged();
+        (bytes32 id, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        bytes[] memory signed = votes(id, true, SOON);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.WrongStatus.selector, id, Status.Open));
+        disputes.judge(asked, true, ROOT, SOON, signed);
+        disputes.answer(asked, leaf);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.WrongStatus.selector, id, Status.Answered));
+        disputes.judge(asked, true, ROOT, SOON, signed);
+        (id, asked) = _escalated();
+        signed = votes(id, true, SOON);
+        disputes.judge(asked, true, ROOT, SOON, signed);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.WrongStatus.selector, id, Status.Guilty));
+        disputes.judge(asked, true, ROOT, SOON, signed);
     }
 
     function test_guilty_pays_the_members_out_of_the_slash_and_gives_the_bond_back() public {
