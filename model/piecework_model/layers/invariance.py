@@ -197,12 +197,14 @@ def _products(model: Any) -> Iterator[_Product]:
     """List one product of each kind and shape that a pass makes."""
     pack = may_pack(model)
     embedding: Tensor = model.model.decoder.embed_tokens.weight
-    emulated, embedding = is_emulated(embedding), _exact(embedding)
+    emulated = is_emulated(embedding)
+    if emulated:
+        embedding = _exact(embedding[:_MOST_INPUTS])
     device, dtype = embedding.device, embedding.dtype
-    if emulated and embedding.shape[0] <= _MOST_INPUTS:
+    if emulated and pack:
         across = embedding[:, :_MOST_OUTPUTS].t().contiguous()
         yield _with_embeddings(embedding, weight_projection(across, pack))
-    elif embedding.shape[0] <= _SMALL_VOCABULARY:
+    elif not emulated and embedding.shape[0] <= _SMALL_VOCABULARY:
         yield _with_embeddings(embedding, soft_product(model))
     else:
         if device.type == "cpu":

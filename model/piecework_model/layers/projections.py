@@ -34,6 +34,9 @@ Projections = Callable[[Tensor], tuple[Tensor, ...]]
 PACK_ROWS_HINT: Final = 64
 """oneDNN chooses a layout for about so many rows. It serves every number of rows."""
 
+_WIDE_NUMBERS: Final = 2**24
+"""Numbers of a weight that are converted to float32 at once: 64 MiB."""
+
 
 def products_name(weight: Tensor) -> str:
     """Name what multiplies by weights of this type on this device, for the engine profile."""
@@ -104,15 +107,15 @@ def weight_projection(weight: Tensor, pack: bool) -> Projection:
 def _in_float32(weight: Tensor, *, keep: bool) -> Projection:
     """Return x @ weight.T in float32, rounded to the weight's type.
 
-    keep: whether the weight in float32 is kept, or made at each product.
+    keep: whether the weight in float32 is kept, or made part by part at each product.
     """
-    kept = weight.detach().float() if keep else None
-
-    def run(rows: Tensor) -> Tensor:
-        wide = weight.float() if kept is None else kept
-        return functional.linear(rows.float(), wide).to(weight.dtype)
-
-    return run
+    if keep:
+        kept = weight.detach().float()
+        return lambda rows: functional.linear(rows.float(), kept).to(weight.dtype)
+    parts = torch.split(weight, max(1, _WIDE_NUMBERS // weight.shape[1]))
+    return lambda rows: torch.cat(
+        [functional.linear(rows.float(), part.float()).to(weight.dtype) for part in parts], dim=-1
+    )
 
 
 def projections(modules: Sequence[nn.Module], pack: bool) -> Projections:
@@ -144,9 +147,19 @@ def product(matrix: Tensor, pack: bool) -> Projection:
     """Return x @ matrix for a matrix [in, out]."""
     if _is_fixed(matrix):
         return lambda rows: products.multiply(rows, matrix.t())
+    if is_emulated(matrix) and not pack:
+        return _columns_in_float32(matrix)
     if not (is_emulated(matrix) or (pack and can_pack(matrix))):
         return lambda rows: torch.matmul(rows, matrix)
     return weight_projection(matrix.t().contiguous(), pack)
+
+
+def _columns_in_float32(matrix: Tensor) -> Projection:
+    """Return x @ matrix in float32, rounded to the matrix's type. It keeps nothing."""
+    parts = torch.split(matrix, max(1, _WIDE_NUMBERS // matrix.shape[0]), dim=1)
+    return lambda rows: torch.cat(
+        [torch.matmul(rows.float(), part.float()).to(matrix.dtype) for part in parts], dim=-1
+    )
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
