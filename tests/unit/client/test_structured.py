@@ -305,6 +305,35 @@ def test_a_list_that_is_too_short_is_continued_and_one_too_long_is_cut() -> None
     assert json.loads(long.document) == {"tags": ["a", "b", "c"]}
 
 
+@pytest.mark.parametrize(
+    ("written", "kept"),
+    [
+        ('"a", "b", "a"', ["a", "b"]),
+        ('1, 1.0, true, "1", null, null', [1, True, "1", None]),
+        ('[1, {"a": 2, "b": 3}], [1.0, {"b": 3, "a": 2}], [{"a": 2, "b": 3}, 1]', 2),
+    ],
+)
+def test_a_list_that_repeats_itself_keeps_each_item_once(written: str, kept: Any) -> None:
+    """As a set of pydantic asks for it. Items are equal as JSON Schema has it."""
+    filling = begun(obj(a={"type": "array", "uniqueItems": True}))
+    items = json.loads(filling.take(f'{{"a": [{written}]}}').document)["a"]
+    assert (items if isinstance(kept, list) else len(items)) == kept
+
+
+def test_a_list_that_is_too_short_without_its_repetitions_goes_on() -> None:
+    schema = obj(a={"type": "array", "items": STRING, "uniqueItems": True, "minItems": 3})
+    filling = begun(schema).take('{"a": ["x", "y", "x"]}')
+    assert not filling.done
+    assert json.loads(filling.take('{"a": ["x", "y", "y", "z"]}').document)["a"] == ["x", "y", "z"]
+
+
+def test_items_before_the_first_broken_one_are_kept_once() -> None:
+    schema = obj(a={"type": "array", "items": STRING, "uniqueItems": True})
+    filling = begun(schema).take('{"a": ["x", "x", "y", 4]}')
+    assert not filling.done
+    assert json.loads(filling.take('{"a": ["x", "y", "z"]}').document)["a"] == ["x", "y", "z"]
+
+
 def test_a_string_that_is_too_long_is_cut_behind_a_word() -> None:
     short = begun(obj(title={"type": "string", "maxLength": 12}))
     assert short.template[1] == Hole(4)

@@ -211,9 +211,13 @@ class Filling:
             for slot in slots
         }
         cut = {path for path, one in judged.items() if one.text not in (None, read[path].text)}
-        if cut and self._faults(judged):
-            # What was cut breaks another rule now.
-            judged |= {path: Content(None) for path in cut}
+        after = self._faults(judged) if cut else []
+        if after:
+            # What was cut breaks another rule now. A list that is too short goes on.
+            short = {fault.path for fault in after if fault.rule == "minItems"}
+            judged |= {
+                path: Content(None, judged[path].done if path in short else ()) for path in cut
+            }
         return judged
 
     def _or_again(self, faults: list[SchemaFault]) -> Filling:
@@ -371,6 +375,7 @@ def _judged(
     """Return what of a slot can stay: all of it, what fits, the first items, or nothing."""
     keep, valid = len(content.done), content.text is not None
     cuts: list[int] = []
+    repeats = False
     for fault in faults:
         inner = fault.path[len(slot.path) :]
         if fault.path[: len(slot.path)] != slot.path:
@@ -379,11 +384,17 @@ def _judged(
                 keep, valid = 0, False
         elif not inner and (slot.kind, fault.rule) in _CUTS:
             cuts.append(int(fault.value))
+        elif not inner and (slot.kind, fault.rule) == (SlotKind.ITEMS, "uniqueItems"):
+            repeats = True
         elif slot.kind is SlotKind.ITEMS and inner and isinstance(inner[0], int):
             keep, valid = min(keep, inner[0]), False
         else:
             more = slot.kind is SlotKind.ITEMS and fault.rule in ("minItems", "contains")
             keep, valid = keep if more else 0, False
+    if repeats:
+        kept = _unlike(content.done[:keep])
+        content, keep = replace(content, done=kept), len(kept)
+        content = replace(content, text=", ".join(kept) if valid else None)
     if valid and content.text is not None:
         return content if not cuts else _cut(slot, content, min(cuts))
     new = keep > len(slot.given) or not slot.is_sequence
@@ -403,6 +414,23 @@ def _cut(slot: Slot, content: Content, most: int) -> Content:
     words, space, _ = text.rpartition(" ")
     kept = words if space and words.strip() else text
     return Content(json.dumps(kept, ensure_ascii=False)[1:-1])
+
+
+def _unlike(items: tuple[str, ...]) -> tuple[str, ...]:
+    """Leave out each item that is equal to an earlier one, by JSON Schema: 1 and 1.0 are."""
+    found: dict[Any, str] = {}
+    for item in items:
+        found.setdefault(_identity(loads(item, max_depth=MAX_DOCUMENT_DEPTH)), item)
+    return tuple(found.values())
+
+
+def _identity(value: Any) -> Any:
+    """Return something hashable that is equal where two values of JSON are."""
+    if isinstance(value, list):
+        return list, tuple(map(_identity, value))
+    if isinstance(value, dict):
+        return dict, frozenset((name, _identity(one)) for name, one in value.items())
+    return isinstance(value, bool), value
 
 
 def shown_path(path: Path) -> str:
