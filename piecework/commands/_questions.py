@@ -8,10 +8,12 @@ thread, also from coroutines, and take the signal for as long as they wait.
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,8 @@ from piecework.base.text import write
 T = TypeVar("T")
 MAX_PASSWORD_BYTES: Final = 4096
 SEND_AGAIN_S: Final = 0.05
+REPETITION_S: Final = 1.0
+"""No second interruption comes within so long: a person or the sender has repeated the first."""
 SIGNALS_AT_ONCE: Final = 64
 
 
@@ -91,38 +95,45 @@ def _one_ctrl_c() -> Iterator[None]:
     Python's handlers run between two of its own steps. A signal that comes behind the last step
     and before the system's read() does not end that read(). The wakeup descriptor is written at
     every signal, whatever the main thread does. So a second thread waits there, and sends the
-    signal again until the handler ran.
+    signal again until the handler ran. The handler takes what comes soon after for such repetition.
     """
-    ran, main = threading.Event(), threading.get_ident()
+    main, ended = threading.get_ident(), threading.Event()
+    raised_at = -math.inf
 
     def handler(number: int, frame: FrameType | None) -> None:
-        if not ran.is_set():
-            ran.set()
+        nonlocal raised_at
+        now = time.monotonic()
+        if now - raised_at > REPETITION_S:
+            raised_at = now
             raise KeyboardInterrupt
 
     def send_again() -> None:
         while numbers := os.read(told, SIGNALS_AT_ONCE):
+            came_at = time.monotonic()
             if others := numbers.replace(bytes([signal.SIGINT]), b""):
                 _pass_on(others, former)
-            while signal.SIGINT in numbers and not ran.wait(SEND_AGAIN_S):
-                signal.pthread_kill(main, signal.SIGINT)
+            if signal.SIGINT in numbers:
+                while not ended.wait(SEND_AGAIN_S) and raised_at < came_at - REPETITION_S:
+                    signal.pthread_kill(main, signal.SIGINT)
 
     told, tells = os.pipe()
     os.set_blocking(tells, False)
-    before = signal.signal(signal.SIGINT, handler)
-    former = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     sender = threading.Thread(target=send_again, name="ctrl-c", daemon=True)
-    sender.start()
+    before = signal.getsignal(signal.SIGINT)
+    former = signal.set_wakeup_fd(tells, warn_on_full_buffer=False)
     try:
+        sender.start()
+        signal.signal(signal.SIGINT, handler)
         yield
     finally:
         try:
+            signal.signal(signal.SIGINT, before)
+        finally:
+            ended.set()
             signal.set_wakeup_fd(former)
             os.close(tells)  # which ends the sender
             sender.join()
             os.close(told)
-        finally:
-            signal.signal(signal.SIGINT, before)
 
 
 def _pass_on(numbers: bytes, descriptor: int) -> None:

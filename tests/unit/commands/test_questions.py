@@ -85,6 +85,42 @@ def test_a_ctrl_c_that_does_not_end_the_reading_ends_the_question() -> None:
     assert ended.stderr.decode() == "\nerror: interrupted\n"
 
 
+TWICE = """
+import os, signal, threading
+from piecework.commands import _questions
+from piecework.commands._questions import answered
+
+_questions.REPETITION_S = 0.2
+signal.signal(signal.SIGINT, signal.default_int_handler)
+reads, _ = os.pipe()
+
+class Swallows:
+    def __del__(self):
+        os.read(reads, 1)
+
+def press():
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+def question():
+    for _ in range(2):
+        press()
+        Swallows()
+        print("asked on", flush=True)
+    press()
+    return os.read(reads, 1)
+
+answered(question)
+"""
+"""Python drops an exception in `__del__`."""
+
+
+def test_a_later_ctrl_c_counts_where_an_earlier_one_was_dropped() -> None:
+    line = [sys.executable, "-P", "-c", TWICE]
+    ended = subprocess.run(line, capture_output=True, timeout=120, check=False)
+    assert ended.returncode == 130, ended.stderr.decode()
+    assert ended.stdout == b"asked on\n" * 2
+
+
 def test_a_signal_that_somebody_else_waits_for_is_passed_on() -> None:
     """Event loops are told of signals by the wakeup descriptor, which a question borrows."""
     told, tells = socket.socketpair()
