@@ -327,6 +327,20 @@ def test_a_list_that_is_too_short_without_its_repetitions_goes_on() -> None:
     assert json.loads(filling.take('{"a": ["x", "y", "y", "z"]}').document)["a"] == ["x", "y", "z"]
 
 
+def test_a_list_is_cut_whatever_stands_beside_it() -> None:
+    """Its good items stay where another value is broken, or another list too short."""
+    unique = {"type": "array", "items": STRING, "uniqueItems": True}
+    short = {"type": "array", "items": STRING, "maxItems": 2}
+    number = {"type": "integer", "minimum": 5}
+    filling = begun(obj(a=unique, b=short, c=number))
+    filling = filling.take('{"a": ["x", "y", "x"], "b": ["p", "q", "r"], "c": 1}')
+    assert filling.template[0] == Fixed('{"a": ["x", "y"], "b": ["p", "q"], "c": ')
+    filling = begun(obj(a={**unique, "minItems": 3}, b=unique))
+    filling = filling.take('{"a": ["x", "y", "x"], "b": ["p", "q", "p"]}')
+    assert filling.template[0] == Fixed('{"a": ["x", "y", ')
+    assert filling.template[2] == Fixed('], "b": ["p", "q"]}')
+
+
 def test_items_before_the_first_broken_one_are_kept_once() -> None:
     schema = obj(a={"type": "array", "items": STRING, "uniqueItems": True})
     filling = begun(schema).take('{"a": ["x", "x", "y", 4]}')

@@ -212,12 +212,13 @@ class Filling:
         }
         cut = {path for path, one in judged.items() if one.text not in (None, read[path].text)}
         after = self._faults(judged) if cut else []
-        if after:
-            # What was cut breaks another rule now. A list that is too short goes on.
-            short = {fault.path for fault in after if fault.rule == "minItems"}
-            judged |= {
-                path: Content(None, judged[path].done if path in short else ()) for path in cut
-            }
+        open_ = any(one.text is None for one in judged.values())
+        for path in cut:
+            # What was cut may break another rule now. A list that is too short goes on.
+            own = [fault for fault in after if _concerns(fault, path, around=not open_)]
+            if own:
+                short = all(fault.path == path and fault.rule == "minItems" for fault in own)
+                judged[path] = Content(None, judged[path].done if short else ())
         return judged
 
     def _or_again(self, faults: list[SchemaFault]) -> Filling:
@@ -345,6 +346,13 @@ class Filling:
                 given = judged[piece.path].done
                 pieces.append(replace(piece, tokens=tokens, given=given, full=full))
         return merged(pieces)
+
+
+def _concerns(fault: SchemaFault, path: Path, *, around: bool) -> bool:
+    """Say whether a fault is in the value at a path or, if asked, in what stands around it."""
+    if fault.path[: len(path)] == path:
+        return True
+    return around and path[: len(fault.path)] == fault.path
 
 
 def _question(slot: Slot) -> Question:
