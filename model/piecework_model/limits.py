@@ -58,7 +58,7 @@ MAX_DIMENSION = 2**24
 MAX_LAYERS = 1024
 # Of one layer, 128 in the 26B model. Each is a kernel call in the readable engine.
 MAX_EXPERTS = 65_536
-# Weights up to here are stored a second time on a CPU. More would cost gigabytes.
+# Weights up to here are stored a second time on a CPU, some in float32. More would cost too much.
 PACK_MAX_BYTES = 2 * 2**30
 
 # --- sampling

@@ -225,7 +225,9 @@ def need(model: Blueprint, what: Format, kind: Kind, sequences: int, context: in
         weights_bytes=on_device + seen,
         kv_bytes=_beside_reads(sequences * sequence_bytes(of, context, dtype)),
         # A small bfloat16 model is kept twice on a CPU, once in float32 on some (projections.py).
-        work_bytes=work_bytes(of, kind, sequences, context, dtype) + (2 * on_device * again),
+        # Of the vocabulary there are two such copies: of the last layer and of soft embeddings.
+        work_bytes=work_bytes(of, kind, sequences, context, dtype)
+        + (2 * on_device + 4 * of.vocabulary * of.hidden) * again,
         cache_bytes=0,
         host_bytes=unseen,
     )

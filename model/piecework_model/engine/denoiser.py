@@ -20,7 +20,7 @@ from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ImageLimits
 from piecework_model.engine.scheduler import PrefillChunk
-from piecework_model.layers.invariance import FilledProducts, invariance_of, soft_product
+from piecework_model.layers.invariance import FilledProducts, soft_product
 from piecework_model.layers.vision import ImageEncoder
 
 
@@ -39,7 +39,7 @@ class Denoiser:
         self.dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
         self.cap: float = model.final_logit_softcapping
         self._soft_product = soft_product(model)
-        self._minimum_rows = invariance_of(model).minimum_rows
+        self._products = FilledProducts(model)
 
     def new_cache(self) -> DynamicCache:
         """Make an empty KV cache for one sequence. Sliding layers keep their last window - 1
@@ -69,7 +69,7 @@ class Denoiser:
             position_ids=positions,
             mm_token_type_ids=kinds if chunk.images else None,
         )
-        with FilledProducts(self._minimum_rows):
+        with self._products:
             self._encoder(
                 inputs_embeds=embedded[None],
                 attention_mask=masks,
@@ -86,7 +86,7 @@ class Denoiser:
         decoder = self._decoder
         embedded = decoder.embed_tokens(canvas[None])  # [1, C, H]
         conditioning = torch.zeros_like(embedded) if soft is None else soft[None]
-        with FilledProducts(self._minimum_rows):
+        with self._products:
             return self._last_layer(cache, embedded, conditioning)
 
     def _last_layer(self, cache: DynamicCache, embedded: Tensor, conditioning: Tensor) -> Tensor:

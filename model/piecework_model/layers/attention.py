@@ -72,9 +72,13 @@ def why_unfused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | No
 def why_device_is_unfused(
     heads: int, kv_heads: int, dim: int, device: torch.device, dtype: torch.dtype
 ) -> str:
-    """Say the same of layers of such heads, of a canvas without a mask and a chunk with one."""
+    """Say the same of layers of such heads: a canvas without a mask, chunks with one."""
     tokens, seen = 16, 40
     queries = torch.zeros((tokens, heads, dim), device=device, dtype=dtype)
     keys = torch.zeros((kv_heads, seen, dim), device=device, dtype=dtype)
     mask = torch.ones((tokens, seen), device=device, dtype=torch.bool)
-    return why_unfused(queries, keys, keys, None) or why_unfused(queries, keys, keys, mask)
+    return (
+        why_unfused(queries, keys, keys, None)
+        or why_unfused(queries, keys, keys, mask)
+        or why_unfused(queries[:1], keys, keys, mask[:1])
+    )

@@ -27,6 +27,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from piecework_model.layers.projections import (
     Projection,
     can_pack,
+    in_parts,
     is_emulated,
     may_pack,
     product,
@@ -90,15 +91,16 @@ def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
 
 
 class FilledProducts(TorchFunctionMode):
-    """A context in which transformers' modules multiply as the fast executor does.
+    """A context in which transformers' linear modules multiply as the fast executor does on a CPU.
 
-    No linear module multiplies fewer than `minimum_rows` rows: rows of zeros are added and taken
-    away again. What a CPU would emulate is made in float32.
+    None multiplies fewer than `minimum_rows` rows: rows of zeros are added and taken away again.
+    What a CPU would emulate is made in float32.
     """
 
-    def __init__(self, minimum_rows: int) -> None:
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         super().__init__()
-        self._minimum_rows = minimum_rows
+        self._minimum_rows = invariance_of(model).minimum_rows
+        self._pack = may_pack(model)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
@@ -106,17 +108,15 @@ class FilledProducts(TorchFunctionMode):
         """Called by torch for every function."""
         if func is functional.linear:
             return self._filled(*args, **(kwargs or {}))
-        if func is torch.matmul and args[1].dim() == 2 and is_emulated(args[1]):
-            return product(args[1], pack=False)(args[0])
         return func(*args, **(kwargs or {}))
 
     def _filled(self, states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        rows = states.shape[:-1].numel()
-        filled = states.reshape(rows, -1)
+        filled = states.reshape(-1, states.shape[-1])
+        rows = filled.shape[0]
         if 0 < rows < self._minimum_rows:
             filled = functional.pad(filled, (0, 0, 0, self._minimum_rows - rows))
         if bias is None and is_emulated(weight):
-            made = weight_projection(weight, pack=False)(filled)
+            made = weight_projection(weight, self._pack)(filled)
         else:
             made = functional.linear(filled, weight, bias)
         return made[:rows].view(*states.shape[:-1], -1)
@@ -159,7 +159,10 @@ def _with_embeddings(embedding: Tensor, run: Projection) -> _Product:
 
 
 def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
-    """Try every shape of product that a pass makes with the model's own weights."""
+    """Try products of each width that a pass makes, with the model's own weights.
+
+    Of large weights it tries a part.
+    """
     canvas: int = model.config.canvas_length
     needed = max(map(_needed, _products(model)))
     return Invariance(1, isolated=True) if needed > canvas else Invariance(needed, isolated=False)
@@ -209,7 +212,11 @@ def _products(model: Any) -> Iterator[_Product]:
     else:
         if device.type == "cpu":
             embedding = embedding[:_MOST_INPUTS]
-        yield _with_embeddings(embedding, product(embedding[:, :_MOST_OUTPUTS], pack))
+        columns = _MOST_OUTPUTS
+        if emulated:
+            whole = model.model.decoder.embed_tokens.weight
+            columns = min(columns, whole.shape[1] // in_parts(whole))
+        yield _with_embeddings(embedding, product(embedding[:, :columns], pack))
     seen: set[tuple[Any, ...]] = set()
     for name, module in model.named_modules():
         if "vision" in name:

@@ -8,9 +8,10 @@ converted once, the same product takes half the time at few rows and is equal bi
 float32 the converted product is another order of sums (MKL against oneDNN) and no faster for small
 weights, so those run as torch runs them.
 
-Many CPUs have no instructions for bfloat16. oneDNN emulates it there: a product takes two to four
-times as long as in float32, and a row's last bit rarely depends on the number of rows. So there a
-product in bfloat16 is made in float32, of the same values, and rounded once (docs/LOG.md).
+Many CPUs have no instructions for bfloat16. oneDNN emulates it there. In rare cases a row's last
+bit then depends on the number of rows, and products of many rows take two to four times as long as
+in float32 (docs/LOG.md). So there a product in bfloat16 is made in float32, of the same values, and
+rounded once.
 """
 
 from __future__ import annotations
@@ -112,10 +113,19 @@ def _in_float32(weight: Tensor, *, keep: bool) -> Projection:
     if keep:
         kept = weight.detach().float()
         return lambda rows: functional.linear(rows.float(), kept).to(weight.dtype)
-    parts = torch.split(weight, max(1, _WIDE_NUMBERS // weight.shape[1]))
-    return lambda rows: torch.cat(
-        [functional.linear(rows.float(), part.float()).to(weight.dtype) for part in parts], dim=-1
-    )
+    parts = torch.tensor_split(weight, in_parts(weight))
+
+    def run(rows: Tensor) -> Tensor:
+        wide = rows.float()
+        made = [functional.linear(wide, part.float()).to(weight.dtype) for part in parts]
+        return torch.cat(made, dim=-1)
+
+    return run
+
+
+def in_parts(weight: Tensor) -> int:
+    """Say in how many parts of equal size a weight becomes float32."""
+    return -(-weight.numel() // _WIDE_NUMBERS)
 
 
 def projections(modules: Sequence[nn.Module], pack: bool) -> Projections:
@@ -156,10 +166,14 @@ def product(matrix: Tensor, pack: bool) -> Projection:
 
 def _columns_in_float32(matrix: Tensor) -> Projection:
     """Return x @ matrix in float32, rounded to the matrix's type. It keeps nothing."""
-    parts = torch.split(matrix, max(1, _WIDE_NUMBERS // matrix.shape[0]), dim=1)
-    return lambda rows: torch.cat(
-        [torch.matmul(rows.float(), part.float()).to(matrix.dtype) for part in parts], dim=-1
-    )
+    parts = torch.tensor_split(matrix, in_parts(matrix), dim=1)
+
+    def run(rows: Tensor) -> Tensor:
+        wide = rows.float()
+        made = [torch.matmul(wide, part.float()).to(matrix.dtype) for part in parts]
+        return torch.cat(made, dim=-1)
+
+    return run
 
 
 def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:

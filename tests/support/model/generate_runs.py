@@ -19,7 +19,8 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import Executor, SequenceStep
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
-from piecework_model.layers.invariance import FilledProducts, invariance_of
+from piecework_model.layers.invariance import FilledProducts
+from piecework_model.layers.projections import is_emulated, product
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler
 from piecework_model.sampling.philox import Moment
@@ -62,6 +63,15 @@ class OurDraws(TorchFunctionMode):
         self.canvas, self.step = self.canvas + 1, -1
 
 
+class OurProducts(FilledProducts):
+    """Multiplies as our executors do, soft embeddings too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.matmul and args[1].dim() == 2 and is_emulated(args[1]):
+            return product(args[1], self._pack)(args[0])
+        return super().__torch_function__(func, types, args, kwargs)
+
+
 class Listener:
     """The streamer of `generate`: keeps the argmax canvas of every step, and starts canvases in the
     draws."""
@@ -102,7 +112,7 @@ def reference_canvases(
     with torch.inference_mode():
         for chunk in chunks[:-1]:
             denoiser.prefill(cache, chunk)
-    with FilledProducts(invariance_of(model).minimum_rows), draws:
+    with OurProducts(model), draws:
         model.generate(
             torch.tensor([chunks[-1].ids]),
             past_key_values=cache if chunks[:-1] else None,
