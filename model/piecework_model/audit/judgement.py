@@ -23,6 +23,9 @@ AVERAGED: Final = frozenset({"logits", "soft"})
 FALSE_REJECTS: Final = 1e-4
 """Share of honest audits that may fail, all tests together."""
 THRESHOLDS_FILE: Final = Path(__file__).with_name("thresholds.json")
+LEAST_THRESHOLDS: Final = {"argmax": 2.0, "sampling": 0.1}
+"""Of the tests that look at one position. Now and then an honest engine takes another expert there,
+and moves a logit or a distribution far. A token that was changed is moved farther."""
 MOST_SHAPE: Final = 0.5
 """A tail of more has no variance. From some hundred canvases such a shape is noise."""
 _FORMAT: Final = "piecework-audit-thresholds/1"
@@ -142,7 +145,7 @@ def threshold(test: str, tail: Tail, canvases: int) -> float:
     """Compute the largest value of a test that passes, over so many canvases."""
     allowed = FALSE_REJECTS / len(TESTS)
     if test not in AVERAGED:
-        return tail.quantile(allowed / canvases)
+        return max(tail.quantile(allowed / canvases), LEAST_THRESHOLDS[test])
     # A mean of n strays by 1 / sqrt(n) of what one canvas does.
     single = tail.quantile(allowed)
     return math.exp(tail.center + (single - tail.center) / math.sqrt(canvases))

@@ -34,7 +34,7 @@ from bench.audit_table import (
     read,
 )
 from bench.audit_workers import ask, serve
-from piecework_model.audit.judgement import Pairing, load_table
+from piecework_model.audit.judgement import TESTS, Pairing, load_table
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.errors import ModelError
 from tests.support.waiting import until
@@ -299,6 +299,21 @@ def test_thresholds_come_from_one_half_and_figures_from_the_other(
     assert cheat.wrong_ten == pytest.approx((0.0, 0.11570**10), abs=1e-9)
     assert (honest.reached, cheat.reached) == (honest.failed_one < 1e-4, True)
     assert cheat.tests["logits"] == 30
+
+
+def test_a_pair_of_one_precision_is_judged_no_finer_than_one_of_two(tmp_path: Path) -> None:
+    """Hardly any of its canvases differs, so its own tail would take the first one for a cheat."""
+    draw = random.Random(4)
+    rows = [row(0.034 * draw.lognormvariate(0, 0.08)) for _ in range(400)]
+    equal = dict.fromkeys(TESTS, 0.0)
+    honest = [{**one, "forced bfloat16": equal} for one in rows]
+    honest[-1]["forced bfloat16"] = honest[-1]["forced float32"]
+    write(tmp_path, "bfloat16", honest)
+    figures = read(tmp_path, MODEL)
+    table = fit(figures, MODEL)
+    same, other = (Pairing(MODEL, "text", "bfloat16", name) for name in ("bfloat16", "float32"))
+    assert table[same] == table[other]
+    assert [one.found.hits for one in count(figures, table, MODEL)] == [0, 0]
 
 
 def test_an_opening_that_is_impossible_counts_as_found(tmp_path: Path) -> None:

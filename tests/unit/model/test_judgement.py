@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from piecework_model.audit.judgement import (
     FALSE_REJECTS,
+    LEAST_THRESHOLDS,
     TESTS,
     Pairing,
     Tail,
@@ -87,10 +88,19 @@ def test_a_score_fails_exactly_above_its_threshold(test: str) -> None:
 
 def test_of_several_canvases_a_mean_is_held_tighter_and_a_largest_value_looser() -> None:
     assert threshold("logits", TAIL, 10) < threshold("logits", TAIL, 1)
-    assert threshold("argmax", TAIL, 10) > threshold("argmax", TAIL, 1)
+    wide = replace(TAIL, start=3.0)
+    assert threshold("argmax", wide, 10) > threshold("argmax", wide, 1) > 3
     between = (threshold("logits", TAIL, 10) + threshold("logits", TAIL, 1)) / 2
     assert judge([Scored(logits=between)], TAILS).passed
     assert not judge([Scored(logits=between)] * 10, TAILS).passed
+
+
+def test_one_position_may_move_far_before_a_canvas_fails() -> None:
+    """An engine that takes another expert moves it more than any tail of some hundred canvases."""
+    for test, least in LEAST_THRESHOLDS.items():
+        none = fit_tail(test, [0.0] * 100)
+        assert judge([Scored(**{test: least})], {test: none}).passed
+        assert not judge([Scored(**{test: least + 0.01})], {test: none}).passed
 
 
 def test_what_has_no_score_or_no_tail_is_not_judged() -> None:
