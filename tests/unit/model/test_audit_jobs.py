@@ -36,10 +36,10 @@ from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish
 from piecework_protocol.openings import StepOpening, write_openings
 from tests.support.model.audited import AuditedJob, audited_job
 
-TAIL = Tail(start=-3.4, share=0.1, scale=0.02, shape=0.0, center=-3.5)
+TAIL = Tail(start=0.08, share=0.1, scale=0.04, shape=0.0, center=0.0)
 TAILS = {
     "logits": TAIL,
-    "soft": Tail(-3.0, 0.1, 0.1, 0.0, -4.0),
+    "soft": Tail(0.05, 0.1, 0.02, 0.0, 0.0),
     "argmax": Tail(0.1, 0.1, 0.05, 0.0, 0.05),
     "sampling": Tail(0.01, 0.1, 0.01, 0.0, 0.0),
 }
