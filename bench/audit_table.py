@@ -218,27 +218,19 @@ def fit(figures: Mapping[str, list[Canvas]], model: str) -> dict[Pairing, Tails]
 
 
 def _no_finer(pairing: Pairing, table: Mapping[Pairing, Tails]) -> Tails:
-    """Give a pair of one precision the wider tails of the pair with another one, test by test.
+    """Give a pair of one precision the tails of the pair with another one.
 
     Most of its canvases differ in nothing, and a tail of nothing has no width. But another order of
     sums now and then takes another expert, and then a canvas differs as much as one of another
     precision.
     """
-    tails = table[pairing]
-    if pairing.auditor != pairing.worker:
-        return tails
     others = [
-        other
-        for pair, other in table.items()
+        tails
+        for pair, tails in table.items()
         if (pair.kind, pair.worker) == (pairing.kind, pairing.worker)
+        and pair.auditor != pairing.worker
     ]
-    return {
-        test: max(
-            (other[test] for other in others if test in other),
-            key=lambda tail: (threshold(test, tail, 1), tail.start),
-        )
-        for test in tails
-    }
+    return others[0] if others and pairing.auditor == pairing.worker else table[pairing]
 
 
 def _fitted(seen: Sequence[Scores]) -> Iterator[tuple[str, judgement.Tail]]:
