@@ -132,7 +132,8 @@ def _one_ctrl_c() -> Iterator[None]:
             ended.set()
             signal.set_wakeup_fd(former)
             os.close(tells)  # which ends the sender
-            sender.join()
+            if sender.is_alive():  # a Ctrl-C may have come before it was started
+                sender.join()
             os.close(told)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import piecework.commands
+from piecework.base.explain import INTERRUPTED
 from piecework.commands import _questions
 from piecework.commands._questions import answered
 
@@ -41,7 +42,11 @@ def test_a_question_gives_the_signal_back() -> None:
 
     before = signal.signal(signal.SIGINT, ours)  # whoever runs the tests may ignore it
     try:
-        assert answered(lambda: signal.getsignal(signal.SIGINT)) is not ours
+        assert answered(lambda: "asked") == "asked"
+        assert signal.getsignal(signal.SIGINT) is ours
+        with pytest.raises(SystemExit) as ended:
+            answered(lambda: signal.raise_signal(signal.SIGINT))
+        assert ended.value.code == INTERRUPTED
         assert signal.getsignal(signal.SIGINT) is ours
     finally:
         signal.signal(signal.SIGINT, before)
