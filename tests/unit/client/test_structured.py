@@ -320,6 +320,14 @@ def test_a_list_that_repeats_itself_keeps_each_item_once(written: str, kept: Any
     assert (items if isinstance(kept, list) else len(items)) == kept
 
 
+def test_a_long_list_of_objects_is_looked_at_once() -> None:
+    """In pairs it took 13 seconds of a core, and was given up."""
+    items = [{"name": str(n), "parts": [n]} for n in range(1500)]
+    filling = begun(obj(a={"type": "array", "uniqueItems": True}))
+    document = filling.take(json.dumps({"a": [*items, items[0]]})).document
+    assert json.loads(document)["a"] == items
+
+
 def test_a_list_that_is_too_short_without_its_repetitions_goes_on() -> None:
     schema = obj(a={"type": "array", "items": STRING, "uniqueItems": True, "minItems": 3})
     filling = begun(schema).take('{"a": ["x", "y", "x"]}')

@@ -128,10 +128,30 @@ def _multiple_of(
         yield jsonschema.exceptions.ValidationError(f"{instance!r} is not a multiple of {step!r}")
 
 
+def identity(value: Any) -> Any:
+    """Return something hashable that is equal where two values of JSON are: 1 and 1.0 are."""
+    if isinstance(value, list):
+        return list, tuple(map(identity, value))
+    if isinstance(value, dict):
+        return dict, frozenset((name, identity(one)) for name, one in value.items())
+    return isinstance(value, bool), value
+
+
+def _unique_items(
+    validator: Any, unique: bool, instance: Any, _: Any
+) -> Iterator[jsonschema.exceptions.ValidationError]:
+    """Judge whether items are unlike. The library compares objects in pairs, this looks once."""
+    if not unique or not validator.is_type(instance, "array"):
+        return
+    if len(set(map(identity, instance))) < len(instance):
+        yield jsonschema.exceptions.ValidationError(f"{instance!r} has non-unique elements")
+
+
 _VALIDATOR_RULES: Final = {
     **Draft202012Validator.VALIDATORS,
     "pattern": _pattern,
     "multipleOf": _multiple_of,
+    "uniqueItems": _unique_items,
 }
 _Validator: Any = extend(  # type: ignore[no-untyped-call]
     Draft202012Validator, {name: _bounded(rule) for name, rule in _VALIDATOR_RULES.items()}

@@ -17,7 +17,13 @@ from typing import Any, Final
 from piecework.base.jsons import loads
 from piecework.client.gateway.formats.common import ApiError
 from piecework.client.gateway.formats.narrowing import narrowed
-from piecework.client.gateway.formats.schema import MAX_SCHEMA_DEPTH, JsonSchema, Path, SchemaFault
+from piecework.client.gateway.formats.schema import (
+    MAX_SCHEMA_DEPTH,
+    JsonSchema,
+    Path,
+    SchemaFault,
+    identity,
+)
 from piecework.client.gateway.formats.skeleton import (
     MAX_SLOT_TOKENS,
     MAX_VALUE_DEPTH,
@@ -428,17 +434,8 @@ def _unlike(items: tuple[str, ...]) -> tuple[str, ...]:
     """Leave out each item that is equal to an earlier one, by JSON Schema: 1 and 1.0 are."""
     found: dict[Any, str] = {}
     for item in items:
-        found.setdefault(_identity(loads(item, max_depth=MAX_DOCUMENT_DEPTH)), item)
+        found.setdefault(identity(loads(item, max_depth=MAX_DOCUMENT_DEPTH)), item)
     return tuple(found.values())
-
-
-def _identity(value: Any) -> Any:
-    """Return something hashable that is equal where two values of JSON are."""
-    if isinstance(value, list):
-        return list, tuple(map(_identity, value))
-    if isinstance(value, dict):
-        return dict, frozenset((name, _identity(one)) for name, one in value.items())
-    return isinstance(value, bool), value
 
 
 def shown_path(path: Path) -> str:
