@@ -38,13 +38,14 @@ PURE := $(wildcard tests/conformance tests/repo tests/property/base tests/proper
 quick: check
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not process and not slow and not model" $(PURE) $(ARGS)
 
-# Style, types, import directions, generated code.
+# Style, types, import directions, generated code, and the tests and properties of the contracts.
 check: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
 	$(BIN)/lint-imports
 	$(BIN)/python -P -m piecework_protocol.generate --check
+	contracts/tools/check_properties.py
 
 # Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas. CONTRACTS=ci runs the
 # invariants 1,000 times, as .ci/run does.
