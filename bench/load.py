@@ -90,10 +90,15 @@ class Stage:
     worker: int
     client: asyncio.subprocess.Process
 
-    async def order(self, what: str, count: int, streams: int) -> Sample:
-        """Let the client do something, and see what it cost."""
+    async def order(self, what: str, count: int, streams: int, every_s: float = 0.0) -> Sample:
+        """Let the client do something, and see what it cost.
+
+        every_s: how long after its last beginning a stream begins again. 0: when it has ended.
+        """
         before = Footprint.of(self.worker), Footprint.of(self.client.pid)
-        done = await self._ask({"what": what, "count": count, "streams": streams})
+        done = await self._ask(
+            {"what": what, "count": count, "streams": streams, "every_s": every_s}
+        )
         after = Footprint.of(self.worker), Footprint.of(self.client.pid)
         worker, client = (
             (b.cpu_s - a.cpu_s) * 1000 / count for a, b in zip(before, after, strict=True)

@@ -67,27 +67,33 @@ async def one_job(client: PieceworkClient, seed: int) -> None:
 
 
 async def timed(
-    work: Callable[[], Awaitable[object]], count: int, streams: int
+    work: Callable[[], Awaitable[object]], count: int, streams: int, every_s: float
 ) -> dict[str, object]:
-    """Do `work` `count` times, `streams` at once. Times in milliseconds, the span in seconds."""
+    """Do `work` `count` times, `streams` at once. Times in milliseconds, the span in seconds.
+
+    every_s: a stream begins again so long after its last beginning, or at once if it is late.
+        Streams begin one after the other, evenly spaced.
+    """
     times: list[float] = []
     left: Iterator[int] = iter(range(count))
 
-    async def stream() -> None:
+    async def stream(due: float) -> None:
         for _ in left:
+            await asyncio.sleep(due - time.perf_counter())
             start = time.perf_counter()
             await work()
             times.append((time.perf_counter() - start) * 1000)
+            due = start + every_s
 
     start = time.perf_counter()
     async with asyncio.TaskGroup() as group:
-        for _ in range(streams):
-            group.create_task(stream())
+        for place in range(streams):
+            group.create_task(stream(start + every_s * place / streams))
     return {"span_s": time.perf_counter() - start, "times_ms": times}
 
 
 async def serve_client(home: Path, deployment: Deployment, echo_port: int, via: str) -> None:
-    """Take orders: `{"what": "echo" | "jobs", "count": n, "streams": n}`.
+    """Take orders: `{"what": "echo" | "jobs", "count": n, "streams": n, "every_s": seconds}`.
 
     via: the address to dial, whatever offers name. Empty: theirs.
     """
@@ -118,7 +124,8 @@ async def serve_client(home: Path, deployment: Deployment, echo_port: int, via: 
         while line := await asyncio.to_thread(sys.stdin.readline):
             order: dict[str, Any] = json.loads(line)
             work = echo if order["what"] == "echo" else job
-            print(json.dumps(await timed(work, order["count"], order["streams"])), flush=True)
+            done = await timed(work, order["count"], order["streams"], order["every_s"])
+            print(json.dumps(done), flush=True)
 
 
 def main() -> None:
