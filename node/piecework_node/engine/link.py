@@ -220,6 +220,13 @@ class EngineBackend(EngineLink, Protocol):
         """The engine's process, if it is a child of ours."""
         ...
 
+    def give_up(self) -> None:
+        """End the engine's process, because its GPU is gone. `run` starts another one.
+
+        Servers that are not ours are left alone.
+        """
+        ...
+
     async def run(self) -> None:
         """Keep the engine running until cancelled. Raises `EngineStartError` if it cannot start at
         all.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -149,6 +149,8 @@ class EngineSupervisor:
         """
         self._told: set[asyncio.Task[None]] = set()
         """Reports of ours that wait for room among the events."""
+        self._ends: Callable[[], None] | None = None
+        """Kills the running child."""
         self.losses = 0
         self.pid: int | None = None
         """The process id of the running child."""
@@ -286,6 +288,11 @@ class EngineSupervisor:
         while True:
             yield await self._events.get()
 
+    def give_up(self) -> None:
+        if self._ends is not None:
+            self._log.error("engine ended", reason="its GPU is gone")
+            self._ends()
+
     # --- life of the child
 
     async def run(self) -> None:
@@ -316,7 +323,7 @@ class EngineSupervisor:
             limit=MAX_LINE_BYTES,
             start_new_session=True,
         )
-        self.pid = process.pid
+        self.pid, self._ends = process.pid, process.kill
         reason = "the engine process ended"
         try:
             reason = await self._follow(process)
@@ -325,7 +332,7 @@ class EngineSupervisor:
             resuming = self._moving and self._pause is None
             self._facts, self._mute_since, self._moving = None, None, False
             self._sequences.clear()
-            self.pid = None
+            self.pid = self._ends = None
             await _end(process)
             self._fail_questions()
         if was_ready:

@@ -157,6 +157,9 @@ class VllmLink:
         """None: vLLM's processes are not ours."""
         return None
 
+    def give_up(self) -> None:
+        """Nothing: a server without its GPU fails its next look."""
+
     @property
     def facts(self) -> EngineFacts | None:
         return self._running.facts if self._running is not None and self._up else None

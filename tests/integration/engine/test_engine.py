@@ -178,7 +178,7 @@ async def test_a_replay_that_nobody_waits_for_is_dropped_and_what_was_done_is_kn
         assert isinstance(await anext(events), FailedEvent)
 
 
-@pytest.mark.parametrize("how", ["die", "babble", "kill"])
+@pytest.mark.parametrize("how", ["die", "babble", "kill", "give up"])
 async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how: str) -> None:
     async with running(tmp_path) as engine, asyncio.timeout(30):
         events = aiter(engine.events())
@@ -186,6 +186,8 @@ async def test_a_lost_process_is_reported_and_started_again(tmp_path: Path, how:
         if how == "kill":
             assert engine.pid is not None
             os.kill(engine.pid, signal.SIGKILL)
+        elif how == "give up":
+            engine.give_up()
         else:
             with pytest.raises(EngineUnavailable):
                 await engine.encode(message(how))

@@ -137,6 +137,9 @@ class LateEngine(FakeEngine):
     losses = 0
     pid = None
 
+    def give_up(self) -> None:
+        raise NotImplementedError
+
     async def run(self) -> None:
         await asyncio.Event().wait()
 

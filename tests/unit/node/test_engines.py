@@ -176,6 +176,9 @@ class FailingEngine(FakeEngine):
         self.failures, self.starts = failures, 0
         self.is_ready = False
 
+    def give_up(self) -> None:
+        raise NotImplementedError
+
     async def run(self) -> None:
         self.starts += 1
         if self.starts <= self.failures:
