@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Final, Literal, Protocol, TypeVar
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -19,6 +19,8 @@ MAX_VLLM_ENDPOINTS: Final = 64
 """Each is asked for its health every few seconds. More belong behind vLLM's own data parallelism.
 """
 S = TypeVar("S", bound=Settings)
+GpuNumber = Annotated[int, Field(ge=0, le=63)]
+"""As nvidia-smi -L counts them."""
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
@@ -38,6 +40,7 @@ class CardSettings(Settings):
     vllm_endpoints: tuple[str, ...] | None = Field(default=None, max_length=MAX_VLLM_ENDPOINTS)
     vllm_model: str | None = Field(default=None, max_length=256)
     vllm_api_key: str | None = Field(default=None, max_length=512, repr=False)
+    vllm_programs: tuple[str, ...] | None = Field(default=None, max_length=16)
     model: str | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
     precision: Literal["auto", "float32", "bfloat16", "fp8", "int4"] | None = None
@@ -49,6 +52,7 @@ class CardSettings(Settings):
         le=63,
         description="of the card, as nvidia-smi -L counts them. Its engine sees no other card",
     )
+    gpu_numbers: tuple[GpuNumber, ...] | None = Field(default=None, max_length=MAX_CARDS)
     pause_schedule: tuple[str, ...] | None = Field(default=None, max_length=32)
     pause_gpu_share: int | None = Field(default=None, ge=0, le=100)
     pause_gpu_memory_mib: int | None = Field(default=None, ge=0, le=2**24)
@@ -72,6 +76,15 @@ class OwnSettings(Protocol):
 
     @property
     def device(self) -> str: ...
+
+    @property
+    def gpu_numbers(self) -> tuple[int, ...]: ...
+
+    @property
+    def names_gpus(self) -> bool: ...
+
+    @property
+    def watches_gpus(self) -> bool: ...
 
 
 def card_names(cards: Sequence[CardSettings]) -> tuple[str, ...]:
@@ -110,13 +123,20 @@ def check_cards(cards: Sequence[CardSettings], settings: Sequence[OwnSettings]) 
         if name in names:
             raise ValueError(f"two cards are called {name}")
         names.add(name)
-        if own.backend == "vllm" or own.device == "cpu":
+        if own.device == "cpu" and own.backend != "vllm":
             continue
-        if card.gpu_number is None:
+        used = own.gpu_numbers
+        if own.backend == "vllm":
+            if own.watches_gpus and not own.names_gpus:
+                raise ValueError(f"card {name} has pause rules for GPUs and needs gpu_numbers")
+        elif card.gpu_number is None:
             raise ValueError(f'card {name} needs gpu_number, or device = "cpu"')
-        if card.gpu_number in numbers:
-            raise ValueError(f"two cards have gpu_number {card.gpu_number}")
-        numbers.add(card.gpu_number)
+        else:
+            used = (card.gpu_number,)
+        for number in used:
+            if number in numbers:
+                raise ValueError(f"two cards have gpu_number {number}")
+            numbers.add(number)
 
 
 def tables_with(cards: Sequence[CardSettings], name: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from piecework.base.settings import Settings, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields
 from piecework.signer.place import SignerPlace
 from piecework_node import card_settings
-from piecework_node.card_settings import CardSettings
+from piecework_node.card_settings import CardSettings, GpuNumber
 from piecework_node.endpoints import split_endpoint
 from piecework_node.schedule import Window
 from piecework_node.worker_amounts import WorkerAmounts, amounts_of
@@ -244,6 +244,12 @@ class WorkerConfig(Settings):
         description="what the servers call the model. Empty: they serve only one",
     )
     vllm_api_key: str = Field("", max_length=512, repr=False, description="the servers' --api-key")
+    vllm_programs: tuple[str, ...] = Field(
+        ("VLLM::",),
+        max_length=16,
+        description="how the names of the servers' programs begin, as nvidia-smi shows them. They "
+        "count as ours in pause_gpu_share and pause_gpu_memory_mib",
+    )
     model: str = Field(
         "",
         description="checkpoint folder, or a pulled model as owner/name[@revision]. Empty: the "
@@ -294,6 +300,12 @@ class WorkerConfig(Settings):
     )
     gpu_number: int = Field(
         0, ge=0, le=63, description="of the card that is watched, as nvidia-smi -L counts them"
+    )
+    gpu_numbers: tuple[GpuNumber, ...] = Field(
+        (),
+        max_length=card_settings.MAX_CARDS,
+        description="of the GPUs of this machine that vLLM servers use, all of them watched. "
+        "Empty: gpu_number alone",
     )
 
     cards: tuple[CardSettings, ...] = Field(
@@ -391,6 +403,20 @@ class WorkerConfig(Settings):
             raise ValueError("an address is given twice")
         return value
 
+    @field_validator("gpu_numbers")
+    @classmethod
+    def _gpus_are_named_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError("a GPU is named twice")
+        return value
+
+    @field_validator("vllm_programs")
+    @classmethod
+    def _programs_have_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(value):
+            raise ValueError("an empty name is the beginning of every program's")
+        return value
+
     @field_validator("vllm_endpoints")
     @classmethod
     def _endpoints_are_base_urls(cls, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -441,6 +467,8 @@ class WorkerConfig(Settings):
                 raise ValueError(
                     'vllm_endpoints are set: set backend = "vllm" too if you mean them'
                 )
+            if self.gpu_numbers:
+                raise ValueError("gpu_numbers are for vLLM. An engine of ours uses gpu_number")
             return
         if not self.vllm_endpoints:
             raise ValueError("backend vllm needs vllm_endpoints")
@@ -453,6 +481,26 @@ class WorkerConfig(Settings):
             raise ValueError("price_per_thousand_steps must be 0 with vLLM, which counts no steps")
 
     # --- what several settings say together
+
+    @property
+    def watched_gpus(self) -> tuple[int, ...]:
+        """The GPUs that the pause rules watch, as nvidia-smi -L counts them."""
+        return self.gpu_numbers or (self.gpu_number,)
+
+    @property
+    def names_gpus(self) -> bool:
+        """Whether the settings say which GPUs do the work."""
+        return bool(self.gpu_numbers) or "gpu_number" in self.model_fields_set
+
+    @property
+    def watches_gpus(self) -> bool:
+        """Whether a pause rule is about a GPU."""
+        return bool(
+            self.pause_gpu_share
+            or self.pause_gpu_memory_mib
+            or self.pause_temperature_c
+            or self.pause_power_w
+        )
 
     @property
     def of_cards(self) -> tuple[tuple[str, WorkerConfig], ...]:

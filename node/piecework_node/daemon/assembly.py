@@ -17,9 +17,9 @@ from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework.signer.remote import RemoteSigner
 from piecework_node import logs
-from piecework_node.card_settings import FIRST_CARD
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.engines import Engines, make_engines
+from piecework_node.daemon.owners import watch_cards
 from piecework_node.daemon.surroundings import check_settings
 from piecework_node.disputes.chain import DisputeLink
 from piecework_node.disputes.defence import Defence
@@ -43,9 +43,7 @@ from piecework_node.keys.operator import (
 from piecework_node.keys.sealing import SealingKeyring, WrappingSecrets, open_wrapping_secret
 from piecework_node.keys.tls import TlsIdentity, load_tls
 from piecework_node.metrics import Metrics
-from piecework_node.owner.causes import MIB, OwnerRules
-from piecework_node.owner.nvml import MachineSenses
-from piecework_node.owner.watch import OwnerWatch, inherit_pauses
+from piecework_node.owner.watch import OwnerWatch
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.faults import FaultBoard
 from piecework_node.runtime.jobs import JobRuntime
@@ -53,7 +51,6 @@ from piecework_node.runtime.opener import CanvasOpener
 from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.signing import ARRIVES_S, PatientSigner
 from piecework_node.runtime.write_offs import WriteOffs
-from piecework_node.schedule import Window
 from piecework_node.settlement.chain import ChainLink
 from piecework_node.settlement.fees import FeeDesk, FeeSettings
 from piecework_node.settlement.openings import Openings
@@ -286,28 +283,16 @@ async def _assemble(base: Foundations) -> Components:
         clock=clock,
         fees=desk.asked,
     )
-    owners = await _owners(base, worker)
+    owners = await watch_cards(
+        base.engines,
+        worker.pausing,
+        faults,
+        base.home,
+        several=bool(config.cards),
+        clock=clock,
+        log=log,
+    )
     return Components(base, keyring, steps, runtime, channels, settler, worker, board, owners, desk)
-
-
-async def _owners(base: Foundations, worker: Worker) -> dict[str, OwnerWatch]:
-    """Watch each card for its owner. Our own processes do not count on any card."""
-    watches = {}
-    names = tuple(one.card.name if base.config.cards else "" for one in base.engines)
-    for name in inherit_pauses(base.home.root, names, base.clock.wall()):
-        base.log.warning("pause inherited", card=name or FIRST_CARD)
-    for one in base.engines:
-        watches[one.card.name] = OwnerWatch(
-            owner_rules(one.config),
-            await asyncio.to_thread(MachineSenses, one.config.gpu_number),
-            worker.pausing[one.card.name],
-            base.home.root,
-            card=one.card.name if base.config.cards else "",
-            own=lambda: base.engines.pids,
-            clock=base.clock,
-            log=base.log,
-        )
-    return watches
 
 
 def _patient(operator: AsyncSigner, faults: FaultBoard) -> AsyncSigner:
@@ -418,19 +403,6 @@ async def _settlement(
         defence=_defence(base, port, leaves, transactions, faults),
     )
     return settler, desk, openings.check
-
-
-def owner_rules(config: WorkerConfig) -> OwnerRules:
-    """Return what the settings say of when the owner needs the machine."""
-    return OwnerRules(
-        schedule=tuple(map(Window.parse, config.pause_schedule)),
-        gpu_share=config.pause_gpu_share,
-        gpu_memory=config.pause_gpu_memory_mib * MIB,
-        temperature_c=config.pause_temperature_c,
-        power_w=config.pause_power_w,
-        on_battery=config.pause_on_battery,
-        quiet_s=config.pause_quiet_s,
-    )
 
 
 def operator_terms(

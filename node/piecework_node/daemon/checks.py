@@ -25,9 +25,10 @@ from piecework_node import logs
 from piecework_node.card_settings import FIRST_CARD
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ask_daemon
-from piecework_node.daemon.assembly import connect, owner_rules
+from piecework_node.daemon.assembly import connect
 from piecework_node.daemon.check_results import CheckResult, Result
 from piecework_node.daemon.engines import checkpoint_of, vllm_settings
+from piecework_node.daemon.owners import machine_senses, owner_rules
 from piecework_node.daemon.reach import (
     DIALLED,
     REACH_LIMITS,
@@ -61,7 +62,7 @@ from piecework_node.keys.operator import (
 )
 from piecework_node.keys.tls import load_tls
 from piecework_node.metrics import Metrics
-from piecework_node.owner.nvml import MachineSenses
+from piecework_node.owner.causes import describe_heat
 from piecework_node.owner.watch import check_rules
 from piecework_node.runtime.faults import Code, Fault, FaultBoard, Stops, code_of
 from piecework_node.runtime.signing import CHECK as SIGNER
@@ -431,15 +432,18 @@ class Checker:
 
     async def _owner(self, name: str, config: WorkerConfig) -> str:
         """Say when the owner's rules pause jobs, and why they do now."""
-        senses = await asyncio.to_thread(MachineSenses, config.gpu_number)
+        senses = await asyncio.to_thread(machine_senses, config)
         rules = owner_rules(config)
-        check_rules(rules, senses, await asyncio.to_thread(senses.read, frozenset()))
+        readings = await asyncio.to_thread(senses.read, frozenset())
+        check_rules(rules, senses, readings)
         if self._is_running:
             status = await ask_daemon(self._home.root, "GET", "/status")
             pause = {card["name"]: card["pause"] for card in status["cards"]}.get(name)
             if pause is not None:
                 return f"the running worker is paused: {'; '.join(pause['causes'])}"
-        return f"jobs pause for {rules.describe()}"
+        on_cpu = config.device == "cpu" and config.backend != "vllm"
+        heat = "" if on_cpu else describe_heat(rules, readings)
+        return "; ".join(filter(None, (f"jobs pause for {rules.describe()}", heat)))
 
     async def _model(self, name: str, config: WorkerConfig) -> str:
         from piecework_model.checkpoint import manifest

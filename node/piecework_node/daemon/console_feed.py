@@ -34,6 +34,7 @@ from piecework_node.daemon.price_watch import Spent
 from piecework_node.jobs.own_test import OwnTest
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, PaidJob, SpentTx, StoredChannel
+from piecework_node.owner.readings import GpuReading
 from piecework_node.runtime.live import LiveJob
 from piecework_node.settlement.policy import settle_wei
 from piecework_node.times import now
@@ -252,10 +253,11 @@ class ConsoleFeed:
         """Take one sample of counters, energy and conditions."""
         p, clock, metrics = self._p, self._p.base.clock, self._p.base.metrics
         moment = clock.monotonic()
-        gpus = {
-            str(one.config.gpu_number): p.owners[one.card.name].readings.gpu
-            for one in p.base.engines
-        }
+        gpus: dict[str, GpuReading | None] = {}
+        for one in p.base.engines:
+            gpus.update(dict.fromkeys(map(str, one.config.watched_gpus)))
+        for owner in p.owners.values():
+            gpus.update((str(gpu.number), gpu) for gpu in owner.readings.gpus)
         ours, told = gpus_at_work(p.base.engines)
         drawn = self._meter.sample(
             moment,
@@ -288,7 +290,7 @@ class ConsoleFeed:
             for fault in self._p.channels.faults.faults
         }
         if self._p.worker.cards.pause is not None:
-            found["paused"] = "Jobs are paused for the owner of the machine."
+            found["paused"] = "Jobs are paused on every card. worker status says why."
         return found
 
     async def snapshot(self, prices: ShownPrices) -> Snapshot:
@@ -346,7 +348,7 @@ class ConsoleFeed:
             precision=str(facts.details.get("precision", "")) if facts else "",
             slots=card.slots,
             active=self._p.runtime.load[card.name],
-            gpu=owner.readings.gpu,
+            gpu=next(iter(owner.gpus), None),
             missing=owner.missing,
         )
 
@@ -434,5 +436,5 @@ def gpus_at_work(engines: Iterable[KeptCard]) -> tuple[set[str], bool]:
         device = one.card.facts.device if one.card.facts is not None else one.config.device
         told = told and device not in ("cpu", "vllm")
         if device != "cpu":
-            ours.add(str(one.config.gpu_number))
+            ours.update(map(str, one.config.watched_gpus))
     return ours, told

@@ -44,8 +44,11 @@ def with_claims(
 
 def show_card(metrics: Metrics, card: EngineCard, active: int, owner: OwnerWatch) -> None:
     """Set the metrics of one card."""
-    gpu = owner.readings.gpu
-    celsius, watts = (None, None) if gpu is None else (gpu.temperature_c, gpu.power_w)
+    gpus = owner.gpus
+    warm = [gpu.temperature_c for gpu in gpus if gpu.temperature_c is not None]
+    drawn = [gpu.power_w for gpu in gpus if gpu.power_w is not None]
+    celsius = max(warm, default=None)
+    watts = sum(drawn) if drawn and len(drawn) == len(gpus) else None
     metrics.card_ready.labels(card.name).set(int(card.serves))
     metrics.card_slots.labels(card.name).set(card.slots)
     metrics.card_active.labels(card.name).set(active)

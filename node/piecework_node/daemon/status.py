@@ -84,7 +84,7 @@ def _engine_of(one: KeptCard) -> dict[str, Any]:
 
 
 def _card_status(p: Components, one: KeptCard) -> dict[str, Any]:
-    card, gpu = one.card, p.owners[one.card.name].readings.gpu
+    card, gpus = one.card, p.owners[one.card.name].gpus
     freed = p.worker.pausing[card.name].freed_bytes
     return {
         **members(card, "name", "serves", "slots", "queue"),
@@ -92,7 +92,8 @@ def _card_status(p: Components, one: KeptCard) -> dict[str, Any]:
         "pause": None if card.pause is None else _pause_members(p, card.pause, freed),
         "active": p.runtime.load[card.name],
         "engine": _engine_of(one),
-        "gpu": None if gpu is None else asdict(gpu),
+        "gpu": asdict(gpus[0]) if gpus else None,
+        "gpus": list(map(asdict, gpus)),
     }
 
 

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePath
 from typing import Any, Final, Protocol, TypeVar, cast
 
 import psutil
 import pynvml
 
-from piecework_node.owner.readings import GpuProcess, GpuReading, Readings
+from piecework_node.owner.readings import TOO_HOT, GpuProcess, GpuReading, Readings
 
 T = TypeVar("T")
 SAMPLE_US: Final = 2_000_000
 """How far back the shares of processes are asked for."""
 POWER_SUPPLIES: Final = Path("/sys/class/power_supply")
 _THROTTLES: Final = (
-    ("nvmlClocksEventReasonHwThermalSlowdown", "too hot"),
+    ("nvmlClocksEventReasonHwThermalSlowdown", TOO_HOT),
     ("nvmlClocksEventReasonSwThermalSlowdown", "warm"),
     ("nvmlClocksEventReasonHwPowerBrakeSlowdown", "power brake"),
     ("nvmlClocksEventReasonHwSlowdown", "hardware slowdown"),
@@ -45,6 +45,12 @@ class NvmlLibrary(Protocol):
 
     def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int: ...  # noqa: N802
 
+    def nvmlDeviceGetTemperatureThreshold(self, handle: Any, threshold: int) -> int: ...  # noqa: N802
+
+    def nvmlDeviceGetMarginTemperature(self, handle: Any) -> int: ...  # noqa: N802
+
+    def nvmlDeviceGetFieldValues(self, handle: Any, ids: list[int]) -> Sequence[Any]: ...  # noqa: N802
+
     def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any) -> int: ...  # noqa: N802
 
     def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]: ...  # noqa: N802
@@ -55,54 +61,85 @@ class NvmlLibrary(Protocol):
 
 
 class MachineSenses:
-    """Implements `readings.Senses` for one card of this machine."""
+    """Implements `readings.Senses` for one card of this machine, or for a group of GPUs."""
 
-    def __init__(self, index: int, *, library: NvmlLibrary | None = None) -> None:
-        """Open the card of this number, as `nvidia-smi -L` counts them. library: NVML itself."""
+    def __init__(self, *numbers: int, library: NvmlLibrary | None = None) -> None:
+        """Open the GPUs of these numbers, as `nvidia-smi -L` counts them. library: NVML itself."""
         self._nvml = library or cast(NvmlLibrary, pynvml)
-        self._handle: Any = None
+        self._handles: dict[int, Any] = {}
         self.missing = ""
-        try:
-            self._nvml.nvmlInit()
-            self._handle = self._nvml.nvmlDeviceGetHandleByIndex(index)
-        except pynvml.NVMLError as error:
-            self.missing = f"NVML does not show card {index}: {error}"
+        for number in numbers:
+            try:
+                self._nvml.nvmlInit()
+                self._handles[number] = self._nvml.nvmlDeviceGetHandleByIndex(number)
+            except pynvml.NVMLError as error:
+                self.missing = self.missing or f"NVML does not show card {number}: {error}"
 
     def read(self, own: frozenset[int]) -> Readings:
-        """Read card and battery once."""
-        gpu = None
-        if self._handle is not None:
-            gpu = self._card(with_children(own))
-        return Readings(gpu, runs_on_battery())
+        """Read every GPU and the battery once."""
+        gpus = []
+        if self._handles:
+            family = with_children(own)
+            gpus = [self._card(number, handle, family) for number, handle in self._handles.items()]
+        return Readings(gpus[0] if gpus else None, runs_on_battery(), tuple(gpus[1:]))
 
-    def _card(self, own: frozenset[int]) -> GpuReading:
-        nvml, handle = self._nvml, self._handle
-        memory = _told(lambda: nvml.nvmlDeviceGetMemoryInfo(handle))
+    def _card(self, number: int, handle: Any, own: frozenset[int]) -> GpuReading:
+        nvml, lost, memory = self._nvml, False, None
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+        except pynvml.NVMLError as error:
+            lost = error.value == pynvml.NVML_ERROR_GPU_IS_LOST
         rates = _told(lambda: nvml.nvmlDeviceGetUtilizationRates(handle))
         watts = _told(lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000)
         joules = _told(lambda: nvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000)
         sensor = pynvml.NVML_TEMPERATURE_GPU
+        degrees = _told(lambda: int(nvml.nvmlDeviceGetTemperature(handle, sensor)))
         return GpuReading(
             name=_text(_told(lambda: nvml.nvmlDeviceGetName(handle)) or "GPU"),
-            temperature_c=_told(lambda: int(nvml.nvmlDeviceGetTemperature(handle, sensor))),
+            temperature_c=degrees,
             power_w=watts,
             energy_j=joules,
             utilization=None if rates is None else int(rates.gpu),
             memory_used=None if memory is None else int(memory.used),
             memory_total=None if memory is None else int(memory.total),
-            throttled=self._throttled(),
-            processes=self._processes(own),
+            throttled=self._throttled(handle),
+            processes=self._processes(handle, own),
+            number=number,
+            slows_at_c=None if degrees is None else self._slows_at(handle, degrees),
+            lost=lost,
         )
 
-    def _throttled(self) -> tuple[str, ...] | None:
-        bits = _told(lambda: int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)))
+    def _slows_at(self, handle: Any, degrees: int) -> int | None:
+        """The temperature at which the hardware slows the card down. None: not told.
+
+        Cards since Ada count down instead: a margin is left, and the slowdown is at an offset of
+        it, at -2 for instance. There NVML gives up the older way.
+        """
+        nvml, field = self._nvml, pynvml.NVML_FI_DEV_TEMPERATURE_SLOWDOWN_TLIMIT
+        margin = _told(lambda: int(nvml.nvmlDeviceGetMarginTemperature(handle)))
+        if margin is not None:
+            values = _told(lambda: nvml.nvmlDeviceGetFieldValues(handle, [field]))
+            told = [
+                int(one.value.siVal)
+                for one in values or ()
+                if one.nvmlReturn == pynvml.NVML_SUCCESS
+                and one.valueType == pynvml.NVML_VALUE_TYPE_SIGNED_INT
+            ]
+            if told:
+                return degrees + margin - told[0]
+        kind = pynvml.NVML_TEMPERATURE_THRESHOLD_SLOWDOWN
+        # Some answer 0 where they have none.
+        return _told(lambda: int(nvml.nvmlDeviceGetTemperatureThreshold(handle, kind))) or None
+
+    def _throttled(self, handle: Any) -> tuple[str, ...] | None:
+        bits = _told(lambda: int(self._nvml.nvmlDeviceGetCurrentClocksEventReasons(handle)))
         if bits is None:
             return None
         return tuple(text for name, text in _THROTTLES if bits & getattr(pynvml, name))
 
-    def _processes(self, own: frozenset[int]) -> tuple[GpuProcess, ...] | None:
+    def _processes(self, handle: Any, own: frozenset[int]) -> tuple[GpuProcess, ...] | None:
         """The programs on the card. None: not told. That is not a card without programs."""
-        nvml, handle = self._nvml, self._handle
+        nvml = self._nvml
         memory: dict[int, int | None] = {}
         try:
             found = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
@@ -113,18 +150,18 @@ class MachineSenses:
             return None
         for process in found:
             memory[int(process.pid)] = process.usedGpuMemory
-        shares = self._shares()
+        shares = self._shares(handle)
         return tuple(
             GpuProcess(pid, program(pid), used, None if shares is None else shares.get(pid, 0))
             for pid, used in sorted(memory.items())
             if pid not in own
         )
 
-    def _shares(self) -> dict[int, int] | None:
+    def _shares(self, handle: Any) -> dict[int, int] | None:
         """Percent of the card's time by process, of the last seconds. None: not told."""
         since = time.time_ns() // 1000 - SAMPLE_US
         try:
-            samples = self._nvml.nvmlDeviceGetProcessUtilization(self._handle, since)
+            samples = self._nvml.nvmlDeviceGetProcessUtilization(handle, since)
         except pynvml.NVMLError_NotFound:
             return {}  # no process has used the card since
         except pynvml.NVMLError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,8 @@ class GpuReading:
     utilization: percent of the time. energy_j: since the driver was loaded, in joules.
     throttled: why its clocks are held down, empty when they are not.
     processes: those of others. None: it does not tell, and anything may run there.
+    number: as `nvidia-smi -L` counts it. slows_at_c: where its hardware slows it down to save
+    itself. lost: NVML says that it fell off the bus.
     """
 
     name: str
@@ -37,14 +39,30 @@ class GpuReading:
     memory_total: int | None = None
     throttled: tuple[str, ...] | None = None
     processes: tuple[GpuProcess, ...] | None = ()
+    number: int = 0
+    slows_at_c: int | None = None
+    lost: bool = False
+
+
+TOO_HOT: Final = "too hot"
+"""In `GpuReading.throttled`: the hardware holds the clocks down, because of heat."""
 
 
 @dataclass(frozen=True, slots=True)
 class Readings:
-    """The machine now. on_battery: None without a battery, or if nothing tells."""
+    """The machine now. on_battery: None without a battery, or if nothing tells.
+
+    more: the other GPUs of a group.
+    """
 
     gpu: GpuReading | None = None
     on_battery: bool | None = None
+    more: tuple[GpuReading, ...] = ()
+
+    @property
+    def gpus(self) -> tuple[GpuReading, ...]:
+        """Every GPU of the card. A group has several."""
+        return self.more if self.gpu is None else (self.gpu, *self.more)
 
 
 class Senses(Protocol):

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -22,9 +23,11 @@ from piecework_node.owner.causes import (
     OwnersWord,
     Usual,
     causes,
+    others,
+    server_missing,
     untold,
 )
-from piecework_node.owner.readings import Readings, Senses
+from piecework_node.owner.readings import GpuReading, Readings, Senses
 from piecework_node.runtime.pause import Pause
 from piecework_protocol.types import Timestamp
 
@@ -59,12 +62,17 @@ class OwnerWatch:
         *,
         card: str = "",
         own: Callable[[], frozenset[int]],
+        on_gpu: Callable[[], bool] = lambda: False,
+        told: Callable[[Sequence[Cause]], None] = lambda _: None,
+        lost: Callable[[], None] = lambda: None,
         clock: Clock,
         log: Any,
     ) -> None:
         """Read what the home holds. `own` names our processes.
 
-        card: the name of the card among several. Its files in the home have it too.
+        card: the name of the card among several. Its files in the home have it too. on_gpu: whether
+        its jobs run on the GPUs that the senses read. told: gets what each look finds. lost: called
+        once when NVML says that such a GPU fell off the bus.
 
         Raises:
             ConfigError: a file of the home cannot be read, or a rule needs a card that is not seen.
@@ -72,6 +80,10 @@ class OwnerWatch:
         check_rules(rules, senses)
         self._rules, self._senses, self._brakes = rules, senses, brakes
         self._own, self._clock, self._log = own, clock, log
+        self._on_gpu, self._told, self._on_loss = on_gpu, told, lost
+        self._hot: frozenset[int] = frozenset()
+        """The GPUs that were too hot at the last look."""
+        self._lost = False
         self._baseline_file = home / _of_card(BASELINE_FILE, card)
         self._pause_file = home / _of_card(PAUSE_FILE, card)
         self._baseline = _read_baseline(self._baseline_file)
@@ -89,6 +101,13 @@ class OwnerWatch:
         return self._rules.watches_processes and self._baseline is None
 
     @property
+    def gpus(self) -> tuple[GpuReading, ...]:
+        """The last reading of each GPU, with the programs of others alone."""
+        return tuple(
+            gpu if not gpu.processes else _of_others(self._rules, gpu) for gpu in self.readings.gpus
+        )
+
+    @property
     def missing(self) -> str:
         """Why there are no readings of a card. Empty: there are."""
         return self._senses.missing
@@ -103,9 +122,16 @@ class OwnerWatch:
         """Read the machine once, and act on it."""
         own = self._own() | {os.getpid()}
         self.readings = await asyncio.to_thread(self._senses.read, own)
+        if self._baseline is not None and not self._baseline.knows(self.readings):
+            self._baseline = None  # the group has another GPU than when it was learned
         if self.learning:
             self._learn()
         self.decide()
+        gone = self._on_gpu() and any(gpu.lost for gpu in self.readings.gpus)
+        if gone and not self._lost:
+            self._log.error("card lost", reason="NVML says that the GPU is lost")
+            self._on_loss()
+        self._lost = gone
 
     def command(self, seconds: float | None) -> None:
         """Pause by the owner's command, for so many seconds or until it is lifted."""
@@ -132,7 +158,11 @@ class OwnerWatch:
             local=datetime.fromtimestamp(wall),
             word=self._word,
             paused=paused,
+            hot=self._hot,
+            on_gpu=self._on_gpu(),
         )
+        self._hot = frozenset(cause.hot for cause in found if cause.hot is not None)
+        self._told(found)
         if any(cause.measured for cause in found):
             self._measured_at = moment
         if found:
@@ -150,18 +180,21 @@ class OwnerWatch:
         return self._measured_at is None or moment - self._measured_at >= self._rules.quiet_s
 
     def _learn(self) -> None:
-        moment, gpu = self._clock.monotonic(), self.readings.gpu
+        moment = self._clock.monotonic()
         if self._learns_until is None:
             self._learns_until = moment + LEARN_S
-        if gpu is not None:
-            self._learned.learn(gpu.processes or ())
+        for place, gpu in enumerate(self.readings.gpus):
+            self._learned.learn(others(self._rules, gpu), gpu.number if place else None)
         if moment < self._learns_until:
             return
         self._baseline = self._learned
-        body = {n: [u.memory_bytes, u.share] for n, u in self._learned.programs.items()}
-        data = json.dumps({"programs": body}, indent=1).encode()
+        body: dict[str, Any] = {"programs": _listed(self._learned.programs)}
+        if self._learned.more:
+            more = self._learned.more.items()
+            body["more"] = {str(number): _listed(programs) for number, programs in more}
+        data = json.dumps(body, indent=1).encode()
         write_private(self._baseline_file, data, replace=True)
-        self._log.info("baseline learned", count=len(body))
+        self._log.info("baseline learned", count=len(self._learned.programs))
 
 
 def inherit_pauses(home: Path, cards: Sequence[str], wall: float) -> tuple[str, ...]:
@@ -214,11 +247,17 @@ def check_rules(rules: OwnerRules, senses: Senses, readings: Readings | None = N
     """
     if rules.needs_a_card and senses.missing:
         raise ConfigError(f"the settings pause_… watch the GPU: {senses.missing}")
-    gpu = readings.gpu if readings is not None else None
-    if gpu is None:
+    if readings is None:
         return
-    for setting in untold(rules, gpu):
-        raise ConfigError(f"{setting} is set, and this card or its driver does not tell that")
+    for gpu in readings.gpus:
+        for setting in untold(rules, gpu):
+            raise ConfigError(f"{setting} is set, and this card or its driver does not tell that")
+    if missing := server_missing(rules, readings):
+        raise ConfigError(missing)
+
+
+def _of_others(rules: OwnerRules, gpu: GpuReading) -> GpuReading:
+    return replace(gpu, processes=tuple(others(rules, gpu)))
 
 
 def _of_card(file: str, card: str) -> str:
@@ -231,13 +270,18 @@ def _read_baseline(path: Path) -> Baseline | None:
     if body is None:
         return None
     try:
-        programs = {
-            str(name): Usual(int(memory), int(share))
-            for name, (memory, share) in body["programs"].items()
-        }
+        more = {int(number): _usual(listed) for number, listed in body.get("more", {}).items()}
+        return Baseline(_usual(body["programs"]), more)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise _unreadable(path) from None
-    return Baseline(programs)
+
+
+def _usual(listed: dict[str, Any]) -> dict[str, Usual]:
+    return {str(n): Usual(int(memory), int(share)) for n, (memory, share) in listed.items()}
+
+
+def _listed(programs: dict[str, Usual]) -> dict[str, list[int]]:
+    return {name: [usual.memory_bytes, usual.share] for name, usual in programs.items()}
 
 
 def _read_word(path: Path) -> OwnersWord | None:

@@ -61,6 +61,7 @@ class Code(enum.Enum):
     CHALLENGE_OPEN = "challenge-open"
     ENGINE_CHANGED = "engine-changed"
     CARD_AWAY = "card-away"
+    CARD_HOT = "card-hot"
     DISK_LOW = "disk-low"
     INDEX_DECLINES = "index-declines"
     INDEX_AWAY = "index-away"
@@ -210,6 +211,12 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         Stops.NOTHING,
         "Do what the text says. The worker tries the card again by itself, and a restart tries it "
         "at once",
+    ),
+    Code.CARD_HOT: Condition(
+        "a card of the worker is too hot",
+        Stops.NOTHING,
+        "Clean its fans and give it air, or set a lower power limit. Its jobs go on by themselves "
+        "once it is cool",
     ),
     Code.DISK_LOW: Condition(
         "the worker's disk is nearly full",

@@ -9,7 +9,7 @@ import pytest
 
 from piecework.base.errors import PieceworkError
 from piecework_node import config, logs
-from piecework_node.daemon.assembly import owner_rules
+from piecework_node.daemon.owners import owner_rules
 from piecework_node.errors import ConfigError
 from piecework_node.owner.causes import (
     MAX_PROGRAMS,
@@ -27,26 +27,11 @@ from piecework_node.runtime.pause import LONGEST_RETRY_S, Pause
 from piecework_node.schedule import Window
 from piecework_protocol.types import Timestamp
 from tests.support.clock import FakeClock
+from tests.support.node.fake_senses import FakeSenses
 
 MONDAY = datetime(2026, 11, 30)
 GAME = GpuProcess(77, "game", 3000 * MIB, 60)
 DESKTOP = GpuProcess(5, "Xorg", 400 * MIB, 8)
-
-
-class FakeSenses:
-    """Implements `Senses`: a card that shows what a test says."""
-
-    def __init__(self, missing: str = "") -> None:
-        self.missing = missing
-        self.shown = Readings(GpuReading("card", 40, 90.0))
-        self.own: frozenset[int] = frozenset()
-
-    def read(self, own: frozenset[int]) -> Readings:
-        self.own = own
-        return self.shown
-
-    def show(self, *processes: GpuProcess) -> None:
-        self.shown = Readings(GpuReading("card", 40, 90.0, processes=processes))
 
 
 class FakeBrakes:
@@ -87,6 +72,10 @@ class Owned:
     async def learn(self, *processes: GpuProcess) -> None:
         """Let the first start see these programs for as long as it learns."""
         self.senses.show(*processes)
+        await self.learn_as_shown()
+
+    async def learn_as_shown(self) -> None:
+        """Let the first start see what is shown for as long as it learns."""
         await self.watch.look()
         self.clock.advance(LEARN_S)
         await self.watch.look()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pynvml
 import pytest
 
 from piecework_node.errors import ConfigError
@@ -15,66 +13,11 @@ from piecework_node.owner.causes import MIB, Baseline, OwnerRules, causes
 from piecework_node.owner.nvml import MachineSenses, NvmlLibrary, runs_on_battery
 from piecework_node.owner.readings import GpuReading, Readings
 from piecework_node.owner.watch import check_rules
-from tests.unit.node.test_owner import MONDAY, FakeSenses
+from tests.support.node.fake_nvml import NO_PERMISSION, NOT_SUPPORTED, FakeNvml
+from tests.support.node.fake_senses import FakeSenses
+from tests.unit.node.test_owner import MONDAY
 
-NOT_SUPPORTED = 3
-NO_PERMISSION = 4
 WATCHING = (OwnerRules(gpu_share=25), OwnerRules(gpu_memory=MIB))
-
-
-@dataclass
-class FakeNvml:
-    """Implements `NvmlLibrary`: one card with programs on it, and calls that fail with a code."""
-
-    compute: dict[int, int] = field(default_factory=dict)
-    graphics: dict[int, int] = field(default_factory=dict)
-    failing: dict[str, int] = field(default_factory=dict)
-
-    def _of(self, name: str, value: Any) -> Any:
-        if name in self.failing:
-            raise pynvml.NVMLError(self.failing[name])
-        return value
-
-    def nvmlInit(self) -> None:  # noqa: N802  NVML's names
-        self._of("init", None)
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:  # noqa: N802
-        return self._of("handle", index)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:  # noqa: N802
-        return self._of("memory", SimpleNamespace(used=MIB, total=8 * MIB))
-
-    def nvmlDeviceGetUtilizationRates(self, handle: Any) -> Any:  # noqa: N802
-        return self._of("rates", SimpleNamespace(gpu=50))
-
-    def nvmlDeviceGetPowerUsage(self, handle: Any) -> int:  # noqa: N802
-        return int(self._of("power", 90_000))
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: Any) -> int:  # noqa: N802
-        return int(self._of("energy", 1_000_000))
-
-    def nvmlDeviceGetName(self, handle: Any) -> str:  # noqa: N802
-        return str(self._of("name", "card"))
-
-    def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> int:  # noqa: N802
-        return int(self._of("temperature", 40))
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: Any) -> int:  # noqa: N802
-        return int(self._of("reasons", 0))
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: Any) -> list[Any]:  # noqa: N802
-        return list(self._of("compute", _processes(self.compute)))
-
-    def nvmlDeviceGetGraphicsRunningProcesses(self, handle: Any) -> list[Any]:  # noqa: N802
-        return list(self._of("graphics", _processes(self.graphics)))
-
-    def nvmlDeviceGetProcessUtilization(self, handle: Any, since: int) -> list[Any]:  # noqa: N802
-        pids = {**self.compute, **self.graphics}
-        return list(self._of("shares", [SimpleNamespace(pid=pid, smUtil=60) for pid in pids]))
-
-
-def _processes(used: dict[int, int]) -> list[Any]:
-    return [SimpleNamespace(pid=pid, usedGpuMemory=memory) for pid, memory in used.items()]
 
 
 def seen(card: FakeNvml) -> GpuReading:
@@ -126,6 +69,42 @@ def test_a_card_without_graphics_tells_all_of_its_programs(rules: OwnerRules) ->
     """So answers a card that is cut into slices."""
     gpu = seen(FakeNvml(failing={"graphics": NOT_SUPPORTED}))
     assert gpu.processes == () and texts(rules, gpu) == []
+
+
+@pytest.mark.parametrize(
+    ("card", "at"),
+    [
+        (FakeNvml(temperature=70, slowdown=92), 92),
+        # An H100 tells a margin, and that its slowdown is at -2 of it.
+        (FakeNvml(temperature=70, slowdown=99, margin=17, offset=-2), 89),
+        (FakeNvml(temperature=70, slowdown=92, margin=17), 92),
+        (FakeNvml(temperature=70, margin=17), None),
+        (FakeNvml(temperature=70, slowdown=0), None),
+        (FakeNvml(temperature=70), None),
+        (FakeNvml(slowdown=92, failing={"temperature": NO_PERMISSION}), None),
+    ],
+)
+def test_a_card_tells_where_its_hardware_slows_it_down_or_does_not(
+    card: FakeNvml, at: int | None
+) -> None:
+    assert seen(card).slows_at_c == at
+
+
+def test_a_group_is_read_gpu_by_gpu_and_one_that_is_not_there_is_named() -> None:
+    others = {2: FakeNvml({2**22: MIB}, temperature=66)}
+    library: NvmlLibrary = FakeNvml(temperature=50, others=others)
+    readings = MachineSenses(0, 2, library=library).read(frozenset())
+    assert [(gpu.number, gpu.temperature_c) for gpu in readings.gpus] == [(0, 50), (2, 66)]
+    assert [len(gpu.processes or ()) for gpu in readings.gpus] == [0, 1]
+    assert "does not show card 1" in MachineSenses(0, 1, library=library).missing
+
+
+def test_a_card_that_fell_off_the_bus_is_told_from_one_that_keeps_things_to_itself() -> None:
+    card = FakeNvml()
+    assert not seen(card).lost and not seen(FakeNvml(failing={"memory": NOT_SUPPORTED})).lost
+    card.fall_off()
+    gone = seen(card)
+    assert gone.lost and gone.temperature_c is None and gone.processes is None
 
 
 def supply(folder: Path, name: str, kind: str, online: str = "") -> None:
