@@ -291,7 +291,8 @@ class EngineSupervisor:
     def give_up(self) -> None:
         if self._ends is not None:
             self._log.error("engine ended", reason="its GPU is gone")
-            self._ends()
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                self._ends()
 
     # --- life of the child
 
