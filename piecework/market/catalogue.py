@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
-from piecework.market.history import MarketSample
+from piecework.market.history import FiveNumbers, MarketSample
 from piecework.market.limits import MAX_PAGE_BYTES
 from piecework.market.listing import (
     Entry,
@@ -207,18 +207,15 @@ class Catalogue:
         """Return the figures of the market."""
         self.expire(now)
         prices, speeds = self._orders[Sort.PRICE], self._orders[Sort.SPEED]
-        count = len(prices)
         return MarketSample(
             now,
             len(self._offers),
             len(self._models),
             self._slots,
             self._slots_free,
-            prices[0][0][0] if prices else None,
-            prices[(count - 1) // 2][0][0] if prices else None,
-            # Fastest first: the lower of two in the middle is the later one.
-            speeds[count // 2][1].model.tokens_per_second if speeds else None,
-            speeds[0][1].model.tokens_per_second if speeds else None,
+            *_spread(len(prices), lambda at: prices[at][0][0]),
+            # Fastest first, so they are counted from the end.
+            *_spread(len(speeds), lambda at: speeds[-1 - at][1].model.tokens_per_second),
         )
 
     def _matching(self, query: Query, now: Timestamp) -> _Matching:
@@ -247,6 +244,14 @@ class Catalogue:
         if text is None:
             text = self._texts[operator] = json.dumps(offer_json(self._offers[operator]))
         return text
+
+
+def _spread(count: int, value: Callable[[int], int]) -> FiveNumbers:
+    """Return the least, the quartiles and the most of `count` values, the least of which is 0."""
+    if not count:
+        return (None,) * 5
+    least, lower, middle, upper, most = (value((count - 1) * part // 4) for part in range(5))
+    return least, lower, middle, upper, most
 
 
 def _items(sort: Sort, listed: Listed) -> list[tuple[Key, Entry]]:

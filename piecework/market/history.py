@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass, fields, replace
 from typing import Any, Final, TypeAlias
 
 from piecework.market.limits import (
@@ -24,11 +24,18 @@ from piecework.market.storage.schema import OF_ALL
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 
 DAY_S: Final = 86_400
+FiveNumbers: TypeAlias = tuple[int | None, int | None, int | None, int | None, int | None]
+"""The lowest value, the lower quartile, the median, the upper quartile, and the highest value."""
 
 
 @dataclass(frozen=True, slots=True)
 class MarketSample:
-    """The market at one moment. Prices are blended ones in base units, speeds tokens a second."""
+    """The market at one moment. Prices are blended ones in base units, speeds tokens a second.
+
+    Each model at each worker counts once. Quartiles and medians are values that somebody offers: of
+    two in the middle the lower one. A member is None if nothing was offered, or if the program that
+    took the sample did not keep it.
+    """
 
     at: Timestamp
     workers: int
@@ -36,9 +43,43 @@ class MarketSample:
     slots: int
     slots_free: int
     lowest_price: int | None
+    lower_quartile_price: int | None
     median_price: int | None
+    upper_quartile_price: int | None
+    highest_price: int | None
+    lowest_speed: int | None
+    lower_quartile_speed: int | None
     median_speed: int | None
+    upper_quartile_speed: int | None
     highest_speed: int | None
+
+    @property
+    def prices(self) -> FiveNumbers:
+        """How prices are spread."""
+        return (
+            self.lowest_price,
+            self.lower_quartile_price,
+            self.median_price,
+            self.upper_quartile_price,
+            self.highest_price,
+        )
+
+    @property
+    def speeds(self) -> FiveNumbers:
+        """How speeds are spread."""
+        return (
+            self.lowest_speed,
+            self.lower_quartile_speed,
+            self.median_speed,
+            self.upper_quartile_speed,
+            self.highest_speed,
+        )
+
+
+# By name: a table that was migrated has its columns in another order.
+_SAMPLED: Final = tuple(member.name for member in fields(MarketSample))
+_SAMPLE_COLUMNS: Final = ", ".join(_SAMPLED)
+_SAMPLE_PLACES: Final = ", ".join(f"${at}" for at in range(1, len(_SAMPLED) + 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +186,7 @@ class MarketHistory:
         row, day = replace(market, at=now), now // DAY_S
         async with self._db.change() as db:
             if not await db.rows(
-                "INSERT INTO samples VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)"
+                f"INSERT INTO samples ({_SAMPLE_COLUMNS}) VALUES ({_SAMPLE_PLACES})"  # noqa: S608
                 " ON CONFLICT DO NOTHING RETURNING at",
                 *_integers(astuple(row)),
             ):
@@ -169,7 +210,10 @@ class MarketHistory:
 
     async def samples(self, since: Timestamp) -> tuple[MarketSample, ...]:
         """Return the samples from a moment on, oldest first."""
-        rows = await self._db.rows("SELECT * FROM samples WHERE at >= $1 ORDER BY at", since)
+        rows = await self._db.rows(
+            f"SELECT {_SAMPLE_COLUMNS} FROM samples WHERE at >= $1 ORDER BY at",  # noqa: S608
+            since,
+        )
         return tuple(MarketSample(Timestamp(row[0]), *row[1:]) for row in rows)
 
     async def uptime(self, operator: Address) -> Uptime | None:

@@ -128,4 +128,14 @@ INSERT INTO meta SELECT 'audit_bytes',
 """
 """What clients reported of workers. A file from before schemas were counted may have it."""
 
-STEPS: Final = (_FIRST, _SHARED, _AUDITS)
+_SPREADS: Final = """
+ALTER TABLE samples ADD COLUMN lower_quartile_price {integer};
+ALTER TABLE samples ADD COLUMN upper_quartile_price {integer};
+ALTER TABLE samples ADD COLUMN highest_price {integer};
+ALTER TABLE samples ADD COLUMN lowest_speed {integer};
+ALTER TABLE samples ADD COLUMN lower_quartile_speed {integer};
+ALTER TABLE samples ADD COLUMN upper_quartile_speed {integer};
+"""
+"""How prices and speeds are spread. Of samples from before nobody knows it."""
+
+STEPS: Final = (_FIRST, _SHARED, _AUDITS, _SPREADS)

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import apsw
+import asyncpg
 import pytest
 
 from piecework.chain.errors import RpcUnavailable
@@ -23,10 +25,13 @@ from piecework.market.limits import (
     SETTLEMENTS_INTERVAL_S,
     SETTLEMENTS_KEPT,
 )
-from piecework.market.listing import Listed
+from piecework.market.listing import Listed, blended_price
 from piecework.market.offer_store import OfferStore
 from piecework.market.settlements import catch_up, follow
 from piecework.market.storage.database import open_database
+from piecework.market.storage.postgres import DIALECT as POSTGRES
+from piecework.market.storage.schema import STEPS
+from piecework.market.storage.sqlite import DIALECT as SQLITE
 from piecework_protocol.objects import Channel
 from piecework_protocol.types import (
     Address,
@@ -36,18 +41,20 @@ from piecework_protocol.types import (
     Digest,
     Seconds,
     Timestamp,
+    Uint32,
     Uint64,
     keccak256,
 )
 from piecework_protocol.wire import encode_offer
 from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
 from tests.support.market.databases import Cluster, an_offer_store
-from tests.support.market.offers import offer, operator, receiver
+from tests.support.market.offers import model, offer, operator, receiver
 from tests.support.virtual_time import simulate
 from tests.support.waiting import pass_time
 
 DAY = 20_834
 START = DAY * DAY_S
+NOW = Timestamp(START)
 OTHER_TOKEN = Address(b"\x44" * 20)
 CLIENT = Address(b"\x55" * 20)
 OWNER = Address(b"\x66" * 20)
@@ -115,6 +122,63 @@ async def test_a_sample_has_the_market_of_the_moment_and_is_taken_once_an_interv
     assert first.lowest_price == first.median_price
     # The offers lived for 300 s.
     assert (second.workers, second.median_price) == (0, None)
+
+
+async def test_a_sample_says_how_prices_and_speeds_are_spread(store: OfferStore) -> None:
+    models = tuple(
+        model(
+            f"model-{number}",
+            price_per_million_output_tokens=Amount(1_000 * number),
+            price_per_thousand_steps=Amount(0),
+            price_per_million_prompt_tokens=Amount(0),
+            tokens_per_second=Uint32(10 * number),
+        )
+        for number in (9, 1, 7, 3, 5)
+    )
+    signed = offer(now=START, models=models)
+    await take(store.history, [Listed(signed, encode_offer(signed), Amount(5), NOW)], START)
+    (sample,) = await store.history.samples(NOW)
+    per_token = sorted(blended_price(one) for one in models)
+    assert sample.prices == tuple(per_token) and len(set(per_token)) == 5
+    assert sample.speeds == (10, 30, 50, 70, 90)
+    await take(store.history, [], START + SAMPLE_INTERVAL_S)
+    assert (await store.history.samples(NOW))[1].prices == (None,) * 5
+
+
+OF_BEFORE = "INSERT INTO samples VALUES ($1, 3, 1, 6, 2, 100, 200, 500, 900)"
+"""A sample as the third schema kept it."""
+
+
+async def at_schema_three(place: Path | str) -> None:
+    """Make a database as a program of before has left it."""
+    if isinstance(place, Path):
+        with apsw.Connection(str(place)) as db:
+            for step in STEPS[:3]:
+                db.execute(SQLITE.words(step)).fetchall()
+            db.execute(OF_BEFORE.replace("$1", "?"), (START,))
+            db.execute("PRAGMA user_version = 3")
+        return
+    db = await asyncpg.connect(place)
+    for step in STEPS[:3]:
+        await db.execute(POSTGRES.words(step))
+    await db.execute(OF_BEFORE, START)
+    await db.execute("CREATE TABLE schema_version (version BIGINT NOT NULL)")
+    await db.execute("INSERT INTO schema_version VALUES (3)")
+    await db.close()
+
+
+async def test_samples_of_before_keep_what_they_had_and_nothing_is_made_up(
+    place: Path | str,
+) -> None:
+    await at_schema_three(place)
+    store, later = await an_offer_store(place, DOMAIN), START + SAMPLE_INTERVAL_S
+    await take(store.history, [listed("worker", later)], later)
+    before, after = await store.history.samples(NOW)
+    await store.close()
+    assert (before.workers, before.models, before.slots, before.slots_free) == (3, 1, 6, 2)
+    assert before.prices == (100, None, 200, None, None)
+    assert before.speeds == (None, None, 500, None, 900)
+    assert after.speeds == (500,) * 5
 
 
 async def test_uptime_counts_from_the_first_sample_that_saw_the_worker(store: OfferStore) -> None:
