@@ -2,14 +2,15 @@
 
 Everything that a worker wrote (names, endpoints, profiles) is escaped. A page loads nothing from
 elsewhere. Its one script is named by its hash (`CONTENT_SECURITY_POLICY`), and all that it does is
-to ask for the same page again. Without it the page says the same and stands still.
+to ask for the same page again. It leaves alone the part in which somebody reads: where the focus or
+a selection is, or something was opened. Without it the page says the same and stands still.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
@@ -67,7 +68,10 @@ figure { margin: 0; background: var(--card); border: 1px solid var(--line); bord
 figure svg { width: 100%; height: 5rem; display: block }
 figure polyline { fill: none; stroke: var(--mark); stroke-width: 2;
   vector-effect: non-scaling-stroke }
-figure rect { fill: var(--mark) }
+figure rect, figure polygon { fill: var(--mark) }
+figure polygon { fill-opacity: .3; stroke: var(--mark); stroke-opacity: .3; stroke-width: 1;
+  vector-effect: non-scaling-stroke }
+figure polygon.all { fill-opacity: .15 } figure polyline.edge { stroke-width: 1; opacity: .5 }
 details summary { cursor: pointer; min-height: 2rem }
 @media (max-width: 84rem) {
   thead { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%) }
@@ -86,16 +90,19 @@ SCRIPT: Final = """
 "use strict";
 (() => {
   const every = REFRESH_S * 1000;
+  const isRead = (part) => part.contains(document.activeElement)
+    || part.querySelector("details[open]")
+    || (String(getSelection()) && getSelection().containsNode(part, true));
   const refresh = async () => {
-    const main = document.querySelector("main");
-    const busy = main.contains(document.activeElement) || main.querySelector("details[open]");
-    if (document.hidden || busy || String(getSelection())) return;
+    if (document.hidden) return;
     try {
       const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
       if (!answer.ok) return;
       const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-      main.replaceWith(fresh.querySelector("main"));
-      document.querySelector("footer").replaceWith(fresh.querySelector("footer"));
+      for (const part of document.querySelectorAll("main > div, footer")) {
+        const next = fresh.querySelector(part.id ? `#${part.id}` : "footer");
+        if (next && !isRead(part) && part.innerHTML !== next.innerHTML) part.replaceWith(next);
+      }
     } catch { /* The page stays as it is until the index answers again. */ }
   };
   setInterval(refresh, every);
@@ -152,8 +159,12 @@ class Cell:
     title: str = ""
 
 
-def page(title: str, intro: str, body: str, now: Timestamp, money: Money) -> str:
-    """Return a whole page. `title` is text, `intro` and `body` are HTML."""
+def page(title: str, intro: str, parts: Mapping[str, str], now: Timestamp, money: Money) -> str:
+    """Return a whole page. `title` is text. `intro` and the parts, by their names, are HTML.
+
+    A part is what the script replaces at once. A page has the same parts each time.
+    """
+    body = "\n".join(f'<div id="{name}">\n{html}\n</div>' for name, html in parts.items())
     at = datetime.fromtimestamp(now, UTC)
     shown = at.strftime("%Y-%m-%d %H:%M:%S UTC")
     return f"""<!doctype html>

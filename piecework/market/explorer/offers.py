@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from html import escape
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -36,6 +37,8 @@ MAX_SHOWN_OFFERS: Final = 50
 """Rows of the table of offers, which is for people. Programs read more at once from /v1/offers."""
 MAX_SHOWN_MODELS: Final = 100
 """Rows of the table of models. /v1/models has all, page by page."""
+MAX_SHOWN_SAMPLES: Final = 12
+"""Rows of the table of the last day's samples. /v1/history has all."""
 MAX_KEPT_ROWS: Final = 4096
 """Rows that are made once: those of the first pages in each order."""
 TITLE: Final = "Piecework market"
@@ -51,6 +54,8 @@ ORDERS: Final = {
     Sort.FREE: "most free slots",
     Sort.STAKE: "most stake",
 }
+SPREAD: Final = ("Lowest", "Lower quartile", "Median", "Upper quartile", "Highest")
+"""The names of `FiveNumbers`."""
 OFFER_COLUMNS: Final = (
     Column("Worker"),
     Column("Model"),
@@ -72,6 +77,17 @@ MODEL_COLUMNS: Final = (
     Column(f"From, 1M at {MEAN_STEPS} steps", number=True),
     Column("Fastest, tokens/s", number=True),
     Column("Context, tokens", number=True),
+)
+SAMPLE_COLUMNS: Final = (
+    Column("At, UTC"),
+    *(Column(f"{name} price", number=True) for name in SPREAD),
+    *(Column(f"{name} tokens/s", number=True) for name in SPREAD),
+    Column("Free slots", number=True),
+)
+_SAMPLES_CAPTION: Final = (
+    "Of each sample the lowest value, the quartiles, the median and the highest one. Each model at "
+    f"each worker counts once. Prices are for 1M tokens at {MEAN_STEPS} steps. A dash: nothing was "
+    "offered, or it was not recorded then."
 )
 _CAPTION: Final = (
     'One row for each model at each worker. Prices are for a million tokens. "With steps" is what '
@@ -147,28 +163,25 @@ def render(overview: Overview, query: Query, way: WayIn, rows: OfferRows) -> str
         (f"{now.slots_free:,} of {now.slots:,}", "free slots"),
         *settled_facts(overview.in_all, money),
     )
-    body = "\n".join(
-        (
-            figures,
-            _charts(overview, money),
-            "<h2>Offers</h2>",
-            _form(query),
-            table(
-                _CAPTION,
-                OFFER_COLUMNS,
-                (rows.cells(entry, now.at) for entry in overview.found.entries),
-                "No live offer fits.",
-            ),
-            _pager(query, overview.found.total),
-            "<h2>Models</h2>",
-            _models_table(overview.models, money),
-            _how(way),
-        )
+    offers = table(
+        _CAPTION,
+        OFFER_COLUMNS,
+        (rows.cells(entry, now.at) for entry in overview.found.entries),
+        "No live offer fits.",
     )
+    parts = {
+        "figures": figures,
+        "history": _charts(overview, money),
+        "samples": _samples_table(overview.samples, money),
+        "find": f"<h2>Offers</h2>\n{_form(query)}",
+        "offers": f"{offers}\n{_pager(query, overview.found.total)}",
+        "models": f"<h2>Models</h2>\n{_models_table(overview.models, money)}",
+        "how": _how(way),
+    }
     intro = """<p>Text by the canvas on other people's GPUs. Every offer below is signed by a bonded
 worker and expires within minutes. This index is only a cache: clients verify each offer against its
 signature and the chain.</p>"""
-    return page(TITLE, intro, body, now.at, money)
+    return page(TITLE, intro, parts, now.at, money)
 
 
 def offer_cells(entry: Entry, now: Timestamp, money: Money) -> tuple[Cell, ...]:
@@ -230,18 +243,21 @@ def _slots(places: EntryCapacity) -> Cell:
 
 def _charts(overview: Overview, money: Money) -> str:
     points = overview.samples
-    shown = {
-        "Price, 1M tokens, median over the last day": (
-            [(s.at, s.median_price) for s in points if s.median_price is not None],
+    drawn = (
+        charts.bands(
+            "Price of 1M tokens over the last day",
+            [(one.at, one.prices) for one in points],
             money.token.number,
         ),
-        "Tokens/s, median over the last day": (
-            [(s.at, s.median_speed) for s in points if s.median_speed is not None],
+        charts.bands(
+            "Tokens/s over the last day", [(one.at, one.speeds) for one in points], "{:,}".format
+        ),
+        charts.line(
+            "Free slots over the last day",
+            [(one.at, one.slots_free) for one in points],
             "{:,}".format,
         ),
-        "Free slots over the last day": ([(s.at, s.slots_free) for s in points], "{:,}".format),
-    }
-    lines = [charts.line(title, values, show) for title, (values, show) in shown.items()]
+    )
     days = overview.settled
     payments = sum(day.settled.payments for day in days)
     settled = charts.bars(
@@ -250,7 +266,23 @@ def _charts(overview: Overview, money: Money) -> str:
         money.token.number,
         f"{counted(payments, 'payment')} on {counted(len(days), 'day')}",
     )
-    return f'<section class="charts" aria-label="History">{"".join([*lines, settled])}</section>'
+    return f'<section class="charts" aria-label="History">{"".join([*drawn, settled])}</section>'
+
+
+def _samples_table(samples: Sequence[MarketSample], money: Money) -> str:
+    """Return the charts' figures as a table, evenly chosen from the newest on."""
+    every = -(-len(samples) // MAX_SHOWN_SAMPLES) or 1
+    rows = (_sample(one, money) for one in samples[::-1][::every])
+    shown = table(_SAMPLES_CAPTION, SAMPLE_COLUMNS, rows, "Nothing was recorded yet.")
+    return f"<details><summary>Prices and speeds as a table</summary>\n{shown}</details>"
+
+
+def _sample(one: MarketSample, money: Money) -> tuple[Cell, ...]:
+    at = datetime.fromtimestamp(one.at, UTC)
+    prices = ("–" if price is None else money.token.number(price) for price in one.prices)
+    speeds = ("–" if speed is None else f"{speed:,}" for speed in one.speeds)
+    time = f'<time datetime="{at.isoformat()}">{at:%m-%d %H:%M}</time>'
+    return tuple(Cell(html) for html in (time, *prices, *speeds, f"{one.slots_free:,}"))
 
 
 def _form(query: Query) -> str:

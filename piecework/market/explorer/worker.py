@@ -78,31 +78,29 @@ def render(worker: WorkerFacts, now: Timestamp, money: Money) -> str:
         money.token.number,
         f"payments on {counted(len(days), 'day')}",
     )
-    body = "\n".join(
-        (
-            figures,
-            f'<section class="charts" aria-label="History">{chart}</section>',
-            "<h2>Offers</h2>",
-            table(
-                "What the worker offers now. It signed each figure.",
-                OFFER_COLUMNS,
-                _rows(worker.listed, now, money),
-                "No offer is live.",
-            ),
-            _connection(worker.listed),
-            audits.section(worker.audits, money),
-            "<h2>Payments</h2>",
-            table(
-                "The last payments to this worker's channels, from final blocks. Those to itself "
-                "are in no sum of its earnings.",
-                PAYMENT_COLUMNS,
-                (_payment(one, worker.explorer, money) for one in worker.settlements),
-                "The chain has paid this worker nothing yet.",
-            ),
-        )
+    offers = table(
+        "What the worker offers now. It signed each figure.",
+        OFFER_COLUMNS,
+        _rows(worker.listed, now, money),
+        "No offer is live.",
     )
+    payments = table(
+        "The last payments to this worker's channels, from final blocks. Those to itself are in no "
+        "sum of its earnings.",
+        PAYMENT_COLUMNS,
+        (_payment(one, worker.explorer, money) for one in worker.settlements),
+        "The chain has paid this worker nothing yet.",
+    )
+    parts = {
+        "figures": figures,
+        "history": f'<section class="charts" aria-label="History">{chart}</section>',
+        "offers": f"<h2>Offers</h2>\n{offers}",
+        "connection": _connection(worker.listed),
+        "audits": audits.section(worker.audits, money),
+        "payments": f"<h2>Payments</h2>\n{payments}",
+    }
     intro = f'<p><code>{to_hex(worker.operator)}</code></p><nav><a href="/">All offers</a></nav>'
-    return page(f"Worker {short(worker.operator)}", intro, body, now, money)
+    return page(f"Worker {short(worker.operator)}", intro, parts, now, money)
 
 
 def _rows(listed: Listed | None, now: Timestamp, money: Money) -> Sequence[tuple[Cell, ...]]:

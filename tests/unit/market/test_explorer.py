@@ -16,6 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from piecework.market.errors import Declined
 from piecework.market.explorer.layout import Money
 from piecework.market.explorer.offers import MAX_SHOWN_MODELS, MAX_SHOWN_OFFERS
+from piecework.market.limits import SAMPLE_INTERVAL_S
 from piecework.market.offer_store import OfferStore
 from piecework.market.server import ExplorerSettings, IndexServer
 from piecework.market.settlements import catch_up
@@ -306,6 +307,26 @@ async def test_the_past_is_there_for_programs_too(http: Http) -> None:
     assert [one["workers"] for one in body["samples"]] == [3]
     assert [day["amount"] for day in body["settled"]] == [1_500_000]
     assert body["settled_in_all"]["payments"] == 1
+
+
+async def test_the_charts_say_how_prices_and_speeds_are_spread_and_a_table_says_when(
+    explorer: Explorer, http: Http
+) -> None:
+    later = int(explorer.clock.wall()) + SAMPLE_INTERVAL_S
+    explorer.clock.advance(SAMPLE_INTERVAL_S)
+    for at, name in enumerate(NAMES, 1):
+        fast = model(name, tokens_per_second=Uint32(1_000 * at))
+        signed = offer(name, later, sequence=Uint64(2), models=(fast,))
+        await explorer.server.accept(encode_offer(signed))
+    await explorer.store.record(Timestamp(later))
+    page = await shown(http, "/")
+    assert "now median 2,000, half 1,000 to 2,000, all 1,000 to 3,000; medians 500 to" in page.text
+    assert "Lowest price Lower quartile price Median price Upper quartile price" in page.text
+    assert "1,000 1,000 2,000 2,000 3,000 3 " in page.text
+    newest, oldest = page.text.index("1,000 1,000 2,000"), page.text.index("500 500 500 500 500 3")
+    assert newest < oldest
+    body = await (await http.get("/v1/history")).json()
+    assert body["samples"][-1]["upper_quartile_speed"] == 2_000
 
 
 async def test_what_a_worker_pays_to_itself_is_shown_apart(explorer: Explorer, http: Http) -> None:
