@@ -90,7 +90,7 @@ def bands(
         show: A value as text.
     """
     known = [value for _, five in points for value in five if value is not None]
-    medians = [five[_MEDIAN] for _, five in points if five[_MEDIAN] is not None]
+    medians = [value for _, (_, _, value, _, _) in points if value is not None]
     if not known or not medians:
         return _figure(title, "", _NOTHING)
     usual = max(five[_UPPER] or five[_MEDIAN] or 0 for _, five in points)

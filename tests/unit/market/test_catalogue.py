@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from statistics import quantiles
 from typing import Any
 
@@ -55,11 +55,13 @@ def listed(name: str, prices: tuple[int, ...], life: int, speed: int, stake: int
     return Listed(signed, encode_offer(signed), Amount(stake), Timestamp(START))
 
 
-def spread(values: list[int]) -> list[int | None]:
+def spread(values: Sequence[int]) -> list[int | None]:
     """The five numbers, where somebody offers each. The module `statistics` would interpolate."""
     if not values:
         return [None] * 5
-    cuts = quantiles(values * 2 if len(values) == 1 else values, n=4, method="inclusive")
+    cuts = quantiles(
+        [*values, max(values)] if len(values) == 1 else values, n=4, method="inclusive"
+    )
     quarters = [max(value for value in values if value <= cut) for cut in cuts]
     return [min(values), *quarters, max(values)]
 
