@@ -20,9 +20,11 @@ BIN := .venv/bin
 # anvil and forge for the contracts; viem and cast for the examples of the documents; axe-core for
 # the pages.
 NPM := contracts tests/integration/docs/npm tests/support/npm
-# Akash's schema of manifests, one file of a large package. A test knows its SHA-256.
+# The networks' schemas of manifests, one file of a package each. A test knows their SHA-256.
 SDL := build/schemas/akash-sdl.yaml
 AKASH := @akashnetwork/chain-sdk@1.0.0-alpha.25
+PAYLOAD := build/schemas/golem-manifest.json
+GOLEM := @golem-sdk/cli@2.11.0
 PIP := $(BIN)/python -P -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 demo: .venv/.demo
@@ -53,7 +55,7 @@ CONTRACTS ?= default
 contracts:
 	contracts/tools/check.sh $(CONTRACTS)
 
-unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json) $(SDL)
+unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json) $(SDL) $(PAYLOAD)
 	@command -v chromium >/dev/null || { echo "error: the tests need the program chromium; install it and run make test again" >&2; exit 1; }
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -n 2 --dist worksteal $(ARGS)
@@ -108,9 +110,16 @@ reference: .venv/.dev
 	@$(BIN)/python -P -m docs.tools.reference
 
 $(SDL):
-	@mkdir -p $(@D)
-	cd $(@D) && npm pack --silent $(AKASH) && tar -xzOf akashnetwork-chain-sdk-*.tgz package/dist/sdl-schema.yaml > $(@F).new
-	@rm $(@D)/akashnetwork-chain-sdk-*.tgz && mv $@.new $@
+	$(call schema,$(AKASH),akashnetwork-chain-sdk-*.tgz,dist/sdl-schema.yaml)
+
+$(PAYLOAD):
+	$(call schema,$(GOLEM),golem-sdk-cli-*.tgz,dist/manifest/computation-payload-manifest.schema.json)
+
+define schema
+@mkdir -p $(@D)
+cd $(@D) && npm pack --silent $(1) && tar -xzOf $(2) package/$(3) > $(@F).new
+@rm $(@D)/$(2) && mv $@.new $@
+endef
 
 %/node_modules/.package-lock.json: %/package-lock.json
 	@command -v npm >/dev/null || { echo "error: the tests need Node.js 20 or later with npm; install it and run make test again" >&2; exit 1; }

@@ -1,7 +1,7 @@
 """What deploy/ gives to Prometheus and Grafana is PromQL, about metrics and labels of the programs.
 
-A parser of PromQL reads every query. promtool comes with no package of Python or npm. It was run
-by hand (docs/owners/console.md says how).
+A parser of PromQL reads every query. Where promtool is installed, it reads the rules too
+(`tests/integration/packaging/test_promtool.py`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The manifests for rented machines: parsed, held to the networks' forms and to our commands.
 
-None of them was started. Akash's schema comes out of its own package (`make unit` gets it). Golem
-and Render have none in a package, so what stands here are the members that their documents name.
+None of them was started. The schemas of Akash and Golem come out of their own packages (`make unit`
+gets them). Render's is in no package that we know of, so what stands here is what its documents
+name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import jsonschema
 import pytest
@@ -22,8 +24,9 @@ from piecework_node.config import WorkerConfig
 from tests.integration.packaging.test_deploy import DRAIN_S, ROOT, parsed
 
 DEPLOY: Final = ROOT / "deploy"
-SCHEMA: Final = ROOT / "build" / "schemas" / "akash-sdl.yaml"
-SCHEMA_SHA256: Final = "93e91b83e383f5433b3724e2a95ba57a1cfa671f0102e28f8e7aa251e1fb20ca"
+SCHEMAS: Final = ROOT / "build" / "schemas"
+SDL_SHA256: Final = "93e91b83e383f5433b3724e2a95ba57a1cfa671f0102e28f8e7aa251e1fb20ca"
+PAYLOAD_SHA256: Final = "7c541ed98d616e3fe4807583eee23ab35a49ba25d378fccbcd4bdf55a6e6efab"
 SDL: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "akash" / "worker.yaml").read_text())
 GOLEM: Final[dict[str, Any]] = json.loads((DEPLOY / "golem" / "manifest.json").read_text())
 RENDER: Final[dict[str, Any]] = yaml.safe_load((DEPLOY / "render" / "render.yaml").read_text())
@@ -31,11 +34,58 @@ OF_SETTINGS: Final = "PIECEWORK_WORKER_"
 OTHER_VARIABLES: Final = {"PIECEWORK_PASSWORD", "PIECEWORK_MODELS", "TRITON_CACHE_DIR"}
 
 
+FORMATS: Final = jsonschema.FormatChecker(formats=())
+"""Those of Golem's schema. Without this the library looks at no format."""
+
+
+@FORMATS.checks("date-time", raises=ValueError)
+def is_moment(value: object) -> bool:
+    return not isinstance(value, str) or datetime.fromisoformat(value).tzinfo is not None
+
+
+@FORMATS.checks("uri", raises=ValueError)
+def is_address(value: object) -> bool:
+    return not isinstance(value, str) or all(urlsplit(value)[:2])
+
+
+def schema(name: str, sha256: str) -> dict[str, Any]:
+    """A schema that `make unit` got out of a package."""
+    text = (SCHEMAS / name).read_bytes()
+    assert hashlib.sha256(text).hexdigest() == sha256, "another schema than the pinned one"
+    found: dict[str, Any] = yaml.safe_load(text)
+    return found
+
+
+def closed(part: Any) -> Any:
+    """A schema that allows the members it names and no others, so that a typing error is seen."""
+    if isinstance(part, list):
+        return [closed(one) for one in part]
+    if not isinstance(part, dict):
+        return part
+    inner = {name: closed(one) for name, one in part.items()}
+    return {"additionalProperties": False, **inner} if "properties" in part else inner
+
+
+def payload_faults(manifest: dict[str, Any]) -> list[str]:
+    """What is wrong with a manifest of Golem, by the schema of its command line."""
+    known = closed(schema("golem-manifest.json", PAYLOAD_SHA256))
+    validator = jsonschema.Draft7Validator(known, format_checker=FORMATS)
+    return [error.message for error in validator.iter_errors(manifest)]
+
+
+def changed(manifest: dict[str, Any], path: tuple[str | int, ...], value: object) -> dict[str, Any]:
+    """A manifest with another value at one place."""
+    wrong: dict[str, Any] = json.loads(json.dumps(manifest))
+    inner: Any = wrong
+    for name in path[:-1]:
+        inner = inner[name]
+    inner[path[-1]] = value
+    return wrong
+
+
 def sdl_faults(sdl: dict[str, Any]) -> list[str]:
     """What is wrong with an SDL: by Akash's schema, and where its names lead nowhere."""
-    text = SCHEMA.read_bytes()
-    assert hashlib.sha256(text).hexdigest() == SCHEMA_SHA256, "another schema than the pinned one"
-    validator = jsonschema.Draft7Validator(yaml.safe_load(text))
+    validator = jsonschema.Draft7Validator(schema("akash-sdl.yaml", SDL_SHA256))
     found = [error.message for error in validator.iter_errors(sdl)]
     if found:
         return found
@@ -105,15 +155,33 @@ def test_the_akash_manifest_is_what_the_network_takes() -> None:
     ],
 )
 def test_a_wrong_akash_manifest_is_noticed(path: tuple[str, ...], value: object) -> None:
-    wrong: dict[str, Any] = json.loads(json.dumps(SDL))
-    inner = wrong
-    for name in path[:-1]:
-        inner = inner[name]
-    inner[path[-1]] = value
-    assert sdl_faults(wrong)
+    assert sdl_faults(changed(SDL, path, value))
 
 
-def test_the_golem_manifest_has_the_members_that_are_read() -> None:
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("createdAt",), "yesterday"),
+        (("expiresAt",), "2036-11-29T00:00:00"),
+        (("version",), 1),
+        (("payloads",), []),
+        (("payload",), {}),
+        (("payload", 0, "urls"), ["images.example.org/worker.gvmi"]),
+        (("payload", 0, "hash"), None),
+        (("payload", 0, "platform", "arch"), None),
+        (("metadata", "author"), "nobody"),
+        (("compManifest", "script", "match"), "glob"),
+        (("compManifest", "script", "command"), []),
+        (("compManifest", "net", "inet", "out", "protocols"), "https"),
+        (("compManifest", "net", "inet", "out", "urls"), ["https://"]),
+    ],
+)
+def test_a_wrong_golem_manifest_is_noticed(path: tuple[str | int, ...], value: object) -> None:
+    assert payload_faults(changed(GOLEM, path, value))
+
+
+def test_the_golem_manifest_is_what_the_network_takes() -> None:
+    assert payload_faults(GOLEM) == []
     assert set(GOLEM) == {
         "version", "createdAt", "expiresAt", "metadata", "payload", "compManifest",
     }  # fmt: skip
