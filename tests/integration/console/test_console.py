@@ -24,8 +24,7 @@ from piecework_node.daemon.changing import ChangeReport
 from piecework_node.owner.readings import GpuReading
 from tests.support.node.own_tests import idle_tests
 from tests.support.node.snapshots import CARD, a_card, a_snapshot
-from tests.support.system.browser import CONTRAST, OVERFLOW, Page, browser
-from tests.support.waiting import until
+from tests.support.system.browser import CONTRAST, OVERFLOW, browser
 
 pytestmark = pytest.mark.process
 
@@ -104,15 +103,6 @@ async def served(home: Path) -> AsyncIterator[Shown]:
         await server.stop()
 
 
-async def becomes(page: Page, expression: str) -> None:
-    """Wait until an expression is true in the page."""
-
-    async def holds() -> bool:
-        return bool(await page.value(expression))
-
-    await until(holds, within_s=30, poll_s=0.1)
-
-
 async def test_the_page_fits_and_is_readable_at_every_width_in_both_schemes(
     tmp_path: Path,
 ) -> None:
@@ -146,15 +136,15 @@ async def test_the_page_is_live_and_leaves_alone_what_somebody_reads(tmp_path: P
     async with served(home) as shown, browser(tmp_path / "profile") as page:
         await page.call("Page.enable")
         await page.call("Page.navigate", url=console_url(home))
-        await becomes(page, "document.getElementById('live')?.textContent === 'live'")
+        await page.becomes("document.getElementById('live')?.textContent === 'live'")
         assert await page.value("location.search") == ""
         await page.value("getSelection().selectAllChildren(document.querySelector('#gpu dl'))")
         busy = replace(CARD, temperature_c=84)
         shown.snapshot = replace(shown.snapshot, state="paused", cards=(a_card(gpu=busy),))
-        await becomes(page, "document.querySelector('#worker dd').textContent === 'paused'")
+        await page.becomes("document.querySelector('#worker dd').textContent === 'paused'")
         assert "71 °C" in await page.value("document.querySelector('#gpu').textContent")
         await page.value("getSelection().removeAllRanges()")
-        await becomes(page, "document.querySelector('#gpu').textContent.includes('84 °C')")
+        await page.becomes("document.querySelector('#gpu').textContent.includes('84 °C')")
 
 
 async def test_the_terminal_shows_every_panel_and_is_used_by_keys_alone(tmp_path: Path) -> None:

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import TestServer
 
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.processes import ProcessGroup
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import to_hex
+from piecework_protocol.types import Timestamp, to_hex
 from tests.support.chain.chains import deployed
+from tests.support.chain.fake_chain import DOMAIN, EXPLORER
+from tests.support.market.databases import an_offer_store
 from tests.support.system.browser import Page, browser
 from tests.support.system.commands import piecework
 from tests.support.system.worker_process import OPERATOR_SECRET, PASSWORD, WorkerProcess
-from tests.support.waiting import until
+from tests.unit.market.test_explorer import Explorer
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 OFFERS = "document.querySelector('#offers')"
 LINK = (
@@ -28,15 +31,6 @@ MODELS = "document.querySelector('#models').innerText"
 EMPTY = f"{OFFERS}?.textContent.includes('No live offer fits.')"
 WITHIN_S = 90.0
 """The page asks every ten seconds, and a busy machine takes its time."""
-
-
-async def becomes(page: Page, expression: str) -> None:
-    """Wait until an expression is true in the page."""
-
-    async def holds() -> bool:
-        return bool(await page.value(f"Boolean({expression})"))
-
-    await until(holds, within_s=WITHIN_S, poll_s=0.2)
 
 
 async def set_price(worker: WorkerProcess, price: str) -> None:
@@ -95,25 +89,46 @@ async def test_an_offer_comes_changes_its_price_and_goes_and_no_reader_is_distur
         await page.resize(390, 600, "light")
         await page.call("Page.enable")
         await page.call("Page.navigate", url=index.ready["url"])
-        await becomes(page, EMPTY)
+        await page.becomes(EMPTY, within_s=WITHIN_S)
         reader = Reader(page)
         await reader.begin()
 
         await worker.start()
-        await becomes(page, LINK)
+        await page.becomes(LINK, within_s=WITHIN_S)
         await reader.is_undisturbed()
 
         await set_price(worker, "0.002")
-        await becomes(page, f"{STEPS} === '0.002'")
+        await page.becomes(f"{STEPS} === '0.002'", within_s=WITHIN_S)
         await reader.is_undisturbed()
 
         before = await page.value(f"{LINK}.focus({{ preventScroll: true }}), {MODELS}")
         await set_price(worker, "0.003")
-        await becomes(page, f"{MODELS} !== {before!r}")
+        await page.becomes(f"{MODELS} !== {before!r}", within_s=WITHIN_S)
         assert await page.value(f"document.activeElement === {LINK} && {STEPS}") == "0.002"
         await page.value("document.activeElement.blur()")
-        await becomes(page, f"{STEPS} === '0.003'")
+        await page.becomes(f"{STEPS} === '0.003'", within_s=WITHIN_S)
 
         assert await worker.drain() == 0
-        await becomes(page, EMPTY)
+        await page.becomes(EMPTY, within_s=WITHIN_S)
         assert await page.value("window.loaded") == "once"
+
+
+async def test_charts_that_grow_above_a_reader_do_not_move_what_is_read(tmp_path: Path) -> None:
+    store = await an_offer_store(tmp_path / "market.db", DOMAIN)
+    explorer = Explorer(store, EXPLORER)
+    heading = "document.querySelector('#models h2').getBoundingClientRect().top"
+    async with (
+        TestServer(explorer.server.application()) as server,
+        browser(tmp_path / "profile") as page,
+    ):
+        await page.resize(390, 600, "light")
+        await page.call("Page.enable")
+        await page.call("Page.navigate", url=str(server.make_url("/")))
+        await page.becomes("document.querySelector('#history')?.innerText.includes('nothing')")
+        await page.value("document.querySelector('#models').scrollIntoView()")
+        before, scrolled = await page.value(heading), await page.value("scrollY")
+        await store.record(Timestamp(int(explorer.clock.wall())))
+        await page.becomes("document.querySelector('#history polyline')", within_s=WITHIN_S)
+        assert await page.value("scrollY") > scrolled + 50
+        assert abs(await page.value(heading) - before) < 2
+    await store.close()

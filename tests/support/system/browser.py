@@ -18,6 +18,8 @@ from typing import Any, Final, Literal
 
 import aiohttp
 
+from tests.support.waiting import until
+
 START_S: Final = 60.0
 ANSWER_S: Final = 60.0
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
@@ -116,6 +118,18 @@ class Page:
         )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
+
+    async def becomes(self, expression: str, *, within_s: float = 30.0) -> None:
+        """Wait until an expression is true in the page.
+
+        Raises:
+            TimeoutError: it did not become so within `within_s` seconds.
+        """
+
+        async def holds() -> bool:
+            return bool(await self.value(f"Boolean({expression})"))
+
+        await until(holds, within_s=within_s, poll_s=0.1)
 
     async def axe(self) -> list[str]:
         """Run axe-core in the page. Return what breaks WCAG 2.2 AA or its best practices."""
