@@ -47,7 +47,7 @@ from piecework_node.daemon.reconfiguring import Reconfigurer
 from piecework_node.daemon.relays import RelayCredentials, Relays
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.standing import StandingWatch
-from piecework_node.daemon.status import exposure_bound, status_of
+from piecework_node.daemon.status import credit_totals, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.supervisor import EngineCommandLine
@@ -376,7 +376,7 @@ class Daemon:
 
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
-        base, bound = self._base, exposure_bound(self._p)
+        base, totals = self._base, credit_totals(self._p)
         self._write_address(admin_port)
         stopping = self._p.channels.faults.stopping
         line = {
@@ -394,14 +394,14 @@ class Daemon:
             "model": next((c.facts.name for c in self._p.worker.cards if c.facts), ""),
             "engine_pid": base.engines.kept[0].backend.pid,
             "cards": {one.card.name: one.backend.pid for one in base.engines},
-            "exposure_bound": bound,
+            "exposure_bound": None if totals is None else totals.bound,
         }
         print(json.dumps(line), flush=True)
         base.log.info(
             "ready" if self.ready else "not ready",
             port=self._grpc_port,
             admin_port=admin_port,
-            bound=bound,
+            bound=None if totals is None else totals.bound,
         )
 
     async def _kept(self, loop: Loop) -> None:
@@ -591,10 +591,11 @@ class Daemon:
             show_card(metrics, one.card, p.runtime.load[one.card.name], p.owners[one.card.name])
         desk = p.runtime.credit
         if desk is not None:
-            metrics.strangers.set(desk.strangers)
+            totals = desk.totals()
+            metrics.strangers.set(totals.strangers)
             metrics.strangers_limit.set(desk.terms.strangers)
-            metrics.left.set(desk.left)
-            metrics.at_limit.set(desk.at_limit)
+            metrics.left.set(totals.left)
+            metrics.at_limit.set(totals.at_limit)
 
 
 async def serve(

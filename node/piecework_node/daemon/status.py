@@ -8,6 +8,7 @@ from typing import Any, Final
 from piecework_node.daemon.assembly import Components
 from piecework_node.daemon.engines import KeptCard
 from piecework_node.engine.link import EngineFacts
+from piecework_node.runtime.credit import CreditTotals
 from piecework_node.runtime.pause import Pause
 from piecework_protocol.credit import most_written_off
 from piecework_protocol.objects import Offer
@@ -21,7 +22,7 @@ DAY_S: Final = 24 * 3600
 async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]:
     """Return everything an operator wants to know at a glance. Amounts are in base units."""
     base, worker, current = p.base, p.worker, p.board.current
-    stopping = p.channels.faults.stopping
+    stopping, totals = p.channels.faults.stopping, credit_totals(p)
     return {
         "state": state,
         "fault": stopping.line if stopping else None,
@@ -45,8 +46,8 @@ async def status_of(p: Components, state: str, grpc_port: int) -> dict[str, Any]
         "unsettled": p.channels.unsettled,
         "waiting": {address_hex(t): amount for t, amount in p.settler.payouts.waiting.items()},
         "exposure": p.channels.exposure,
-        "exposure_bound": exposure_bound(p),
-        "credit": _credit_status(p),
+        "exposure_bound": None if totals is None else totals.bound,
+        "credit": _credit_status(p, totals),
         "transactions": [
             {"kind": t.kind.value, "hash": "0x" + t.tx.hash.hex(), "state": t.state.value}
             for t in p.settler.under_way
@@ -97,22 +98,22 @@ def _card_status(p: Components, one: KeptCard) -> dict[str, Any]:
     }
 
 
-def _credit_status(p: Components) -> dict[str, int] | None:
+def _credit_status(p: Components, totals: CreditTotals | None) -> dict[str, int] | None:
     """What payers owe, with limits. `per_day`: the most that the bound can grow by in a day."""
     desk, every_s = p.runtime.credit, p.base.config.write_off_s
-    if desk is None:
+    if desk is None or totals is None:
         return None
     return {
-        **members(desk, "owed", "strangers", "left", "at_limit"),
+        **members(totals, "owed", "strangers", "left", "at_limit"),
         "strangers_limit": desk.terms.strangers,
         "per_day": most_written_off(desk.terms, every_s, DAY_S),
     }
 
 
-def exposure_bound(p: Components) -> int | None:
-    """Return the most that all payers together can cost us (clause 9.3), in base units."""
+def credit_totals(p: Components) -> CreditTotals | None:
+    """Add up what all payers owe (clause 9.3). None: the worker gives no credit."""
     desk = p.runtime.credit
-    return desk.bound if desk is not None else None
+    return desk.totals() if desk is not None else None
 
 
 def _endpoints(one: KeptCard) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from piecework_node.runtime.live import LiveChannel, LiveJob
@@ -23,6 +24,22 @@ BLOCK_S: Final = 12.0
 """After which a payer's standing may have changed."""
 LITTLE: Final = 8
 """A payer that has less than this part of its limit left is at it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreditTotals:
+    """What all payers of a worker owe, in base units.
+
+    owed: all of it. strangers: what payers without a mined deposit owe. left: what payers owe whose
+    deposit is gone or never came. at_limit: how many payers wait for credit, or have little left;
+    fallen ones do not count. bound: the most that the worker can lose.
+    """
+
+    owed: Amount
+    strangers: Amount
+    left: Amount
+    at_limit: int
+    bound: Amount
 
 
 class HeldChannels(Protocol):
@@ -75,49 +92,47 @@ class CreditDesk:
 
     def accounts(self) -> dict[Address, PayerCredit]:
         """Return where every payer stands that has a channel here. One pass over the channels."""
+        return {payer: self._account(mine) for payer, mine in self._by_payer().items()}
+
+    def _by_payer(self) -> dict[Address, list[LiveChannel]]:
         mine: defaultdict[Address, list[LiveChannel]] = defaultdict(list)
         for live in self._channels:
             mine[live.stored.channel.payer].append(live)
-        return {payer: self._account(channels) for payer, channels in mine.items()}
+        return mine
 
     def _account(self, mine: Collection[LiveChannel]) -> PayerCredit:
         marked = any(live.stored.channel.payer in self._written_off for live in mine)
         return payer_credit(self.terms, (live.credit for live in mine), written_off=marked)
 
-    def everybody(self) -> list[PayerCredit]:
-        """Return where every payer stands, without its name."""
-        return list(self.accounts().values())
-
-    @property
-    def bound(self) -> Amount:
-        """The most that the worker can lose, in base units."""
-        return bound(self.terms, self.everybody())
-
-    @property
-    def owed(self) -> Amount:
-        """What all payers owe, in base units."""
-        return Amount(sum(payer.owed for payer in self.everybody()))
+    def totals(self) -> CreditTotals:
+        """Add up what all payers owe. One pass over the channels, so ask once and keep it."""
+        everybody: list[PayerCredit] = []
+        left = at_limit = 0
+        for mine in self._by_payer().values():
+            account = self._account(mine)
+            everybody.append(account)
+            if account.standing is PayerStanding.FALLEN:
+                left += account.owed
+            elif account.room * LITTLE < account.unpromised_limit:
+                at_limit += 1
+            else:
+                at_limit += any(live.waits_for_credit for live in mine)
+        return CreditTotals(
+            owed=Amount(sum(account.owed for account in everybody)),
+            strangers=strangers_owe(everybody),
+            left=Amount(left),
+            at_limit=at_limit,
+            bound=bound(self.terms, everybody),
+        )
 
     @property
     def strangers(self) -> Amount:
-        """What payers without a mined deposit owe, in base units."""
-        return strangers_owe(self.everybody())
+        """What payers without a mined deposit owe, in base units.
 
-    @property
-    def left(self) -> Amount:
-        """What payers owe whose deposit is gone or never came, in base units."""
-        fallen = (p for p in self.everybody() if p.standing is PayerStanding.FALLEN)
-        return Amount(sum(p.owed for p in fallen))
-
-    @property
-    def at_limit(self) -> int:
-        """How many payers wait for credit, or have little left. Fallen ones do not count."""
-        waiting = {c.stored.channel.payer for c in self._channels if c.waits_for_credit}
-        return sum(
-            account.standing is not PayerStanding.FALLEN
-            and (account.room * LITTLE < account.unpromised_limit or payer in waiting)
-            for payer, account in self.accounts().items()
-        )
+        Each admission of one asks, so it looks at the accounts of those alone that open a channel.
+        """
+        opening = {c.stored.channel.payer for c in self._channels if c.is_opening}
+        return strangers_owe(map(self.payer, opening))
 
     def pool_of(self, account: PayerCredit) -> Amount:
         """Return what the strangers owe if the payer is one of them. Others do not share it."""

@@ -249,7 +249,7 @@ class LiveChannel:
     def claimable(self) -> Amount:
         """Base units that the latest voucher would be paid now, out of the deposit on chain."""
         stored = self.stored
-        if stored.state not in (ChannelState.OPEN, ChannelState.WITHDRAWING):
+        if not self._is_open:
             return Amount(0)
         return Amount(max(0, min(self.ledger.cumulative, self.capacity) - stored.settled))
 
@@ -264,15 +264,26 @@ class LiveChannel:
         return Amount(max(0, min(self.ledger.cumulative, self.backing) - self.stored.settled))
 
     @property
+    def _is_open(self) -> bool:
+        return self.stored.state in (ChannelState.OPEN, ChannelState.WITHDRAWING)
+
+    @property
+    def _standing(self) -> PayerStanding:
+        if self._is_open and self.mined:
+            return PayerStanding.FINAL if self.final else PayerStanding.MINED
+        is_closed = self.stored.state is ChannelState.CLOSED
+        return PayerStanding.FALLEN if is_closed else PayerStanding.SIMULATED
+
+    @property
+    def is_opening(self) -> bool:
+        """Whether no deposit is mined, and none was taken back."""
+        return self._standing is PayerStanding.SIMULATED
+
+    @property
     def credit(self) -> ChannelCredit:
         """What the channel adds to its payer's account. A closed one adds its debts alone."""
         stored, ledger = self.stored, self.ledger
-        is_open = stored.state in (ChannelState.OPEN, ChannelState.WITHDRAWING)
-        standing = PayerStanding.SIMULATED
-        if is_open and self.mined:
-            standing = PayerStanding.FINAL if self.final else PayerStanding.MINED
-        elif stored.state is ChannelState.CLOSED:
-            standing = PayerStanding.FALLEN
+        is_open, standing = self._is_open, self._standing
         deep = max(self.mined, self.final) if is_open else stored.withdrawn
         gone = stored.withdrawn + stored.requested
         final, mined = (self.final - gone, deep - gone) if is_open else (0, 0)

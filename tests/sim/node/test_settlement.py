@@ -119,7 +119,7 @@ async def test_after_a_restart_the_first_round_learns_how_deep_every_open_deposi
     await made.trade(client)
     await made.settler.tick()
     desk = made.harness.runtime.credit
-    assert desk is not None and desk.owed == 0
+    assert desk is not None and desk.totals().owed == 0
     await made.boot()
     made.port.down = True
     await made.settler.tick()
@@ -127,7 +127,7 @@ async def test_after_a_restart_the_first_round_learns_how_deep_every_open_deposi
     await made.settler.tick()
     desk = made.harness.runtime.credit
     assert desk is not None and not desk.is_stranger(client.channel.payer)
-    assert (desk.owed, desk.strangers) == (0, 0)
+    assert (desk.totals().owed, desk.strangers) == (0, 0)
     assert not made.harness.channels.to_ask
 
 

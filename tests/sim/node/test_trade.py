@@ -200,7 +200,7 @@ class OwedAtEveryPoint(KillSwitch):
         super().point()
         desk = self._harness.runtime.credit if hasattr(self._harness, "worker") else None
         if desk is not None:
-            self.owed.append(desk.owed)
+            self.owed.append(desk.totals().owed)
             self.committed.append(sum(live.committed for live in self._harness.channels))
 
 
@@ -220,7 +220,7 @@ async def test_a_canvas_is_owed_while_its_receipt_is_being_made_durable() -> Non
     assert len(charged) == MAX_CANVASES_AHEAD
     assert seen.owed and min(seen.owed) >= charged[0]
     desk = harness.runtime.credit
-    assert desk is not None and min(seen.owed) >= desk.owed == sum(charged)
+    assert desk is not None and min(seen.owed) >= desk.totals().owed == sum(charged)
     assert min(seen.committed) == seen.committed[-1]
 
 
@@ -336,7 +336,7 @@ async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_depos
     await harness.channels.observe(client.id)
     await harness.worker.tick()
     await client.finish(line)
-    assert line.finished and desk.owed == 0
+    assert line.finished and desk.totals().owed == 0
 
 
 async def test_a_voucher_lets_another_job_of_its_channel_go_on_at_once() -> None:
@@ -388,8 +388,10 @@ async def test_what_one_payer_leaves_unpaid_when_its_channel_closes_keeps_no_new
     harness.chain.channels[leaver.id].state = ChannelState.CLOSED
     await harness.channels.observe(leaver.id)
     desk = harness.runtime.credit
-    assert desk is not None and desk.owed > 0
-    assert desk.strangers == 0 and desk.bound == terms.credit.strangers + desk.owed
+    assert desk is not None and desk.totals().owed > 0
+    assert (
+        desk.strangers == 0 and desk.totals().bound == terms.credit.strangers + desk.totals().owed
+    )
     client = Client(harness, "newcomer")
     harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
     harness.chain.shallow[client.id] = Amount(0)

@@ -107,26 +107,26 @@ async def test_an_old_debt_without_an_opening_makes_room_for_new_payers_and_stay
     assert made.standing(thief) is PayerStanding.FALLEN
     desk = made.harness.runtime.credit
     assert desk is not None
-    assert desk.bound == NARROW.credit.strangers + owed
-    assert (desk.left, desk.at_limit) == (owed, 0)
+    assert desk.totals().bound == NARROW.credit.strangers + owed
+    assert (desk.totals().left, desk.totals().at_limit) == (owed, 0)
     await fresh.submit(fresh.job(9, 64), funding=fresh.funding())
 
 
 async def test_payers_at_their_limit_are_counted() -> None:
     made = await trade()
     desk = made.harness.runtime.credit
-    assert desk is not None and desk.at_limit == 0
+    assert desk is not None and desk.totals().at_limit == 0
     slow = made.client("slow")
     line = slow.job(3, 64)
     await slow.submit(line, funding=slow.funding())
     await made.harness.run_engine()
     assert line.live is not None and line.live.waits_for_credit
-    assert (desk.at_limit, desk.left) == (1, 0)
+    assert (desk.totals().at_limit, desk.totals().left) == (1, 0)
     slow.open_on_chain()
     await made.harness.channels.observe(slow.id)
     await made.harness.worker.tick()
     await slow.finish(line)
-    assert line.finished and desk.at_limit == 0
+    assert line.finished and desk.totals().at_limit == 0
 
 
 async def test_who_was_written_off_gets_no_credit_again_after_a_restart_either() -> None:

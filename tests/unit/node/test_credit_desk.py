@@ -35,10 +35,10 @@ TERMS = CreditTerms(Amount(100), Amount(400), Amount(1500), Amount(350))
 
 
 class CountedChannels:
-    """Channels that count how often one of them is looked at."""
+    """Channels that count how often one of them is looked at, and how many payers are asked for."""
 
     def __init__(self, channels: list[LiveChannel]) -> None:
-        self._channels, self.looked_at = channels, 0
+        self._channels, self.looked_at, self.asked_for = channels, 0, 0
 
     def __iter__(self) -> Iterator[LiveChannel]:
         for live in self._channels:
@@ -46,6 +46,7 @@ class CountedChannels:
             yield live
 
     def of_payer(self, payer: Address) -> Iterator[LiveChannel]:
+        self.asked_for += 1
         return (live for live in self._channels if live.stored.channel.payer == payer)
 
 
@@ -62,8 +63,18 @@ def channel(payer: int, number: int, mined: int = 0) -> LiveChannel:
 def test_the_accounts_of_all_payers_take_one_pass_over_the_channels() -> None:
     channels = CountedChannels([channel(n // 2, n) for n in range(200)])
     desk = CreditDesk(channels, TERMS)
-    assert len(desk.everybody()) == 100
+    assert len(desk.accounts()) == 100
     assert channels.looked_at == 200
+    assert desk.totals().bound == TERMS.strangers
+    assert channels.looked_at == 400
+
+
+def test_what_strangers_owe_asks_no_payer_that_has_a_deposit() -> None:
+    paid = [channel(n, n, mined=1_000) for n in range(100)]
+    channels = CountedChannels([*paid, channel(100, 100), channel(100, 101), channel(101, 102)])
+    desk = CreditDesk(channels, TERMS)
+    assert desk.strangers == desk.totals().strangers
+    assert channels.asked_for == 2
 
 
 @pytest.mark.parametrize(("payer", "passes"), [(0, 0), (1, 1)])
