@@ -33,11 +33,13 @@ WEI_PER_COIN: Final = 10**18
 
 
 class Urgency(enum.IntEnum):
-    """Why a claim may not wait."""
+    """Why a claim may not wait. Only the operator's own wish goes whatever it costs."""
 
     NONE = 0
-    WITHDRAWING = 1
-    ASKED = 2
+    STOPPING = 1
+    """The worker stops. Nobody knows when it starts again."""
+    WITHDRAWING = 2
+    ASKED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ def _goes(batch: Batch, policy: SettlePolicy, price: GasPrice) -> bool:
         return True
     cost, value = batch_cost(policy, price, _claims(batch)), sum(c.value for c in batch)
     waited = max(c.waited_s for c in batch) >= policy.interval_s
-    if urgency is Urgency.WITHDRAWING or waited:
+    if urgency is not Urgency.NONE or waited:
         return value > cost
     # Where gas is free there is nothing to weigh, and the interval alone decides.
     return bool(cost) and value >= cost * policy.gas_multiple

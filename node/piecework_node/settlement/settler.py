@@ -101,6 +101,9 @@ class Settler:
         self._policy, self._poll_s = policy, poll_s
         self._metrics, self._log = metrics, log
         self._asks = self._answered = 0
+        self._urgency = Urgency.NONE
+        self._left_to_clients: set[ChannelId] = set()
+        """Agreed closings that cost more than they bring, as the last round saw."""
         self._watched_at = float("-inf")
         self._trouble: tuple[Code, str] | None = None
         self._lock = asyncio.Lock()
@@ -136,14 +139,23 @@ class Settler:
     # --- for the operator
 
     def ask(self) -> None:
-        """Settle everything that has any value in the next round."""
+        """Settle everything that has any value in the next round, whatever it costs."""
+        self._ask(Urgency.ASKED)
+
+    def _ask(self, urgency: Urgency) -> None:
+        self._urgency = max(urgency, self._urgency if self._asking else Urgency.NONE)
         self._asks += 1
         self._channels.urgent.set()
 
     @property
-    def _asked(self) -> bool:
+    def _asking(self) -> bool:
         """Whether somebody asked and no round has done it since."""
         return self._asks > self._answered
+
+    @property
+    def _asked(self) -> bool:
+        """Whether it was the operator."""
+        return self._asking and self._urgency is Urgency.ASKED
 
     @property
     def gas_price(self) -> GasPrice:
@@ -158,7 +170,7 @@ class Settler:
     @property
     def idle(self) -> bool:
         """Whether everything under way only waits for finality."""
-        return not self._asked and not self._transactions.unmined
+        return not self._asking and not self._transactions.unmined
 
     @property
     def quiet(self) -> bool:
@@ -195,7 +207,9 @@ class Settler:
         self._metrics.unsettled.set(self._channels.unsettled)
 
     async def finish(self, within_s: float, every_s: float) -> None:
-        """Settle everything that has any value, round by round, until it is mined.
+        """Settle everything that is worth its gas, round by round, until it is mined.
+
+        What is not worth its gas waits for the next start, or for the operator's `ask`.
 
         Each round is asked anew: a channel whose opening was under way in the last one can be
         settled in this one.
@@ -205,7 +219,7 @@ class Settler:
         """
         deadline = self._clock.monotonic() + within_s
         while True:
-            self.ask()
+            self._ask(Urgency.STOPPING)
             await self.tick()
             if self.idle or self._clock.monotonic() >= deadline:
                 return
@@ -386,6 +400,7 @@ class Settler:
     # --- closing
 
     async def _close_all(self) -> None:
+        self._left_to_clients.clear()
         for live in self._channels:
             agreed = live.stored.close_signature is not None
             if agreed and live.stored.state is not ChannelState.CLOSED:
@@ -395,7 +410,7 @@ class Settler:
         agreed = live.stored.close_signature is not None
         if not agreed or self._transactions.is_claiming(live.id, TxKind.CLOSE):
             return
-        due = live.claimable and (self._asked or live.must_claim(now(self._clock)))
+        due = live.claimable and (self._asking or live.must_claim(now(self._clock)))
         if self._is_crowded and not due:
             return
         claim, fee, worth = _closing_claim(live), live.stored.close_fee, self._closing_worth(live)
@@ -404,6 +419,7 @@ class Settler:
         except FeeTooHigh as error:
             # The client has our signature. It closes the channel itself, or we do at lower fees.
             self._log.info("closing is left to the client", channel=live.id, reason=str(error))
+            self._left_to_clients.add(live.id)
             return
         except TransactionReverted:
             # With our signature the client may have closed the channel itself.
@@ -422,7 +438,9 @@ class Settler:
         settling = self._transactions.is_claiming(live.id, TxKind.SETTLE)
         if live.claimable and self._asked and not settling:
             return Worth(Amount(fee), None)
-        if live.claimable and (live.must_claim(now(self._clock)) or self._has_waited(live)):
+        stopping = self._asking and not settling
+        must = stopping or live.must_claim(now(self._clock))
+        if live.claimable and (must or self._has_waited(live)):
             return Worth(Amount(fee), worth_of(self._policy, live.claimable + fee).wei)
         return worth_of_fee(self._policy, fee)
 
@@ -473,7 +491,7 @@ class Settler:
 
     def _lacks_closing(self, live: LiveChannel) -> bool:
         """Whether a channel has a claim that only its agreed closing brings, which is not sent."""
-        agreed = live.stored.close_signature is not None
+        agreed = live.stored.close_signature is not None and live.id not in self._left_to_clients
         closing = self._transactions.is_claiming(live.id, TxKind.CLOSE)
         return agreed and bool(live.claimable) and not closing
 
@@ -512,8 +530,8 @@ class Settler:
             live.unsettled_since = moment
         urgent = live.must_claim(now(self._clock))
         urgency = Urgency.WITHDRAWING if urgent else Urgency.NONE
-        if self._asked:
-            urgency = Urgency.ASKED
+        if self._asking:
+            urgency = max(urgency, self._urgency)
         return SettlementCandidate(_claim_of(live), value, moment - live.unsettled_since, urgency)
 
 

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+from dataclasses import replace
+
 from piecework.chain.errors import FeeTooHigh
 from piecework_node.journal.records import TxKind, TxState
 from piecework_node.settlement.policy import SettlePolicy
+from piecework_protocol.ledger import closing_of
+from piecework_protocol.signing import sign
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount
 from tests.support.node.fake_port import FIRST_FEE, GAS, FakePort
-from tests.support.node.harness import Client, WorkerHarness
+from tests.support.node.harness import DOMAIN, Client, WorkerHarness
 from tests.support.node.settlement import STUCK_S, make_settler
 
 WEI_PER_UNIT = 10**5
 PRICED = SettlePolicy(gas_multiple=1, interval_s=1, native_coin_price=10**18 // WEI_PER_UNIT)
+
+PATIENT = replace(PRICED, gas_multiple=1e9, interval_s=1e9)
 
 
 class PricedBank:
@@ -44,9 +51,9 @@ class PricedBank:
         await self.settler.tick()
 
 
-async def priced_bank() -> PricedBank:
+async def priced_bank(policy: SettlePolicy = PRICED) -> PricedBank:
     made = PricedBank()
-    await made.boot()
+    await made.boot(policy)
     return made
 
 
@@ -118,6 +125,52 @@ async def test_a_claim_that_the_operator_asks_for_has_no_limit_but_the_policy() 
     await made.settler.tick()
     (stored,) = made.settler.under_way
     assert stored.worth.wei is None
+
+
+async def stopped(made: PricedBank) -> None:
+    """Stop settlement as a worker does that stops, with a chain that mines at once."""
+
+    async def blocks() -> None:
+        while True:
+            await asyncio.sleep(0)
+            made.port.mine()
+            made.harness.clock.advance(1)
+
+    mining = asyncio.create_task(blocks())
+    await made.settler.finish(within_s=60, every_s=0)
+    mining.cancel()
+
+
+async def test_a_worker_that_stops_claims_at_once_what_is_worth_its_gas() -> None:
+    made = await priced_bank(PATIENT)
+    client = await made.owe("payer", 3)
+    await made.settler.tick()
+    assert made.port.broadcasts == [], "the interval is not over"
+    await stopped(made)
+    assert made.port.paid[client.id] == client.book.cumulative
+    (stored,) = made.harness.journal.txs.values()
+    assert stored.worth.wei == client.book.cumulative * WEI_PER_UNIT
+
+
+async def test_a_worker_that_stops_pays_no_more_gas_than_its_claims_bring() -> None:
+    """Each start and stop, as for an update, would cost more than was earned in between."""
+    made = await priced_bank(PATIENT)
+    client = await made.owe("payer", 3)
+    made.port.price = client.book.cumulative * WEI_PER_UNIT
+    await stopped(made)
+    assert made.port.broadcasts == [] and made.settler.idle
+    made.settler.ask()
+    await made.settler.tick()
+    assert len(made.port.broadcasts) == 1
+
+
+async def test_an_agreed_closing_that_brings_less_than_its_gas_does_not_keep_a_worker_up() -> None:
+    made = await priced_bank(replace(PATIENT, native_coin_price=10**18))
+    client = await made.owe("payer", 3)
+    final = closing_of(client.book.voucher())
+    await made.settler.close_channel(client.channel, final, sign(DOMAIN, final, client.signer))
+    await stopped(made)
+    assert made.port.broadcasts == [] and made.settler.idle
 
 
 async def test_a_dropped_claim_that_would_fail_now_is_not_sent_again() -> None:
