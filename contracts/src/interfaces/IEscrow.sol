@@ -170,8 +170,10 @@ interface IEscrow {
     function deposit(address token, uint256 amount, address beneficiary) external;
 
     /// @notice Deposits for `owner` by its EIP-2612 permit. Anybody may submit it. The owner's signature is checked
-    /// here too, and a permit works once. So a stranger can use neither an allowance that exists for another
-    /// reason nor a permit that was used before. Standard permits only.
+    /// here too, and a permit works here once. So a stranger can use neither an allowance that exists for another
+    /// reason nor a permit that was used here before. Who gives a permit to the token itself and spends its allowance
+    /// by `deposit` leaves one use of it here: until its deadline anybody may move a later allowance of that owner
+    /// into the owner's own pooled balance. Standard permits only.
     /// @param token the ERC-20
     /// @param owner who signed, and whose pooled balance grows
     /// @param amount base units

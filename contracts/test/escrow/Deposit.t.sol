@@ -202,6 +202,22 @@ contract DepositTest is EscrowBase {
         vm.assertEq(token.balanceOf(payer), 495, "the wallet keeps the rest");
     }
 
+    function test_a_permit_that_was_given_to_the_token_itself_serves_the_owners_pool_once() public {
+        token.mint(payer, 500);
+        bytes memory signature = _permit(PAYER_KEY, 5, SOON);
+        token.permit(payer, address(escrow), 5, SOON, signature);
+        vm.prank(payer);
+        escrow.deposit(address(token), 5, payer);
+        vm.prank(payer);
+        token.approve(address(escrow), type(uint256).max);
+        vm.prank(stranger);
+        escrow.depositWithPermit(address(token), payer, 5, SOON, signature);
+        vm.assertEq(pooled(payer), POOLED + 10, "the owner's, whoever sent it");
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.PermitNotSigned.selector, address(token), payer));
+        vm.prank(stranger);
+        escrow.depositWithPermit(address(token), payer, 5, SOON, signature);
+    }
+
     function test_a_second_permit_deposits_again() public {
         token.mint(payer, 10);
         escrow.depositWithPermit(address(token), payer, 5, SOON, _permit(PAYER_KEY, 5, SOON));
