@@ -134,13 +134,14 @@ class Chooser:
         """Find out who answers, in the order of the choices.
 
         With a connection to any of them nothing is waited for. Better ones that are not known yet
-        are dialed beside it, for the next request.
+        are dialed beside it, for the next request. But a worker that asks far more than another
+        offer is not taken for its connection: it may have raised its price since.
         """
         offers = {choice.operator: choice.signed.offer for choice in choices}
         connected = frozenset(op for op, offer in offers.items() if self._links.has(offer))
         unknown = [offer for op, offer in offers.items() if op not in connected]
         awake = [c.operator for c in choices if not c.resting]
-        if connected & set(awake):
+        if connected & self._fair(choices):
             for offer in [o for o in unknown if o.operator in awake][:FIRST_DIALS]:
                 self._background.start(self._answers(offer, set()))
             return _Dials(connected, frozenset())
@@ -149,14 +150,22 @@ class Chooser:
         async def ask(offer: Offer) -> Address | None:
             return await self._answers(offer, failed)
 
+        # One with a connection answers at once, so that the others have no more than the grace.
+        at_once = [offers[operator] for operator in awake if operator in connected][:1]
         answers = await first_answers(
-            unknown,
+            at_once + unknown,
             ask,
             enough=ENOUGH_WORKERS,
             grace_s=SEARCH_GRACE_S,
             background=self._background,
         )
         return _Dials(connected | set(answers), frozenset(failed))
+
+    def _fair(self, choices: Collection[Choice]) -> frozenset[Address]:
+        """Who is awake and asks at most `price_cap` times what the cheapest of those asks."""
+        awake = [choice for choice in choices if not choice.resting]
+        cap, cheapest = self._filters.price_cap, min((c.expected for c in awake), default=0)
+        return frozenset(c.operator for c in awake if cap is None or c.expected <= cap * cheapest)
 
     async def _answers(self, offer: Offer, failed: set[Address]) -> Address | None:
         """The operator, if there is a connection to it now."""
