@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median_low
-from typing import Any, Final
+from statistics import fmean, median_low
+from typing import Any, Final, Protocol
 
 from piecework_node.console.cards import GIGA, Card
 from piecework_node.console.model import ShownMoney
@@ -19,7 +19,6 @@ MEAN_STEPS: Final = 27
 """Denoising steps of a canvas on real prompts (docs/model.md)."""
 ASSUMED_UTILIZATION: Final = 0.1
 """Where no index tells how busy the market is."""
-MAX_FIGURE: Final = 2**96
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,46 +83,40 @@ def planned_speed(card: Card, weights_bytes: int, *, canvas_size: int) -> Worker
     )
 
 
-def market(offers: Mapping[str, Any], model: str, token: str) -> tuple[AskedPrices | None, Figure]:
-    """Read an index's page of offers: the median price of a model, and how busy its workers are.
+class WorkerAsk(Protocol):
+    """What one worker asks for a model (`pricing.market.OperatorAsk`)."""
 
-    model: its name, or its digest in hex. token: what prices are in, as hex. Who takes another one
-    counts nothing: its base units are another price. Raises `ValueError` if the page is not one of
-    an index.
+    @property
+    def output(self) -> int: ...
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def slots_free(self) -> int: ...
+
+
+def market(asks: Sequence[WorkerAsk]) -> tuple[AskedPrices | None, Figure]:
+    """Return the median price of other workers, each once, and how busy they are.
+
+    asks: of one model at one service in one token, verified. Each worker has the same weight in the
+    utilisation: a stake buys one voice, however many slots somebody claims.
     """
-    outputs: list[int] = []
-    steps: list[int] = []
-    slots = free = 0
-    try:
-        for offer in offers["offers"]:
-            if token not in offer["tokens"]:
-                continue
-            rows = [row for row in offer["models"] if model in (row["name"], row["digest"])]
-            outputs += [_units(row["price_per_million_output_tokens"]) for row in rows]
-            steps += [_units(row["price_per_thousand_steps"]) for row in rows]
-            if rows:
-                slots += _units(offer["slots"])
-                free += min(_units(offer["slots_free"]), _units(offer["slots"]))
-    except (KeyError, TypeError):
-        raise ValueError("the index's page has no offers") from None
-    if not outputs:
-        return None, Figure(None, "no worker offers the model")
-    count = len(outputs)
+    if not asks:
+        return None, Figure(None, "no other worker offers the model")
+    count = f"{len(asks)} other worker{'' if len(asks) == 1 else 's'}"
     prices = AskedPrices(
-        median_low(outputs), median_low(steps), f"the median of what {count} workers ask now"
+        median_low(ask.output for ask in asks),
+        median_low(ask.steps for ask in asks),
+        f"the median of what {count} with a stake ask{'s' if len(asks) == 1 else ''} now",
     )
-    if not slots:
+    busy = [1 - min(ask.slots_free, ask.slots) / ask.slots for ask in asks if ask.slots]
+    if not busy:
         return prices, Figure(None, "these workers state no slots")
-    said = f"{slots - free} of {slots} slots of these workers are busy now"
-    return prices, Figure(1 - free / slots, said)
-
-
-def _units(value: Any) -> int:
-    """A whole number of an index's page, which may come as a text."""
-    number = int(value)
-    if not 0 <= number <= MAX_FIGURE:
-        raise ValueError("the index's page has a figure out of bounds")
-    return number
+    return prices, Figure(fmean(busy), "the mean share of these workers' slots that is busy now")
 
 
 def estimate(

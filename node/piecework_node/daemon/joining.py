@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-import base64
 import re
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from piecework.base.clock import Clock
 from piecework.base.files import read, write_private
-from piecework.base.http import HttpError, host_of
 from piecework.chain.descriptor import (
     MAX_DESCRIPTOR_BYTES,
     MarketDescriptor,
     PinnedMarket,
 )
-from piecework.chain.reader import RegisteredWorker
 from piecework_node import config as settings
 from piecework_node.home import Home
+from piecework_node.pricing.market import AnyModel, MarketReader, PageReader, StakeRegistry
 from piecework_node.times import now
 from piecework_protocol.eip712 import Domain
-from piecework_protocol.errors import MalformedInput
-from piecework_protocol.objects import ModelOffer, Service
-from piecework_protocol.offers import OfferRejected, check_standing, check_terms, offer_signer
+from piecework_protocol.objects import Service
 from piecework_protocol.types import Address
-from piecework_protocol.wire import SignedOffer, decode_offer
 
-MAX_ASKED_OFFERS: Final = 100
-"""Of each index. A median of so many is one."""
+ANY_MODEL: Final = AnyModel(Service.REPLAYABLE)
+"""A newcomer has none yet. The first of each worker counts. Best effort charges no steps."""
 MAX_CONFIG_BYTES: Final = 1024 * 1024
 PLACES: Final = ("indexes", "relays")
 """Settings that follow the descriptor while their owner leaves them alone."""
@@ -45,30 +40,16 @@ class PriceSuggestion:
     why: str
 
 
-class OfferPages(Protocol):
-    """A way to read an index (`piecework.base.http.HttpReader`)."""
-
-    async def get_json(self, url: str) -> Any:
-        """Return a JSON value.
-
-        Raises:
-            HttpError: there is none.
-        """
-        ...
-
-
-class BondedWorkers(Protocol):
+class BondedWorkers(StakeRegistry, Protocol):
     """What the suggestion reads from the chain. `chain.reader.ChainReader` is one."""
 
     @property
     def domain(self) -> Domain: ...
 
-    async def worker(self, operator: Address) -> RegisteredWorker | None: ...
-
 
 async def suggest_prices(
     indexes: Sequence[str],
-    http: OfferPages,
+    http: PageReader,
     registry: BondedWorkers,
     clock: Clock,
     *,
@@ -82,15 +63,9 @@ async def suggest_prices(
     Raises:
         ChainError: the chain does not answer.
     """
-    offers: dict[Address, SignedOffer] = {}
-    hosts = []
-    for index in indexes:
-        for signed in await _shown(index, http):
-            if token in signed.offer.tokens and await _is_good(signed, registry, clock):
-                offers.setdefault(signed.offer.operator, signed)
-                hosts.append(host_of(index))
-    asked = [_asked(signed) for signed in offers.values()]
-    priced = [model for model in asked if model is not None]
+    market = MarketReader(indexes, http, registry, registry.domain, me=None, token=token)
+    seen = await market.offers(ANY_MODEL, now(clock))
+    priced = [next(filter(ANY_MODEL.is_sold_by, offer.models)) for offer in seen.offers]
     if not priced:
         return None
     return PriceSuggestion(
@@ -98,36 +73,8 @@ async def suggest_prices(
         statistics.median_low(m.price_per_million_output_tokens for m in priced),
         statistics.median_low(m.price_per_thousand_steps for m in priced),
         f"the middle of what {len(priced)} bonded workers ask now, by "
-        f"{', '.join(dict.fromkeys(hosts))}",
+        f"{', '.join(dict.fromkeys(seen.answered))}",
     )
-
-
-async def _shown(index: str, http: OfferPages) -> list[SignedOffer]:
-    """The offers of an index, as far as they can be read. One that is away shows none."""
-    try:
-        body = await http.get_json(f"{index.rstrip('/')}/v1/offers?limit={MAX_ASKED_OFFERS}")
-        rows: Any = body["offers"]
-        encoded = [row["signed_offer"] for row in rows[:MAX_ASKED_OFFERS]]
-        return [decode_offer(base64.b64decode(text, validate=True)) for text in encoded]
-    except (HttpError, MalformedInput, ValueError, KeyError, TypeError):
-        return []
-
-
-async def _is_good(signed: SignedOffer, registry: BondedWorkers, clock: Clock) -> bool:
-    try:
-        check_terms(signed.offer, now(clock))
-        signer = offer_signer(registry.domain, signed)
-        standing = await registry.worker(signed.offer.operator)
-        check_standing(signed.offer, signer, standing, session_key=False)
-    except OfferRejected:
-        return False
-    return True
-
-
-def _asked(signed: SignedOffer) -> ModelOffer | None:
-    """A worker's first replayable model. Best effort charges no steps."""
-    replayable = (m for m in signed.offer.models if m.service is Service.REPLAYABLE)
-    return next(replayable, None)
 
 
 # --- what a home pins

@@ -49,12 +49,12 @@ def with_speeds(home: Home, facts: EngineFacts) -> EngineFacts:
 
 
 def kept_table(home: Home) -> tuple[str, list[dict[str, Any]]]:
-    """Return the model and the lines of the kept report. Both are empty if there is none."""
+    """Return the model's digest in hex and the lines of the kept report. Empty: there is none."""
     report = _read(home)
     lines = report.get("measurements")
     if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
         return "", []
-    return str(report.get("model", "")), lines[:MAX_LINES]
+    return str(report.get("digest", "")), lines[:MAX_LINES]
 
 
 def _read(home: Home) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 from urllib.parse import urlencode
 
 from piecework.base.http import HttpError, HttpLimits, host_of
+from piecework_protocol.capacity import capacity_of
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.index_pages import parse_page
@@ -55,12 +56,93 @@ class StakeRegistry(Protocol):
     async def is_signer(self, operator: Address, key: Address) -> bool: ...
 
 
+class WantedModel(Protocol):
+    """Which entries of offers are compared: those that sell the same thing."""
+
+    @property
+    def query(self) -> str:
+        """What an index is asked for. Empty: every model."""
+        ...
+
+    def is_sold_by(self, entry: ModelOffer) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class FollowedModel:
     """What the worker offers: the same model at the same service is what others are asked for."""
 
     digest: Digest
     service: Service
+
+    @property
+    def query(self) -> str:
+        """The model of any service: the answer is filtered here."""
+        return self.digest.hex()
+
+    def is_sold_by(self, entry: ModelOffer) -> bool:
+        """Whether an entry is of this model at this service."""
+        return entry.digest == self.digest and entry.service is self.service
+
+
+@dataclass(frozen=True, slots=True)
+class NamedModel:
+    """A model whose digest is not known here. Its name is what other workers say."""
+
+    name: str
+    service: Service
+
+    @property
+    def query(self) -> str:
+        """The name, which an index compares too."""
+        return self.name
+
+    def is_sold_by(self, entry: ModelOffer) -> bool:
+        """Whether an entry has this name at this service."""
+        return entry.name == self.name and entry.service is self.service
+
+
+@dataclass(frozen=True, slots=True)
+class AnyModel:
+    """Every model of a service, for a newcomer who has none yet."""
+
+    service: Service
+    query: str = ""
+
+    def is_sold_by(self, entry: ModelOffer) -> bool:
+        """Whether an entry is of this service."""
+        return entry.service is self.service
+
+
+@dataclass(frozen=True, slots=True)
+class SeenOffers:
+    """What may be believed of what indexes show.
+
+    Attributes:
+        offers: The newest of each operator, in no order.
+        answered: The indexes that answered, as host[:port].
+        away: Those that did not, and why.
+    """
+
+    offers: tuple[Offer, ...]
+    answered: tuple[str, ...]
+    away: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAsk:
+    """What one operator asks for a model.
+
+    Attributes:
+        output: Base units for a million output tokens, of the cheapest entry.
+        steps: Base units for a thousand steps, of the same entry.
+        slots: Jobs of the model that run at once, as the worker says.
+        slots_free: Those that could start now.
+    """
+
+    output: int
+    steps: int
+    slots: int
+    slots_free: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +170,10 @@ class MarketReader:
         registry: StakeRegistry,
         domain: Domain,
         *,
-        me: Address,
+        me: Address | None,
         token: Address,
     ) -> None:
-        """domain: of the escrow. me: the worker's own operator, who does not count.
+        """domain: of the escrow. me: the worker's own operator, who does not count. None: not yet.
 
         token: what the worker is paid in. Base units of another one are another price.
         """
@@ -100,6 +182,16 @@ class MarketReader:
         self._me, self._token = me, token
 
     async def look(self, model: FollowedModel, now: Timestamp) -> MarketView:
+        """Return what others ask for a model, with its mean steps.
+
+        Raises:
+            ChainError: the registry does not answer.
+        """
+        seen = await self.offers(model, now)
+        prices = tuple(blended(offer, model) for offer in seen.offers)
+        return MarketView(prices, seen.answered, seen.away)
+
+    async def offers(self, model: WantedModel, now: Timestamp) -> SeenOffers:
         """Ask every index and verify what it shows.
 
         Raises:
@@ -119,20 +211,20 @@ class MarketReader:
             known = newest.get(offer.operator)
             if known is None or known.sequence < offer.sequence:
                 newest[offer.operator] = offer
-        prices = tuple(blended(offer, model) for offer in newest.values())
-        return MarketView(prices, tuple(answered), tuple(away))
+        return SeenOffers(tuple(newest.values()), tuple(answered), tuple(away))
 
-    async def _page(self, index: str, model: FollowedModel) -> list[SignedOffer] | str:
+    async def _page(self, index: str, model: WantedModel) -> list[SignedOffer] | str:
         """The offers of an index, or why there are none."""
-        query = urlencode({"model": model.digest.hex(), "sort": "stake", "limit": PAGE_OFFERS})
+        query = {"model": model.query} if model.query else {}
+        query |= {"sort": "stake", "limit": str(PAGE_OFFERS)}
         try:
-            body = await self._http.get(f"{index.rstrip('/')}/v1/offers?{query}")
+            body = await self._http.get(f"{index.rstrip('/')}/v1/offers?{urlencode(query)}")
             return parse_page(body, PAGE_OFFERS)[0]
         except (HttpError, MalformedInput) as error:
             return str(error)
 
     def _candidates(
-        self, found: Iterable[SignedOffer], model: FollowedModel
+        self, found: Iterable[SignedOffer], model: WantedModel
     ) -> dict[Address, list[SignedOffer]]:
         """Offers of the model in our token by operator, each once, without our own."""
         by_operator: dict[Address, list[SignedOffer]] = {}
@@ -183,16 +275,32 @@ class MarketReader:
         return True
 
 
-def blended(offer: Offer, model: FollowedModel) -> int:
+def blended(offer: Offer, model: WantedModel) -> int:
     """The price of an operator's cheapest entry of a model, its mean steps included.
 
     What a worker says of its own steps counts nothing here, as in the order of an index.
     """
+    return min(map(_with_steps, _entries(offer, model)))
+
+
+def ask_of(offer: Offer, model: WantedModel) -> OperatorAsk:
+    """What an operator asks for a model, and how many jobs of it run there."""
     entries = _entries(offer, model)
-    return min(price_with_steps(one, assumed(one).steps_p50) for one in entries)
+    cheapest = min(entries, key=_with_steps)
+    places = [capacity_of(offer, entry) for entry in entries]
+    # Entries that say nothing of their own have the places of the whole offer.
+    slots = min(sum(place.slots for place in places), offer.slots)
+    return OperatorAsk(
+        cheapest.price_per_million_output_tokens,
+        cheapest.price_per_thousand_steps,
+        slots,
+        min(sum(place.slots_free for place in places), offer.slots_free, slots),
+    )
 
 
-def _entries(offer: Offer, model: FollowedModel) -> list[ModelOffer]:
-    return [
-        one for one in offer.models if one.digest == model.digest and one.service is model.service
-    ]
+def _with_steps(entry: ModelOffer) -> int:
+    return price_with_steps(entry, assumed(entry).steps_p50)
+
+
+def _entries(offer: Offer, model: WantedModel) -> list[ModelOffer]:
+    return [entry for entry in offer.models if model.is_sold_by(entry)]

@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Any, Protocol
 
 from piecework.commands import _common as common
 from piecework.commands._worker.views import price_rows, running_prices
@@ -21,6 +20,20 @@ if TYPE_CHECKING:
     from piecework_node.console.cards import Card
     from piecework_node.console.estimate import AskedPrices, Estimate, Figure, WorkerSpeed
     from piecework_node.console.model import ShownMoney
+    from piecework_node.pricing.market import SeenOffers, WantedModel
+    from piecework_protocol.types import Digest, Timestamp
+
+
+class MarketSource(Protocol):
+    """A way to see what others ask (`piecework_node.pricing.market.MarketReader`)."""
+
+    async def offers(self, model: WantedModel, now: Timestamp) -> SeenOffers:
+        """Return verified offers.
+
+        Raises:
+            ChainError: the registry does not answer.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +49,21 @@ class EstimateWishes:
 class Estimator:
     """The market and the settings of one home, asked once for any number of speeds."""
 
-    def __init__(self, root: Path, wishes: EstimateWishes) -> None:
+    def __init__(
+        self, root: Path, wishes: EstimateWishes, source: MarketSource | None = None
+    ) -> None:
+        """source: None for the indexes of the home, with its chain."""
         from piecework_node import config
         from piecework_node.home import Home
 
-        self.home, self._wishes = Home(root), wishes
+        self.home, self._wishes, self._source = Home(root), wishes, source
         self.config: WorkerConfig = common.guard(lambda: config.load(root))
         self.token: Token = common.market_token(self.home.deployment)
-        self._markets: dict[str, tuple[AskedPrices, Figure]] = {}
-        """By model: cards may run different ones."""
+        self._markets: dict[WantedModel, tuple[AskedPrices, Figure]] = {}
+        """Cards may run different models."""
         self._gas: Figure | None = None
 
-    def of(self, speed: WorkerSpeed, model: str, watts: Figure) -> Estimate:
+    def of(self, speed: WorkerSpeed, model: WantedModel, watts: Figure) -> Estimate:
         """What a speed would earn with a model. `watts`: of the busy card."""
         from piecework_node.console.estimate import Figure, estimate
 
@@ -73,30 +89,57 @@ class Estimator:
         of_power = self.config.usd_per_kwh if own.usd_per_kwh is None else own.usd_per_kwh
         return ShownMoney(token.symbol, token.decimals, of_token or None, of_power or None)
 
-    async def _ask_market(self, model: str) -> tuple[AskedPrices, Figure]:
-        """The prices of the first index that answers, or the home's own."""
-        from piecework.base.http import HttpError, HttpReader, host_of
+    async def _ask_market(self, model: WantedModel) -> tuple[AskedPrices, Figure]:
+        """What other workers ask, or the home's own prices."""
+        from piecework.base.errors import PieceworkError
         from piecework_node.console.estimate import AskedPrices, Figure, market
-        from piecework_node.jobs.offers import PUBLISH_LIMITS
-        from piecework_protocol.types import to_hex
+        from piecework_node.pricing.market import SeenOffers, ask_of
 
-        config, why = self.config, "no index is set"
-        token = to_hex(self.token.address or b"")
-        async with HttpReader(PUBLISH_LIMITS) as http:
-            for index in config.indexes:
-                url = f"{index.rstrip('/')}/v1/offers?model={quote(model, safe='')}"
-                try:
-                    prices, busy = market(await http.get_json(url), model, token)
-                except (HttpError, ValueError) as error:
-                    why = f"{host_of(index)}: {error}"
-                    continue
-                if prices is not None:
-                    return prices, busy
-                why = f"{host_of(index)}: {busy.source}"
+        seen, why = SeenOffers((), (), ()), ""
+        try:
+            seen = await self._look(model)
+        except (PieceworkError, OSError) as error:
+            why = f"nobody says whose offers count: {error}"
+        prices, busy = market([ask_of(offer, model) for offer in seen.offers])
+        if prices is not None:
+            return prices, busy
+        if not why and not seen.answered:
+            why = "; ".join(seen.away) or "no index is set"
+        why = why or busy.source
         own = f"your own prices, because {why}"
-        amounts = config.amounts(self.token)
+        amounts = self.config.amounts(self.token)
         output, steps = amounts.price_per_million_output_tokens, amounts.price_per_thousand_steps
         return AskedPrices(output, steps, own), Figure(None, why)
+
+    async def _look(self, model: WantedModel) -> SeenOffers:
+        """The offers of others that automatic prices would believe."""
+        from piecework.base.clock import SystemClock
+        from piecework.base.http import HttpReader
+        from piecework.chain.deployment import Deployment
+        from piecework_node.daemon.assembly import connect
+        from piecework_node.keys.operator import keystore_address
+        from piecework_node.pricing.market import MARKET_LIMITS, MarketReader, SeenOffers
+        from piecework_node.times import now
+        from piecework_protocol.types import parse_address
+
+        moment = now(SystemClock())
+        if self._source is not None:
+            return await self._source.offers(model, moment)
+        if not self.config.indexes:
+            return SeenOffers((), (), ())
+        deployment = Deployment.load(self.home.deployment)
+        me = parse_address("0x" + keystore_address(self.home.operator))
+        reader = await connect(self.config, deployment)
+        try:
+            async with HttpReader(MARKET_LIMITS) as http:
+                source = MarketReader(
+                    *(self.config.indexes, http, reader, deployment.domain),
+                    me=me,
+                    token=deployment.token,
+                )
+                return await source.offers(model, moment)
+        finally:
+            await reader.close()
 
     async def _ask_gas(self) -> Figure:
         """What settlements cost in a day at the gas price of now, in base units."""
@@ -145,31 +188,58 @@ def watts_here(settings: WorkerConfig) -> Figure:
     return Figure(limit, "the power limit of this card, by NVML")
 
 
-def this_speed(estimator: Estimator) -> tuple[WorkerSpeed, str]:
+def this_speed(estimator: Estimator) -> tuple[WorkerSpeed, WantedModel]:
     """The speed of this machine with its model: of the running worker, or as bench measured it.
 
     The program ends with one line if nobody has measured it.
     """
     from piecework.base.errors import PieceworkError
-    from piecework_node.console.estimate import WorkerSpeed, best_line
+    from piecework_node.console.estimate import best_line
     from piecework_node.daemon.admin import ask_daemon
     from piecework_node.engine.benchmark_table import kept_table
+    from piecework_node.pricing.market import FollowedModel
+    from piecework_protocol.objects import Service
 
     try:
-        engine = asyncio.run(ask_daemon(estimator.home.root, "GET", "/status"))["engine"]
-        tokens, steps = engine["tokens_per_second"], engine["steps_per_second"]
-        source = "measured by the running worker at its start"
-        return WorkerSpeed(float(tokens), float(steps), source), str(engine["model"])
-    except (PieceworkError, KeyError):
+        return _running(asyncio.run(ask_daemon(estimator.home.root, "GET", "/status"))["engine"])
+    except (PieceworkError, KeyError, ValueError):
         pass
-    model, lines = kept_table(estimator.home)
+    digest, lines = kept_table(estimator.home)
     speed = best_line(lines, estimator.config.slots)
+    try:
+        # The bench measures our own engine alone.
+        model = FollowedModel(_digest(digest), Service.REPLAYABLE)
+    except ValueError:
+        speed = None
     if speed is None:
         common.fail(
             "nobody has measured this machine. Start the worker, run `piecework bench --home …`, "
             "or give --card for a card of the table"
         )
     return speed, model
+
+
+def _running(engine: dict[str, Any]) -> tuple[WorkerSpeed, WantedModel]:
+    """What a running engine says of itself.
+
+    Raises:
+        KeyError: it has not started yet.
+        ValueError: it is another version's.
+    """
+    from piecework_node.console.estimate import WorkerSpeed
+    from piecework_node.pricing.market import FollowedModel
+    from piecework_protocol.objects import Service
+
+    tokens, steps = float(engine["tokens_per_second"]), float(engine["steps_per_second"])
+    service = Service[str(engine["service"]).upper()]
+    speed = WorkerSpeed(tokens, steps, "measured by the running worker at its start")
+    return speed, FollowedModel(_digest(str(engine["digest"])), service)
+
+
+def _digest(text: str) -> Digest:
+    from piecework_protocol.types import DIGEST_BYTES, Digest, parse_hex
+
+    return Digest(parse_hex(text, DIGEST_BYTES, "digest"))
 
 
 def card_named(text: str) -> Card:
@@ -184,7 +254,7 @@ def card_named(text: str) -> Card:
     return (exact or found)[0]
 
 
-def planned(card: Card, estimator: Estimator) -> tuple[WorkerSpeed, str] | str:
+def planned(card: Card, estimator: Estimator) -> tuple[WorkerSpeed, WantedModel] | str:
     """The bound of a card's speed with the home's model, in the precision that fits it.
 
     A text says why there is none.
@@ -193,19 +263,33 @@ def planned(card: Card, estimator: Estimator) -> tuple[WorkerSpeed, str] | str:
     from piecework_model.errors import ModelError
     from piecework_node.console.estimate import planned_speed
 
-    model = estimator.config.model
-    folder = common.checkpoint(model) if model else None
+    place = estimator.config.model
+    folder = common.checkpoint(place) if place else None
     try:
         blueprint = dimensions.read(folder) if folder else dimensions.released_blueprint()
         device = memory.Device("cuda", card.name, card.memory_bytes, HOST_GIB * 2**30)
         choice = memory.choose(blueprint, device, sequences=1, context=CONTEXT)
+        model = _planned_model(folder, dimensions.RELEASED_NAME)
     except ModelError as error:
         return str(error)
     if choice.need.offloaded:
         return "the weights do not fit, and nobody has measured this card with a part of them"
     size = blueprint.of.canvas
     speed = planned_speed(card, choice.need.weights_bytes, canvas_size=size)
-    return speed, folder.name if folder else dimensions.RELEASED_NAME
+    return speed, model
+
+
+def _planned_model(folder: Path | None, released: str) -> WantedModel:
+    """The model of a plan: by its manifest, else by its name. A large folder is not hashed."""
+    from piecework_model.checkpoint import manifest
+    from piecework_node.pricing.market import FollowedModel, NamedModel
+    from piecework_protocol.objects import Service
+    from piecework_protocol.types import Digest
+
+    if folder is None or not (folder / manifest.MANIFEST_FILE).is_file():
+        return NamedModel(folder.name if folder else released, Service.REPLAYABLE)
+    digest = manifest.manifest_digest(manifest.written(folder))
+    return FollowedModel(Digest(digest), Service.REPLAYABLE)
 
 
 def by_cards(cards: Sequence[Card], estimator: Estimator) -> list[tuple[str, Estimate | str]]:
@@ -231,20 +315,16 @@ def here(estimator: Estimator) -> list[tuple[str, Estimate | str]]:
 def _of_running_card(name: str, estimator: Estimator) -> tuple[str, Estimate | str]:
     """The estimate of one card, or why there is none: its speed is that of the running worker."""
     from piecework.base.errors import PieceworkError
-    from piecework_node.console.estimate import WorkerSpeed
     from piecework_node.daemon.admin import ask_daemon
 
     shown = f"card {name}"
     try:
         status = asyncio.run(ask_daemon(estimator.home.root, "GET", "/status"))
-        engine = {card["name"]: card["engine"] for card in status["cards"]}[name]
-        tokens, steps = float(engine["tokens_per_second"]), float(engine["steps_per_second"])
-        model = str(engine["model"])
+        speed, model = _running({card["name"]: card["engine"] for card in status["cards"]}[name])
     except PieceworkError as error:
         return shown, str(error)
-    except KeyError:
+    except (KeyError, ValueError):
         return shown, "its engine does not run, and nobody else has measured this card"
-    speed = WorkerSpeed(tokens, steps, "measured by the running worker at its start")
     draws = watts_here(dict(estimator.config.of_cards)[name])
     return shown, estimator.of(speed, model, draws)
 

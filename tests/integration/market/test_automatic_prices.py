@@ -108,6 +108,9 @@ async def it_follows_those_with_a_stake(
     told = await prices(worker)
     assert told["operators"] == 3 and told["market"] < told["least"] < told["most"]
     assert told["asked"] == told["most"] - told["most"] * 5 // 100
+    (forecast,) = (await worker_command(worker, "estimate", "--json")).json()["estimates"]
+    assert forecast["prices"]["output"] == OWN_OUTPUT // 10
+    assert "3 other workers" in forecast["prices"]["source"]
 
     async def offered() -> bool:
         now = {one.offer.operator: one.offer for one in await offers(url)}

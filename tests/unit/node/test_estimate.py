@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 
 from piecework.chain.deployment import Deployment
 from piecework.commands._worker.estimate import EstimateWishes, Estimator, watts_here
-from piecework_node.config import check
+from piecework_node.config import check, to_toml
 from piecework_node.console.cards import CARDS
 from piecework_node.console.estimate import (
     ASSUMED_UTILIZATION,
@@ -32,24 +28,25 @@ from piecework_node.console.estimate import (
     planned_speed,
 )
 from piecework_node.console.model import ShownMoney
-from piecework_node.daemon.registration import prepare_home
 from piecework_node.home import Home
-from piecework_protocol.types import Amount, Seconds, Timestamp, parse_address
+from piecework_node.pricing.market import (
+    FollowedModel,
+    MarketReader,
+    NamedModel,
+    OperatorAsk,
+    WantedModel,
+)
+from piecework_protocol.objects import Service
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import Amount, Seconds, Timestamp, Uint32, keccak256
+from piecework_protocol.wire import SignedOffer
+from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
+from tests.support.market.offers import model
+from tests.support.market.pages import FOLLOWED, ME, NAMES, Pages, asks, chain_of
 
-TOKEN = "0x" + "33" * 20
 MONEY = ShownMoney("USDC", 6, 1.0, 0.36)
 SPEED = WorkerSpeed(100.0, 10.0, "measured")
 PRICES = AskedPrices(200_000, 1_000, "the market")
-
-
-def offer(name: str = "m", output: int = 100, slots: int = 4, free: int = 1) -> dict[str, Any]:
-    model = {
-        "name": name,
-        "digest": "0xab",
-        "price_per_million_output_tokens": str(output),
-        "price_per_thousand_steps": 7,
-    }
-    return {"models": [model], "slots": slots, "slots_free": free, "tokens": [TOKEN]}
 
 
 def made(**changes: Any) -> Estimate:
@@ -92,77 +89,129 @@ def test_an_unknown_utilization_is_assumed_and_says_so() -> None:
     assert "assumed" in day.utilization.source and "no index" in day.utilization.source
 
 
-def test_the_market_is_the_median_of_a_model_and_its_busy_slots() -> None:
-    page = {"offers": [offer(output=o) for o in (300, 100, 200)] + [offer("other", 9)]}
-    prices, busy = market(page, "m", TOKEN)
+def test_the_market_is_the_median_of_what_others_ask_and_their_mean_busy_share() -> None:
+    asks = [OperatorAsk(output, 7, 4, free) for output, free in ((300, 0), (100, 4), (200, 1))]
+    prices, busy = market(asks)
     assert prices is not None and (prices.output, prices.steps) == (200, 7)
-    assert busy.value == 0.75 and "9 of 12" in busy.source
-    assert market(page, "0xab", TOKEN)[0] is not None
-    assert market({"offers": []}, "m", TOKEN) == (None, Figure(None, "no worker offers the model"))
-    assert market({"offers": [offer(slots=0, free=0)]}, "m", TOKEN)[1].value is None
+    assert "3 other workers" in prices.source
+    assert busy.value == pytest.approx((1 + 0 + 0.75) / 3)
+    assert market([]) == (None, Figure(None, "no other worker offers the model"))
+    unsaid = market([OperatorAsk(5, 7, 0, 0)])
+    assert unsaid[0] is not None and unsaid[1].value is None
 
 
-def test_a_price_in_another_token_is_no_price_of_this_market() -> None:
-    """Its base units may be worth nothing, or a thousand times as much."""
-    others = [{**offer(output=10**18), "tokens": ["0x" + "44" * 20]} for _ in range(3)]
-    prices, busy = market({"offers": [*others, offer(output=200)]}, "m", TOKEN)
-    assert prices is not None and prices.output == 200 and "1 workers" in prices.source
-    assert busy.value == 0.75
-    assert market({"offers": others}, "m", TOKEN)[0] is None
+def test_a_worker_that_claims_more_slots_than_all_others_has_one_voice() -> None:
+    asks = [OperatorAsk(200, 7, 2, 2), OperatorAsk(200, 7, 2**32 - 1, 0)]
+    assert market(asks)[1].value == pytest.approx(0.5)
 
 
-@contextmanager
-def index_of(**prices: int) -> Iterator[str]:
-    """An index with one worker for each of these models, at these prices."""
-
-    class Page(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            (asked,) = parse_qs(urlsplit(self.path).query)["model"]
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"offers": [offer(asked, prices[asked])]}).encode())
-
-        def log_message(self, *words: object) -> None:
-            """Tests are quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+# --- the market of a home
 
 
-def test_each_of_several_models_has_the_prices_of_its_own_market(tmp_path: Path) -> None:
-    """The cards of one worker may run different ones."""
-    deployment = Deployment(
+def deployment() -> Deployment:
+    return Deployment(
         31337,
-        parse_address(TOKEN),
+        TOKEN,
         "tUSDC",
         6,
         Amount(10**8),
         Seconds(7 * 24 * 3600),
         rpc_url="http://127.0.0.1:9",
     )
-    with index_of(small=200, large=900) as url:
-        values = {"payout": "0x" + "f1" * 20, "indexes": (url,)}
-        prepare_home(Home(tmp_path), deployment, values, "password", Timestamp(1_800_000_000))
-        estimator = Estimator(tmp_path, EstimateWishes())
-        made_of = [estimator.of(SPEED, name, Figure(400.0, "x")) for name in ("small", "large")]
-    assert [one.prices.output for one in made_of] == [200, 900]
+
+
+def estimator_of(home: Path, shown: list[SignedOffer], chain: FakeChain) -> Estimator:
+    """An estimator whose one index shows these offers."""
+    values = {"payout": "0x" + "f1" * 20, "native_coin_price": "0"}
+    Home(home).config.write_text(to_toml(values))
+    deployment().save(Home(home).deployment)
+    source = MarketReader(["http://one"], Pages(one=shown), chain, DOMAIN, me=ME, token=TOKEN)
+    return Estimator(home, EstimateWishes(), source)
+
+
+def fresh(name: str, units: int, **changes: Any) -> SignedOffer:
+    """An offer of this moment: a command looks at the machine's clock."""
+    moment = int(time.time())
+    times = {"issued_at": Timestamp(moment), "expires_at": Timestamp(moment + 300)}
+    return asks(name, units, **{**times, **changes})
+
+
+def prices_of(estimator: Estimator, wanted: WantedModel) -> AskedPrices:
+    return estimator.of(SPEED, wanted, Figure(400.0, "x")).prices
+
+
+def test_offers_that_nobody_signed_and_workers_without_a_stake_set_no_forecast(
+    tmp_path: Path,
+) -> None:
+    """An index that lies."""
+    forger = LocalSigner(bytes(keccak256(b"forger")))
+    chain = chain_of("ann", "bob")
+    shown = [
+        fresh("ann", 5),
+        fresh("bob", 10**9, signer=forger),
+        *(fresh(f"stranger {n}", 10**9) for n in range(9)),
+    ]
+    prices = prices_of(estimator_of(tmp_path, shown, chain), FOLLOWED)
+    assert prices.output == 5 and "1 other worker " in prices.source
+
+
+def test_a_worker_with_two_entries_is_one_worker(tmp_path: Path) -> None:
+    entries = tuple(
+        model(profile=profile, price_per_million_output_tokens=Amount(units))
+        for profile, units in (("gpu", 9), ("other gpu", 3))
+    )
+    shown = [fresh("ann", 0, models=entries), fresh("bob", 7), fresh("cai", 8)]
+    prices = prices_of(estimator_of(tmp_path, shown, chain_of(*NAMES)), FOLLOWED)
+    assert prices.output == 7 and "3 other workers" in prices.source
+
+
+@pytest.mark.parametrize("wanted", [FOLLOWED, NamedModel("tale-1", Service.REPLAYABLE)])
+def test_a_replayable_model_is_not_compared_with_best_effort(
+    tmp_path: Path, wanted: WantedModel
+) -> None:
+    plain = model(
+        service=Service.BEST_EFFORT,
+        profile="a vllm server",
+        price_per_million_output_tokens=Amount(1),
+        price_per_thousand_steps=Amount(0),
+        max_steps=Uint32(0),
+    )
+    both = (plain, asks("x", 8).offer.models[0])
+    shown = [fresh("ann", 0, models=(plain,)), fresh("bob", 0, models=both)]
+    estimator = estimator_of(tmp_path, shown, chain_of(*NAMES))
+    prices = prices_of(estimator, wanted)
+    assert prices.output == 8 and "1 other worker " in prices.source
+    cheap = prices_of(estimator, FollowedModel(model().digest, Service.BEST_EFFORT))
+    assert cheap.output == 1 and "2 other workers" in cheap.source
+
+
+def test_each_of_several_models_has_the_prices_of_its_own_market(tmp_path: Path) -> None:
+    """The cards of one worker may run different ones."""
+    shown = [
+        fresh(name, 0, models=(model(name, price_per_million_output_tokens=Amount(units)),))
+        for name, units in (("small", 200), ("large", 900))
+    ]
+    estimator = estimator_of(tmp_path, shown, chain_of("small", "large"))
+    wanted = [FollowedModel(model(name).digest, Service.REPLAYABLE) for name in ("small", "large")]
+    assert [prices_of(estimator, one).output for one in wanted] == [200, 900]
 
 
 @pytest.mark.parametrize(
-    "page",
+    ("shown", "away", "why"),
     [
-        {},
-        {"offers": [{}]},
-        {"offers": 3},
-        {"offers": [offer(output=-1)]},
-        {"offers": [offer(slots=2**99)]},
+        ([], False, "no other worker offers the model"),
+        (b"{}", False, "one: the index does not answer with a list of offers"),
+        ([asks("ann", 5)], True, "the chain does not answer"),
     ],
 )
-def test_a_page_that_is_not_one_of_an_index_is_refused(page: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="index"):
-        market(page, "m", TOKEN)
+def test_without_a_market_the_owners_own_prices_count_and_the_line_says_why(
+    tmp_path: Path, shown: Any, away: bool, why: str
+) -> None:
+    chain = chain_of(*NAMES)
+    chain.away = away
+    made = estimator_of(tmp_path, shown, chain).of(SPEED, FOLLOWED, Figure(1.0, "x"))
+    assert made.prices.output == 200_000 and "your own prices" in made.prices.source
+    assert why in made.prices.source and made.utilization.value == ASSUMED_UTILIZATION
 
 
 def test_a_planned_speed_reads_every_weight_once_a_step_and_names_its_sources() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,54 +20,18 @@ from piecework_node.pricing.costs import (
     gas_cost,
     power_cost,
 )
-from piecework_node.pricing.market import PAGE_OFFERS, FollowedModel, MarketReader, MarketView
+from piecework_node.pricing.market import PAGE_OFFERS, MarketReader, MarketView
 from piecework_node.pricing.rule import AskedPrice
 from piecework_node.pricing.state import PriceState
 from piecework_protocol.objects import Service
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Amount, Timestamp, Uint32, Uint64, keccak256
-from piecework_protocol.wire import SignedOffer, encode_offer
 from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
 from tests.support.clock import FakeClock
 from tests.support.market.offers import model, offer, operator, receiver
+from tests.support.market.pages import FOLLOWED, ME, NAMES, Pages, asks, chain_of
 
 NOW = Timestamp(1_800_000_010)
-ME = operator("me").address
-FOLLOWED = FollowedModel(model().digest, Service.REPLAYABLE)
-NAMES = ("ann", "bob", "cai", "dee")
-
-
-class Pages:
-    """Indexes that show what they were given, by host."""
-
-    def __init__(self, **shown: list[SignedOffer] | Exception | bytes) -> None:
-        self.shown, self.urls = shown, list[str]()
-
-    async def get_json(self, url: str) -> Any:
-        return json.loads(await self.get(url))
-
-    async def get(self, url: str) -> bytes:
-        self.urls.append(url)
-        page = self.shown[urlsplit(url).hostname or ""]
-        if isinstance(page, Exception):
-            raise page
-        if isinstance(page, bytes):
-            return page
-        rows = [{"signed_offer": base64.b64encode(encode_offer(one)).decode()} for one in page]
-        return json.dumps({"offers": rows, "total": len(rows)}).encode()
-
-
-def asks(name: str, units: int, **changes: Any) -> SignedOffer:
-    """An offer whose blended price is known: no steps are charged."""
-    entry = model(price_per_million_output_tokens=Amount(units), price_per_thousand_steps=Amount(0))
-    return offer(name, **{"models": (entry,), **changes})
-
-
-def chain_of(*names: str) -> FakeChain:
-    chain = FakeChain()
-    for name in names:
-        chain.register(operator(name).address, receiver(name))
-    return chain
 
 
 async def look(pages: Pages, chain: FakeChain) -> MarketView:
@@ -147,6 +110,23 @@ async def test_a_price_in_another_token_is_no_price_of_our_market() -> None:
         ["http://one"], Pages(one=shown), chain_of(*NAMES), FakeClock(NOW), token=TOKEN
     )
     assert suggested is not None and suggested.output == 5 and "2 bonded" in suggested.why
+
+
+async def test_a_newcomers_suggestion_reads_the_market_as_automatic_prices_do() -> None:
+    """Most stake first, not cheapest first. The newest offer counts, whoever may sign it."""
+    session = LocalSigner(bytes(keccak256(b"a session key")))
+    chain = chain_of(*NAMES)
+    chain.session_keys.add((operator("bob").address, session.address))
+    shown = [
+        asks("ann", 1),
+        asks("ann", 9, sequence=Uint64(2)),
+        asks("bob", 7, signer=session),
+    ]
+    pages = Pages(one=shown)
+    suggested = await suggest_prices(["http://one"], pages, chain, FakeClock(NOW), token=TOKEN)
+    assert suggested is not None and suggested.output == 7 and "2 bonded" in suggested.why
+    query = parse_qs(urlsplit(pages.urls[0]).query)
+    assert query == {"sort": ["stake"], "limit": [str(PAGE_OFFERS)]}
 
 
 async def test_another_model_and_another_service_are_no_market_of_ours() -> None:
