@@ -316,7 +316,11 @@ class WorkerConfig(Settings):
 
     # console
     usd_per_token: float = Field(
-        0.0, ge=0, le=1e9, description="your own price of the token, to show dollars. 0: unknown"
+        0.0,
+        ge=0,
+        le=1e9,
+        description="your own price of the token, to show dollars. worker join sets 1 where the "
+        "market's descriptor marks the token. 0: unknown",
     )
     usd_per_kwh: float = Field(
         0.0, ge=0, le=1000, description="your own price of power. 0: unknown"

@@ -5,6 +5,9 @@ deployment, and contracts are computed from them (`chain.addresses`). Indexes an
 that may change. A faucet is named on test networks alone. A number grows with every change, so that
 nobody can serve an older descriptor again to somebody who knows a newer one.
 
+A descriptor may have a mark: this token is 1 US dollar. It has no other price, because a price that
+moves would be the word of a peer. Without a mark it has the bytes of before there was one.
+
 The signature lies beside it. What is trusted is the address of the key that made it: a person
 compares it once with what the market publishes elsewhere, and afterwards it may not change.
 """
@@ -49,6 +52,8 @@ MAX_URL_CHARACTERS: Final = 1024
 MAX_SEQUENCE: Final = 2**53 - 1
 """What every JSON reader keeps exactly."""
 _MEMBERS: Final = ("format", "sequence", "deployment", "indexes", "relays", "faucet")
+_MARK: Final = "token_usd"
+"""A member that only a marked descriptor has. Its one value is 1."""
 
 
 class BadDescriptor(PieceworkError):
@@ -71,7 +76,7 @@ class MarketDescriptor:
     """One market, and where its public services are.
 
     indexes: URLs. relays: `host:port`, as each calls itself. faucet: a URL, on test networks.
-    sequence: grows with every change.
+    sequence: grows with every change. token_is_usd: the market says that its token is 1 US dollar.
     """
 
     deployment: Deployment
@@ -79,6 +84,7 @@ class MarketDescriptor:
     relays: tuple[str, ...] = ()
     faucet: str | None = None
     sequence: int = 1
+    token_is_usd: bool = False
 
     def encode(self) -> bytes:
         """Write the one form that there is: sorted names, no spaces, UTF-8."""
@@ -87,6 +93,7 @@ class MarketDescriptor:
                 "format": FORMAT,
                 **members(self, "sequence", "indexes", "relays", "faucet"),
                 "deployment": self.deployment.to_json(),
+                **({_MARK: 1} if self.token_is_usd else {}),
             }
         )
 
@@ -118,8 +125,8 @@ class MarketDescriptor:
     def _read(cls, raw: Any) -> MarketDescriptor:
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise ValueError(f"its format is not {FORMAT}")
-        unknown = sorted(set(raw) - set(_MEMBERS))
-        if unknown or len(raw) != len(_MEMBERS):
+        unknown = sorted(set(raw) - {*_MEMBERS, _MARK})
+        if unknown or not raw.keys() >= set(_MEMBERS):
             named = one_line(", ".join(unknown[:5]), 100) or "nothing"
             raise ValueError(f"a member is missing or unknown: {named}")
         deployment = Deployment.from_json(raw["deployment"])
@@ -127,12 +134,16 @@ class MarketDescriptor:
         testing = DEVELOPMENT_CHAIN_IDS | TEST_CHAIN_IDS
         if faucet is not None and deployment.chain_id not in testing:
             raise ValueError(f"chain {deployment.chain_id} is no test network, so it has no faucet")
+        marked = _mark(raw)
+        if marked and faucet is not None:
+            raise ValueError(f"{_MARK}: a token that a faucet gives away is no dollar")
         return cls(
             deployment,
             tuple(checked_url(url) for url in _places(raw, "indexes")),
             tuple(checked_relay(relay) for relay in _places(raw, "relays")),
             faucet,
             _sequence(raw["sequence"]),
+            marked,
         )
 
     @property
@@ -195,6 +206,8 @@ class PinnedMarket:
 
     def check_successor(self, newer: MarketDescriptor, signer: Address) -> None:
         """Hold a descriptor to the pinned one. Indexes, relays and the faucet may change.
+
+        The mark of a dollar may come and go too: it moves no setting of a home that has joined.
 
         Raises:
             MarketChanged: another key signed it, chain, token or terms are others, or it is older.
@@ -265,6 +278,17 @@ def _sequence(value: Any) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_SEQUENCE:
         return value
     raise ValueError(f"sequence is a whole number from 1 to {MAX_SEQUENCE}")
+
+
+def _mark(raw: Mapping[str, Any]) -> bool:
+    if _MARK not in raw:
+        return False
+    if type(raw[_MARK]) is not int or raw[_MARK] != 1:
+        raise ValueError(
+            f"{_MARK} is 1, or is not there: a market may say that its token is 1 USD, and sets no "
+            "other price"
+        )
+    return True
 
 
 def _canonical(values: Mapping[str, Any]) -> bytes:

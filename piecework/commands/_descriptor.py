@@ -29,14 +29,14 @@ def describe(descriptor: MarketDescriptor, key: Path, password: str, out: Path) 
     return signer.address
 
 
-def next_number(out: Path) -> int:
-    """The number after that of the descriptor which a file has. 1: there is none."""
+def written_before(out: Path) -> MarketDescriptor | None:
+    """The descriptor that a file has. None: there is none."""
     from piecework.base.files import read
     from piecework.chain.descriptor import MAX_DESCRIPTOR_BYTES, MarketDescriptor
 
     if not out.is_file():
-        return 1
-    return MarketDescriptor.decode(read(out, MAX_DESCRIPTOR_BYTES)).sequence + 1
+        return None
+    return MarketDescriptor.decode(read(out, MAX_DESCRIPTOR_BYTES))
 
 
 def signature_file(file: Path) -> Path:
@@ -109,6 +109,7 @@ def say_market(descriptor: MarketDescriptor, signer: Address) -> None:
         ("indexes", ", ".join(descriptor.indexes) or "none"),
         ("relays", ", ".join(descriptor.relays) or "none"),
         *((("faucet", descriptor.faucet),) if descriptor.faucet else ()),
+        *((("dollars", f"1 {token.symbol} is 1 USD"),) if descriptor.token_is_usd else ()),
     )
     for name, value in rows:
         common.say(f"{name:10} {value}")
@@ -122,7 +123,7 @@ def market_json(descriptor: MarketDescriptor, signer: Address) -> dict[str, Any]
     deployment = descriptor.deployment
     return {
         "signer": address_hex(signer),
-        **members(descriptor, "sequence", "indexes", "relays", "faucet"),
+        **members(descriptor, "sequence", "indexes", "relays", "faucet", "token_is_usd"),
         "deployment": deployment.to_json(),
         **members(deployment, "escrow", "registry"),
     }

@@ -67,7 +67,9 @@ def start(
     ] = None,
     token_usd: Annotated[
         str | None,
-        typer.Option(help="What one token is worth in dollars. The page shows both then."),
+        typer.Option(
+            help="Dollars for one token, to show both. Default: 1 if --descriptor says so."
+        ),
     ] = None,
     transaction_url: Annotated[
         str | None,
@@ -103,8 +105,20 @@ class _Shown:
     descriptor: Path | None
 
 
-def _files(market: Deployment, descriptor: Path | None) -> tuple[dict[str, bytes], Address | None]:
-    """What newcomers need, by the path that it is served at, and who signed the descriptor.
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """What newcomers need, by the path that it is served at.
+
+    `key`: who signed the descriptor, if there is one. `marked`: it says that the token is 1 USD.
+    """
+
+    files: dict[str, bytes]
+    key: Address | None = None
+    marked: bool = False
+
+
+def _served(market: Deployment, descriptor: Path | None) -> _Served:
+    """Read what an index serves beside its offers.
 
     Raises:
         PieceworkError: The descriptor cannot be used, or is another market's.
@@ -123,13 +137,14 @@ def _files(market: Deployment, descriptor: Path | None) -> tuple[dict[str, bytes
 
     files = {DEPLOYMENT: json.dumps(market.to_json(), indent=2).encode() + b"\n"}
     if descriptor is None:
-        return files, None
+        return _Served(files)
     content = read(descriptor, MAX_DESCRIPTOR_BYTES)
     signature = read(signature_file(descriptor), MAX_SIGNATURE_FILE_BYTES)
     found = MarketDescriptor.decode(content)
     if not found.deployment.same_market(market):
         raise BadDescriptor("--descriptor is that of another market than --deployment")
-    return {**files, DESCRIPTOR: content, SIGNATURE: signature}, found.signer(signature)
+    files |= {DESCRIPTOR: content, SIGNATURE: signature}
+    return _Served(files, found.signer(signature), found.token_is_usd)
 
 
 def _dollars(text: str | None) -> Decimal | None:
@@ -171,11 +186,12 @@ async def _serve(
     logs_to_stderr()
     (host, port), (file, rpc), (folder, place) = address, market, home
     deployment = Deployment.load(file)
-    files, signer = _files(deployment, shown.descriptor)
+    served = _served(deployment, shown.descriptor)
     async with await ChainReader.connect(deployment, rpc_url=rpc) as reader:
         database = await open_database(place)
-        money = Money(deployment.payment_token, shown.usd)
-        settings = ExplorerSettings(money, shown.url, shown.transactions, files, signer)
+        marked = served.marked and shown.usd is None
+        money = Money(deployment.payment_token, Decimal(1) if marked else shown.usd, marked)
+        settings = ExplorerSettings(money, shown.url, shown.transactions, served.files, served.key)
         try:
             now = Timestamp(int(SystemClock().wall()))
             store = await OfferStore.open(database, deployment.domain, deployment.token, now)
@@ -215,6 +231,13 @@ def describe(
         list[str] | None, typer.Option(help="host:port of a relay; repeatable.")
     ] = None,
     faucet: Annotated[str | None, typer.Option(help="URL of a faucet. Test networks only.")] = None,
+    token_is_usd: Annotated[
+        bool | None,
+        typer.Option(
+            "--token-is-usd/--no-token-is-usd",
+            help="Mark the token as 1 US dollar. Default: as in --out, else no.",
+        ),
+    ] = None,
     sequence: Annotated[
         int | None,
         typer.Option(min=1, help="Its number. Default: one more than that of --out, or 1."),
@@ -231,11 +254,16 @@ def describe(
     """
     from piecework.commands import _descriptor
 
-    number = sequence or common.guard(lambda: _descriptor.next_number(out))
-    places: dict[str, Any] = {"indexes": tuple(index or ()), "relays": tuple(relay or ())}
-    made = common.guard(
-        lambda: _descriptor.described(deployment, **places, faucet=faucet, sequence=number)
-    )
+    before = common.guard(lambda: _descriptor.written_before(out))
+    marked = before is not None and before.token_is_usd if token_is_usd is None else token_is_usd
+    values: dict[str, Any] = {
+        "indexes": tuple(index or ()),
+        "relays": tuple(relay or ()),
+        "faucet": faucet,
+        "sequence": sequence or (1 if before is None else before.sequence + 1),
+        "token_is_usd": marked,
+    }
+    made = common.guard(lambda: _descriptor.described(deployment, **values))
     secret = common.password(password_file, confirm=not key.is_file())
     signer = common.guard(lambda: _descriptor.describe(made, key, secret, out))
     if json:

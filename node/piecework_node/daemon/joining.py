@@ -26,6 +26,8 @@ from piecework_protocol.types import Address
 ANY_MODEL: Final = AnyModel(Service.REPLAYABLE)
 """A newcomer has none yet. The first of each worker counts. Best effort charges no steps."""
 MAX_CONFIG_BYTES: Final = 1024 * 1024
+MARKED_USD: Final = 1.0
+"""What `usd_per_token` is where a market marks its token as a dollar."""
 PLACES: Final = ("indexes", "relays")
 """Settings that follow the descriptor while their owner leaves them alone."""
 
@@ -102,7 +104,7 @@ def follow(home: Home, before: MarketDescriptor, after: MarketDescriptor) -> lis
     """Bring indexes and relays of a home up to date, and return one line for each that differs.
 
     What the owner wrote stays. Only a setting that still has the old descriptor's value gets the
-    new one.
+    new one. The price of the token stays in any case, and the line says how to change it.
     """
     if not home.config.is_file():
         return []
@@ -120,10 +122,21 @@ def follow(home: Home, before: MarketDescriptor, after: MarketDescriptor) -> lis
             said.append(f"{name} follow the market: {', '.join(new) or 'none'}")
         else:
             said.append(f"the market names other {name}. Yours stay. To follow it: {line}")
+    said += _mark_line(config.usd_per_token, before, after)
     if text != written:
         write_private(home.config, text.encode(), replace=True)
         settings.load(home.root, environment={})
     return said
+
+
+def _mark_line(mine: float, before: MarketDescriptor, after: MarketDescriptor) -> list[str]:
+    """What a mark that came or went means for a home that shows dollars at a price, or none."""
+    wanted = MARKED_USD if after.token_is_usd else 0.0
+    if before.token_is_usd == after.token_is_usd or mine == wanted:
+        return []
+    now = "now says" if after.token_is_usd else "no longer says"
+    line = f"the market {now} that its token is 1 USD. Your usd_per_token stays {mine:g}. "
+    return [f"{line}To follow it: piecework worker set usd_per_token {wanted:g}"]
 
 
 def _lines(toml: str) -> list[str]:

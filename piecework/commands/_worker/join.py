@@ -79,6 +79,7 @@ def settings_for(
 ) -> dict[str, Any]:
     """The settings of a new home: what was given, then the descriptor, then a suggestion."""
     from piecework_node.config import MAX_RELAYS
+    from piecework_node.daemon.joining import MARKED_USD
 
     given = {**wishes.settings, **prices}
     values: dict[str, Any] = {"indexes": market.indexes, "relays": market.relays[:MAX_RELAYS]}
@@ -91,6 +92,12 @@ def settings_for(
         values["payout"] = common.ask("--payout", "Cold address for the earnings")
     if values["relays"] and not ("bind" in given or "endpoint" in given):
         values["bind"] = ""
+    if market.token_is_usd and "usd_per_token" not in given:
+        values["usd_per_token"] = MARKED_USD
+        common.say(
+            f"dollars: 1 {market.deployment.payment_token.symbol} is 1 USD, says the market. "
+            "Change that with piecework worker set usd_per_token"
+        )
     return _suggested(market, values.get("rpc_url"), prices) | values
 
 

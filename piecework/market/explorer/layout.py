@@ -123,10 +123,12 @@ class Money:
     Attributes:
         token: What the amounts are in.
         usd: What the operator of the index says one token is worth, or None. Nobody else is asked.
+        marked: They said it with the market's descriptor that they serve.
     """
 
     token: Token
     usd: Decimal | None = None
+    marked: bool = False
 
     def price(self, units: int) -> str:
         """Return an amount as HTML: the number of tokens, and dollars behind it if known."""
@@ -253,7 +255,8 @@ def duration(seconds: int) -> str:
 def _worth(money: Money) -> str:
     if money.usd is None:
         return ""
-    return f", dollars as whoever runs this index set them (1 token is ${money.usd.normalize():f})"
+    who = "the market's descriptor says" if money.marked else "whoever runs this index set them"
+    return f", dollars as {who} (1 token is ${money.usd.normalize():f})"
 
 
 def _cell(column: Column, cell: Cell) -> str:

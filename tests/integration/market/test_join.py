@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from piecework.base.http import HttpLimits, HttpReader
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.demo.market import free_port
 from piecework_node import config
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.process
 PAYOUT = "0x" + signer("a cold address").address.hex()
 OWNER = address_hex(signer("a cold owner of a stake").address)
 READY_S = 180.0
+LIMITS = HttpLimits(total_s=60, connect_s=10, max_bytes=2**20)
 
 
 async def join(url: str, home: Path, *more: str) -> Said:
@@ -52,14 +54,17 @@ async def test_one_line_joins_a_market_and_follows_what_may_change(
         assert "no index of this market shows a bonded worker" in joined.out
         made = config.load(home, environment={})
         assert (made.bind, made.relays) == ("", ("127.0.0.1:7443",))
+        assert made.usd_per_token == 0, "a market that marks nothing shows no dollars"
         await _is_registered(found.market, joined)
 
         differs = await join(url, home, "--price-output", "9")
         assert differs.line().startswith("--price-output: ")
         assert "set price_per_million_output_tokens '9.00 tUSDC'" in differs.line()
 
-        await describe(public, "--relay", "127.0.0.1:7444", *index)
+        await describe(public, "--relay", "127.0.0.1:7444", *index, "--token-is-usd")
         followed = await join(url, home)
+        assert "the market now says that its token is 1 USD" in followed.out
+        assert config.load(home, environment={}).usd_per_token == 0
         assert "relays follow the market: 127.0.0.1:7444" in followed.out
         assert config.load(home, environment={}).relays == ("127.0.0.1:7444",)
 
@@ -137,6 +142,24 @@ async def test_the_last_step_checks_first_and_starts_only_what_can_earn(
             assert (await ask_daemon(home, "GET", "/status"))["state"] == "ready"
             process.terminate()
             assert await process.wait() == 0
+
+
+async def test_an_index_shows_dollars_by_the_descriptor_that_it_serves(
+    tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    async with published_market(tmp_path, embedded_chain) as found, HttpReader(LIMITS) as http:
+        for name, more, marked in (("plain", (), False), ("marked", ("--token-is-usd",), True)):
+            await describe(found.folder, *more)
+            command = ("market", "start", "--home", str(tmp_path / name), "--port", "0")
+            files = [found.folder / file for file in ("deployment.json", "market.json")]
+            where = ("--deployment", str(files[0]), "--descriptor", str(files[1]))
+            async with started(*command, *where, "--rpc", embedded_chain.url) as process:
+                url = json.loads((await lines_until_ready(process))[-1])["url"]
+                page = (await http.get(f"{url}/")).decode()
+                process.terminate()
+                assert await process.wait() == 0
+            assert ("the market's descriptor says (1 token is $1)" in page) is marked
+            assert ("$" in page) is marked
 
 
 @asynccontextmanager

@@ -80,6 +80,21 @@ def test_a_signature_file_that_is_none_is_refused(file: bytes) -> None:
         (changed(sequence=True), "sequence"),
         (changed(sequence="2"), "sequence"),
         (changed(sequence=2**53), "sequence"),
+        (changed(token_usd=2), "token_usd is 1"),
+        (changed(token_usd=0), "token_usd is 1"),
+        (changed(token_usd=-1), "token_usd is 1"),
+        (changed(token_usd=1.0), "token_usd is 1"),
+        (changed(token_usd="1"), "token_usd is 1"),
+        (changed(token_usd=True), "token_usd is 1"),
+        (changed(token_usd=None), "token_usd is 1"),
+        (
+            changed(
+                deployment={**DEPLOYMENT.to_json(), "chain_id": 84532},
+                faucet="https://faucet.example.org",
+                token_usd=1,
+            ),
+            "gives away",
+        ),
         (MARKET.encode().replace(b'"USDC"', b'"\\ud800"'), "not Unicode"),
         (MARKET.encode().replace(b'"format"', b'"faucet":null,"format"'), "canonical"),
     ],
@@ -87,6 +102,18 @@ def test_a_signature_file_that_is_none_is_refused(file: bytes) -> None:
 def test_a_descriptor_of_another_form_is_refused(data: bytes, why: str) -> None:
     with pytest.raises(BadDescriptor, match=why):
         MarketDescriptor.decode(data)
+
+
+def test_a_market_may_mark_its_token_as_a_dollar_and_others_have_the_bytes_of_before() -> None:
+    marked = replace(MARKET, token_is_usd=True)
+    assert MarketDescriptor.decode(marked.encode()) == marked
+    assert json.loads(marked.encode())["token_usd"] == 1
+    assert b"usd" not in MARKET.encode()
+    assert marked.signer(MARKET.sign(KEY)) != KEY.address, "the mark is signed"
+    pinned = replace(PINNED, descriptor=marked)
+    assert PinnedMarket.decode(pinned.encode()) == pinned
+    with pytest.raises(MarketChanged, match="two descriptors"):
+        PINNED.check_successor(marked, KEY.address)
 
 
 def test_a_test_network_may_have_a_faucet() -> None:

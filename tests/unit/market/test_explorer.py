@@ -134,6 +134,14 @@ async def test_nobody_is_believed_about_dollars(store: OfferStore) -> None:
         assert "$" not in (await shown(http, "/")).text
 
 
+async def test_dollars_of_a_marked_descriptor_are_named_as_such(store: OfferStore) -> None:
+    marked = Explorer(store, ExplorerSettings(Money(TOKEN_INFO, Decimal(1), marked=True)))
+    await marked.fill()
+    async with TestClient(TestServer(marked.server.application())) as http:
+        text = (await shown(http, "/")).text
+    assert "dollars as the market's descriptor says (1 token is $1)" in text
+
+
 async def test_a_newcomer_finds_the_deployment_and_the_line_that_joins(store: OfferStore) -> None:
     files = {"/deployment.json": b"{}", "/market.json": b'{"a":1}', "/market.json.sig": b"0x"}
     key = operator("who signs a market").address
