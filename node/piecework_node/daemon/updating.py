@@ -49,6 +49,12 @@ PREVIOUS: Final = ".previous"
 """Beside the link: the environment that it named before."""
 BY_HAND: Final = "the update was ended by hand"
 MAX_SAID: Final = 2000
+WAYS: Final = "docs/owners/install.md, Which way"
+KEEPERS: Final = {
+    "pipx_metadata.json": ("pipx", "pipx install --force"),
+    "uv-receipt.toml": ("uv", "uv tool install --force"),
+}
+"""Tools that keep an environment: the file that each leaves in it, and what replaces a version."""
 
 
 class WorkerService(Protocol):
@@ -91,8 +97,8 @@ class Installation:
         found = self.link.resolve()
         if not self.link.is_symlink() or not (found / "pyvenv.cfg").is_file():
             raise UpdateRefused(
-                f"{shown(self.link)} is not a link to an environment. Make it, and let the service "
-                f"start {self.link}/bin/piecework: docs/owners/keeping.md, Upgrade"
+                f"{shown(self.link)} is not a link to an environment. Make it with ln -s, and let "
+                f"what starts the worker start {self.link}/bin/piecework: {WAYS}"
             )
         return found
 
@@ -120,6 +126,42 @@ class Installation:
             return None
         found = self.folder / name
         return found if name and "/" not in name and (found / "pyvenv.cfg").is_file() else None
+
+
+def installation_of(prefix: Path, link: Path | None, wheel: Path) -> Installation:
+    """Find the environments of whoever runs this command.
+
+    Args:
+        prefix: The environment of the command.
+        link: What the caller names. None: `current` beside the environment.
+        wheel: The new version, to say how it is installed without a link.
+
+    Raises:
+        UpdateRefused: there is no such link. The text says what to do in this environment.
+    """
+    found = Installation(link or prefix.parent / "current")
+    if link is not None or found.link.is_symlink():
+        _ = found.current
+        return found
+    for mark, (tool, command) in KEEPERS.items():
+        if (prefix / mark).is_file():
+            raise UpdateRefused(
+                f"{tool} keeps this environment, so {tool} has to change its version. Compare "
+                f"sha256sum {shown(wheel)} with the digest that you trust. Then run: piecework "
+                f"worker drain, {command} '{shown(wheel.absolute())}[worker]', and start the "
+                "worker. Nothing goes back by itself then. For that install the other way: "
+                f"{WAYS}"
+            )
+    if not (prefix / "pyvenv.cfg").is_file():
+        raise UpdateRefused(
+            f"{shown(prefix)} is no environment of its own, so nothing can be made beside it. In a "
+            f"container start the new image. Elsewhere install again: {WAYS}"
+        )
+    raise UpdateRefused(
+        f"{shown(found.link)} is not a link to an environment. To keep this one, run: ln -s "
+        f"{prefix.name} {found.link}, and let what starts the worker start "
+        f"{found.link}/bin/piecework: {WAYS}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ def update(
     if bool(unit) == background:
         common.fail("name what runs the worker: --unit NAME, or --background", 2)
     place = place_of(home)
-    installation = _installation(link)
+    installation = _installation(link, wheel)
     environment = {**os.environ, "PIECEWORK_PASSWORD": common.password(password_file)}
     service = _service(unit, installation, place, environment)
     wishes = UpdateWishes(wheel, sha256, tuple(lock or ()), ready_within)
@@ -73,14 +73,12 @@ def update(
     common.say(f"the worker runs in {now}")
 
 
-def _installation(link: Path | None) -> Installation:
+def _installation(link: Path | None, wheel: Path) -> Installation:
     import sys
 
-    from piecework_node.daemon.updating import Installation
+    from piecework_node.daemon.updating import installation_of
 
-    found = Installation(link or Path(sys.prefix).resolve().parent / "current")
-    common.guard(lambda: found.current)
-    return found
+    return common.guard(lambda: installation_of(Path(sys.prefix).resolve(), link, wheel))
 
 
 def _service(

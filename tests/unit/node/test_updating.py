@@ -12,7 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from piecework_node.daemon.updating import MARK, PREVIOUS, Installation, Updater, UpdateWishes
+from piecework_node.daemon.updating import (
+    MARK,
+    PREVIOUS,
+    Installation,
+    Updater,
+    UpdateWishes,
+    installation_of,
+)
 from piecework_node.errors import UpdateRefused
 from piecework_node.home import Home
 from tests.support.system.wheels import build_wheel, digest_of
@@ -165,3 +172,57 @@ async def test_a_journal_that_the_check_had_changed_is_not_given_to_the_old_vers
     held = held_check(tmp_path, home, wheel)
     await held.ended_by_hand(lambda: set_schema(home, 4), "has changed the journal")
     assert held.service.events == ["stop"]
+
+
+WHEEL = Path("/dist/piecework-2.0-py3-none-any.whl")
+
+
+@pytest.mark.parametrize(
+    ("mark", "command"),
+    [
+        ("pipx_metadata.json", f"pipx install --force '{WHEEL}[worker]'"),
+        ("uv-receipt.toml", f"uv tool install --force '{WHEEL}[worker]'"),
+    ],
+)
+def test_an_environment_that_another_tool_keeps_is_updated_by_that_tool(
+    tmp_path: Path, mark: str, command: str
+) -> None:
+    """The way of a link would leave the tool's own program at the old version."""
+    environment(tmp_path, "piecework")
+    (tmp_path / "piecework" / mark).touch()
+    with pytest.raises(UpdateRefused) as refused:
+        installation_of(tmp_path / "piecework", None, WHEEL)
+    said = str(refused.value)
+    tool = command.split(" ", maxsplit=1)[0]
+    assert said.startswith(f"{tool} keeps this environment")
+    assert "piecework worker drain" in said and command in said and "sha256sum" in said
+    assert "ln -s" not in said and "docs/owners/install.md" in said
+
+
+def test_an_environment_without_a_link_beside_it_is_told_to_make_it(tmp_path: Path) -> None:
+    environment(tmp_path, "first")
+    with pytest.raises(UpdateRefused) as refused:
+        installation_of(tmp_path / "first", None, WHEEL)
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path}/current is not a link to an environment. ")
+    assert f"ln -s first {tmp_path}/current" in said and f"{tmp_path}/current/bin/piecework" in said
+    (tmp_path / "current").symlink_to("first")
+    found = installation_of(tmp_path / "first", None, WHEEL)
+    assert found.current == tmp_path / "first"
+
+
+def test_a_link_that_is_named_counts_wherever_the_command_itself_lies(tmp_path: Path) -> None:
+    environment(tmp_path, "first")
+    (tmp_path / "mine").symlink_to("first")
+    kept = tmp_path / "pipx" / "piecework"
+    environment(tmp_path / "pipx", "piecework")
+    (kept / "pipx_metadata.json").touch()
+    assert installation_of(kept, tmp_path / "mine", WHEEL).current == tmp_path / "first"
+    with pytest.raises(UpdateRefused, match="is not a link to an environment"):
+        installation_of(kept, tmp_path / "nowhere", WHEEL)
+
+
+def test_a_python_that_is_no_environment_of_its_own_is_named(tmp_path: Path) -> None:
+    """As in a container. A link to the whole machine's Python would be no way back."""
+    with pytest.raises(UpdateRefused, match=r"no environment of its own.*start the new image"):
+        installation_of(tmp_path / "usr", None, WHEEL)
