@@ -11,7 +11,15 @@ from urllib.parse import urlsplit
 import pytest
 
 from piecework.chain.deployment import Deployment
-from piecework.commands._worker.estimate import EstimateWishes, Estimator, watts_here
+from piecework.commands._worker.estimate import (
+    EstimateWishes,
+    Estimator,
+    planned,
+    this_speed,
+    watts_here,
+)
+from piecework_model.checkpoint.dimensions import RELEASED_NAME
+from piecework_model.checkpoint.manifest import bundled_checkpoint_path, manifest_digest, written
 from piecework_node.config import check, to_toml
 from piecework_node.console.cards import CARDS
 from piecework_node.console.estimate import (
@@ -28,6 +36,7 @@ from piecework_node.console.estimate import (
     planned_speed,
 )
 from piecework_node.console.model import ShownMoney
+from piecework_node.engine.benchmark_table import write_speeds
 from piecework_node.home import Home
 from piecework_node.pricing.market import (
     FollowedModel,
@@ -38,7 +47,15 @@ from piecework_node.pricing.market import (
 )
 from piecework_protocol.objects import Service
 from piecework_protocol.signing import LocalSigner
-from piecework_protocol.types import Amount, Seconds, Timestamp, Uint32, keccak256
+from piecework_protocol.types import (
+    Amount,
+    Digest,
+    Seconds,
+    Timestamp,
+    Uint32,
+    keccak256,
+    to_hex,
+)
 from piecework_protocol.wire import SignedOffer
 from tests.support.chain.fake_chain import DOMAIN, TOKEN, FakeChain
 from tests.support.market.offers import model
@@ -120,9 +137,11 @@ def deployment() -> Deployment:
     )
 
 
-def estimator_of(home: Path, shown: list[SignedOffer], chain: FakeChain) -> Estimator:
+def estimator_of(
+    home: Path, shown: list[SignedOffer], chain: FakeChain, **settings: str
+) -> Estimator:
     """An estimator whose one index shows these offers."""
-    values = {"payout": "0x" + "f1" * 20, "native_coin_price": "0"}
+    values = {"payout": "0x" + "f1" * 20, "native_coin_price": "0", **settings}
     Home(home).config.write_text(to_toml(values))
     deployment().save(Home(home).deployment)
     source = MarketReader(["http://one"], Pages(one=shown), chain, DOMAIN, me=ME, token=TOKEN)
@@ -194,6 +213,26 @@ def test_each_of_several_models_has_the_prices_of_its_own_market(tmp_path: Path)
     estimator = estimator_of(tmp_path, shown, chain_of("small", "large"))
     wanted = [FollowedModel(model(name).digest, Service.REPLAYABLE) for name in ("small", "large")]
     assert [prices_of(estimator, one).output for one in wanted] == [200, 900]
+
+
+def test_a_measured_model_is_known_by_its_digest(tmp_path: Path) -> None:
+    line = {"rows": 1, "tokens_per_second": 10.0, "steps_per_second": 2.0}
+    report = {"model": "any name", "digest": to_hex(FOLLOWED.digest), "measurements": [line]}
+    write_speeds(Home(tmp_path), report)
+    speed, wanted = this_speed(estimator_of(tmp_path, [], chain_of()))
+    assert speed.tokens == 10 and wanted == FOLLOWED
+
+
+def test_a_planned_model_is_known_by_its_manifest_and_without_one_by_its_name(
+    tmp_path: Path,
+) -> None:
+    card = next(card for card in CARDS if card.name == "H100 SXM")
+    folder = bundled_checkpoint_path()
+    digest = Digest(manifest_digest(written(folder)))
+    released = planned(card, estimator_of(tmp_path, [], chain_of()))
+    bundled = planned(card, estimator_of(tmp_path, [], chain_of(), model=str(folder)))
+    assert released[1] == NamedModel(RELEASED_NAME, Service.REPLAYABLE)
+    assert bundled[1] == FollowedModel(digest, Service.REPLAYABLE)
 
 
 @pytest.mark.parametrize(
