@@ -348,6 +348,10 @@ class PaidJob:
     gross: Amount
     offer: Digest | None = None
     """The offer that it named. None once the journal has let go of it."""
+    entry: int | None = None
+    """The entry of that offer: its model. None as before."""
+    tokens: int | None = None
+    """Output tokens of the paid canvases, by their receipts. None once one of these is gone."""
 
 
 @dataclass(frozen=True, slots=True)

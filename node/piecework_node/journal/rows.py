@@ -42,7 +42,13 @@ from piecework_protocol.types import (
     Signature,
     Timestamp,
 )
-from piecework_protocol.wire import decode_client_frame, decode_funding, decode_value
+from piecework_protocol.wire import (
+    decode_client_frame,
+    decode_funding,
+    decode_value,
+    stored_entry,
+    stored_units,
+)
 from piecework_protocol.worker_session import StoredCanvas
 
 BY_ID: Final = "jobs.id = ?"
@@ -96,18 +102,20 @@ _TXS = (
     "FROM transactions WHERE state IN ({}) ORDER BY nonce, at"
 )
 _PAID_JOB = (
-    "SELECT jobs.id, channels.id, accepted_at, amount, offer FROM canvases "
+    "SELECT jobs.id, channels.id, accepted_at, amount, receipt, offer, frame FROM canvases "
     "JOIN jobs ON canvases.job = jobs.number JOIN channels ON jobs.channel = channels.number "
+    "LEFT JOIN outputs ON outputs.job = jobs.number AND outputs.canvas = canvases.canvas "
     "LEFT JOIN submissions ON submissions.job = jobs.number WHERE leaf_index IS NOT NULL AND "
 )
 _PAID = (
-    f"{_PAID_JOB} accepted_at >= ? AND accepted_at < ? ORDER BY accepted_at, jobs.number, canvas"
+    f"{_PAID_JOB} accepted_at >= ? AND accepted_at < ? ORDER BY accepted_at, jobs.number, "
+    "canvases.canvas"
 )
 _PAID_LATELY = (
     # From the newest job backwards to the first that is older: its cost is that of what is new.
     f"{_PAID_JOB} jobs.number > coalesce("  # noqa: S608  no value of anybody is in it
     "(SELECT number FROM jobs WHERE accepted_at < ? ORDER BY number DESC LIMIT 1), 0) "
-    "ORDER BY jobs.number, canvas"
+    "ORDER BY jobs.number, canvases.canvas"
 )
 # The newest numbers first, and no more of them than asked for: constant time in a long journal.
 _RECENT = (
@@ -294,13 +302,22 @@ def paid_lately(db: apsw.Connection, since: int) -> tuple[PaidJob, ...]:
 def _paid(db: apsw.Connection, sql: str, bounds: tuple[int, ...]) -> tuple[PaidJob, ...]:
     found: dict[bytes, PaidJob] = {}
     rows: list[Any] = db.execute(sql, bounds).fetchall()
-    for job, channel, at, amount, offer in rows:
-        named = Digest(offer) if offer is not None else None
-        known = found.get(job) or PaidJob(
-            JobId(job), ChannelId(channel), Timestamp(at), 0, Amount(0), named
-        )
+    for job, channel, at, amount, receipt, offer, frame in rows:
+        known = found.get(job)
+        if known is None:
+            named = Digest(offer) if offer is not None else None
+            entry = stored_entry(frame) if frame is not None else None
+            known = PaidJob(
+                JobId(job), ChannelId(channel), Timestamp(at), 0, Amount(0), named, entry, 0
+            )
+        tokens = known.tokens
+        if tokens is not None:
+            tokens = tokens + stored_units(receipt) if receipt is not None else None
         found[job] = replace(
-            known, canvases=known.canvases + 1, gross=Amount(known.gross + amount_of(amount))
+            known,
+            canvases=known.canvases + 1,
+            gross=Amount(known.gross + amount_of(amount)),
+            tokens=tokens,
         )
     return tuple(found.values())
 

@@ -78,11 +78,11 @@ class Life:
     async def begin(self) -> None:
         await self.journal.append([ChannelSeen(KEY, CHANNEL)])
 
-    async def job(self, *, pay: bool = True) -> LeafRef:
+    async def job(self, *, pay: bool = True, entry: int = 0) -> LeafRef:
         """A job as a worker writes it: three commits."""
         self.jobs += 1
         deadline = Timestamp(int(self.clock.wall()) + 600)
-        job = pair.job(self.jobs, 4).replace(channel=KEY, deadline=deadline)
+        job = pair.job(self.jobs, 4).replace(channel=KEY, deadline=deadline, entry=Uint32(entry))
         key = job.id(DOMAIN)
         at = Timestamp(int(self.clock.wall()))
         stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, CONTENT), 7, at)

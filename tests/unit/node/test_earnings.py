@@ -104,6 +104,24 @@ async def test_the_newest_jobs_are_found_from_the_end_with_the_offers_that_they_
     await life.journal.close()
 
 
+async def test_a_paid_job_names_its_entry_and_its_tokens_until_its_evidence_is_gone(
+    tmp_path: Path,
+) -> None:
+    clock = FakeClock()
+    life = await opened(tmp_path, clock)
+    await life.begin()
+    for entry in (0, 3):
+        await life.job(entry=entry)
+    paid = await life.journal.paid_lately(0)
+    assert [(job.entry, job.tokens) for job in paid] == [(0, 4), (3, 4)]
+    clock.advance(DAY_S)
+    assert await life.prune()
+    pruned = await life.journal.paid_lately(0)
+    assert [(job.offer, job.entry, job.tokens) for job in pruned] == [(None, None, None)] * 2
+    assert [job.gross for job in pruned] == [job.gross for job in paid]
+    await life.journal.close()
+
+
 @pytest.mark.parametrize(
     ("first", "last"), [("soon", ""), ("2027-02-30", ""), ("2027-01-02", "2027-01-01")]
 )

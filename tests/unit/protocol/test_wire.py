@@ -40,6 +40,8 @@ from piecework_protocol.wire import (
     encode_value,
     encode_worker_frame,
     encode_worker_frames,
+    stored_entry,
+    stored_units,
 )
 from tests.vectors import generate
 
@@ -225,6 +227,17 @@ def test_a_transaction_hash_of_another_length_is_refused(length: int) -> None:
     broken = CloseChannelResponse(Signature(bytes(65)), Digest(bytes(length)))
     with pytest.raises(MalformedInput, match="32 bytes"):
         through_call(broken)
+
+
+def test_what_is_read_alone_of_a_stored_value_is_what_all_of_it_says() -> None:
+    for entry in (0, 1, 2**32 - 1):
+        frame = replace(SUBMIT, job=SUBMIT.job.replace(entry=entry))
+        assert stored_entry(encode_client_frame(frame)) == entry
+    receipt = CANVAS.receipt
+    assert receipt.units and stored_units(encode_value(receipt)) == receipt.units
+    for read in (stored_entry, stored_units):
+        with pytest.raises(MalformedInput):
+            read(b"\xff")
 
 
 def test_a_frame_longer_than_the_largest_is_refused_before_it_is_parsed() -> None:
