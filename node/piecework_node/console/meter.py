@@ -20,7 +20,9 @@ class _Sample:
     at: float
     tokens: int
     steps: int
-    joules: float | None
+    joules: float
+    untold: int
+    """Samples until now that did not tell what was drawn."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,8 @@ class ConsoleMeter:
     _samples: deque[_Sample] = field(default_factory=deque)
     _energy: dict[str, tuple[float, GpuReading]] = field(default_factory=dict)
     """Of each GPU: its last reading, and when that was."""
-    _joules: float | None = None
+    _joules: float = 0.0
+    _untold: int = 0
     hours: dict[int, float] = field(default_factory=dict)
     """Joules by hour since the epoch, only of hours in which the card told."""
 
@@ -83,12 +86,13 @@ class ConsoleMeter:
         known = [by_gpu[name] for name in ours]
         drawn = None if not known or None in known else sum(one or 0.0 for one in known)
         if drawn is not None:
-            self._joules = (self._joules or 0.0) + drawn
+            self._joules += drawn
             hour = int(wall) // HOUR_S
             self.hours[hour] = self.hours.get(hour, 0.0) + drawn
             while len(self.hours) > MAX_HOURS:
                 del self.hours[min(self.hours)]
-        self._samples.append(_Sample(at, tokens, steps, self._joules))
+        self._untold += drawn is None
+        self._samples.append(_Sample(at, tokens, steps, self._joules, self._untold))
         while len(self._samples) > 2 and at - self._samples[1].at >= WINDOW_S:
             self._samples.popleft()
         return drawn
@@ -118,6 +122,6 @@ class ConsoleMeter:
             return ConsoleRates()
         tokens = last.tokens - first.tokens
         joules = None
-        if tokens and last.joules is not None and first.joules is not None:
+        if tokens and last.untold == first.untold:
             joules = 1000 * (last.joules - first.joules) / tokens
         return ConsoleRates(tokens / span, (last.steps - first.steps) / span, joules)

@@ -79,7 +79,7 @@ class Earned:
     """What was earned in a time, or of a client or a model. Amounts are base units.
 
     gross: promised by vouchers. fees: paid by clients for transactions. gas: of the worker's
-    transactions. joules: that the card drew.
+    transactions. joules: that the card drew. Of a client or a model the last three are its share.
     """
 
     label: str

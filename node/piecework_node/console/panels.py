@@ -232,38 +232,31 @@ def _gpu(card: ShownCard) -> Iterable[Row]:
 
 
 def _earned(key: str, title: str, rows: Sequence[Earned], money: ShownMoney) -> Panel:
-    columns = ("When", "Jobs", "Gross", "Fees", "Gas", "Power", "Net", "Net in $")
-    made = tuple(
-        (
-            row.label,
-            f"{row.jobs:,}",
-            _tokens(money, row.gross),
-            _tokens(money, row.fees),
-            _tokens(money, row.gas),
-            _tokens(money, power_units(money, row.joules)),
-            _tokens(money, net_units(money, row)),
-            dollars(money, net_units(money, row)),
-        )
-        for row in rows
-    )
+    columns = ("When", "Jobs", *_MONEY)
+    made = tuple((row.label, f"{row.jobs:,}", *_nets(row, money)) for row in rows)
     note = f"In {money.symbol}. Net is after gas and power."
     return Panel(key, title, columns, made, frozenset(range(1, 8)), "nothing yet", note)
 
 
 def _shares(key: str, title: str, rows: Sequence[Earned], money: ShownMoney) -> Panel:
-    columns = ("Who" if key == "clients" else "Model", "Jobs", "Canvases", "Gross", "Gross in $")
+    columns = ("Who" if key == "clients" else "Model", "Jobs", "Canvases", *_MONEY)
     made = tuple(
-        (
-            row.label,
-            f"{row.jobs:,}",
-            f"{row.canvases:,}",
-            _tokens(money, row.gross),
-            dollars(money, row.gross),
-        )
-        for row in rows
+        (row.label, f"{row.jobs:,}", f"{row.canvases:,}", *_nets(row, money)) for row in rows
     )
-    note = f"In {money.symbol}, before gas and power."
-    return Panel(key, title, columns, made, frozenset(range(1, 5)), "nothing yet", note)
+    note = (
+        f"In {money.symbol}. Fees and gas are shared by canvases, power by tokens. Net is after "
+        "gas and power."
+    )
+    return Panel(key, title, columns, made, frozenset(range(1, 9)), "nothing yet", note)
+
+
+_MONEY: Final = ("Gross", "Fees", "Gas", "Power", "Net", "Net in $")
+
+
+def _nets(row: Earned, money: ShownMoney) -> Row:
+    net = net_units(money, row)
+    parts = (row.gross, row.fees, row.gas, power_units(money, row.joules), net)
+    return *(_tokens(money, part) for part in parts), dollars(money, net)
 
 
 def _counts(key: str, title: str, what: str, counts: dict[str, int]) -> Panel:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from bisect import bisect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from piecework.base.amounts import Token, native_coin
 from piecework.base.http import HttpReader
@@ -93,16 +94,34 @@ class EnergyNotes:
             self._written = text
 
 
+N = TypeVar("N", int, float)
+
+
+def _plus(one: N | None, other: N | None) -> N | None:
+    """A sum. What is unknown makes it unknown."""
+    return None if one is None or other is None else one + other
+
+
 @dataclass(slots=True)
 class _Sum:
     jobs: int = 0
     canvases: int = 0
     gross: int = 0
+    tokens: int | None = 0
 
     def add(self, other: _Sum) -> None:
         self.jobs += other.jobs
         self.canvases += other.canvases
         self.gross += other.gross
+        self.tokens = _plus(self.tokens, other.tokens)
+
+    def share_of(self, whole: _Sum, joules: float | None) -> float | None:
+        """Joules of this part of a sum, by its tokens. None: they are not known."""
+        if joules is None or self.jobs == whole.jobs:
+            return joules
+        if self.tokens is None or not whole.tokens:
+            return None
+        return joules * self.tokens / whole.tokens
 
 
 class EarningsBook:
@@ -116,7 +135,8 @@ class EarningsBook:
         """By hour: fees in base units, and gas in wei."""
         self._read_from: int | None = None
         self._clients: dict[ChannelId, str] = {}
-        self._models: dict[Digest, str] = {}
+        self._models: dict[Digest, tuple[str, ...]] = {}
+        """By offer: the names of its entries."""
 
     async def refresh(self, time: int) -> None:
         """Read what may have changed. time: Unix seconds."""
@@ -126,8 +146,8 @@ class EarningsBook:
         for job in await self._journal.paid_lately(first * HOUR_S):
             if job.at < first * HOUR_S:
                 continue  # the clock was set back: its hour is closed
-            key = job.at // HOUR_S, await self._model(job.offer), await self._client(job.channel)
-            sums[key].add(_Sum(1, job.canvases, job.gross))
+            key = job.at // HOUR_S, await self._model(job), await self._client(job.channel)
+            sums[key].add(_Sum(1, job.canvases, job.gross, job.tokens))
         spent: dict[int, tuple[int, int]] = {}
         for tx in await self._journal.spent(first * HOUR_S, time + HOUR_S):
             fees, wei = spent.get(tx.at // HOUR_S, (0, 0))
@@ -158,10 +178,11 @@ class EarningsBook:
         return tuple(row for row in rows if row.jobs or row.gas or row.joules)
 
     def _row(self, label: str, hours: list[int], joules: Mapping[int, float]) -> Earned:
-        wanted, total = set(hours), _Sum()
+        wanted, total, blind = set(hours), _Sum(), False
         for (hour, _, _), made in self._sums.items():
             if hour in wanted:
                 total.add(made)
+                blind = blind or hour not in joules
         fees = sum(self._spent.get(hour, (0, 0))[0] for hour in hours)
         wei = sum(self._spent.get(hour, (0, 0))[1] for hour in hours)
         known = [joules[hour] for hour in hours if hour in joules]
@@ -172,7 +193,7 @@ class EarningsBook:
             total.gross,
             fees,
             -(-wei * self._coin_price // WEI),
-            sum(known) if known else None,
+            sum(known) if known and not blind else None,
         )
 
     def costs(self) -> tuple[int, int, int]:
@@ -182,24 +203,64 @@ class EarningsBook:
         canvases = sum(made.canvases for made in self._sums.values())
         return -(-wei * self._coin_price // WEI), fees, canvases
 
-    def by_model(self) -> tuple[Earned, ...]:
+    def by_model(self, time: int, joules: Mapping[int, float]) -> tuple[Earned, ...]:
         """Earnings of the window by model, the largest first."""
-        return self._shares(lambda key: key[1])
+        return self._shares(lambda key: key[1], self._energy(time, joules))
 
-    def by_client(self) -> tuple[Earned, ...]:
+    def by_client(self, time: int, joules: Mapping[int, float]) -> tuple[Earned, ...]:
         """Earnings of the window by payer, the largest first."""
-        return self._shares(lambda key: key[2])
+        return self._shares(lambda key: key[2], self._energy(time, joules))
 
-    def _shares(self, part: Callable[[tuple[int, str, str]], str]) -> tuple[Earned, ...]:
+    def _energy(self, time: int, joules: Mapping[int, float]) -> dict[int, float | None]:
+        """Joules by each hour with jobs, so that they add up to those of the window.
+
+        An hour without jobs counts with the last one before it that had some: its canvases may
+        have run on, and the card waited after them. None: the hour of the jobs has no reading.
+        """
+        busy = sorted({hour for hour, _, _ in self._sums})
+        energy = {hour: joules.get(hour) for hour in busy}
+        oldest = time // HOUR_S - WINDOW_HOURS + 1
+        for hour in (joules.keys() - energy.keys()) if busy else ():
+            before = busy[max(0, bisect(busy, hour) - 1)]
+            known = energy[before]
+            if hour >= oldest and known is not None:
+                energy[before] = known + joules[hour]
+        return energy
+
+    def _shares(
+        self, part: Callable[[tuple[int, str, str]], str], energy: Mapping[int, float | None]
+    ) -> tuple[Earned, ...]:
+        """Gas and fees are shared by canvases: a settlement pays for many jobs. Power by tokens."""
         sums: dict[str, _Sum] = defaultdict(_Sum)
+        by_hour: dict[int, _Sum] = defaultdict(_Sum)
+        cells: dict[tuple[str, int], _Sum] = defaultdict(_Sum)
         for key, made in self._sums.items():
-            sums[part(key)].add(made)
-        ranked = sorted(sums.items(), key=lambda item: -item[1].gross)
+            for total in (sums[part(key)], by_hour[key[0]], cells[part(key), key[0]]):
+                total.add(made)
+        drawn: dict[str, float | None] = dict.fromkeys(sums, 0.0)
+        for (name, hour), made in cells.items():
+            drawn[name] = _plus(drawn[name], made.share_of(by_hour[hour], energy[hour]))
+        ranked = sorted(sums, key=lambda name: -sums[name].gross)
+        shown = [(name, sums[name], drawn[name]) for name in ranked[:MOST_SHARES]]
         rest = _Sum()
-        for _, made in ranked[MOST_SHARES:]:
-            rest.add(made)
-        shown = ranked[:MOST_SHARES] + ([(OTHER, rest)] if rest.jobs else [])
-        return tuple(Earned(name, s.jobs, s.canvases, s.gross) for name, s in shown)
+        joules: float | None = 0.0
+        for name in ranked[MOST_SHARES:]:
+            rest.add(sums[name])
+            joules = _plus(joules, drawn[name])
+        shown += [(OTHER, rest, joules)] if rest.jobs else []
+        gas, fees, canvases = self.costs()
+        return tuple(
+            Earned(
+                name,
+                made.jobs,
+                made.canvases,
+                made.gross,
+                fees * made.canvases // canvases,
+                -(-gas * made.canvases // canvases),
+                joules,
+            )
+            for name, made, joules in shown
+        )
 
     async def _client(self, channel: ChannelId) -> str:
         if channel not in self._clients:
@@ -207,14 +268,15 @@ class EarningsBook:
             self._clients[channel] = short(address_hex(stored.channel.payer)) if stored else "?"
         return self._clients[channel]
 
-    async def _model(self, offer: Digest | None) -> str:
-        if offer is None:
+    async def _model(self, job: PaidJob) -> str:
+        if job.offer is None or job.entry is None:
             return UNKNOWN_MODEL
-        if offer not in self._models:
-            signed = await self._journal.offer(offer)
-            names = dict.fromkeys(model.name for model in signed.offer.models) if signed else ()
-            self._models[offer] = ", ".join(names) or UNKNOWN_MODEL
-        return self._models[offer]
+        if job.offer not in self._models:
+            signed = await self._journal.offer(job.offer)
+            models = signed.offer.models if signed else ()
+            self._models[job.offer] = tuple(model.name for model in models)
+        names = self._models[job.offer]
+        return names[job.entry] if job.entry < len(names) else UNKNOWN_MODEL
 
 
 class ConsoleFeed:
@@ -319,8 +381,8 @@ class ConsoleFeed:
             refusals=dict(base.metrics.refusals),
             hours=self._book.hours(time, self._meter.hours),
             days=self._book.days(time, self._meter.hours),
-            models=self._book.by_model(),
-            clients=self._book.by_client(),
+            models=self._book.by_model(time, self._meter.hours),
+            clients=self._book.by_client(time, self._meter.hours),
             balance=self._balance(),
             rates=self._meter.rates,
             cards=cards,

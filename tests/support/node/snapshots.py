@@ -90,8 +90,13 @@ def a_snapshot(gpu: GpuReading | None = CARD) -> Snapshot:
             for hour in range(12)
         ),
         days=(Earned("2026-11-29", 1204, 4816, 1_481_481_468, 48_000, 852_000, joules),),
-        models=(Earned("google/diffusiongemma-26b", 1204, 4816, 1_481_481_468),),
-        clients=(Earned("0xabcdef01…", 1000, 4000, 1_300_000_000), Earned("others", 204, 816, 1)),
+        models=(
+            Earned("google/diffusiongemma-26b", 1204, 4816, 1_481_481_468, 48_000, 852_000, joules),
+        ),
+        clients=(
+            Earned("0xabcdef01…", 1000, 4000, 1_300_000_000, 39_867, 707_642, joules),
+            Earned("others", 204, 816, 1, 8_132, 144_359, None),
+        ),
         balance=OpenBalance(5_000_000, 0, 12_345, 8_000_000, "0.0123 coin", 340),
         rates=ConsoleRates(812.4, 96.1, 384.0 if gpu else None),
         cards=(a_card(gpu=gpu),),

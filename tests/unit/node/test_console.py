@@ -41,8 +41,12 @@ from tests.support.clock import FakeClock
 from tests.support.node.harness import DOMAIN
 from tests.support.node.memory_journal import MemoryJournal
 from tests.support.node.snapshots import AT, CARD, a_card, a_snapshot
+from tests.vectors import generate
 
 MONEY = ShownMoney("USDC", 6, 1.0, 0.36)
+OFFER = generate.offers()["2 models"]
+FIRST, SECOND = (model.name for model in OFFER.offer.models)
+OFFERED = Digest(bytes(32))
 
 
 def panel(shown: Snapshot, key: str) -> Panel:
@@ -68,7 +72,8 @@ def test_what_is_unknown_is_a_dash_and_never_zero() -> None:
     assert ("Joules per 1,000 tokens", UNKNOWN) in panel(shown, "worker").rows
     ((name, missing),) = panel(shown, "gpu").rows
     assert name == "Card" and missing.startswith("NVML")
-    assert panel(shown, "clients").rows[0][4] == UNKNOWN
+    for key in ("models", "clients"):
+        assert all(row[6:] == (UNKNOWN, UNKNOWN, UNKNOWN) for row in panel(shown, key).rows)
 
 
 def test_net_is_gross_and_fees_less_gas_and_power() -> None:
@@ -79,6 +84,18 @@ def test_net_is_gross_and_fees_less_gas_and_power() -> None:
     assert dollars(replace(MONEY, usd_per_token=2.5), 4_000_000) == "10.00"
     assert net_units(MONEY, replace(hour, gas=None)) is None
     assert power_units(replace(MONEY, usd_per_kwh=None), 1.0) is None
+
+
+def test_a_model_and_a_client_have_their_net_of_gas_and_power() -> None:
+    shown = replace(a_snapshot(), money=MONEY)
+    for key in ("models", "clients"):
+        drawn = panel(shown, key)
+        row = dict(zip(drawn.columns, drawn.rows[0], strict=True))
+        assert row["Power"] == "0.09" and row["Net in $"].startswith("1,")
+        parts = {name: float(row[name].replace(",", "")) for name in drawn.columns[3:8]}
+        taken = parts["Gas"] + parts["Power"]
+        assert parts["Net"] == pytest.approx(parts["Gross"] + parts["Fees"] - taken)
+    assert panel(shown, "clients").rows[1][6:] == (UNKNOWN, UNKNOWN, UNKNOWN)
 
 
 def test_power_that_costs_less_than_a_base_unit_costs_one() -> None:
@@ -156,6 +173,22 @@ def test_energy_is_counted_for_our_work_alone_and_only_where_the_card_tells() ->
     assert len(meter.hours) == MAX_HOURS
 
 
+def test_joules_per_token_are_unknown_while_the_card_did_not_tell_for_a_part_of_the_minute() -> (
+    None
+):
+    meter = ConsoleMeter()
+
+    def sample(second: int, card: GpuReading | None) -> float | None:
+        gpus = {"0": card}
+        meter.sample(second, AT, tokens=10 * second, steps=0, gpus=gpus, ours=["0"])
+        return meter.rates.joules_per_thousand
+
+    told = [GpuReading("card", power_w=50.0)] * 31
+    assert [sample(second, card) for second, card in enumerate(told)][1:] == [5000.0] * 30
+    assert sample(31, None) is None
+    assert [sample(second, told[0]) for second in range(32, 93)][-2:] == [None, 5000.0]
+
+
 async def test_what_a_day_drew_outlives_a_restart() -> None:
     journal, hour = MemoryJournal(DOMAIN), AT // HOUR_S
 
@@ -198,17 +231,28 @@ class FakeBookJournal:
         return None
 
     async def offer(self, digest: Digest) -> SignedOffer | None:
-        return None
+        return OFFER if digest == OFFERED else None
 
-    def pay(self, at: int, gross: int, channel: int = 1) -> None:
-        name = len(self.jobs).to_bytes(32, "big")
+    def pay(
+        self,
+        at: int,
+        gross: int,
+        channel: int = 1,
+        *,
+        entry: int | None = None,
+        canvases: int = 2,
+        tokens: int | None = 512,
+    ) -> None:
+        """Add a job. entry: of `OFFER`. Without one the journal has let go of it."""
         job = PaidJob(
-            JobId(name),
+            JobId(len(self.jobs).to_bytes(32, "big")),
             ChannelId(channel.to_bytes(32, "big")),
             Timestamp(at),
-            2,
+            canvases,
             Amount(gross),
-            Digest(bytes(32)),
+            None if entry is None else OFFERED,
+            entry,
+            tokens,
         )
         self.jobs.append(job)
 
@@ -230,6 +274,69 @@ async def test_earnings_add_up_by_hour_and_by_day_and_closed_hours_are_read_once
     assert sum(row.gross for row in book.days(AT + HOUR_S, {})) == 400
 
 
+async def test_a_day_does_not_know_its_power_if_an_hour_with_jobs_had_no_reading() -> None:
+    journal, book_at = FakeBookJournal(), AT
+    book, hour = EarningsBook(journal, 1), book_at // HOUR_S
+    journal.pay(AT, 100)
+    journal.pay(AT - HOUR_S, 100)
+    await book.refresh(AT)
+    idle = {hour - 2: 7.0}
+    assert [row.joules for row in book.days(AT, idle | {hour: 50.0})] == [None]
+    assert [row.joules for row in book.days(AT, idle | {hour: 50.0, hour - 1: 3.0})] == [60.0]
+    assert [row.joules for row in book.hours(AT, idle | {hour: 50.0})] == [50.0, None, 7.0]
+
+
+async def test_jobs_count_for_the_model_that_they_named_of_an_offer_of_several() -> None:
+    journal = FakeBookJournal()
+    book = EarningsBook(journal, 1)
+    for gross, entry in ((30, 0), (20, 1), (10, 1), (7, None), (1, 2)):
+        journal.pay(AT, gross, entry=entry)
+    await book.refresh(AT)
+    assert {row.label: (row.jobs, row.gross) for row in book.by_model(AT, {})} == {
+        FIRST: (1, 30),
+        SECOND: (2, 30),
+        UNKNOWN_MODEL: (2, 8),
+    }
+
+
+async def test_gas_is_shared_by_canvases_and_power_by_tokens_and_the_shares_add_up() -> None:
+    journal, hour = FakeBookJournal(), AT // HOUR_S
+    book = EarningsBook(journal, 3_000_000_000)
+    journal.pay(AT, 100, channel=1, entry=0, canvases=1, tokens=100)
+    journal.pay(AT, 50, channel=2, entry=1, canvases=3, tokens=300)
+    journal.pay(AT - 5 * HOUR_S, 20, channel=2, entry=1, canvases=4, tokens=512)
+    journal.txs.append(SpentTx(b"", TxKind.SETTLE, Timestamp(AT), 10**15, Amount(800)))
+    book._clients = {job.channel: job.channel.hex() for job in journal.jobs}
+    await book.refresh(AT)
+    # In the hours before and between the two with jobs the card waited.
+    joules = {hour: 80.0, hour - 5: 10.0, hour - 2: 4.0, hour - 9: 2.0, hour - 500: 999.0}
+    for rows in (book.by_model(AT, joules), book.by_client(AT, joules)):
+        shares = [(row.gross, row.fees, row.gas, row.joules) for row in rows]
+        assert shares == [
+            (100, 100, 375_000, 20.0),
+            (70, 700, 2_625_000, 76.0),
+        ]
+        for made in (rows, book.days(AT, joules)):
+            assert sum(row.gas or 0 for row in made) == 3_000_000
+            assert sum(row.joules or 0.0 for row in made) == 96.0
+
+
+async def test_the_power_of_a_part_is_unknown_only_where_its_own_hours_are() -> None:
+    journal, hour = FakeBookJournal(), AT // HOUR_S
+    book = EarningsBook(journal, 1)
+    journal.pay(AT, 9, entry=0)
+    journal.pay(AT - HOUR_S, 8, entry=1)
+    journal.pay(AT - 2 * HOUR_S, 7, tokens=None)
+    await book.refresh(AT)
+    by_label = {r.label: r.joules for r in book.by_model(AT, {hour: 5.0, hour - 2: 3.0})}
+    # All of an hour's power is of the only model in it, also where no tokens are known.
+    assert by_label == {FIRST: 5.0, SECOND: None, UNKNOWN_MODEL: 3.0}
+    journal.pay(AT, 1, tokens=None)
+    await book.refresh(AT)
+    by_label = {r.label: r.joules for r in book.by_model(AT, {hour: 5.0, hour - 2: 3.0})}
+    assert by_label == {FIRST: None, SECOND: None, UNKNOWN_MODEL: None}
+
+
 async def test_a_voucher_that_comes_later_is_counted_with_its_hour() -> None:
     journal = FakeBookJournal()
     book = EarningsBook(journal, 1)
@@ -244,15 +351,16 @@ async def test_the_largest_models_and_clients_are_shown_and_the_rest_together() 
     book = EarningsBook(journal, 1)
     journal.pay(AT, 5)
     await book.refresh(AT)
-    (model,) = book.by_model()
+    (model,) = book.by_model(AT, {})
     assert (model.label, model.gross, model.canvases) == (UNKNOWN_MODEL, 5, 2)
     book._clients = {ChannelId(i.to_bytes(32, "big")): f"c{i}" for i in range(30)}
     for i in range(1, 30):
         journal.pay(AT, i, channel=i)
     await book.refresh(AT)
-    shown = book.by_client()
+    shown = book.by_client(AT, {AT // HOUR_S: 300.0})
     assert shown[0].label == "c29" and shown[-1].label == OTHER
     assert sum(row.gross for row in shown) == 5 + sum(range(1, 30))
+    assert sum(row.joules or 0.0 for row in shown) == pytest.approx(300.0)
 
 
 # --- alerts
