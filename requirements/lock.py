@@ -55,7 +55,7 @@ ORDER: Final = ("client", "worker", "torch")
 def main() -> None:
     """Resolve, and write one file for each way to install."""
     client = _resolve(_requirements(["cli", "gateway", "market"]))
-    wanted = _requirements(["worker", "gateway", "market"])
+    wanted = _requirements(["worker", "console", "gateway", "market"])
     with_torch = _resolve(wanted)
     worker = _resolve(line for line in wanted if not TORCH.match(line))
     _write("client", "A client, a gateway, an index.", client)

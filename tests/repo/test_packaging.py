@@ -25,7 +25,7 @@ UNDECLARED = {"grpc_tools", "triton"}
 # Each lock file with the extras that it serves together with the files that it goes with.
 LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "client": (("cli", "gateway", "market"), ()),
-    "worker": (("worker", "gateway", "market"), ("torch",)),
+    "worker": (("worker", "console", "gateway", "market"), ("torch",)),
     "torch": (("worker",), ("worker",)),
     "chain": (("chain",), ("worker",)),
     "provenance": (("provenance",), ("client",)),
@@ -34,6 +34,8 @@ LOCKS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 OF_ITS_OWN = {"halmos", "agents-newer", "agents-older", "agents-aider"}
 """Locks of tools that run in an environment of their own, so their versions are not ours."""
+NOT_IN_THE_IMAGE = {"provenance"}
+"""Extras of no role: C2PA credentials are written by the owner of a client."""
 STARTED_BY_TEXT = ("docker-compose.yml", "Makefile", "Dockerfile", ".ci/run")
 
 
@@ -167,3 +169,14 @@ def test_locks_that_go_together_do_not_name_a_distribution_twice(name: str) -> N
 def test_every_lock_that_a_script_installs_is_there(name: str) -> None:
     for file in re.findall(r"requirements/\w+\.\w+", (ROOT / name).read_text()):
         assert (ROOT / file).is_file(), file
+
+
+def test_the_image_has_what_every_command_of_its_roles_imports() -> None:
+    """`piecework worker top`, for one: an owner runs it inside the running container."""
+    last = (ROOT / "Dockerfile").read_text().rsplit("\nFROM ", 1)[1]
+    files = re.findall(r"requirements/\w+\.lock", last)
+    held = {name for file in files for name in pins(file)}
+    roles = EXTRAS.keys() - NOT_IN_THE_IMAGE
+    assert "console" in roles
+    missing = installed_with(roles) - held
+    assert not missing, f"no lock that the Dockerfile installs has {sorted(missing)}"
