@@ -38,4 +38,6 @@ RUN if [ -z "$PIP_EXTRA_INDEX_URL" ]; then \
 COPY --from=wheel /wheels /wheels
 RUN pip install --no-cache-dir --no-deps /wheels/*.whl && pip check
 USER piecework
+# `docker compose exec worker piecework worker top` finds the home of the worker, and so on.
+ENV PIECEWORK_HOME=/home/piecework
 CMD ["piecework", "--help"]

@@ -45,7 +45,10 @@ def start(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8380,
     rpc: Annotated[
         str | None,
-        typer.Option(help="The chain's node. The file of a development chain names its own."),
+        typer.Option(
+            envvar="PIECEWORK_MARKET_RPC",
+            help="The chain's node. The file of a development chain names its own.",
+        ),
     ] = None,
     database: Annotated[
         str | None,

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from aiohttp import web
+from yarl import URL
 
 from piecework.base.connections import Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
 from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
+from piecework.base.hosts import is_unspecified
 from piecework.base.http_server import HttpServer, http_limits
 from piecework.base.jsons import loads
 from piecework.base.text import is_text, one_line
@@ -365,6 +367,8 @@ def admin_token(home: Path) -> str:
 def console_url(home: Path) -> str:
     """Return the address of the console of the worker of a home, with the key that reads it.
 
+    It is for this machine. A port that listens everywhere, as in a container, is asked on loopback.
+
     Raises:
         AdminError: no worker runs there.
     """
@@ -374,7 +378,10 @@ def console_url(home: Path) -> str:
 def _url(home: Path) -> str:
     try:
         address = loads((home / ADDRESS_FILE).read_bytes())
-        return f"http://{address['host']}:{int(address['port'])}"
+        host = str(address["host"])
+        if is_unspecified(host):
+            host = "::1" if ":" in host else "127.0.0.1"
+        return str(URL.build(scheme="http", host=host, port=int(address["port"])))
     except (OSError, ValueError, KeyError, TypeError):
         raise AdminError(
             f"no worker runs in {home}. Start it with `piecework worker start`."

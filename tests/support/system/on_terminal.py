@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import termios
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 WITHIN_S = 180.0
 MAX_READ = 65536
@@ -27,20 +27,25 @@ def _own_terminal() -> None:
 
 
 async def on_terminal(
-    *arguments: str, answers: Sequence[tuple[str, str]], within_s: float = WITHIN_S
+    *arguments: str,
+    answers: Sequence[tuple[str, str]],
+    within_s: float = WITHIN_S,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[int, str]:
     """Run a command. Each question (a pattern) has to come in its turn, and gets its answer.
+
+    environment: in place of our own, which has no password then.
 
     Returns its exit code and all that the terminal showed.
     """
     ours, theirs = pty.openpty()
-    environment = {n: v for n, v in os.environ.items() if n != "PIECEWORK_PASSWORD"}
+    own = {n: v for n, v in os.environ.items() if n != "PIECEWORK_PASSWORD"}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "piecework", *arguments),
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
-        env=environment,
+        env=own if environment is None else environment,
         start_new_session=True,
         preexec_fn=_own_terminal,
     )

@@ -491,6 +491,24 @@ async def test_the_console_is_for_who_has_its_key_and_the_key_presses_no_button(
     assert Snapshot.from_json(data) == SNAPSHOT
 
 
+@pytest.mark.parametrize(
+    ("host", "asked"),
+    [
+        ("127.0.0.1", "127.0.0.1"),
+        ("0.0.0.0", "127.0.0.1"),  # noqa: S104
+        ("::", "[::1]"),
+        ("::1", "[::1]"),
+        ("worker", "worker"),
+    ],
+)
+def test_the_address_of_the_console_is_one_that_a_browser_can_open(
+    host: str, asked: str, tmp_path: Path
+) -> None:
+    address = {"host": host, "port": 9464}
+    (tmp_path / ADDRESS_FILE).write_text(json.dumps(address))
+    assert console_url(tmp_path).startswith(f"http://{asked}:9464/console?key=")
+
+
 async def test_what_is_no_token_presses_no_button_and_sets_no_cookie(
     admin: tuple[Operations, str, Path],
 ) -> None:
