@@ -15,9 +15,9 @@ CONTENT_SECURITY_POLICY: Final = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; connect-src 'self'; "
     "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
 )
-WIDE: Final = frozenset({"hours", "days", "canvases", "test", "alerts"})
+WIDE: Final = frozenset({"hours", "days", "models", "clients", "canvases", "test", "alerts"})
 """Panels that take the whole width, or half of a very wide window."""
-HALF: Final = frozenset({"models", "clients", "jobs", "refusals"})
+HALF: Final = frozenset({"jobs", "refusals"})
 """Panels that take half of the width."""
 UNBROKEN: Final = 16
 """Characters of a value that is never broken into two lines."""

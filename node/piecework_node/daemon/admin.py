@@ -21,8 +21,8 @@ from yarl import URL
 from piecework.base.connections import Refused
 from piecework.base.errors import PieceworkError
 from piecework.base.files import write_private
-from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
 from piecework.base.hosts import is_unspecified
+from piecework.base.http import HttpError, HttpLimits, HttpReader, HttpStatus
 from piecework.base.http_server import HttpServer, http_limits
 from piecework.base.jsons import loads
 from piecework.base.text import is_text, one_line

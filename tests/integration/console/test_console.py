@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from PIL import Image
 from textual.widgets import DataTable, Static
 
 from piecework.base.connections import Refused
@@ -43,6 +44,8 @@ EMPTY = replace(
     model="",
     state="starting",
 )
+
+SHOWN = {"busy": a_snapshot(CARD), "silent card": a_snapshot(GpuReading("card")), "empty": EMPTY}
 
 
 class Shown:
@@ -107,14 +110,27 @@ async def test_the_page_fits_and_is_readable_at_every_width_in_both_schemes(
     tmp_path: Path,
 ) -> None:
     async with browser(tmp_path) as page:
-        for shown in (a_snapshot(CARD), a_snapshot(GpuReading("card")), EMPTY):
+        for name, shown in SHOWN.items():
             for width in WIDTHS:
                 for scheme in SCHEMES:
                     await page.resize(width, 900, scheme)
                     await page.show(render(shown))
+                    await page.keep(f"console {name}", width, scheme)
                     found = await page.value(OVERFLOW) + await page.value(CONTRAST)
                     found += await page.axe()
-                    assert not found, (width, scheme, found)
+                    assert not found, (name, width, scheme, found)
+
+
+async def test_a_picture_shows_the_whole_page_as_wide_as_the_window(tmp_path: Path) -> None:
+    async with browser(tmp_path) as page:
+        await page.resize(390, 900, "dark")
+        await page.show(render(a_snapshot()))
+        width = await page.value("document.documentElement.clientWidth")
+        height = await page.value("document.documentElement.scrollHeight")
+        file = tmp_path / "page.png"
+        await page.screenshot(file)
+        with Image.open(file) as picture:
+            assert height > 900 and picture.size == (width, height)
 
 
 async def test_the_assertions_notice_what_stands_out_and_what_is_too_pale(tmp_path: Path) -> None:

@@ -179,6 +179,7 @@ async def test_every_page_fits_and_is_readable_at_every_width_in_both_schemes(
                 for scheme in SCHEMES:
                     await page.resize(width, 900, scheme)
                     await page.show(text)
+                    await page.keep(f"explorer {name}", width, scheme)
                     found = await page.value(OVERFLOW) + await page.value(CONTRAST)
                     found += await page.axe()
                     assert not found, (name, width, scheme, found)

@@ -179,18 +179,22 @@ async def test_every_role_of_the_page_comes_up_and_the_console_is_reached_from_t
             "gpu.example.org:50051": f"{LOOPBACK}:{place.port('50051')}",
             "/deployment.json": str(file),
         }
-        for service in SERVICES.values():  # an empty volume is as the folder of the image
-            for volume in service["volumes"]:
-                folder = Path(place.here(volume.partition(":")[2]))
-                folder.mkdir(mode=0o700)
-        (tmp_path / "deploy").mkdir()
-        (tmp_path / "deploy" / "secrets").symlink_to(tmp_path / "run" / "secrets")
+        _mount(place)
         reader = Reader(place)
         stack.push_async_callback(reader.aclose)
         for line in typed():
             await reader.type(line)
             if line.command[-1:] == ("--web",):
                 await _opens(reader.said[" ".join(line.command)], place)
+
+
+def _mount(place: Place) -> None:
+    """Make the folders. An empty volume is as the folder of the image: for its user alone."""
+    for service in SERVICES.values():
+        for volume in service["volumes"]:
+            Path(place.here(volume.partition(":")[2])).mkdir(mode=0o700)
+    (place.root / "deploy").mkdir()
+    (place.root / "deploy" / "secrets").symlink_to(place.root / "run" / "secrets")
 
 
 async def _opens(address: str, place: Place) -> None:

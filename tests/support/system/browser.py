@@ -20,6 +20,8 @@ import aiohttp
 
 from tests.support.waiting import until
 
+SCREENSHOTS: Final = Path(__file__).resolve().parents[3] / "build" / "screenshots"
+"""Where the tests of layouts leave their pictures for people. Git ignores it."""
 START_S: Final = 60.0
 ANSWER_S: Final = 60.0
 MAX_MESSAGE_BYTES: Final = 64 * 2**20
@@ -138,6 +140,13 @@ class Page:
         await self.value(f"{source};0")
         found: list[str] = await self.value(RUN_AXE)
         return found
+
+    async def keep(self, name: str, width: int, scheme: str) -> Path:
+        """Leave a picture among those of all tests. Return its place."""
+        file = SCREENSHOTS / f"{name.replace(' ', '-')}-{width}-{scheme}.png"
+        await asyncio.to_thread(file.parent.mkdir, parents=True, exist_ok=True)
+        await self.screenshot(file)
+        return file
 
     async def screenshot(self, path: Path) -> None:
         """Write a picture of the whole page, for people."""
