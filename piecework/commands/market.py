@@ -22,6 +22,13 @@ STORE = "market.db"
 CONNECTIONS_PER_ADDRESS = 64
 """A client needs one or two. One address may be a NAT with many clients behind it."""
 MAX_TOKEN_USD: Final = 10**9
+Rpc = Annotated[
+    str | None,
+    typer.Option(
+        envvar="PIECEWORK_MARKET_RPC",
+        help="The chain's node. The file of a development chain names its own.",
+    ),
+]
 
 
 @app.callback()
@@ -43,13 +50,7 @@ def start(
         str, typer.Option(help="Address to listen on; the index is meant to be public.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free port.")] = 8380,
-    rpc: Annotated[
-        str | None,
-        typer.Option(
-            envvar="PIECEWORK_MARKET_RPC",
-            help="The chain's node. The file of a development chain names its own.",
-        ),
-    ] = None,
+    rpc: Rpc = None,
     database: Annotated[
         str | None,
         typer.Option(

@@ -16,7 +16,7 @@ import aiohttp
 import pytest
 import yaml
 
-from tests.support.system.containers import Place
+from tests.support.system.containers import ComposePlace
 
 pytestmark = pytest.mark.process
 
@@ -72,7 +72,7 @@ def test_prometheus_scrapes_every_server_where_it_listens_and_by_the_name_it_ans
 async def test_the_composed_market_comes_up_serves_a_completion_and_shows_its_metrics(
     tmp_path: Path,
 ) -> None:
-    place = Place(tmp_path, SERVICES)
+    place = ComposePlace(tmp_path, SERVICES)
     order = TopologicalSorter({name: SERVICES[name].get("depends_on", {}) for name in OURS})
     async with contextlib.AsyncExitStack() as stack, aiohttp.ClientSession() as http:
         for name in order.static_order():

@@ -23,7 +23,7 @@ import yaml
 from piecework.processes import ProcessGroup
 from piecework_node.daemon.admin import ADDRESS_FILE
 from tests.support.documents import blocks
-from tests.support.system.containers import HEALTHY_WITHIN_S, LOOPBACK, POLL_S, Place
+from tests.support.system.containers import HEALTHY_WITHIN_S, LOOPBACK, POLL_S, ComposePlace
 from tests.support.system.on_terminal import on_terminal
 from tests.support.waiting import until
 
@@ -97,7 +97,7 @@ def test_the_page_names_files_and_services_that_there_are_and_starts_each_of_the
 class Reader:
     """Types the page. What is up stays up until it is stopped, or until the end."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: ComposePlace) -> None:
         self.place, self.said = place, dict[str, str]()
         self._up: dict[str, AsyncExitStack] = {}
 
@@ -171,7 +171,7 @@ async def test_every_role_of_the_page_comes_up_and_the_console_is_reached_from_t
         # As the file of a real market, it names no node.
         known = json.loads(file.read_text())
         file.write_text(json.dumps({k: v for k, v in known.items() if k != "rpc_url"}))
-        place = Place(tmp_path, {**SERVICES}, IMAGE)
+        place = ComposePlace(tmp_path, {**SERVICES}, IMAGE)
         place.more = {
             "https://rpc.example": rpc,
             "${PIECEWORK_MARKET_RPC:-}": rpc,
@@ -188,7 +188,7 @@ async def test_every_role_of_the_page_comes_up_and_the_console_is_reached_from_t
                 await _opens(reader.said[" ".join(line.command)], place)
 
 
-def _mount(place: Place) -> None:
+def _mount(place: ComposePlace) -> None:
     """Make the folders. An empty volume is as the folder of the image: for its user alone."""
     for service in SERVICES.values():
         for volume in service["volumes"]:
@@ -197,7 +197,7 @@ def _mount(place: Place) -> None:
     (place.root / "deploy" / "secrets").symlink_to(place.root / "run" / "secrets")
 
 
-async def _opens(address: str, place: Place) -> None:
+async def _opens(address: str, place: ComposePlace) -> None:
     """Ask for the page as a browser of the host would, through the port that is published."""
     assert address.startswith(f"http://{LOOPBACK}:{place.port('9464')}/console?key=")
     async with aiohttp.ClientSession(cookie_jar=aiohttp.CookieJar(unsafe=True)) as http:

@@ -31,7 +31,7 @@ FOLDERS: Final = ("/market", "/home/piecework", "/run/secrets")
 
 
 @dataclass
-class Place:
+class ComposePlace:
     """This machine in the part of all the containers."""
 
     root: Path
