@@ -77,3 +77,5 @@ MAX_COMMITTEE: Final = 32
 MAX_DISPUTE_AMOUNT: Final = 2**96 - 1
 TEST_CHAIN_IDS: Final = frozenset({11155111, 560048, 84532, 421614, 11155420})
 """Public test networks: Sepolia, Hoodi, and the Sepolia ones of Base, Arbitrum and Optimism."""
+# Topics in one eth_getLogs query. Public nodes take at least this many.
+MAX_CHANNELS_PER_LOG_QUERY: Final = 50

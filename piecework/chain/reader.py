@@ -6,7 +6,7 @@ Everything else is read at "latest" unless a block is given.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,7 +27,11 @@ from piecework.chain.events import (
     skip_reason,
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
-from piecework.chain.limits import DEFAULT_RPC_TIMEOUT_S, MAX_WORKERS_PER_PAGE
+from piecework.chain.limits import (
+    DEFAULT_RPC_TIMEOUT_S,
+    MAX_CHANNELS_PER_LOG_QUERY,
+    MAX_WORKERS_PER_PAGE,
+)
 from piecework.chain.logs import LogSearch
 from piecework.chain.presence import Presence, contracts_of, presence_of
 from piecework.chain.records import (
@@ -463,6 +467,24 @@ class ChainReader:
         """All events of a `scan` at once."""
         parts = self.scan(names, from_block, to_block, **indexed)
         return tuple([event async for _, events in parts for event in events])
+
+    async def events_of(
+        self, names: Sequence[str], channels: Iterable[ChannelId], to_block: int
+    ) -> tuple[EscrowEvent, ...]:
+        """All events of these names about these channels up to a block, in chain order.
+
+        Raises:
+            LogRangeRefused: the node does not give the logs of one block, or takes too long.
+            ChainError: as the node answers.
+        """
+        escrow, first = self.deployment.escrow, self.deployment.from_block or 0
+        known, found = sorted(channels), list[EscrowEvent]()
+        for start in range(0, len(known), MAX_CHANNELS_PER_LOG_QUERY):
+            some = [to_hex(key) for key in known[start : start + MAX_CHANNELS_PER_LOG_QUERY]]
+            topics = [*event_topics(names, {}), some]
+            async for part in self.logs.scan(escrow, topics, first, to_block):
+                found += decode_events(escrow, part.logs)
+        return tuple(sorted(found, key=lambda event: (event.log.block, event.log.index)))
 
     async def withdrawal_requests(
         self, from_block: int, to_block: int

@@ -81,8 +81,6 @@ RESUME_LONGEST_WAIT_S: Final = 8.0
 BUSY_TIMEOUT_MS: Final = 10_000
 # The escrow compares a deadline with its block's time, which may lie this far behind our clock.
 FUNDING_GRACE_S: Final = 60
-# Topics in one eth_getLogs query. Public nodes take at least this many.
-MAX_CHANNELS_PER_LOG_QUERY: Final = 50
 # Half of what was learnt about a worker is forgotten in this time: machines and operators change.
 EXPERIENCE_HALF_LIFE_S: Final = 24 * 3600
 # What a worker claims of itself fades out over so many jobs of the client's own.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from piecework.base.errors import UsageError
 from piecework.commands import _common as common
 from piecework.commands._worker import changes, evidence, leave, own_test, update
 from piecework.commands._worker import join as join_market
@@ -519,15 +520,29 @@ def earnings(
     jobs: Annotated[bool, typer.Option("--jobs", help="With --csv: a row for each job.")] = False,
     first: Annotated[str, typer.Option("--from", help="First day, as YYYY-MM-DD.")] = "",
     last: Annotated[str, typer.Option("--to", help="Last day, as YYYY-MM-DD.")] = "",
+    chain: Annotated[
+        bool,
+        typer.Option(
+            "--chain",
+            help="With --csv: take fees and payments from the chain, and compare with the journal.",
+        ),
+    ] = False,
     home: HomeOption = None,
     json: Json = False,
 ) -> None:
     """Show all earnings so far, or a table of them by day.
 
-    The table counts in base units. The worker must be stopped for it.
+    The table counts in base units. The worker must be stopped for it. With --chain the exit code is
+    1 if journal and chain do not agree.
     """
+    if (jobs or chain) and not csv:
+        raise UsageError("--jobs and --chain belong to --csv")
+    if jobs and chain:
+        raise UsageError(
+            "--jobs has no figures from the chain. Leave one of --jobs and --chain out"
+        )
     if csv:
-        _print_table(common.home("worker", home), first, last, jobs=jobs)
+        _print_table(common.home("worker", home), first, last, jobs=jobs, chain=chain)
         return
     body = common.run(_earnings(common.home("worker", home)))
     token = _token(home)
@@ -560,14 +575,27 @@ def recover(*, home: HomeOption = None, json: Json = False) -> None:
 evidence.register(app)
 
 
-def _print_table(root: Path, first: str, last: str, *, jobs: bool) -> None:
+def _print_table(root: Path, first: str, last: str, *, jobs: bool, chain: bool) -> None:
     import csv
     import sys
 
-    from piecework_node.daemon.earnings import Period, table
+    from piecework_node.daemon.earnings import Period, table, with_chain
 
     period = common.guard(lambda: Period.parse(first, last))
-    csv.writer(sys.stdout).writerows(common.run(table(root, period, jobs=jobs)))
+    if not chain:
+        csv.writer(sys.stdout).writerows(common.run(table(root, period, jobs=jobs)))
+        return
+    rows, held = common.run(with_chain(root, period))
+    csv.writer(sys.stdout).writerows(rows)
+    common.say(
+        f"all days: {held.gross} promised = {held.settled} settled + {held.waiting} waiting + "
+        f"{held.lost} lost, and {held.fees} of fees (base units)",
+        err=True,
+    )
+    for trouble in held.troubles:
+        common.say(trouble, err=True)
+    if held.troubles:
+        raise typer.Exit(1)
 
 
 def _token(home: Path | None) -> Token:

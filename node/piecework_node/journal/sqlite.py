@@ -183,6 +183,12 @@ class SqliteJournal:
     async def channels(self) -> tuple[StoredChannel, ...]:
         return await self._alone(lambda: rows.channels(self._db, rows.OPEN_CHANNELS, ()))
 
+    async def channel_ids(self) -> tuple[ChannelId, ...]:
+        """Return every channel that the journal knows, closed ones too."""
+        query = "SELECT id FROM channels ORDER BY id"
+        found = await self._run(lambda: self._db.execute(query).fetchall())
+        return tuple(ChannelId(row[0]) for row in found)
+
     async def channel(self, channel: ChannelId) -> StoredChannel | None:
         found = await self._run(lambda: rows.channels(self._db, "id = ?", (channel,)))
         return found[0] if found else None

@@ -4,6 +4,7 @@ anvil."""
 from __future__ import annotations
 
 import asyncio
+import csv
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,8 @@ async def test_the_same_pieces_by_hand_as_a_gpu_owner_and_a_client_would_use_the
         assert await worker.stop() == 0, worker.log_tail()
         earnings = await hands.worker("earnings")
         assert (earnings["settled"], earnings["waiting"]) == (paid, 0)
+        await reader.rpc.call("anvil_mine", "0x80")  # until all of it is final
+        await _hold_earnings_against_the_chain(hands, paid, fee)
         assert await reader.token_balance(deployment.token, PAYOUT) == paid + fee
         assert await index.stop() == 0
 
@@ -224,6 +227,18 @@ async def _settle(
     assert settlement.amount == promised
     assert await reader.token_balance(reader.deployment.token, PAYOUT) == promised + fee
     return promised
+
+
+async def _hold_earnings_against_the_chain(hands: Hands, paid: int, fee: int) -> None:
+    """The journal's table and the escrow's events agree to the unit."""
+    said = await piecework(
+        *("worker", "earnings", "--csv", "--chain", *hands.worker_home), environment=OWNER
+    )
+    assert said.code == 0, said.err
+    (columns, *days), balance = csv.reader(said.out.splitlines()), said.err
+    sums = {name: sum(int(day[n]) for day in days) for n, name in enumerate(columns) if n}
+    assert (sums["gross"], sums["settled"], sums["fees"]) == (paid, paid, fee)
+    assert f"{paid} promised = {paid} settled + 0 waiting + 0 lost, and {fee} of fees" in balance
 
 
 async def _leave(hands: Hands, reader: ChainReader, payer: str, paid: int) -> None:

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import apsw
 import pytest
 
 from piecework.chain.deployment import Deployment
-from piecework_node.daemon.earnings import DAY_COLUMNS, Period, by_day, by_job, table
+from piecework_node.daemon.earnings import (
+    DAY_COLUMNS,
+    Balance,
+    ChainIncome,
+    Period,
+    balance,
+    by_day,
+    by_job,
+    table,
+)
 from piecework_node.daemon.registration import prepare_home
 from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
-from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, Worth
+from piecework_node.journal.records import PaidJob, StoredTx, TxKind, TxMoved, TxState, Worth
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address
-from piecework_protocol.types import Address, Amount, Seconds, Timestamp, parse_address
+from piecework_protocol.types import (
+    Address,
+    Amount,
+    Bytes32,
+    ChannelId,
+    JobId,
+    Seconds,
+    Timestamp,
+    parse_address,
+)
 from tests.support.clock import FakeClock
 from tests.support.node.journal_life import DAY_S, opened
 from tests.support.node.records import TRANSACTION
@@ -49,6 +68,45 @@ async def test_days_and_jobs_add_up_to_the_accepted_vouchers(tmp_path: Path) -> 
     assert all(int(row[7]) == int(row[3]) + int(row[4]) - int(row[6]) for row in days)
     assert sum(int(row[4]) for row in by_job(paid)) == accepted
     assert len(by_job(paid)) == 6
+
+
+def paid_job(number: int, channel: int, gross: int, at: int = 10) -> PaidJob:
+    name = ChannelId(Bytes32(bytes([channel]) * 32))
+    return PaidJob(JobId(bytes([number]) * 32), name, Timestamp(at), 1, Amount(gross), None)
+
+
+def came(channel: int, *, settled: int = 0, fee: int = 0, at: int = 20, last: bool = False) -> Any:
+    name = ChannelId(Bytes32(bytes([channel]) * 32))
+    return ChainIncome(name, Timestamp(at), Amount(settled), Amount(fee), last)
+
+
+def test_what_was_promised_is_settled_waits_or_is_lost() -> None:
+    jobs = [paid_job(1, 1, 70), paid_job(2, 1, 30), paid_job(3, 2, 50), paid_job(4, 3, 8)]
+    income = [
+        came(1, fee=5),
+        came(1, settled=70),
+        came(2, settled=40),
+        came(2, fee=2, last=True),
+        came(4, fee=3),
+    ]
+    held = balance(jobs, income)
+    assert held == Balance(158, settled=110, waiting=30 + 8, lost=10, fees=10, troubles=())
+
+
+def test_a_payment_without_receipts_in_the_journal_is_named() -> None:
+    held = balance([paid_job(1, 1, 70)], [came(1, settled=71), came(2, settled=4)])
+    assert [line.split(": ")[1] for line in held.troubles] == [
+        "the escrow has paid 71, this journal has receipts for 70",
+        "the escrow has paid 4, this journal has receipts for 0",
+    ]
+
+
+def test_a_fee_that_another_sender_brought_counts_on_its_day() -> None:
+    rows = by_day([paid_job(1, 1, 70)], (), COIN_PRICE, [came(1, fee=5, at=DAY_S), came(1)])
+    assert rows == [
+        ("1970-01-01", 1, 1, 70, 0, 0, 0, 70, 0),
+        ("1970-01-02", 0, 0, 0, 5, 0, 0, 5, 0),
+    ]
 
 
 @pytest.mark.parametrize(
