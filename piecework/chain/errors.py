@@ -102,6 +102,11 @@ class NonceTaken(ChainError):
     """Another transaction of this key was mined with the same nonce: this one will never be."""
 
 
+class NonceUnexplained(ChainError):
+    """The node holds transactions of this key that are not ours: another program uses the key, or
+    the node is wrong. No nonce is chosen on top of them."""
+
+
 class StuckTransaction(ChainError):
     """A transaction was not mined in the time given. It may still be: look again, or replace it."""
 

@@ -1,4 +1,4 @@
-"""Fees, nonces and gas limits as pure decisions. Source: EIP-1559."""
+"""Fees and gas limits as pure decisions. Source: EIP-1559."""
 
 from __future__ import annotations
 
@@ -113,12 +113,6 @@ def gas_limit(estimate: int, hint: int) -> int:
     """The estimate with a margin, never below the call's own upper estimate (unused gas costs
     nothing)."""
     return max(estimate + estimate * GAS_MARGIN_PERCENT // 100, hint)
-
-
-def next_nonce(pending: int, local: int) -> int:
-    """The nonce to use: what the chain (mined and pooled) expects, or the next after those we
-    signed."""
-    return max(pending, local)
 
 
 def require_balance(balance: int, gas: GasNeed, fees: Fees, value: int, who: str) -> None:

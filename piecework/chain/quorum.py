@@ -5,17 +5,22 @@ block that k of them have, by number. Equal answers of k nodes are the answer. A
 something else is remembered in `odd`, and its word counts for nothing. When no k agree, the
 question has no answer: `NodesDisagree`.
 
-A transaction goes to every node. What only prices it (a tip, an estimate) comes from the first
-node that answers, because caps bound it.
+A transaction goes to every node. What honest nodes say a little differently has a rule of its own,
+so that one node in any place moves nothing:
+
+- What waits in a pool (the pending nonce, a transaction without a receipt): as much as the quorum
+  has. Pools differ, so nobody is odd for it.
+- An estimate: the middle one, if the quorum is within twice and half of it. A revert is a vote.
+- A price: the middle one. Caps bound it, and a transaction that is too cheap is outbid.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from piecework.chain.errors import (
     BadAnswer,
@@ -24,7 +29,10 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.rpc import HttpRpc, JsonRpc, quantity
+from piecework.chain.rpc import HttpRpc, JsonRpc, data_bytes, member, quantity
+from piecework_protocol.types import keccak256, to_hex
+
+T = TypeVar("T")
 
 _BLOCK_PARAMETER: Final[Mapping[str, int]] = {
     "eth_call": 1,
@@ -33,9 +41,13 @@ _BLOCK_PARAMETER: Final[Mapping[str, int]] = {
     "eth_getTransactionCount": 1,
     "eth_getStorageAt": 2,
     "eth_getBlockByNumber": 0,
+    "eth_estimateGas": 1,
+    "eth_feeHistory": 1,
 }
 """Where the block stands among the parameters of a question about state."""
-_AGREED: Final = frozenset({*_BLOCK_PARAMETER, "eth_chainId", "eth_getLogs"})
+_AGREED: Final = frozenset(
+    {*_BLOCK_PARAMETER, "eth_chainId", "eth_getLogs"} - {"eth_estimateGas", "eth_feeHistory"}
+)
 _HEIGHTS: Final = frozenset({"latest", "safe", "finalized"})
 _BLOCK_MEMBERS: Final = ("number", "hash", "timestamp", "baseFeePerGas")
 _RECEIPT_MEMBERS: Final = ("blockNumber", "blockHash", "gasUsed", "effectiveGasPrice", "status")
@@ -70,19 +82,16 @@ class QuorumRpc:
 
     async def call(self, method: str, *params: Any) -> Any:
         """Ask as many nodes as the method needs."""
-        if method == "eth_sendRawTransaction":
-            return await self._send(method, params)
-        if method == "eth_getTransactionReceipt":
-            return await self._receipt(method, params)
         if method == "eth_blockNumber":
             return hex(await self._height("latest"))
-        if method not in _AGREED or "pending" in params:
-            return await self._first(method, params)
         place = _BLOCK_PARAMETER.get(method)
         if place is not None and len(params) > place and params[place] in _HEIGHTS:
             fixed = hex(await self._height(params[place]))
             params = (*params[:place], fixed, *params[place + 1 :])
-        return await self._agreed(method, params)
+        if method == "eth_getTransactionCount" and "pending" in params:
+            return await self._pooled(method, params)
+        asking = _RULES.get(method, QuorumRpc._agreed if method in _AGREED else QuorumRpc._first)
+        return await asking(self, method, params)
 
     async def close(self) -> None:
         """Close every node's connections."""
@@ -159,6 +168,65 @@ class QuorumRpc:
         height = _or_none(quantity, block, "a receipt's block")
         return height is None or height <= await self._height("latest")
 
+    # --- what honest nodes say a little differently
+
+    async def _pooled(self, method: str, params: Sequence[Any]) -> Any:
+        """The highest count that as many nodes reach as must agree."""
+        counts = sorted(await self._numbers(method, params), reverse=True)
+        return hex(counts[self._quorum - 1])
+
+    async def _transaction(self, method: str, params: Sequence[Any]) -> Any:
+        """A transaction that the quorum knows. What fewer know is sent again, which is harmless."""
+        said, errors = await self._ask_all(method, params)
+        if len(said) < self._quorum:
+            raise errors[0]
+        known = [one.value for one in said if _is_transaction(one.value)]
+        if len(known) >= self._quorum:
+            # The receipts say which one is mined. Here only whether it waits counts.
+            return next((one for one in known if one["blockNumber"] is None), known[0])
+        if sum(one.value is not None for one in said) == len(said):
+            raise BadAnswer(f"the nodes returned no transaction to {method}")
+        return None
+
+    async def _estimate(self, method: str, params: Sequence[Any]) -> Any:
+        """The middle estimate, or the revert that more nodes say."""
+        said, errors = await self._ask_all(method, params)
+        reverts = [one for one in said if one.revert is not None]
+        known = [(_or_none(quantity, one.value, "an estimate"), one) for one in said]
+        estimates = [(gas, one) for gas, one in known if gas is not None]
+        middle = _lower_middle([gas for gas, _ in estimates]) if estimates else 0
+        near = [one for gas, one in estimates if middle <= 2 * gas and gas <= 2 * middle]
+        agreed = reverts if len(reverts) > len(near) else near
+        if len(agreed) < self._quorum:
+            if len(reverts) + len(estimates) < self._quorum:
+                raise errors[0] if errors else BadAnswer("the nodes returned no estimate")
+            raise self._disagree(method)
+        self._note_others(method, {one.node for one in said} - {one.node for one in agreed})
+        if agreed[0].revert is not None:
+            raise agreed[0].revert
+        return hex(middle)
+
+    async def _price(self, method: str, params: Sequence[Any]) -> Any:
+        return hex(_lower_middle(await self._numbers(method, params)))
+
+    async def _numbers(self, method: str, params: Sequence[Any]) -> list[int]:
+        """What the nodes say that say a number. They are enough."""
+        said, errors = await self._ask_all(method, params)
+        known = [_or_none(quantity, one.value, f"the answer to {method}") for one in said]
+        return self._enough(method, [number for number in known if number is not None], errors)
+
+    async def _history(self, method: str, params: Sequence[Any]) -> Any:
+        """The history of the node whose rewards are the middle ones."""
+        said, errors = await self._ask_all(method, params)
+        known = [(paid, one.value) for one in said if (paid := _paid(one.value)) is not None]
+        enough = self._enough(method, known, errors)
+        return sorted(enough, key=lambda one: one[0])[(len(enough) - 1) // 2][1]
+
+    def _enough(self, method: str, known: list[T], errors: Sequence[ChainError]) -> list[T]:
+        if len(known) >= self._quorum:
+            return known
+        raise errors[0] if errors else BadAnswer(f"the nodes returned no number to {method}")
+
     async def _first(self, method: str, params: Sequence[Any]) -> Any:
         """The first node's word, or the next one's while a node cannot be asked."""
         last: ChainError = RpcUnavailable(f"no node answered {method}")
@@ -170,19 +238,33 @@ class QuorumRpc:
         raise last
 
     async def _send(self, method: str, params: Sequence[Any]) -> Any:
-        """Give a transaction to every node. One that takes it is enough."""
+        """Give a transaction to every node. One that takes it is enough.
+
+        A node that returns another hash than the bytes have took something else, or nothing.
+        """
         answers = await asyncio.gather(
             *(node.call(method, *params) for node in self._nodes), return_exceptions=True
         )
-        taken = [answer for answer in answers if not isinstance(answer, BaseException)]
-        if taken:
-            return taken[0]
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, ChainError):
                 raise answer
+        errors = [answer for answer in answers if isinstance(answer, ChainError)]
+        expected = to_hex(keccak256(data_bytes(params[0], "a transaction")))
+        odd = {
+            node
+            for node, answer in enumerate(answers)
+            if not isinstance(answer, BaseException) and _lower(answer) != expected
+        }
+        self._note_others(method, odd)
+        if len(odd) + len(errors) < len(answers):
+            return expected
         # What a node says of the transaction is worth more than that another one is away.
-        refused = [a for a in answers if not isinstance(a, RpcUnavailable)]
-        raise next(error for error in (*refused, *answers) if isinstance(error, ChainError))
+        refused = [error for error in errors if not isinstance(error, RpcUnavailable)]
+        if refused:
+            raise refused[0]
+        if odd:
+            return answers[min(odd)]
+        raise errors[0]
 
     async def _ask_all(
         self, method: str, params: Sequence[Any], *, raw: bool = False
@@ -209,6 +291,26 @@ class QuorumRpc:
             elif self.odd.get(one.node) == method:
                 del self.odd[one.node]
 
+    def _note_others(self, method: str, odd: set[int]) -> None:
+        """Note who is odd by a rule of its own. Whoever is not among them is forgiven."""
+        for node in range(len(self._nodes)):
+            if node in odd:
+                self.odd[node] = method
+            elif self.odd.get(node) == method:
+                del self.odd[node]
+
+
+_RULES: Final[Mapping[str, Callable[[QuorumRpc, str, Sequence[Any]], Awaitable[Any]]]] = {
+    "eth_sendRawTransaction": QuorumRpc._send,
+    "eth_getTransactionReceipt": QuorumRpc._receipt,
+    "eth_getTransactionByHash": QuorumRpc._transaction,
+    "eth_estimateGas": QuorumRpc._estimate,
+    "eth_maxPriorityFeePerGas": QuorumRpc._price,
+    "eth_gasPrice": QuorumRpc._price,
+    "eth_feeHistory": QuorumRpc._history,
+}
+"""How the answers of several nodes become one, where equal ones are not what counts."""
+
 
 def nodes(urls: Sequence[str], quorum: int, *, timeout_s: float) -> JsonRpc | None:
     """Return the nodes at these addresses as one. None: there are none.
@@ -226,6 +328,24 @@ def _or_none(read: Callable[..., int], *arguments: Any) -> int | None:
     try:
         return read(*arguments)
     except (BadAnswer, AttributeError):
+        return None
+
+
+def _lower_middle(numbers: Sequence[int]) -> int:
+    """The middle number, and of two the lower: one that is too high moves nothing."""
+    return sorted(numbers)[(len(numbers) - 1) // 2]
+
+
+def _is_transaction(value: Any) -> bool:
+    return isinstance(value, dict) and "blockNumber" in value
+
+
+def _paid(history: Any) -> int | None:
+    """What the blocks of a fee history paid together. None: it is none."""
+    try:
+        rows = member(history, "reward", "the fee history")
+        return sum(quantity(row[0], "a reward") for row in rows if row)
+    except (BadAnswer, TypeError, KeyError, IndexError):
         return None
 
 

@@ -3,7 +3,7 @@
 `prepare` signs and sends nothing; `broadcast` sends the same bytes as often as one likes; `outcome`
 looks. One effect never gets two nonces here: to try again is to broadcast the journaled bytes, or
 to `replace` them with the same nonce. Whoever restarts calls `resume` with the journaled
-transactions that are not final yet.
+transactions that are not final yet. Which nonce a new transaction gets: see `nonces`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ from piecework.chain.fees import (
     bump_fees,
     choose_fees,
     gas_limit,
-    next_nonce,
     require_balance,
 )
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
@@ -44,6 +43,7 @@ from piecework.chain.l1_fees import NO_L1, L1Fees, L1Price
 from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S, RESEND_S
 from piecework.chain.logs import parse_logs
 from piecework.chain.market import fee_market
+from piecework.chain.nonces import NonceCounts, Nonces
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.reader import ChainReader
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
@@ -182,7 +182,11 @@ async def gas_price_of(rpc: JsonRpc, policy: FeePolicy, l1: L1Fees) -> GasPrice:
 
 
 class TransactionSender:
-    """Signs and sends for one key. One per key and process: it hands out the nonces."""
+    """Signs and sends for one key. One per key and process: it hands out the nonces.
+
+    journaled: a journal holds every transaction of this key (`resume`), so that one which is not
+        in it is another program's. Without it, a few of another process are let pass.
+    """
 
     def __init__(
         self,
@@ -192,6 +196,7 @@ class TransactionSender:
         *,
         fees: FeePolicy | None = None,
         finality: Finality = FINALIZED,
+        journaled: bool = False,
     ) -> None:
         self.rpc = rpc
         self.signer = signer
@@ -199,7 +204,10 @@ class TransactionSender:
         self.policy = fees or FeePolicy()
         self.finality = finality
         self._lock = asyncio.Lock()
-        self._next = 0
+        self._nonces, self._journaled = Nonces(), journaled
+        self.insists = False
+        """Whether a new transaction takes a nonce with which another program's waits. One of the
+        two is mined then."""
         self._l1 = L1Fees(rpc)
 
     @cached_property
@@ -208,11 +216,22 @@ class TransactionSender:
 
     @classmethod
     def of(
-        cls, reader: ChainReader, signer: AsyncSigner, *, fees: FeePolicy | None = None
+        cls,
+        reader: ChainReader,
+        signer: AsyncSigner,
+        *,
+        fees: FeePolicy | None = None,
+        journaled: bool = False,
     ) -> TransactionSender:
         """A sender through the reader's node, for the reader's chain."""
-        chain_id = reader.deployment.chain_id
-        return cls(reader.rpc, signer, chain_id, fees=fees, finality=reader.finality)
+        return cls(
+            reader.rpc,
+            signer,
+            reader.deployment.chain_id,
+            fees=fees,
+            finality=reader.finality,
+            journaled=journaled,
+        )
 
     def resume(self, journaled: Iterable[SignedTransaction]) -> None:
         """Count the nonces of transactions that an earlier process signed as taken."""
@@ -221,7 +240,7 @@ class TransactionSender:
             invariant(
                 tx.unsigned.chain_id == self.chain_id, "a journaled transaction is another chain's"
             )
-            self._next = max(self._next, tx.nonce + 1)
+            self._nonces.hold(tx.nonce)
 
     async def prepare(
         self, call: Call, *, value_at_stake: int | None, nonce: int | None = None
@@ -230,8 +249,8 @@ class TransactionSender:
 
         `value_at_stake` in wei: the transaction is not expected to cost more. None: whatever the
         fee policy allows. Errors, all before anything is sent: `TransactionReverted` (it would fail
-        now), `FeeTooHigh`, `InsufficientGas`, `RpcUnavailable`. The nonce counts as taken from here
-        on. `forget` frees it if the transaction was never sent.
+        now), `FeeTooHigh`, `InsufficientGas`, `NonceUnexplained`, `RpcUnavailable`. The nonce
+        counts as taken from here on. `forget` frees it if the transaction was never sent.
         """
         expected = await self.estimate(call)
         data = (await self._l1.price()).beside_gas(call.data)
@@ -240,22 +259,21 @@ class TransactionSender:
         require_balance(await self.balance(), gas, fees, call.value, to_hex(self.signer.address))
         async with self._lock:
             if nonce is None:
-                nonce = next_nonce(await self._count("pending"), self._next)
-            self._next = max(self._next, nonce + 1)
+                nonce = await self.next_nonce(insist=self.insists)
+            self._nonces.hold(nonce)
         try:
             return await self._unsigned(call, nonce, gas.limit, fees).signed_by(self.signer)
         except SignerError:
-            self._free(nonce)
+            self._nonces.free(nonce)
             raise
 
     def forget(self, tx: SignedTransaction) -> None:
-        """Free the nonce of a transaction that was certainly never broadcast, if it is the last one
-        taken."""
-        self._free(tx.nonce)
+        """Free the nonce of a transaction that was never broadcast, or that is given up."""
+        self._nonces.free(tx.nonce)
 
-    def _free(self, nonce: int) -> None:
-        if self._next == nonce + 1:
-            self._next = nonce
+    def finish(self, nonce: int) -> None:
+        """A transaction with this nonce is final, whoever's it is."""
+        self._nonces.finish(nonce)
 
     async def broadcast(self, tx: SignedTransaction) -> Bytes32:
         """Send the bytes; sending them again is harmless. Returns the hash.
@@ -430,9 +448,24 @@ class TransactionSender:
         """Wei that the key holds."""
         return await self._w3.eth.get_balance(self._w3.to_checksum_address(self.signer.address))
 
-    async def next_nonce(self) -> int:
-        """The nonce after those that are mined or known to the node."""
-        return await self._count("pending")
+    async def nonce_counts(self) -> NonceCounts:
+        """What the chain counts of this key's transactions."""
+        # In this order: a block in between shows as one more that waits, and it is ours.
+        return NonceCounts(await self._count("latest"), await self._count("pending"))
+
+    async def next_nonce(self, *, insist: bool = False) -> int:
+        """The nonce that a new transaction would get.
+
+        insist: take it even if another program's transaction waits with it.
+
+        Raises:
+            NonceUnexplained: the node holds transactions of this key that are not ours.
+            ChainError: the node does not say.
+        """
+        counts = await self.nonce_counts()
+        if not self._journaled:
+            return self._nonces.beside_others(counts)
+        return self._nonces.next(counts.mined) if insist else self._nonces.explained(counts)
 
     # --- what the node says
 
@@ -455,7 +488,7 @@ class TransactionSender:
                 raise _no_funds(self.signer) from error
             raise
 
-    async def _count(self, block: int | Literal["pending"]) -> int:
+    async def _count(self, block: int | Literal["latest", "pending"]) -> int:
         address = self._w3.to_checksum_address(self.signer.address)
         return await self._w3.eth.get_transaction_count(address, block)
 

@@ -79,6 +79,8 @@ LIES: Mapping[str, Callable[[Any], Any]] = {
     "eth_sendRawTransaction": lambda _: _MADE_UP_HASH,
 }
 """What a lying node makes of the truth."""
+REVERTED: Mapping[str, Any] = {"code": 3, "message": "execution reverted", "data": "0x"}
+"""What a lie may be in place of an answer: that the contract refuses."""
 _ABSORBED = frozenset({Kind.LIES, Kind.STALE})
 """A raw transaction under these never reaches the chain, whatever the node says."""
 
@@ -93,6 +95,10 @@ class NodeProxy:
         self._stopped = asyncio.Event()
         self.faults: dict[str, Kind] = {}
         """How each method fails. The others work. "*" stands for all."""
+        self.lies: dict[str, Callable[[Any], Any]] = dict(LIES)
+        """What `Kind.LIES` makes of the truth. `REVERTED` is an error."""
+        self.lies_about = ""
+        """A parameter that a question must have to be lied to. Empty: all are."""
         self.url = ""
 
     @property
@@ -148,8 +154,10 @@ class NodeProxy:
         true = {**frame, "result": _MADE_UP_HASH} if absorbed else await self._upstream(asked)
         if kind is Kind.WRONG_ID:
             return {**true, "id": asked["id"] + 1}
-        if kind is Kind.LIES and "result" in true:
-            return {**true, "result": LIES[asked["method"]](true["result"])}
+        asked_for = not self.lies_about or self.lies_about in asked.get("params", ())
+        if kind is Kind.LIES and "result" in true and asked_for:
+            lie = self.lies[asked["method"]](true["result"])
+            return {**frame, "error": lie} if lie is REVERTED else {**true, "result": lie}
         return self._remembered(asked, true, stale=kind is Kind.STALE)
 
     def _remembered(

@@ -15,7 +15,6 @@ from piecework.chain.fees import (
     bump_fees,
     choose_fees,
     gas_limit,
-    next_nonce,
     require_balance,
 )
 
@@ -91,12 +90,6 @@ def test_a_replacement_is_never_expected_to_cost_more_than_the_stake(
 def test_the_gas_limit_has_a_margin_and_never_falls_below_the_hint() -> None:
     assert gas_limit(100_000, 0) == 125_000
     assert gas_limit(30_000, 140_000) == 140_000
-
-
-def test_the_nonce_is_the_chains_unless_we_have_signed_beyond_it() -> None:
-    assert next_nonce(7, 0) == 7
-    assert next_nonce(7, 9) == 9
-    assert next_nonce(12, 9) == 12
 
 
 def test_the_balance_must_cover_the_worst_case() -> None:

@@ -16,8 +16,11 @@ from piecework.chain.errors import (
     TransactionReverted,
 )
 from piecework.chain.quorum import QuorumRpc
+from piecework_protocol.types import keccak256, to_hex
 
 HASH, OTHER = "0x" + "aa" * 32, "0x" + "bb" * 32
+TAKEN = to_hex(keccak256(b"\0"))
+"""The hash of the bytes 0x00."""
 BLOCK = {"number": "0x40", "hash": HASH, "timestamp": "0x1", "baseFeePerGas": "0x7", "size": "0x1"}
 LOG = {
     "address": "0x" + "01" * 20,
@@ -47,7 +50,7 @@ TRUTH: Mapping[str, Any] = {
     "eth_getLogs": [LOG],
     "eth_maxPriorityFeePerGas": "0x1",
     "eth_estimateGas": "0x5208",
-    "eth_sendRawTransaction": HASH,
+    "eth_sendRawTransaction": TAKEN,
 }
 ASKED: Mapping[str, tuple[Any, ...]] = {
     "eth_chainId": (),
@@ -223,7 +226,7 @@ async def test_a_revert_is_an_answer_that_must_be_agreed_on() -> None:
 
 async def test_a_transaction_goes_to_every_node_and_one_that_takes_it_is_enough() -> None:
     nodes = [Node({"eth_sendRawTransaction": RpcUnavailable("away")}), Node()]
-    assert await QuorumRpc(nodes, 2).call("eth_sendRawTransaction", "0x00") == HASH
+    assert await QuorumRpc(nodes, 2).call("eth_sendRawTransaction", "0x00") == TAKEN
     assert all(("eth_sendRawTransaction", ("0x00",)) in node.asked for node in nodes)
 
 
@@ -234,13 +237,128 @@ async def test_what_a_node_says_of_a_transaction_counts_more_than_that_one_is_aw
         await QuorumRpc(nodes, 2).call("eth_sendRawTransaction", "0x00")
 
 
-async def test_a_price_comes_from_the_first_node_that_answers() -> None:
-    nodes = [Node({"eth_estimateGas": RpcUnavailable("away")}), Node(), Node()]
-    assert await QuorumRpc(nodes, 2).call("eth_estimateGas", {}) == "0x5208"
-    assert not nodes[2].asked
-    away = Node({"eth_estimateGas": RpcUnavailable("away")})
+# --- what honest nodes say a little differently
+
+REVERT = TransactionReverted("NothingNew", {}, b"\1\2\3\4")
+PENDING = ("0x01", "pending")
+
+
+def answering(method: str, *answers: Any) -> list[Node]:
+    """One node for each answer."""
+    return [Node({method: answer}) for answer in answers]
+
+
+def with_liar(place: int, lie: Any, *honest: Any) -> tuple[Any, ...]:
+    return (*honest[:place], lie, *honest[place:])
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+@pytest.mark.parametrize("lie", ["0x3e8", "0x0"])
+async def test_a_pending_nonce_is_one_that_the_quorum_reaches(liar: int, lie: str) -> None:
+    nodes = answering("eth_getTransactionCount", *with_liar(liar, lie, "0x4", "0x4"))
+    assert await QuorumRpc(nodes, 2).call("eth_getTransactionCount", *PENDING) == "0x4"
+
+
+async def test_pools_differ_and_nobody_is_odd_for_it() -> None:
+    nodes = answering("eth_getTransactionCount", "0x6", "0x4", "0x5")
+    rpc = QuorumRpc(nodes, 2)
+    assert await rpc.call("eth_getTransactionCount", *PENDING) == "0x5"
+    assert rpc.odd == {}
+    away = RpcUnavailable("away")
+    one = QuorumRpc(answering("eth_getTransactionCount", "0x4", away, away), 2)
     with pytest.raises(RpcUnavailable):
-        await QuorumRpc([away, away], 2).call("eth_estimateGas", {})
+        await one.call("eth_getTransactionCount", *PENDING)
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+@pytest.mark.parametrize("lie", [REVERT, "0x1", "0xffffffffff", None])
+async def test_one_estimate_of_three_moves_nothing(liar: int, lie: Any) -> None:
+    nodes = answering("eth_estimateGas", *with_liar(liar, lie, "0x5208", "0x5300"))
+    rpc = QuorumRpc(nodes, 2)
+    assert await rpc.call("eth_estimateGas", {}) in ("0x5208", "0x5300")
+    assert rpc.odd == {liar: "eth_estimateGas"}
+    nodes[liar].answers["eth_estimateGas"] = "0x5250"
+    assert await rpc.call("eth_estimateGas", {}) == "0x5250"
+    assert rpc.odd == {}
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+async def test_a_revert_of_an_estimate_is_a_vote(liar: int) -> None:
+    rpc = QuorumRpc(answering("eth_estimateGas", *with_liar(liar, "0x5208", REVERT, REVERT)), 2)
+    with pytest.raises(TransactionReverted):
+        await rpc.call("eth_estimateGas", {})
+    assert rpc.odd == {liar: "eth_estimateGas"}
+
+
+@pytest.mark.parametrize("other", [REVERT, "0x1", "0xffffff"])
+async def test_two_nodes_that_must_agree_on_an_estimate_and_do_not_stop_it(other: Any) -> None:
+    for answers in ((other, "0x5208"), ("0x5208", other)):
+        with pytest.raises(NodesDisagree):
+            await QuorumRpc(answering("eth_estimateGas", *answers), 2).call("eth_estimateGas", {})
+    alone = QuorumRpc(answering("eth_estimateGas", RpcUnavailable("away"), "0x5208"), 2)
+    with pytest.raises(RpcUnavailable):
+        await alone.call("eth_estimateGas", {})
+
+
+async def test_an_estimate_of_a_block_is_asked_at_one_that_the_quorum_has() -> None:
+    nodes = [Node({"eth_blockNumber": hex(height)}) for height in (9, 7, 8)]
+    await QuorumRpc(nodes, 2).call("eth_estimateGas", {}, "latest")
+    assert all(("eth_estimateGas", ({}, "0x8")) in node.asked for node in nodes)
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+@pytest.mark.parametrize("lie", [hex(10**18), "0x0"])
+@pytest.mark.parametrize("method", ["eth_maxPriorityFeePerGas", "eth_gasPrice"])
+async def test_a_price_is_the_middle_one(method: str, lie: str, liar: int) -> None:
+    rpc = QuorumRpc(answering(method, *with_liar(liar, lie, "0x5", "0x7")), 2)
+    assert await rpc.call(method) in ("0x5", "0x7")
+    assert rpc.odd == {}, "prices differ"
+
+
+async def test_of_two_prices_the_lower_one_counts() -> None:
+    rpc = QuorumRpc(answering("eth_gasPrice", hex(10**18), "0x7"), 2)
+    assert await rpc.call("eth_gasPrice") == "0x7"
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+@pytest.mark.parametrize("lie", [{"reward": [[hex(10**18)]]}, {"reward": 5}, {}])
+async def test_a_fee_history_is_that_of_the_node_in_the_middle(lie: Any, liar: int) -> None:
+    five, seven = ({"reward": [[hex(paid)]]} for paid in (5, 7))
+    rpc = QuorumRpc(answering("eth_feeHistory", *with_liar(liar, lie, five, seven)), 2)
+    assert await rpc.call("eth_feeHistory", "0x5", "latest", [50]) in (five, seven)
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+async def test_a_transaction_that_one_node_knows_or_denies_is_what_the_others_say(
+    liar: int,
+) -> None:
+    waits, mined = {"blockNumber": None}, {"blockNumber": "0x10"}
+    method = "eth_getTransactionByHash"
+    lies: list[Any] = [waits, mined, {}, "0x"]
+    for lie in lies:
+        rpc = QuorumRpc(answering(method, *with_liar(liar, lie, None, None)), 2)
+        assert await rpc.call(method, HASH) is None
+    for lie in [None, *lies[1:]]:
+        rpc = QuorumRpc(answering(method, *with_liar(liar, lie, waits, waits)), 2)
+        assert await rpc.call(method, HASH) == waits
+    with pytest.raises(BadAnswer):
+        await QuorumRpc(answering(method, {}, {}), 2).call(method, HASH)
+
+
+@pytest.mark.parametrize("liar", [0, 1, 2])
+async def test_a_node_that_returns_another_hash_has_not_taken_the_transaction(liar: int) -> None:
+    method, raw = "eth_sendRawTransaction", "0x02c0"
+    taken = to_hex(keccak256(bytes.fromhex(raw[2:])))
+    nodes = answering(method, *with_liar(liar, OTHER, taken, RpcUnavailable("away")))
+    rpc = QuorumRpc(nodes, 2)
+    assert await rpc.call(method, raw) == taken
+    assert rpc.odd == {liar: method}
+    refused = RpcRefused(method, -32000, "no transaction")
+    rpc = QuorumRpc(answering(method, *with_liar(liar, OTHER, refused, refused)), 2)
+    with pytest.raises(RpcRefused, match="no transaction"):
+        await rpc.call(method, raw)
+    rpc = QuorumRpc(answering(method, OTHER, RpcUnavailable("away")), 1)
+    assert await rpc.call(method, raw) == OTHER, "the sender sees that it is another's"
 
 
 async def test_closing_closes_every_node() -> None:

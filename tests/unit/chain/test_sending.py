@@ -16,6 +16,7 @@ from piecework.chain.errors import (
     MethodMissing,
     NoFinality,
     NonceTaken,
+    NonceUnexplained,
     RpcRefused,
     RpcUnavailable,
     TransactionReverted,
@@ -143,6 +144,43 @@ async def test_nonces_of_a_journal_are_not_handed_out_again() -> None:
     for wrong in (alien, elsewhere):
         with pytest.raises(InvariantBroken):
             restarted.resume([wrong])
+
+
+def counting(mined: int, pending: int) -> Mapping[str, Any]:
+    """A node that counts so many transactions of the key."""
+    counts = {"latest": hex(mined), "pending": hex(pending)}
+    return {"eth_getTransactionCount": lambda _, block: counts[block]}
+
+
+async def test_a_sender_with_a_journal_uses_no_nonce_on_top_of_what_it_does_not_know() -> None:
+    call = send_native(OTHER.address, 1)
+    node = ScriptedRpc(counting(4, 1004))
+    journaled = TransactionSender(node, WORKER, 31337, journaled=True)
+    with pytest.raises(NonceUnexplained, match="counts 1004 transactions"):
+        await journaled.prepare(call, value_at_stake=None)
+    journaled.insists = True
+    assert (await journaled.prepare(call, value_at_stake=None)).nonce == 4
+    journaled.insists = False
+    node.answers = {**HEALTHY, **counting(4, 5)}
+    assert (await journaled.prepare(call, value_at_stake=None)).nonce == 5, "the first is its own"
+
+
+async def test_a_gap_below_a_journaled_transaction_gets_the_next_one() -> None:
+    far = UnsignedTransaction(31337, 1000, Fees(1, 1), 21_000, OTHER.address, 1, b"").sign(WORKER)
+    restarted = TransactionSender(ScriptedRpc(counting(0, 0)), WORKER, 31337, journaled=True)
+    restarted.resume([far])
+    call = send_native(OTHER.address, 1)
+    assert [(await restarted.prepare(call, value_at_stake=None)).nonce for _ in "12"] == [0, 1]
+    restarted.forget(far)
+    restarted.finish(998)
+    assert [(await restarted.prepare(call, value_at_stake=None)).nonce for _ in "12"] == [999, 1000]
+
+
+async def test_a_tool_goes_on_behind_another_process_and_not_behind_a_thousand() -> None:
+    call = send_native(OTHER.address, 1)
+    assert (await sender(counting(4, 6)).prepare(call, value_at_stake=None)).nonce == 6
+    with pytest.raises(NonceUnexplained, match="use another node"):
+        await sender(counting(4, 1004)).prepare(call, value_at_stake=None)
 
 
 async def test_a_node_that_goes_away_during_a_broadcast_leaves_no_gap_in_the_nonces() -> None:
