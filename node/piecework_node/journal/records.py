@@ -157,7 +157,8 @@ class TxState(enum.Enum):
     FINAL = "final"
     FAILED = "failed"
     REPLACED = "replaced"
-    """Another transaction with the same nonce took its place."""
+    """Another transaction took its place: one with the same nonce that is final, or, when its nonce
+    was out of reach, the same effect with a lower nonce."""
 
 
 OPEN_TX_STATES = frozenset({TxState.INTENDED, TxState.MINED})

@@ -22,12 +22,15 @@ from piecework.chain.errors import (
     MethodMissing,
     NodesDisagree,
     NoFinality,
+    NonceTaken,
+    NonceUnexplained,
     RpcLimited,
     RpcRefused,
     RpcUnavailable,
     SignerAway,
     SignerDiffers,
     SignerRefuses,
+    TransactionReverted,
     WrongChain,
 )
 from piecework_node.metrics import Metrics
@@ -52,6 +55,8 @@ class Code(enum.Enum):
     CLOCK_BEHIND = "clock-behind"
     CLOCK_AHEAD = "clock-ahead"
     GAS_LOW = "gas-low"
+    KEY_SHARED = "key-shared"
+    TRANSACTIONS_REVERT = "transactions-revert"
     NOT_REGISTERED = "not-registered"
     STAKE_INACTIVE = "stake-inactive"
     PAYOUT_DIFFERS = "payout-differs"
@@ -162,6 +167,20 @@ CONDITIONS: Final[Mapping[Code, Condition]] = {
         "the worker cannot pay for settlements",
         Stops.JOBS,
         "Send the operator some of the chain's native coin",
+    ),
+    Code.KEY_SHARED: Condition(
+        "the worker's nonces are used by somebody else",
+        Stops.JOBS,
+        "Another program sends with the operator's key: stop it, or let its transactions be mined. "
+        "If there is none, the node is wrong: set rpc_url to another one, or several in rpc_urls",
+        patient=True,
+    ),
+    Code.TRANSACTIONS_REVERT: Condition(
+        "the chain refuses transactions of the worker",
+        Stops.NOTHING,
+        "Read which and why in the line and in piecework worker status. If another node does not "
+        "refuse them, set rpc_url to it, or several in rpc_urls",
+        patient=True,
     ),
     Code.NOT_REGISTERED: Condition(
         "the worker is not registered",
@@ -280,6 +299,9 @@ _CODES: Final[tuple[tuple[type[ChainError], Code], ...]] = (
     (NodesDisagree, Code.NODES_DISAGREE),
     (NoFinality, Code.NO_FINALITY),
     (InsufficientGas, Code.GAS_LOW),
+    (NonceUnexplained, Code.KEY_SHARED),
+    (NonceTaken, Code.KEY_SHARED),
+    (TransactionReverted, Code.TRANSACTIONS_REVERT),
     (RpcLimited, Code.NODE_LIMITED),
     (RpcUnavailable, Code.NODE_AWAY),
     (MethodMissing, Code.NODE_INCOMPLETE),

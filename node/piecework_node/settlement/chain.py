@@ -101,13 +101,29 @@ class ChainPort(ChannelReader, NodePort, Protocol):
         """Count the nonces of journaled transactions as taken."""
         ...
 
+    def forget(self, tx: SignedTransaction) -> None:
+        """Count the nonce of a transaction that is given up as free."""
+        ...
+
+    def finish(self, nonce: int) -> None:
+        """Count a nonce as used for good: a transaction with it is final."""
+        ...
+
+    def insist(self, *, on: bool) -> None:
+        """Use the next nonce even if another program's transaction waits with it, or do not."""
+        ...
+
+    async def mined_nonces(self) -> int:
+        """Return how many of the operator's transactions are mined: the lowest unused nonce."""
+        ...
+
 
 class ChainLink:
     """Implements `ChainPort` with one reader and one sender."""
 
     def __init__(self, reader: ChainReader, signer: AsyncSigner, fees: FeePolicy) -> None:
         self._reader = reader
-        self._sender = TransactionSender.of(reader, signer, fees=fees)
+        self._sender = TransactionSender.of(reader, signer, fees=fees, journaled=True)
 
     @property
     def deployment(self) -> Deployment:
@@ -246,6 +262,18 @@ class ChainLink:
 
     def resume(self, txs: Iterable[SignedTransaction]) -> None:
         self._sender.resume(list(txs))
+
+    def forget(self, tx: SignedTransaction) -> None:
+        self._sender.forget(tx)
+
+    def finish(self, nonce: int) -> None:
+        self._sender.finish(nonce)
+
+    def insist(self, *, on: bool) -> None:
+        self._sender.insists = on
+
+    async def mined_nonces(self) -> int:
+        return (await self._sender.nonce_counts()).mined
 
     def _fund_call(self, funding: FundingAuthorization) -> Call:
         given = funding.opening if isinstance(funding, OneStepFunding) else funding

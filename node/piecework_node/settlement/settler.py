@@ -106,6 +106,8 @@ class Settler:
         """Agreed closings that cost more than they bring, as the last round saw."""
         self._watched_at = float("-inf")
         self._trouble: tuple[Code, str] | None = None
+        self._refusal = ""
+        """What the chain refused in this round. One channel's must not hide a trouble of all."""
         self._lock = asyncio.Lock()
 
     # --- for clients
@@ -241,9 +243,12 @@ class Settler:
             self._metrics.note(now(self._clock), "watch", fault.line)
 
     async def _settle_round(self) -> None:
-        self._trouble = None
+        self._trouble, self._refusal = None, ""
+        # Who else uses the key was given `chain_outage_s`. Claims do not wait longer.
+        self._port.insist(on=any(f.code is Code.KEY_SHARED for f in self._board.faults))
         for stored in self._transactions:
             await self._attempt(f"follow {stored.kind.value}", self._follow(stored))
+        await self._attempt("nonces", self._close_gap())
         if self._defence is not None:
             await self._attempt("answer", self._defence.look())
         await self._watch_withdrawals()
@@ -254,10 +259,15 @@ class Settler:
         asked = self._asked
         await self._attempt("settle", self._settle())
         await self._attempt("push", self._push(asked))
-        if self._trouble is None:
-            self._board.passed("transactions")
+        self._report("transactions", self._trouble)
+        refused = (Code.TRANSACTIONS_REVERT, self._refusal) if self._refusal else None
+        self._report("refusals", refused)
+
+    def _report(self, check: str, found: tuple[Code, str] | None) -> None:
+        if found is None:
+            self._board.passed(check)
         else:
-            self._board.failed("transactions", *self._trouble)
+            self._board.failed(check, *found)
 
     async def _attempt(self, what: str, work: Coroutine[Any, Any, None]) -> bool:
         """Do work that the chain may refuse, and note a refusal. Return whether it was done."""
@@ -265,7 +275,9 @@ class Settler:
             await work
         except ChainError as error:
             code = code_of(error)
-            if code is not None:
+            if code is Code.TRANSACTIONS_REVERT:
+                self._refusal = f"{what}: {error}"
+            elif code is not None:
                 self._trouble = code, f"{what}: {error}"
             self._note(what, error)
             return False
@@ -284,6 +296,12 @@ class Settler:
             await self._channels.observe(subject.channel)
         if stored.kind is TxKind.PUSH:
             await self.payouts.look(now=True)
+
+    async def _close_gap(self) -> None:
+        """Send again with a free nonce what waits above one that nobody uses."""
+        for stored in await self._transactions.close_gap():
+            # An earlier one of the same effect may have been mined. Then nothing is left to send.
+            await self._observe(subject.channel for subject in stored.subjects)
 
     async def _reverted(self, stored: StoredTx) -> None:
         """Hold an opening that reverted against its payer at once. Each next one would cost gas.

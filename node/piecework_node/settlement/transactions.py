@@ -6,12 +6,17 @@ stays open and is looked at again after a restart.
 
 Of several with one nonce, one is mined. The others are kept until that one is final: a
 reorganization may take it back. They hold nothing up in the meantime.
+
+A nonce that nobody uses holds up everything above it. It comes from a node that has counted wrongly
+once. What waits above such a gap is given up in the end, and its effect is sent again with a nonce
+out of the gap.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from itertools import count
 from typing import Any, Self
 
 from piecework.base.clock import Clock
@@ -45,6 +50,10 @@ class TransactionTracker:
         self._journal, self._port, self._clock = journal, port, clock
         self._stuck_s, self._metrics, self._log = stuck_s, metrics, log
         self._open: dict[bytes, StoredTx] = {}
+        self._floor = 0
+        """The nonce after the highest one that is known to be used for good."""
+        self._gap: tuple[int, float] | None = None
+        """The lowest nonce that nobody uses below one that waits, and since when that is known."""
         for kind in TxKind:
             metrics.begin_transactions(kind.value, TxState.FAILED.value)
 
@@ -149,7 +158,7 @@ class TransactionTracker:
             await self._move(stored, TxState.MINED, outcome)
             return TxState.MINED
         if isinstance(outcome, Superseded):
-            await self._move(stored, TxState.REPLACED)
+            await self._replaced(stored)
             return TxState.REPLACED
         went_back = stored.state is TxState.MINED
         if went_back:
@@ -158,7 +167,9 @@ class TransactionTracker:
             stored = self._open[stored.tx.hash]
         if isinstance(outcome, Pending):
             stuck = now(self._clock) - stored.at >= self._stuck_s
-            if stuck and self._is_highest_bid(stored):
+            # Above a gap higher fees bring nothing.
+            above = self._gap is not None and stored.tx.nonce > self._gap[0]
+            if stuck and not above and self._is_highest_bid(stored):
                 await self._outbid(stored)
         else:
             await self._send_again(stored)
@@ -169,12 +180,79 @@ class TransactionTracker:
             await reverted(stored)
         for rival in self._rivals(stored):
             await self._move(rival, TxState.REPLACED)
+        self._finished(stored.tx.nonce)
         state = TxState.FINAL if mined.success else TxState.FAILED
         await self._move(stored, state, mined)
         if not mined.success:
             text = f"transaction 0x{stored.tx.hash.hex()} reverted"
             self._metrics.note(now(self._clock), stored.kind.value, text)
         return state
+
+    async def _replaced(self, stored: StoredTx) -> None:
+        """Its nonce belongs to another transaction for good."""
+        if not self._rivals(stored):
+            text = f"nonce {stored.tx.nonce} was used by a transaction that is not in the journal"
+            self._metrics.note(now(self._clock), "nonces", text)
+            self._log.warning("nonce", kind=stored.kind.value, hash=stored.tx.hash, error=text)
+        self._finished(stored.tx.nonce)
+        await self._move(stored, TxState.REPLACED)
+
+    def _finished(self, nonce: int) -> None:
+        self._floor = max(self._floor, nonce + 1)
+        self._port.finish(nonce)
+
+    # --- gaps
+
+    async def close_gap(self) -> tuple[StoredTx, ...]:
+        """Give up what waits above a nonce that nobody of ours has used for `stuck_s`.
+
+        So many are given up as there are nonces missing, the highest first. Whoever wants their
+        effects sends them again, and gets the missing nonces. Should one of the old ones be mined
+        all the same, it finds its effect done.
+
+        Returns:
+            What was given up.
+
+        Raises:
+            ChainError: the node does not say how many are mined.
+        """
+        ground = await self._ground() if self.waiting else 0
+        above, moment = self._above_gap(ground), self._clock.monotonic()
+        if not above:
+            self._gap = None
+            return ()
+        held = {stored.tx.nonce for stored in self}
+        lowest = next(nonce for nonce in count(ground) if nonce not in held)
+        since = moment if self._gap is None else self._gap[1]
+        self._gap = lowest, since
+        if moment - since < self._stuck_s:
+            return ()
+        self._gap = None
+        for stored in above:
+            text = f"nonce {stored.tx.nonce} is out of reach: nobody uses nonce {lowest}"
+            self._metrics.note(now(self._clock), "nonces", text)
+            self._log.warning("nonce", kind=stored.kind.value, hash=stored.tx.hash, error=text)
+            self._port.forget(stored.tx)
+            await self._move(stored, TxState.REPLACED)
+        return above
+
+    async def _ground(self) -> int:
+        """The lowest nonce that is not used, as far as is known here or at the node."""
+        mined = (stored.tx.nonce + 1 for stored in self if stored.state is TxState.MINED)
+        return max(await self._port.mined_nonces(), self._floor, *mined)
+
+    def _above_gap(self, ground: int) -> tuple[StoredTx, ...]:
+        """As many of those that wait as nonces are missing below them, the highest first."""
+        waiting, held = self.waiting, {stored.tx.nonce for stored in self}
+        given: list[int] = []
+        for top in sorted({stored.tx.nonce for stored in waiting}, reverse=True):
+            missing = top - ground - sum(ground <= nonce < top for nonce in held)
+            if len(given) >= missing:
+                break
+            given.append(top)
+        return tuple(s for nonce in given for s in waiting if s.tx.nonce == nonce)
+
+    # --- sending again
 
     async def _send_again(self, stored: StoredTx) -> None:
         """Send the same bytes. The node does not know them: never sent, dropped or reorganized."""

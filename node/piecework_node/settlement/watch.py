@@ -50,11 +50,11 @@ class NodePort(Protocol):
         ...
 
     async def ask_nonce(self) -> None:
-        """Ask for the operator's next nonce."""
+        """Ask for the operator's next nonce, and whether others use its key."""
         ...
 
     async def ask_estimate(self) -> None:
-        """Ask for the gas of a transfer of nothing to ourselves."""
+        """Ask for the gas of a transfer of nothing to ourselves. That it reverts is no answer."""
         ...
 
     async def ask_outcome(self) -> None:
@@ -166,8 +166,10 @@ class NodeWatch:
     async def _probe(self, name: str, ask: Probe) -> None:
         try:
             await ask(self)
-        except TransactionReverted:
-            self.board.passed(name)  # an answer, and the probe asks nothing of it
+        except TransactionReverted as error:
+            # No probe asks anything that can revert. A node that says so would let none of our
+            # transactions be signed.
+            self.board.failed(name, Code.NODE_BROKEN, f"{name}: {error}")
         except ChainError as error:
             self._failed(name, error)
         else:

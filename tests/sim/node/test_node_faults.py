@@ -148,6 +148,8 @@ MONEY = (
     "eth_getLogs",
     "eth_getBalance",
     "eth_getTransactionReceipt",
+    "eth_estimateGas",
+    "eth_sendRawTransaction",
 )
 
 
@@ -163,7 +165,7 @@ async def test_one_lying_node_of_three_is_named_and_jobs_go_on(method: str) -> N
         await hold_to(made, set())
 
 
-@pytest.mark.parametrize("method", MONEY)
+@pytest.mark.parametrize("method", [m for m in MONEY if m != SEND])  # one that takes it is enough
 async def test_one_lying_node_of_two_stops_everything(method: str) -> None:
     async with watched_by_quorum(2, 2) as made:
         await made.agree_to_close()

@@ -20,6 +20,7 @@ from piecework.chain.errors import (
     WrongChain,
 )
 from piecework.chain.fees import Fees
+from piecework.chain.nonces import NonceCounts, Nonces
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.transactions import (
     Finalized,
@@ -65,11 +66,17 @@ class FakePort(FakeEscrow):
         self.simulations = 0
         self.simulate_refuses = False
         self.wrong = False
+        self.refuses_settlements = False
+        """Whether each estimate of a settlement reverts."""
         self.mute_closings = False
         """Whether the node says nothing when a closing is prepared."""
         self.broadcasts: list[bytes] = []
         self.requests: list[tuple[int, ChannelId]] = []
-        self.next_nonce = 0
+        self.nonces, self.insists = Nonces(), False
+        self.mined_count: int | None = None
+        """What the node says is mined. None: the truth."""
+        self.pending_count: int | None = None
+        """What the node says is mined or waits. None: what is true of our own."""
         self.waiting = self.pushed = 0
         """Base units that wait for the receiver, and that were pushed to it."""
         self.paid: dict[ChannelId, int] = {}
@@ -99,6 +106,23 @@ class FakePort(FakeEscrow):
 
     async def ask_nonce(self) -> None:
         self._answer()
+        self.nonces.explained(self._counts())
+
+    async def mined_nonces(self) -> int:
+        self._answer()
+        return self._counts().mined
+
+    def _counts(self) -> NonceCounts:
+        """What the node says. By default the truth: its pool holds our own alone."""
+        nonce = 0
+        while nonce in self.used:
+            nonce += 1
+        mined = nonce if self.mined_count is None else self.mined_count
+        pooled = {tx.nonce for tx in self.pool.values()}
+        while nonce in pooled:
+            nonce += 1
+        pending = max(nonce, mined) if self.pending_count is None else self.pending_count
+        return NonceCounts(mined, pending)
 
     async def ask_estimate(self) -> None:
         self._answer()
@@ -164,6 +188,8 @@ class FakePort(FakeEscrow):
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
         self._answer()
+        if self.refuses_settlements:
+            raise TransactionReverted("NothingNew", {})
         return self._make("settle", [(c.voucher.channel, c.voucher.cumulative) for c in claims])
 
     async def prepare_close(self, claim: Claim, fee: Amount, worth: Worth) -> SignedTransaction:
@@ -191,8 +217,11 @@ class FakePort(FakeEscrow):
         self, kind: str, rows: list[tuple[bytes, int]], nonce: int | None = None, fee: int = 0
     ) -> SignedTransaction:
         if nonce is None:
-            nonce = self.next_nonce
-            self.next_nonce += 1
+            counts = self._counts()
+            nonce = (
+                self.nonces.next(counts.mined) if self.insists else self.nonces.explained(counts)
+            )
+            self.nonces.hold(nonce)
         fee = fee or FIRST_FEE
         body = {"kind": kind, "rows": [[c.hex(), a] for c, a in rows], "nonce": nonce, "fee": fee}
         data = json.dumps(body).encode()
@@ -244,20 +273,34 @@ class FakePort(FakeEscrow):
         return Superseded() if winner is not None and winner in self.final else Unknown()
 
     def resume(self, txs: Iterable[SignedTransaction]) -> None:
-        self.next_nonce = max([self.next_nonce, *(tx.nonce + 1 for tx in txs)])
+        for tx in txs:
+            self.nonces.hold(tx.nonce)
+
+    def forget(self, tx: SignedTransaction) -> None:
+        self.nonces.free(tx.nonce)
+
+    def finish(self, nonce: int) -> None:
+        self.nonces.finish(nonce)
+
+    def insist(self, *, on: bool) -> None:
+        self.insists = on
 
     # --- what tests do
 
     def mine(self, *, finalize: bool = True) -> None:
-        """A block with everything in the pool, the highest bid of each nonce."""
+        """A block with everything in the pool, the highest bid of each nonce.
+
+        What waits above a nonce that nobody uses goes on waiting.
+        """
         self.height += 1
         best: dict[int, SignedTransaction] = {}
         for tx in self.pool.values():
             if tx.nonce not in best or tx.max_fee > best[tx.nonce].max_fee:
                 best[tx.nonce] = tx
         for nonce in sorted(best):
-            self._execute(best[nonce])
-        self.pool.clear()
+            if all(lower in self.used for lower in range(nonce)):
+                self._execute(best[nonce])
+        self.pool = {k: tx for k, tx in self.pool.items() if tx.nonce not in self.used}
         if finalize:
             self.final |= set(self.mined)
 

@@ -144,15 +144,15 @@ async def watched(rpc_timeout_s: float = PATIENT_RPC_S) -> AsyncIterator[Watched
 
 
 @asynccontextmanager
-async def watched_by_quorum(nodes: int, quorum: int) -> AsyncIterator[Watched]:
-    """As `watched`, through several nodes of one chain. `proxy` is the last of them."""
+async def watched_by_quorum(nodes: int, quorum: int, *, place: int = -1) -> AsyncIterator[Watched]:
+    """As `watched`, through several nodes of one chain. `proxy` is the one in this place."""
     async with AsyncExitStack() as stack:
         proxies = [
             await stack.enter_async_context(NodeProxy(shared_chain().answer).serving())
             for _ in range(nodes)
         ]
         rpcs = [HttpRpc(proxy.url, attempts=2, backoff_s=0) for proxy in proxies]
-        made = _watched(QuorumRpc(rpcs, quorum), proxies[-1])
+        made = _watched(QuorumRpc(rpcs, quorum), proxies[place])
         yield await stack.enter_async_context(made)
 
 
