@@ -17,7 +17,7 @@ from pydantic import Field, field_validator, model_validator
 from piecework.base import settings
 from piecework.base.amounts import Token
 from piecework.base.connections import parse_networks
-from piecework.base.hosts import LOOPBACK, is_unspecified
+from piecework.base.hosts import LOOPBACK, MAX_NODES, check_nodes, check_urls, is_unspecified
 from piecework.base.settings import Settings, Variables
 from piecework.base.written_amounts import WrittenAmount, amount_fields
 from piecework.signer.place import SignerPlace
@@ -42,7 +42,6 @@ VARIABLES: Final = Variables(
     aliases={"PIECEWORK_MODELS": "model_store"},
 )
 MAX_INDEXES: Final = 16
-MAX_RPC_URLS: Final = 16
 MAX_RELAYS: Final = MAX_OFFER_ENDPOINTS - 1
 """An offer names the worker's own address beside them."""
 
@@ -178,10 +177,10 @@ class WorkerConfig(Settings):
     )
     rpc_urls: tuple[str, ...] = Field(
         (),
-        max_length=MAX_RPC_URLS,
+        max_length=MAX_NODES,
         description="several nodes, of which rpc_quorum must agree about money. Empty: rpc_url",
     )
-    rpc_quorum: int = Field(0, ge=0, le=MAX_RPC_URLS, description="0: more than half of rpc_urls")
+    rpc_quorum: int = Field(0, ge=0, le=MAX_NODES, description="0: more than half of rpc_urls")
     rpc_timeout_s: float = Field(10.0, ge=0.1, le=120)
     finality_depth: int = Field(0, ge=0, le=10_000, description='0: the node\'s "finalized" tag')
     chain_poll_s: float = Field(5.0, ge=0.05, le=600)
@@ -400,12 +399,7 @@ class WorkerConfig(Settings):
     @field_validator("indexes", "rpc_urls")
     @classmethod
     def _addresses_are_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for url in value:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError("an address begins with http:// or https://")
-        if len({url.rstrip("/") for url in value}) != len(value):
-            raise ValueError("an address is given twice")
-        return value
+        return check_urls(value)
 
     @field_validator("gpu_numbers")
     @classmethod
@@ -441,10 +435,7 @@ class WorkerConfig(Settings):
     def _fits_together(self) -> Self:
         if self.admin_host not in LOOPBACK and not self.admin_public:
             raise ValueError("admin_host is not loopback: set admin_public = true if you mean it")
-        if self.rpc_quorum > len(self.rpc_urls):
-            raise ValueError("rpc_quorum is more than there are rpc_urls")
-        if self.rpc_urls and self.rpc_url:
-            raise ValueError("set rpc_url or rpc_urls, not both")
+        check_nodes(self.rpc_url, self.rpc_urls, self.rpc_quorum)
         if not self.listens and not self.relays:
             raise ValueError("bind is empty and there are no relays: no client could come")
         if not self.listens and self.endpoint:

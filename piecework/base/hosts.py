@@ -77,6 +77,36 @@ def _inside(address: IPv4Address | IPv6Address) -> list[IPv4Address]:
     return [one for one in found if one is not None]
 
 
+MAX_NODES: Final = 16
+"""Nodes of one chain in the settings."""
+
+
+def check_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
+    """Return addresses of http servers, each of which is given once.
+
+    Raises:
+        ValueError: one is no such address, or is given twice.
+    """
+    for url in urls:
+        if not url.startswith(("http://", "https://")):
+            raise ValueError("an address begins with http:// or https://")
+    if len({url.rstrip("/") for url in urls}) != len(urls):
+        raise ValueError("an address is given twice")
+    return urls
+
+
+def check_nodes(rpc_url: str | None, rpc_urls: tuple[str, ...], rpc_quorum: int) -> None:
+    """Check that the settings of the chain's nodes fit together.
+
+    Raises:
+        ValueError: one node and several are named, or too few for the quorum.
+    """
+    if rpc_quorum > len(rpc_urls):
+        raise ValueError("rpc_quorum is more than there are rpc_urls")
+    if rpc_urls and rpc_url:
+        raise ValueError("set rpc_url or rpc_urls, not both")
+
+
 def check_origin(text: str) -> str:
     """Return an origin as browsers write it, such as "https://chat.example:8443".
 

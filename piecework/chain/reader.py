@@ -34,6 +34,7 @@ from piecework.chain.limits import (
 )
 from piecework.chain.logs import LogSearch
 from piecework.chain.presence import Presence, contracts_of, presence_of
+from piecework.chain.quorum import nodes
 from piecework.chain.records import (
     UNKNOWN_CHANNEL,
     Block,
@@ -104,12 +105,15 @@ class ChainReader:
         *,
         rpc: JsonRpc | None = None,
         rpc_url: str | None = None,
+        rpc_urls: Sequence[str] = (),
+        rpc_quorum: int = 0,
         timeout_s: float = DEFAULT_RPC_TIMEOUT_S,
         finality: Finality = FINALIZED,
     ) -> Self:
         """Connect, `verify`, and compare the token. Close with `close`.
 
-        `rpc_url` is the caller's own node. `rpc` replaces it, such as nodes that must agree.
+        `rpc_url` is the caller's own node. `rpc_urls` replaces it by several, of which `rpc_quorum`
+        must agree (0: more than half), and `rpc` by one that is open.
         A deployment names a node only if its chain is on this machine. What differs without harm is
         in `warnings`.
 
@@ -118,6 +122,7 @@ class ChainReader:
             WrongChain: chain, contracts or decimals are not the deployment's.
             ChainError: as the node answers.
         """
+        rpc = rpc or nodes(rpc_urls, rpc_quorum, timeout_s=timeout_s)
         if rpc is not None:
             reader = cls(rpc, deployment, finality)
         else:

@@ -16,13 +16,13 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any, Final, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from piecework.base.amounts import Token
 from piecework.base.connections import parse_networks
 from piecework.base.files import SYSTEM_DISK, Disk, private_folder, shown
 from piecework.base.homes import default_home
-from piecework.base.hosts import check_origin
+from piecework.base.hosts import MAX_NODES, check_nodes, check_origin, check_urls
 from piecework.base.settings import Settings, Variables, load
 from piecework.base.written_amounts import WrittenAmount, base_units, known_units, weight
 from piecework.client.errors import HomeError
@@ -133,6 +133,20 @@ class ClientConfig(Settings):
     rpc_url: str | None = Field(
         default=None,
         description="The chain's node. Only the file of a development chain names one itself.",
+    )
+    rpc_urls: tuple[str, ...] = Field(
+        default=(),
+        max_length=MAX_NODES,
+        description=(
+            "Several nodes of the chain, of which `rpc_quorum` must say the same about money. "
+            "Empty: `rpc_url` alone."
+        ),
+    )
+    rpc_quorum: int = Field(
+        default=0,
+        ge=0,
+        le=MAX_NODES,
+        description="How many of `rpc_urls` must agree. 0: more than half.",
     )
     rpc_timeout_s: float = Field(
         default=10.0, gt=0, le=120, description="How long one question to the chain may take."
@@ -351,6 +365,16 @@ class ClientConfig(Settings):
         description="What one token of the currency is worth in dollars. Answers and models then "
         "have their prices in dollars too.",
     )
+
+    @field_validator("rpc_urls")
+    @classmethod
+    def _nodes_are_http(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return check_urls(value)
+
+    @model_validator(mode="after")
+    def _nodes_fit_together(self) -> Self:
+        check_nodes(self.rpc_url, self.rpc_urls, self.rpc_quorum)
+        return self
 
     @field_validator("audit_by")
     @classmethod

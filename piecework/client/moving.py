@@ -13,9 +13,9 @@ from pathlib import Path
 
 from piecework.base.files import write_private
 from piecework.chain.deployment import Deployment
-from piecework.chain.reader import ChainReader
-from piecework.client.config import ClientHome
+from piecework.client.config import ClientConfig, ClientHome
 from piecework.client.errors import HomeError
+from piecework.client.network.nodes import connect
 from piecework_protocol.types import address_hex
 
 NAME_DIGITS = 8
@@ -31,8 +31,10 @@ class Moved:
     new: bool
 
 
-async def move(home: ClientHome, file: Path, *, rpc_url: str | None = None) -> Moved:
+async def move(home: ClientHome, file: Path, config: ClientConfig | None = None) -> Moved:
     """Write the next deployment file into a home, and keep the one that is there.
+
+    config: The settings, which name the chain's nodes. None: no setting names any.
 
     It is safe to repeat: a kill at any moment leaves whole files.
 
@@ -52,7 +54,7 @@ async def move(home: ClientHome, file: Path, *, rpc_url: str | None = None) -> M
         raise HomeError(f"{file} is of another chain or escrow. Use another --home for it")
     if found.token != wanted.token:
         raise HomeError(f"{file} has another token. Use another --home for it")
-    async with await ChainReader.connect(wanted, rpc_url=rpc_url):
+    async with await connect(config or ClientConfig(), wanted):
         pass  # the contracts are there
     name = f"deployment-{found.registry.hex()[:NAME_DIGITS]}.json"
     kept = home.path / name

@@ -49,6 +49,7 @@ from piecework.client.journal.store import NO_PART, Store
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework.client.network.indexes import IndexReader
 from piecework.client.network.links import Connect, Links
+from piecework.client.network.nodes import connect
 from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework.client.network.transport import WorkerLink
@@ -235,9 +236,7 @@ class PieceworkClient:
         wallet = await asyncio.to_thread(open_wallet, home.wallet, home.authorizer, password)
         store = Store(home.store, deployment.domain, wallet.payer.address)
         try:
-            reader = await ChainReader.connect(
-                deployment, rpc_url=config.rpc_url, timeout_s=config.rpc_timeout_s
-            )
+            reader = await connect(config, deployment)
         except BaseException:
             store.close()
             raise

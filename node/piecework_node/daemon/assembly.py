@@ -13,7 +13,6 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.errors import SignerAway
 from piecework.chain.fees import GWEI, FeePolicy
 from piecework.chain.finality import FINALIZED, at_depth
-from piecework.chain.quorum import nodes
 from piecework.chain.reader import ChainReader
 from piecework.signer.remote import RemoteSigner
 from piecework_node import logs
@@ -221,8 +220,9 @@ async def connect(config: WorkerConfig, deployment: Deployment) -> ChainReader:
     """
     return await ChainReader.connect(
         deployment,
-        rpc=nodes(config.rpc_urls, config.rpc_quorum, timeout_s=config.rpc_timeout_s),
         rpc_url=config.rpc_url or None,
+        rpc_urls=config.rpc_urls,
+        rpc_quorum=config.rpc_quorum,
         timeout_s=config.rpc_timeout_s,
         finality=at_depth(config.finality_depth) if config.finality_depth else FINALIZED,
     )

@@ -119,7 +119,13 @@ async def _register(
 ) -> tuple[RegistrationStep, list[str]]:
     """Register, or see what is registered. Returns the step and what the owner should know."""
     deployment = Deployment.load(home.deployment)
-    async with await ChainReader.connect(deployment, rpc_url=config.rpc_url or None) as reader:
+    async with await ChainReader.connect(
+        deployment,
+        rpc_url=config.rpc_url or None,
+        rpc_urls=config.rpc_urls,
+        rpc_quorum=config.rpc_quorum,
+        timeout_s=config.rpc_timeout_s,
+    ) as reader:
         warnings = list(reader.warnings)
         known = await reader.worker(operator.address)
         if known is not None:

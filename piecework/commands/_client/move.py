@@ -30,7 +30,7 @@ def move(
     from piecework.client.moving import move as moved
 
     _, config = open_config(home, {})
-    done = common.run(moved(existing(home), file, rpc_url=config.rpc_url))
+    done = common.run(moved(existing(home), file, config))
     earlier = None if done.earlier is None else str(done.earlier)
     view = {"registry": done.registry, "earlier": earlier, "new": done.new}
     if json:

@@ -273,6 +273,7 @@ class FakePort(FakeEscrow):
         return Superseded() if winner is not None and winner in self.final else Unknown()
 
     def resume(self, txs: Iterable[SignedTransaction]) -> None:
+        self.nonces = Nonces()  # what a process that starts knows
         for tx in txs:
             self.nonces.hold(tx.nonce)
 

@@ -116,3 +116,26 @@ def test_every_setting_is_described_and_written_with_its_default(tmp_path: Path)
     assert load_config(file, environment={}) == ClientConfig(indexes=("http://index",))
     for name in ClientConfig.model_fields:
         assert f"\n{name} = " in f"\n{text}" or f"\n# {name} =" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ('rpc_urls = ["http://a", "http://b"]\nrpc_quorum = 3\n', "rpc_quorum is more"),
+        ('rpc_urls = ["http://a"]\nrpc_url = "http://b"\n', "not both"),
+        ('rpc_urls = ["ws://a"]\n', "http://"),
+        ('rpc_urls = ["http://a", "http://a/"]\n', "twice"),
+    ],
+)
+def test_nodes_that_cannot_agree_are_refused(tmp_path: Path, settings: str, message: str) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(settings)
+    with pytest.raises(SettingsError, match=message):
+        load_config(file, environment={})
+
+
+def test_several_nodes_of_the_chain_are_set_as_at_the_worker(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text('rpc_urls = ["http://a", "http://b", "http://c"]\nrpc_quorum = 2\n')
+    config = load_config(file, environment={})
+    assert config.rpc_urls == ("http://a", "http://b", "http://c") and config.rpc_quorum == 2
