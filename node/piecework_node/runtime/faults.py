@@ -379,10 +379,8 @@ class FaultBoard:
     def faults(self) -> tuple[Fault, ...]:
         """The conditions that count now, the gravest first. One for each code."""
         found: dict[Code, Fault] = {}
-        for fault, since in self._found.values():
-            lasted = self._clock.monotonic() - since
-            if not fault.condition.patient or lasted >= self._patience_s:
-                found.setdefault(fault.code, fault)
+        for fault in self._counting().values():
+            found.setdefault(fault.code, fault)
         gravity = list(Stops)
         return tuple(sorted(found.values(), key=lambda f: -gravity.index(f.condition.stops)))
 
@@ -394,7 +392,21 @@ class FaultBoard:
     @property
     def may_sign(self) -> bool:
         """Whether transactions may be signed."""
-        return all(fault.condition.stops is not Stops.SIGNING for fault in self.faults)
+        return self.may_sign_beside()
+
+    def may_sign_beside(self, *checks: str) -> bool:
+        """Whether transactions may be signed, apart from what these checks found."""
+        others = [fault for check, fault in self._counting().items() if check not in checks]
+        return all(fault.condition.stops is not Stops.SIGNING for fault in others)
+
+    def _counting(self) -> dict[str, Fault]:
+        """By check: the faults that have lasted long enough to count."""
+        moment = self._clock.monotonic()
+        return {
+            check: fault
+            for check, (fault, since) in self._found.items()
+            if not fault.condition.patient or moment - since >= self._patience_s
+        }
 
     def show(self) -> None:
         """Bring the metric up to date, and log each condition that came or went."""

@@ -48,6 +48,8 @@ CURSOR_OVERLAP_BLOCKS: Final = 64
 """Events are read again this far back. A reorganization may have put new ones there."""
 MAX_CATCH_UP_BLOCKS: Final = 20_000
 """A worker that was away longer asks for each of its channels instead of reading every event."""
+TRANSACTIONS, REFUSALS, WITHDRAWALS = ROUND_CHECKS = "transactions", "refusals", "withdrawals"
+"""The names under which a round reports to the board."""
 VERIFY_INTERVAL_S: Final = 60.0
 MAX_OBSERVATIONS: Final = 16
 """Channels that are asked for at once when the node does not search events."""
@@ -203,7 +205,9 @@ class Settler:
         """Do one round. What the chain refuses is counted, noted, and tried again later."""
         async with self._lock:
             await self._look_around()
-            if self._board.may_sign and not self._board.is_failing("contracts"):
+            # Each question of a round is asked anew, and only a round says that its own are over.
+            allowed = self._board.may_sign_beside(*ROUND_CHECKS)
+            if allowed and not self._board.is_failing("contracts"):
                 await self._settle_round()
         self._board.show()
         self._metrics.unsettled.set(self._channels.unsettled)
@@ -259,9 +263,9 @@ class Settler:
         asked = self._asked
         await self._attempt("settle", self._settle())
         await self._attempt("push", self._push(asked))
-        self._report("transactions", self._trouble)
+        self._report(TRANSACTIONS, self._trouble)
         refused = (Code.TRANSACTIONS_REVERT, self._refusal) if self._refusal else None
-        self._report("refusals", refused)
+        self._report(REFUSALS, refused)
 
     def _report(self, check: str, found: tuple[Code, str] | None) -> None:
         if found is None:
@@ -326,10 +330,10 @@ class Settler:
             await self._look_for_withdrawals()
         except ChainError as error:
             # Not seen for `chain_outage_s`, a payer may be about to take back what it owes.
-            self._board.failed("withdrawals", code_of(error) or Code.NODE_REFUSES, str(error))
+            self._board.failed(WITHDRAWALS, code_of(error) or Code.NODE_REFUSES, str(error))
             self._note("watch", error)
         else:
-            self._board.passed("withdrawals")
+            self._board.passed(WITHDRAWALS)
 
     async def _look_for_withdrawals(self) -> None:
         stored = await self._journal.meta(CURSOR)

@@ -145,3 +145,20 @@ async def test_a_nonce_that_the_node_alone_explains_is_used_after_the_outage_onl
     await made.settler.tick()
     assert not made.harness.faults.faults
     assert made.port.paid[client.id] == client.book.cumulative
+
+
+async def test_nodes_that_disagreed_about_a_claim_alone_are_asked_again() -> None:
+    made, client = await bank()
+    await made.trade(client)
+    made.port.mine()
+    made.port.disagrees = True
+    made.settler.ask()
+    await made.settler.tick()
+    assert {fault.code for fault in made.harness.faults.faults} == {Code.NODES_DISAGREE}
+    assert not made.settler.under_way
+    made.port.disagrees = False
+    await made.settler.tick()
+    assert not made.harness.faults.faults, "only a settlement's round can find that out"
+    made.port.mine()
+    await made.settler.tick()
+    assert made.port.paid[client.id] == client.book.cumulative

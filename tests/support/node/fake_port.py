@@ -14,6 +14,7 @@ from piecework.chain.calls import Claim
 from piecework.chain.errors import (
     FeeTooHigh,
     LogRangeRefused,
+    NodesDisagree,
     NonceTaken,
     RpcUnavailable,
     TransactionReverted,
@@ -68,6 +69,8 @@ class FakePort(FakeEscrow):
         self.wrong = False
         self.refuses_settlements = False
         """Whether each estimate of a settlement reverts."""
+        self.disagrees = False
+        """Whether the nodes disagree about claims and withdrawals, and about nothing else."""
         self.mute_closings = False
         """Whether the node says nothing when a closing is prepared."""
         self.broadcasts: list[bytes] = []
@@ -152,8 +155,13 @@ class FakePort(FakeEscrow):
             return 0
         return max(0, min(cumulative, known.deposit) - known.settled)
 
+    def _must_agree(self) -> None:
+        if self.disagrees:
+            raise NodesDisagree("of 2 nodes no 2 say the same")
+
     async def withdrawals(self, from_block: int, to_block: int) -> tuple[ChannelId, ...]:
         self._answer()
+        self._must_agree()
         if to_block - from_block >= self.most_blocks:
             raise LogRangeRefused("eth_getLogs", -32005, "too many blocks")
         return tuple(c for block, c in self.requests if from_block <= block <= to_block)
@@ -188,6 +196,7 @@ class FakePort(FakeEscrow):
 
     async def prepare_settle(self, claims: Sequence[Claim], worth: Worth) -> SignedTransaction:
         self._answer()
+        self._must_agree()
         if self.refuses_settlements:
             raise TransactionReverted("NothingNew", {})
         return self._make("settle", [(c.voucher.channel, c.voucher.cumulative) for c in claims])
