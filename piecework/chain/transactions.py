@@ -397,11 +397,12 @@ class TransactionSender:
         tx = await self.prepare(call, value_at_stake=None)
         try:
             await self.broadcast(tx)
+            mined = await self._until_mined(tx, timeout_s, poll_s)
         except BaseException:
-            # If it arrived all the same, the node's own count of pending ones holds its nonce.
+            # If it waits all the same, the node's own count of pending ones holds its nonce. If the
+            # node has dropped it, nobody sends it again, and what comes next must not wait for it.
             self.forget(tx)
             raise
-        mined = await self._until_mined(tx, timeout_s, poll_s)
         if not mined.success:
             raise await self.explain(tx, mined)
         return mined

@@ -19,6 +19,7 @@ from piecework.chain.errors import (
     NonceUnexplained,
     RpcRefused,
     RpcUnavailable,
+    StuckTransaction,
     TransactionReverted,
 )
 from piecework.chain.fees import Fees
@@ -188,6 +189,20 @@ async def test_a_node_that_goes_away_during_a_broadcast_leaves_no_gap_in_the_non
     with pytest.raises(RpcUnavailable):
         await one.execute(send_native(OTHER.address, 1))
     assert (await one.prepare(send_native(OTHER.address, 1), value_at_stake=None)).nonce == 4
+
+
+def test_a_transaction_that_a_node_dropped_leaves_no_gap_in_the_nonces_of_a_tool() -> None:
+    pending = {"eth_getTransactionCount": "0x4"}
+    taken = lambda raw: to_hex(keccak256(bytes.fromhex(raw[2:])))  # noqa: E731
+    one = sender({**pending, "eth_sendRawTransaction": taken})
+    call = send_native(OTHER.address, 1)
+
+    async def stuck_then_next() -> int:
+        with pytest.raises(StuckTransaction):
+            await one.execute(call, poll_s=1.0)
+        return (await one.prepare(call, value_at_stake=None)).nonce
+
+    assert simulate(stuck_then_next()) == 4
 
 
 @pytest.mark.parametrize("message", ["already known", "transaction already imported"])
