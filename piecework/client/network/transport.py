@@ -102,6 +102,11 @@ async def fetch_certificate(endpoint: WorkerEndpoint, name: str) -> bytes:
         ) from None
     try:
         certificate: bytes | None = writer.get_extra_info("ssl_object").getpeercert(True)
+    except ValueError:
+        # What came behind the handshake was no TLS. OpenSSL then says that it was not done.
+        raise WorkerUnreachable(
+            f"no TLS connection to {endpoint.host}:{endpoint.port}: it broke at once"
+        ) from None
     finally:
         writer.transport.abort()
     if not certificate:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from piecework_node.keys.tls import create_tls, load_tls
 from piecework_protocol.types import Address, Digest, Timestamp
+
+_NO_RECORD = b"\x17\x03\x03\x00\x20" + bytes(32)
+"""It says that it is data of TLS 1.3."""
 
 
 @asynccontextmanager
@@ -31,6 +34,41 @@ async def tls_listener(operator: Address) -> AsyncIterator[tuple[int, Digest, li
     )
     try:
         yield server.sockets[0].getsockname()[1], pin, names
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def spoilt_tls_listener(operator: Address) -> AsyncIterator[int]:
+    """Answer TLS, with a record behind the handshake that no key fits. Gives the port.
+
+    Both come in one piece. So the client's TLS has failed before its caller knows that it was up.
+    """
+    certificate, key = create_tls(operator, Timestamp(1_750_000_000))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with TemporaryDirectory() as folder:
+        files = Path(folder, "tls.pem"), Path(folder, "tls.key")
+        for file, content in zip(files, (certificate, key), strict=True):
+            file.write_bytes(content)
+        context.load_cert_chain(*files)
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        try:
+            incoming.write(await reader.read(2**14))
+            with suppress(ssl.SSLWantReadError):
+                tls.do_handshake()
+            writer.write(outgoing.read() + _NO_RECORD)
+            await reader.read()
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    try:
+        yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
 

@@ -11,6 +11,7 @@ from piecework.client.errors import WorkerUnreachable
 from piecework.client.network.transport import JobStream, WorkerLink
 from piecework_protocol.frames import CancelJob
 from piecework_protocol.types import Address
+from tests.support.network.tls_listener import spoilt_tls_listener
 
 SHORT_S = 0.01
 
@@ -39,6 +40,14 @@ async def test_a_worker_whose_host_is_no_name_is_unreachable_and_breaks_no_searc
 ) -> None:
     with pytest.raises(WorkerUnreachable, match="no name"):
         await WorkerLink.connect(f"{host}:7443", Address(bytes(20)), None)
+
+
+async def test_a_connection_that_is_spoilt_right_behind_its_handshake_is_unreachable() -> None:
+    """OpenSSL then says that the handshake is not done yet, and shows no certificate."""
+    operator = Address(bytes(20))
+    async with spoilt_tls_listener(operator) as port:
+        with pytest.raises(WorkerUnreachable, match="no TLS connection"):
+            await WorkerLink.connect(f"127.0.0.1:{port}", operator, None)
 
 
 async def test_a_frame_that_does_not_leave_in_time_makes_the_worker_unreachable() -> None:
