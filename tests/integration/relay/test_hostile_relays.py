@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,12 +17,15 @@ from piecework.client.errors import WorkerUnreachable
 from piecework.client.network.transport import WorkerLink
 from piecework_protocol.objects import Endpoint, Route
 from piecework_protocol.relaying import server_name
+from piecework_protocol.signing import LocalSigner
+from piecework_protocol.types import keccak256
 from tests.support.chain.fake_chain import FakeChain
 from tests.support.client.client_side import (
     MONEY,
     PAYER,
     CanvasText,
     FakeClock,
+    JobResuming,
     ask,
     collect,
     last,
@@ -29,10 +33,24 @@ from tests.support.client.client_side import (
     text_of,
 )
 from tests.support.client.fake_worker import STORY, FakeWorker
-from tests.support.network.hostile_relay import HostileRelay, Mischief, hostile_relay
+from tests.support.network.hostile_relay import (
+    BOTH,
+    MIXES,
+    Direction,
+    HostileRelay,
+    Mischief,
+    hostile_relay,
+)
 from tests.support.network.relays import RunningRelay, running_relay
+from tests.support.network.wire import Wire, running_wire
+from tests.support.waiting import until
 
 WHOLE = " ".join(STORY)
+SECOND_PAYER = LocalSigner(bytes(keccak256(b"another client behind the same relay")))
+OTHERS = MIXES | {Mischief.STALL, Mischief.SLOW}
+"""What has tests of its own."""
+NOTHING_YET = 10**9
+"""So many chunks pass unharmed. The test says when the mischief begins."""
 
 
 @pytest.fixture
@@ -54,11 +72,13 @@ class TwoWays:
     worker: FakeWorker
     hostile: HostileRelay
     honest: RunningRelay
+    to_honest: Wire
+    """What leads clients to the honest one."""
 
 
 @asynccontextmanager
 async def two_ways(
-    chain: FakeChain, clock: FakeClock, mischief: Mischief, **more: int
+    chain: FakeChain, clock: FakeClock, mischief: Mischief, **more: Any
 ) -> AsyncIterator[TwoWays]:
     """Run the three. The registry names a third relay, which the offer does not."""
     async with (
@@ -67,14 +87,15 @@ async def two_ways(
         running_relay(chain) as registered,
         FakeWorker(chain, clock, relays=(behind.name, honest.name, registered.name)) as worker,
         hostile_relay(behind.port, mischief, **more) as hostile,
+        running_wire(honest.port) as wire,
     ):
-        names = (hostile.name, honest.name)
+        names = (hostile.name, wire.address)
         worker.ways = tuple(Endpoint(Route.RELAYED, name) for name in names)
         chain.register(worker.operator.address, worker.receiver, registered.name)
-        yield TwoWays(worker, hostile, honest)
+        yield TwoWays(worker, hostile, honest, wire)
 
 
-@pytest.mark.parametrize("mischief", [m for m in Mischief if m is not Mischief.STALL])
+@pytest.mark.parametrize("mischief", [m for m in Mischief if m not in OTHERS])
 async def test_a_relay_that_spoils_bytes_costs_no_job_and_no_money(
     tmp_path: Path, chain: FakeChain, clock: FakeClock, mischief: Mischief
 ) -> None:
@@ -100,6 +121,89 @@ async def test_a_relay_that_says_nothing_more_costs_a_moment(
     ):
         assert text_of(await collect(client.run(ask()))) == WHOLE
         assert ways.worker.violations == []
+
+
+async def test_a_relay_that_is_slow_makes_jobs_late_and_nothing_else(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock
+) -> None:
+    async with (
+        two_ways(chain, clock, Mischief.SLOW) as ways,
+        open_client(tmp_path, chain, clock) as client,
+    ):
+        await ways.to_honest.down()
+        runs = [await collect(client.run(ask(f"story {n}"))) for n in range(2)]
+        assert ways.hostile.done > 0
+        assert [text_of(events) for events in runs] == [WHOLE] * 2
+        assert not any(isinstance(event, JobResuming) for events in runs for event in events)
+        assert [s.received for s in ways.worker.submissions] == [0, 0]
+        assert ways.worker.paid() == sum(last(events).cost for events in runs)
+        assert ways.worker.violations == []
+
+
+async def test_a_relay_that_turns_too_slow_in_a_job_is_left_and_nothing_is_paid_twice(
+    tmp_path: Path, chain: FakeChain, clock: FakeClock
+) -> None:
+    """Bytes go on coming, so only frames tell that the worker is no longer heard."""
+    async with (
+        two_ways(chain, clock, Mischief.SLOW, quiet=NOTHING_YET, byte_s=1.0) as ways,
+        open_client(tmp_path, chain, clock, stall_timeout_s=1.0) as client,
+    ):
+
+        async def turns_slow(canvas: int) -> None:
+            if canvas == 1:
+                ways.hostile.quiet = 0
+
+        ways.worker.script.gate = turns_slow
+        events = await collect(client.run(ask()))
+        assert ways.hostile.done > 0
+        assert text_of(events) == WHOLE
+        assert any(isinstance(event, JobResuming) for event in events)
+        canvases = [event for event in events if isinstance(event, CanvasText)]
+        assert ways.worker.paid() == last(events).cost == sum(c.amount for c in canvases)
+        assert ways.worker.violations == []
+
+
+@pytest.mark.parametrize("mischief", sorted(MIXES, key=lambda mischief: mischief.value))
+@pytest.mark.parametrize(
+    "directions",
+    [frozenset({Direction.UP}), frozenset({Direction.DOWN}), BOTH],
+    ids=["up", "down", "both"],
+)
+async def test_a_relay_that_mixes_the_streams_of_two_clients_costs_neither_anything(
+    tmp_path: Path,
+    chain: FakeChain,
+    clock: FakeClock,
+    mischief: Mischief,
+    directions: frozenset[Direction],
+) -> None:
+    """It begins when both clients have a job that runs, each over a session of its own."""
+    chain.deposit(SECOND_PAYER.address, MONEY)
+    folders = (tmp_path / "first", tmp_path / "second")
+    for folder in folders:
+        folder.mkdir()
+    async with (
+        two_ways(chain, clock, mischief, quiet=NOTHING_YET, directions=directions) as ways,
+        open_client(folders[0], chain, clock) as first,
+        open_client(folders[1], chain, clock, payer=SECOND_PAYER) as second,
+    ):
+        worker = ways.worker
+
+        async def both_run(canvas: int) -> None:
+            if canvas == 1 and ways.hostile.quiet:
+                await until(lambda: len(worker.submissions) >= 2)
+                await ways.to_honest.up()
+                ways.hostile.quiet = 0
+
+        worker.script.gate = both_run
+        await ways.to_honest.down()
+        runs = await asyncio.gather(*(collect(c.run(ask())) for c in (first, second)))
+        assert ways.hostile.done > 0
+        assert [text_of(events) for events in runs] == [WHOLE] * 2
+        assert any(isinstance(event, JobResuming) for events in runs for event in events)
+        for client, events in zip((first, second), runs, strict=True):
+            (row,) = client.store.channels()
+            assert worker.books[row.id].cumulative == row.book.cumulative == last(events).cost
+        assert len(worker.books) == 2 and worker.violations == []
 
 
 async def test_a_relay_that_swaps_workers_is_noticed_before_anything_is_said(

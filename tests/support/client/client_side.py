@@ -29,11 +29,18 @@ PAYER = LocalSigner(bytes(keccak256(b"the client")))
 MONEY = 10_000_000
 
 
-def open_client(folder: Path, chain: FakeChain, clock: FakeClock, **flags: Any) -> PieceworkClient:
+def open_client(
+    folder: Path,
+    chain: FakeChain,
+    clock: FakeClock,
+    *,
+    payer: LocalSigner = PAYER,
+    **flags: Any,
+) -> PieceworkClient:
     """A client whose journal lies in `folder`; opening the same folder again is a restart."""
     config: ClientConfig = load_config(folder / "config.toml", flags, environment={})
-    store = Store(folder / "client.db", chain.domain, PAYER.address)
-    return PieceworkClient(store, chain, Wallet(PAYER, PAYER), TOKEN_INFO, config, clock=clock)
+    store = Store(folder / "client.db", chain.domain, payer.address)
+    return PieceworkClient(store, chain, Wallet(payer, payer), TOKEN_INFO, config, clock=clock)
 
 
 def ask(text: str = "Tell me a story.", *, drafts: bool = False, **generation: Any) -> TextRequest:

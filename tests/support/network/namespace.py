@@ -73,12 +73,14 @@ def _forward(
         except OSError:
             writer.transport.abort()
             return
-        await _join((reader, writer), other)
+        await join_streams((reader, writer), other)
 
     return pass_on
 
 
-async def _join(one: Streams, other: Streams) -> None:
+async def join_streams(one: Streams, other: Streams) -> None:
+    """Pass on what comes, both ways, until both have ended."""
+
     async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         try:
             while data := await source.read(2**16):
