@@ -108,7 +108,7 @@ def test_nothing_is_left_to_be_done_in_the_code() -> None:
 # or npm has.
 SKIPPED_BY_NAME = {
     "tests/integration/packaging/test_promtool.py": 1,
-    "tests/integration/relay/test_behind_a_router.py": 1,
+    "tests/support/market/ways.py": 1,
 }
 
 

@@ -1,20 +1,14 @@
 """A real worker in a network that nobody can dial, a real relay, and a client with money.
 
-It needs a network namespace. Where the system does not let us make one it is skipped by name, which
-tests/repo allows for this file alone.
+It needs a network namespace, and is skipped by name where the system does not let us make one.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,7 +21,9 @@ from piecework.client.wallet import Wallet
 from piecework_protocol.objects import Endpoint, Route
 from tests.support.chain.chains import ETHER, TestMarket, deployed, signer
 from tests.support.client.client_side import CanvasText, JobResuming, ask, collect, last, text_of
-from tests.support.network.namespace import is_allowed, listening, ways_out
+from tests.support.market.ways import require_namespace
+from tests.support.network.namespace import listening, ways_out
+from tests.support.network.relay_process import RelayProcess, start_relay
 from tests.support.system.worker_process import WorkerProcess
 from tests.support.waiting import until
 
@@ -36,39 +32,6 @@ pytestmark = pytest.mark.process
 PAYER = signer("payer of a worker behind a router")
 POOL = 3_000_000
 LOOPBACK = "0100007F"
-
-
-@dataclass
-class RelayProcess:
-    """`piecework relay start`."""
-
-    process: asyncio.subprocess.Process
-    ready: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        return str(self.ready["name"])
-
-    async def end(self) -> int:
-        """SIGTERM, and the exit code."""
-        if self.process.returncode is None:
-            self.process.terminate()
-        return await asyncio.wait_for(self.process.wait(), 20)
-
-
-async def start_relay(deployment: Path, port: int = 0) -> RelayProcess:
-    """Start one and wait for its ready line. Port 0: a free one."""
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "piecework", "relay", "start"),
-        *("--deployment", str(deployment), "--port", str(port)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=dict(os.environ),
-    )
-    assert process.stdout is not None
-    line = await asyncio.wait_for(process.stdout.readline(), 60)
-    assert line, "the relay ended"
-    return RelayProcess(process, json.loads(line))
 
 
 @asynccontextmanager
@@ -84,8 +47,7 @@ async def client_of(folder: Path, market: TestMarket) -> AsyncIterator[Piecework
 async def test_a_worker_behind_a_router_is_found_paid_resumed_and_closed_with(
     tmp_path: Path, embedded_chain: EmbeddedChain
 ) -> None:
-    if not is_allowed():
-        pytest.skip("this system allows no network namespace")
+    require_namespace()
     async with deployed(embedded_chain) as market:
         market.deployment.save(tmp_path / "deployment.json")
         start = start_relay(tmp_path / "deployment.json")

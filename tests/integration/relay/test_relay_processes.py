@@ -27,13 +27,7 @@ from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.index_pages import parse_page
 from piecework_protocol.types import Amount
 from tests.integration.market.test_changes import worker_command
-from tests.integration.relay.test_behind_a_router import (
-    PAYER,
-    POOL,
-    RelayProcess,
-    client_of,
-    start_relay,
-)
+from tests.integration.relay.test_behind_a_router import PAYER, POOL, client_of
 from tests.support.chain.chains import (
     ETHER,
     MIN_STAKE,
@@ -43,6 +37,7 @@ from tests.support.chain.chains import (
     deployed,
 )
 from tests.support.client.client_side import CanvasText, ask, collect, last
+from tests.support.network.relay_process import RelayProcess, start_relay
 from tests.support.system.worker_process import POLL_STATUS_S, WorkerProcess
 from tests.support.waiting import until
 

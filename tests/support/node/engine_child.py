@@ -3,7 +3,8 @@ alone.
 
 It loads in a fraction of a second, so that a test can kill the daemon many times. Started as
 `python -m tests.support.node.engine_child PACE_S [LIE]`; a canvas takes PACE_S seconds. With LIE,
-in hex, its audits of others' canvases come to other numbers.
+in hex, its audits of others' canvases come to other numbers. Who wants drafts gets one of each
+canvas, which takes as long as the canvas itself.
 """
 
 from __future__ import annotations
@@ -14,7 +15,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
-from piecework_model.requests import CanvasEvent, CanvasFinish, GenerationRequest, StoppedEvent
+from piecework_model.requests import (
+    CanvasEvent,
+    CanvasFinish,
+    DraftEvent,
+    GenerationRequest,
+    StoppedEvent,
+)
 from piecework_node.engine.link import EnginePaused, EngineResumed
 from piecework_node.engine.process import BEAT_S
 from piecework_node.engine.wire import (
@@ -45,6 +52,7 @@ from tests.support.node.fake_engine import (
     FACTS,
     audited_canvas,
     canvas_event,
+    draft_event,
     encoded,
     soft_rows,
     step_records,
@@ -59,6 +67,7 @@ def main() -> None:
     rows: dict[str, GenerationRequest] = {}
     limits: dict[str, int] = {}
     done: dict[str, int] = {}
+    drafted: set[tuple[str, int]] = set()
     paused = False
     while True:
         runnable = [row for row in rows if done[row] < limits[row] and not paused]
@@ -68,9 +77,9 @@ def main() -> None:
             if not runnable:
                 _send(Beat())
             for row in runnable:
-                event = _canvas(rows[row], done[row])
-                done[row] += 1
-                if event.finish is not CanvasFinish.MORE:
+                event = _next(rows[row], done[row], drafted)
+                done[row] += isinstance(event, CanvasEvent)
+                if isinstance(event, CanvasEvent) and event.finish is not CanvasFinish.MORE:
                     del rows[row]
                 _send(event)
             continue
@@ -90,6 +99,17 @@ def main() -> None:
                 _send(StoppedEvent(command.request_id, done[command.request_id], 0, 0, ()))
         elif not isinstance(command, Drop):  # every answer is whole by then
             _send(*_answers(command, lie))
+
+
+def _next(
+    request: GenerationRequest, canvas: int, drafted: set[tuple[str, int]]
+) -> CanvasEvent | DraftEvent:
+    """A canvas, or its draft if that is wanted and was not there yet."""
+    shown = (request.request_id, canvas)
+    if request.draft_every and shown not in drafted:
+        drafted.add(shown)
+        return draft_event(request, canvas)
+    return _canvas(request, canvas)
 
 
 def _canvas(request: GenerationRequest, canvas: int) -> CanvasEvent:

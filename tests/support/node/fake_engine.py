@@ -236,8 +236,7 @@ class FakeEngine:
             return self.fail(row)
         if request.draft_every and (row, canvas) not in self.drafted:
             self.drafted.add((row, canvas))
-            left = request.max_tokens - canvas * CANVAS
-            return DraftEvent(row, canvas, 0, (1, 2, 3)[:left], final_segments("draft"))
+            return draft_event(request, canvas)
         event = canvas_event(request, canvas)
         if request.keep_records:
             event = replace(event, records=step_records(request, canvas))
@@ -362,6 +361,13 @@ def _record(noise: bytes, canvas: int, step: int, numerics: bytes) -> StepRecord
     ids, bits = write_ids(tuple(noise[:CANVAS])), write_bits((True,) * CANVAS)
     soft = soft_field(EmbeddingType.FLOAT32, noise + numerics)  # as of `soft_rows`
     return StepRecord(canvas, step, ids, ids, ids, bits, soft, bytes(6 * CANVAS))
+
+
+def draft_event(request: GenerationRequest, canvas: int) -> DraftEvent:
+    """What is shown of a canvas before it is finished, always."""
+    left = request.max_tokens - canvas * CANVAS
+    shown = final_segments("draft")
+    return DraftEvent(request.request_id, canvas, 0, (1, 2, 3)[:left], shown)
 
 
 def canvas_event(request: GenerationRequest, canvas: int) -> CanvasEvent:

@@ -67,16 +67,20 @@ class WorkerProcess:
         secret: bytes = OPERATOR_SECRET,
         owner: Address = RECEIVER,
         payout: Address = RECEIVER,
+        registered: str = "",
         **settings: Any,
     ) -> WorkerProcess:
-        """Make the home and register with the chain's own money."""
-        home, endpoint = Home(root), f"127.0.0.1:{free_port()}"
-        if settings.get("bind") == "":
-            endpoint = settings["relays"][0]
+        """Make the home and register with the chain's own money.
+
+        registered: the address in the registry, if that is neither where it listens nor a relay.
+        """
+        home, bind = Home(root), f"127.0.0.1:{free_port()}"
+        reached = settings["relays"][0] if settings.get("bind") == "" else bind
+        endpoint = registered or reached
         home.create()
         write_key(home.operator, secret)
         write_key(home.sealing, bytes(keccak256(b"what wraps the sealing keys")))
-        values = {"payout": to_hex(payout), "bind": endpoint, "chain_poll_s": 0.2, **settings}
+        values = {"payout": to_hex(payout), "bind": bind, "chain_poll_s": 0.2, **settings}
         now = Timestamp(int(time.time()))
         enrolment.prepare_home(home, deployment, values, PASSWORD, now)
         operator = LocalSigner(secret)
