@@ -178,7 +178,8 @@ async def test_a_relay_that_mixes_the_streams_of_two_clients_costs_neither_anyth
 ) -> None:
     """It begins when both clients have a job that runs, each over a session of its own."""
     chain.deposit(SECOND_PAYER.address, MONEY)
-    patience = {"stall_timeout_s": 3.0}  # half of a record is waited for
+    # A client waits for the rest of half a record, and for what went to the other one.
+    patience: dict[str, Any] = {"stall_timeout_s": 3.0, "acknowledgement_timeout_s": 3.0}
     folders = (tmp_path / "first", tmp_path / "second")
     for folder in folders:
         folder.mkdir()
