@@ -90,7 +90,7 @@ class ChainIncome:
 
 
 @dataclass(frozen=True, slots=True)
-class Balance:
+class EarnedBalance:
     """Everything that vouchers promised, and where it is. Base units.
 
     gross: promised. settled: paid by the escrow. waiting: in open channels. lost: not paid by
@@ -135,7 +135,7 @@ def by_day(
     return rows
 
 
-def balance(jobs: Sequence[PaidJob], income: Sequence[ChainIncome]) -> Balance:
+def balance(jobs: Sequence[PaidJob], income: Sequence[ChainIncome]) -> EarnedBalance:
     """Hold all that vouchers promised against all that the escrow paid, channel by channel."""
     promised: Counter[ChannelId] = Counter()
     settled: Counter[ChannelId] = Counter()
@@ -157,7 +157,7 @@ def balance(jobs: Sequence[PaidJob], income: Sequence[ChainIncome]) -> Balance:
             lost += more
         else:
             waiting += more
-    return Balance(
+    return EarnedBalance(
         promised.total(),
         settled.total(),
         waiting,
@@ -187,7 +187,7 @@ async def table(root: Path, period: Period, *, jobs: bool) -> list[Row]:
         return [DAY_COLUMNS, *by_day(paid, spent, price)]
 
 
-async def with_chain(root: Path, period: Period) -> tuple[list[Row], Balance]:
+async def with_chain(root: Path, period: Period) -> tuple[list[Row], EarnedBalance]:
     """Return the table of days with what the chain paid, and where everything earned so far is.
 
     Raises:

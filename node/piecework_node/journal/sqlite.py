@@ -186,7 +186,7 @@ class SqliteJournal:
     async def channel_ids(self) -> tuple[ChannelId, ...]:
         """Return every channel that the journal knows, closed ones too."""
         query = "SELECT id FROM channels ORDER BY id"
-        found = await self._run(lambda: self._db.execute(query).fetchall())
+        found: list[Any] = await self._run(lambda: self._db.execute(query).fetchall())
         return tuple(ChannelId(row[0]) for row in found)
 
     async def channel(self, channel: ChannelId) -> StoredChannel | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -318,7 +319,7 @@ async def test_a_worker_that_takes_jobs_and_says_nothing_is_left_and_remembered(
 
     quiet = Script(gate=never)
     cheap = (model_offer(price=1_000_000),)
-    patience = {"start_timeout_s": 0.2, "stall_timeout_s": 0.5}
+    patience: dict[str, Any] = {"start_timeout_s": 0.2, "stall_timeout_s": 0.5}
     async with FakeWorker(chain, clock, name="quiet", script=quiet, models=cheap) as silent:
         quiet_one = silent.operator.address
         silent.models = (cheap[0].replace(first_canvas_ms=Uint32(1)),)

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -171,7 +172,11 @@ async def test_four_jobs_at_a_worker_with_one_slot_all_end(
 
     worker.script.gate, worker.script.heartbeat_s = slowly, 0.05
     worker.script.slot = asyncio.Semaphore(1)
-    patience = {"stall_timeout_s": 0.4, "start_timeout_s": 0.4, "resume_attempts": 0}
+    patience: dict[str, Any] = {
+        "stall_timeout_s": 0.4,
+        "start_timeout_s": 0.4,
+        "resume_attempts": 0,
+    }
     async with (
         open_client(tmp_path, chain, FakeClock(), **patience) as client,
         TestServer(Gateway(client, GatewayOptions(None, 8, 5.0)).application()) as server,

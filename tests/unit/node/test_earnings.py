@@ -11,8 +11,8 @@ import pytest
 from piecework.chain.deployment import Deployment
 from piecework_node.daemon.earnings import (
     DAY_COLUMNS,
-    Balance,
     ChainIncome,
+    EarnedBalance,
     Period,
     balance,
     by_day,
@@ -90,7 +90,7 @@ def test_what_was_promised_is_settled_waits_or_is_lost() -> None:
         came(4, fee=3),
     ]
     held = balance(jobs, income)
-    assert held == Balance(158, settled=110, waiting=30 + 8, lost=10, fees=10, troubles=())
+    assert held == EarnedBalance(158, settled=110, waiting=30 + 8, lost=10, fees=10, troubles=())
 
 
 def test_a_payment_without_receipts_in_the_journal_is_named() -> None:
