@@ -33,7 +33,8 @@ from piecework.client.jobs.events import (
 from piecework.client.jobs.run import Caller
 from piecework.client.journal.learning import learn_broken
 from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
-from piecework_protocol.evidence.check import broken_rules, check_evidence
+from piecework_protocol.errors import MalformedInput
+from piecework_protocol.evidence.check import broken_rules, check_evidence, unopened
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import read_openings
@@ -41,6 +42,8 @@ from piecework_protocol.types import Address, Amount, JobId, parse_hex
 
 AUDIT_CLAUSE: Final = "7.2 in an audit"
 """The trace is that of the model, the seed and the steps that the receipt names."""
+RULES_CLAUSE: Final = "7.5 in an audit"
+"""What the worker opened of the trace keeps the rules."""
 MAX_REPORT_BYTES: Final = 64 * 1024
 
 
@@ -56,7 +59,8 @@ class CanvasReport:
         by: The workers that audited. None of them: the client itself.
         jobs: The jobs that bought their reports, in the same order.
         cost: What they were paid, in base units.
-        confirmed: Whether a second auditor has found the same failure.
+        confirmed: Whether a second audit has found the same failure, or the worker's own signature
+            shows it.
         remarks: What there is to say about auditors: who gave no report, who is trusted no more.
         leaves: The step leaves that a replay here has computed.
     """
@@ -154,7 +158,9 @@ def _report(line: bytes, level: AuditLevel, canvas: int) -> CanvasReport:
 
 
 def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> CanvasReport:
-    """Apply the rules to a canvas. Without openings they see receipts, leaves and output only.
+    """Apply the rules to a canvas. It passes only if every step of it is opened.
+
+    Without openings they see receipts, leaves and output only. What these break fails the canvas.
 
     Raises:
         EvidenceRefused: The evidence does not hold.
@@ -163,9 +169,65 @@ def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> C
     proven = check_evidence(evidence)
     opened = read_openings(openings) if openings else None
     found = tuple(map(str, broken_rules(evidence, proven, canvas, opened)))
-    outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
+    lacking = "" if found else unopened(evidence, canvas, opened)
+    outcome = AuditOutcome.NO_VERDICT if lacking else AuditOutcome.PASS
     steps = evidence.canvases[canvas].receipt.steps
-    return CanvasReport(AuditLevel.RULES, outcome, canvas, found, steps=steps)
+    return CanvasReport(
+        AuditLevel.RULES,
+        AuditOutcome.FAIL if found else outcome,
+        canvas,
+        found,
+        lacking,
+        steps,
+        # The worker has signed what breaks a rule. So nobody else has to be asked.
+        confirmed=bool(found),
+    )
+
+
+async def confirmed_audit(
+    auditor: Auditor,
+    evidence: EvidenceFile,
+    canvas: int,
+    level: AuditLevel = AuditLevel.REPLAY,
+    openings: bytes = b"",
+) -> CanvasReport:
+    """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
+
+    If the second audit does not fail, there is no verdict.
+
+    Raises:
+        EvidenceRefused: Level RULES alone: the evidence does not hold.
+        MalformedInput: Level RULES alone: the openings are malformed, or of another canvas.
+    """
+    if level is AuditLevel.RULES:
+        return await asyncio.to_thread(audit_rules, evidence, canvas, openings)
+    data = await asyncio.to_thread(write_evidence, evidence)
+    report = await auditor.audit(data, canvas, level, openings)
+    if report.outcome is AuditOutcome.PASS and level is AuditLevel.FORCED:
+        return await asyncio.to_thread(_only_whole, report, evidence, openings)
+    if report.outcome is not AuditOutcome.FAIL or report.confirmed:
+        return report
+    again = await auditor.audit(data, canvas, level, openings)
+    if again.outcome is AuditOutcome.FAIL:
+        return replace(report, confirmed=True)
+    reason = (
+        f"the first {level.name.lower()} failed and the second did not, so this machine is unsure"
+    )
+    return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason, steps=report.steps)
+
+
+def _only_whole(report: CanvasReport, evidence: EvidenceFile, openings: bytes) -> CanvasReport:
+    """Let a forced audit pass only if every step and its soft embedding were opened.
+
+    Whoever saved the openings may have left out the step that is wrong.
+    """
+    steps = evidence.canvases[report.canvas].receipt.steps
+    shown = {one.fields for one in read_openings(openings).steps if one.soft is not None}
+    lacking = steps - len(shown)
+    if lacking <= 0:
+        return report
+    reason = f"{lacking} of the canvas's {steps} steps are not opened with their soft embeddings"
+    return replace(report, outcome=AuditOutcome.NO_VERDICT, reason=reason)
 
 
 def choose_canvas(evidence: EvidenceFile, entropy: Callable[[int], bytes]) -> int | None:
@@ -183,7 +245,7 @@ def choose_canvas(evidence: EvidenceFile, entropy: Callable[[int], bytes]) -> in
 class Audits:
     """Audits accepted jobs in the background, at the rate of the settings. One at a time.
 
-    A failure counts once a second replay or auditor confirms it. Then the worker gets no more jobs,
+    A failure counts once a second audit or auditor confirms it. Then the worker gets no more jobs,
     and the evidence is written beside the journal.
 
     Attributes:
@@ -238,39 +300,42 @@ class Audits:
         finally:
             self._waiting -= 1
 
-    async def audit(self, evidence: EvidenceFile, canvas: int) -> CanvasReport:
-        """Replay a canvas. A failure is replayed again, and then ends the relation."""
-        data = await asyncio.to_thread(write_evidence, evidence)
-        report = await self.auditor.audit(data, canvas, AuditLevel.REPLAY)
+    async def audit(
+        self,
+        evidence: EvidenceFile,
+        canvas: int,
+        level: AuditLevel = AuditLevel.REPLAY,
+        openings: bytes = b"",
+    ) -> CanvasReport:
+        """Audit a canvas. A failure that is confirmed ends the relation with its worker.
+
+        Raises:
+            EvidenceRefused: Level RULES alone: the evidence does not hold.
+            MalformedInput: Level RULES alone: the openings are malformed, or of another canvas.
+        """
+        report = await confirmed_audit(self.auditor, evidence, canvas, level, openings)
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:
-            again = report
-            if not report.confirmed:
-                again = await self.auditor.audit(data, canvas, AuditLevel.REPLAY)
-            if again.outcome is AuditOutcome.FAIL:
-                report, file = await self._end(evidence, data, report)
-            else:
-                reason = "the first replay failed and the second did not, so this machine is unsure"
-                report = CanvasReport(
-                    report.level, AuditOutcome.NO_VERDICT, canvas, reason=reason, steps=report.steps
-                )
+            report, file = await self._end(evidence, report)
         self.on_report(report, file)
         return report
 
     async def _end(
-        self, evidence: EvidenceFile, data: bytes, report: CanvasReport
+        self, evidence: EvidenceFile, report: CanvasReport
     ) -> tuple[CanvasReport, Path | None]:
         """Give this worker no more jobs and keep the evidence. The report says if that failed."""
         operator = Address(evidence.channel.operator)
         now, workers = self.context.now(), self.context.store.workers
+        clause = RULES_CLAUSE if report.level is AuditLevel.RULES else AUDIT_CLAUSE
         await workers.run(
-            workers.remember, operator, lambda memory: learn_broken(memory, now, AUDIT_CLAUSE)
+            workers.remember, operator, lambda memory: learn_broken(memory, now, clause)
         )
         job = evidence.job.job.id(evidence.domain)
         file = self.context.store.folder / f"audit-{job.hex()[:16]}.json"
         try:
+            data = await asyncio.to_thread(write_evidence, evidence)
             await asyncio.to_thread(partial(write_private, file, data, replace=True))
-        except FileError as error:
+        except (FileError, MalformedInput) as error:
             return replace(report, reason=f"the evidence was not written: {error}"), None
         return report, file
 

@@ -45,6 +45,7 @@ too much is bond as well, and comes back or goes to the worker with it."""
 
 TIME_TO_ASK_S = 3600
 """Between an answer in the last second and the next question: people run the walk again."""
+_BEFORE_ESCALATION = (ChallengeStatus.NONE, ChallengeStatus.OPEN, ChallengeStatus.ANSWERED)
 _DECIDED = {
     ChallengeStatus.GUILTY: "the committee judged: guilty",
     ChallengeStatus.NOT_GUILTY: "the committee judged: not guilty",
@@ -81,6 +82,23 @@ class DisputedStep:
 
     canvas: int
     step: int
+
+
+@dataclass(frozen=True, slots=True)
+class DisputeCost:
+    """What a walk may still pay, at the base fee of the latest block. Gas comes on top.
+
+    Attributes:
+        bonds: How many challenges are still to be opened.
+        coins: What all their bonds come to, in wei.
+        escalation: The bond of the committee, in base units of the stake token. 0 without one.
+        before_committee: Whether the committee is asked, so that its members read the prompt.
+    """
+
+    bonds: int = 0
+    coins: int = 0
+    escalation: Amount = Amount(0)
+    before_committee: bool = False
 
 
 class DisputePort(Protocol):
@@ -155,6 +173,21 @@ class DisputeWalk:
     def proof(self) -> FoundProof | None:
         """The fault that the evidence proves alone."""
         return self._proof
+
+    async def cost(self) -> DisputeCost:
+        """Ask the chain what the rest of this walk may cost. Nothing is sent."""
+        if self._proof is not None or self._about is None:
+            return DisputeCost()
+        port, step = self._port, self._about.step + 1
+        states = {}
+        for leaf in (0, step):
+            states[leaf] = await port.state(await port.challenge_id(self._challenge(leaf)))
+        bonds = sum(state.status is ChallengeStatus.NONE for state in states.values())
+        coins = bonds * BOND_MARGIN * await port.required_bond() if bonds else 0
+        begins = states[step].status in _BEFORE_ESCALATION
+        if not self._escalate or not begins:
+            return DisputeCost(bonds, coins)
+        return DisputeCost(bonds, coins, await port.escalation_bond(), before_committee=True)
 
     async def advance(self) -> DisputeReport:
         """Do what can be done now. Call it again after the deadline that it gives."""

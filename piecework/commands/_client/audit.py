@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, NoReturn
 
 import typer
 
 from piecework.commands import _common as common
 from piecework.commands._client.audit_report import Telling, say, tell
+from piecework.commands._client.audited import (
+    NO_VERDICT,
+    Audited,
+    Wish,
+    audit_file,
+    audit_job,
+    read_opened,
+)
 from piecework.commands._client.home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
     from piecework.client.auditing import CanvasReport
-    from piecework.client.sdk import PieceworkClient
-    from piecework_protocol.evidence.file import EvidenceFile
-
-T = TypeVar("T")
 
 LEVELS: Final = ("rules", "replay", "forced")
-NO_VERDICT: Final = 3
-"""The exit code. 2 says that the command was wrong."""
-
 
 Auditor = Annotated[
     str | None,
@@ -79,11 +79,12 @@ def audit(
 ) -> None:
     """Audit one canvas of a job.
 
-    The levels rules and forced need the canvas's steps. The worker that made it opens them, for the
-    price of the prompt and of one denoising step for each.
+    The levels rules and forced need all steps of the canvas. The worker that made it opens them,
+    for the price of the prompt and of one denoising step for each. Without them nothing passes.
 
     With --by market another worker replays the canvas, for a price. It reads the prompt and the
-    answer. A failure that no second worker confirms is no verdict.
+    answer. A failure that no second audit confirms is no verdict. A confirmed one ends the relation
+    with the worker, and its evidence is kept in the home.
 
     Exit code 0: it passed. 1: it failed. 3: no verdict is possible here. A report has no text, but
     it shows who paid whom. Opened steps show the tokens.
@@ -96,40 +97,34 @@ def audit(
     _check_by(by, job, level)
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
     bought = job is not None and buy and openings is None and level != "replay"
-    wish = _Wish(job or "", canvas, level, buy=bought, by=by)
-    found = _looked_up(wish, evidence, openings, (home, password_file))
-    report = found.report or _audit(found, level, EngineChoice(model, device))
-    _finish(found, report, telling, json=json)
+    if level == "forced" and openings is None and not bought:
+        common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
+    opened = b"" if openings is None else read_opened(openings)
+    wish = Wish(level, job or "", canvas, by, bought, opened)
+    found = _audited(wish, evidence, EngineChoice(model, device), (home, password_file))
+    _finish(found, telling, json=json)
 
 
-def _finish(found: _Found, report: CanvasReport, telling: Telling, *, json: bool) -> NoReturn:
+def _audited(
+    wish: Wish, evidence: Path | None, engine: EngineChoice, place: tuple[Home, PasswordFile]
+) -> Audited:
+    from piecework.client.auditing import EngineAuditor
+
+    auditor = EngineAuditor(engine.model, engine.device)
+    if evidence is not None:
+        return common.run(audit_file(wish, evidence, auditor))
+    found: Audited = with_client(*place, lambda client: audit_job(client, wish, auditor))
+    return found
+
+
+def _finish(found: Audited, telling: Telling, *, json: bool) -> NoReturn:
     """Say what was found, tell others if that is wanted, and end the command."""
-    code = _exit_code(report)
+    code = _exit_code(found.report)
     told = None
     if telling.wanted and code != NO_VERDICT:
-        told = tell(telling, found.file, report, found.opened)
-    _print(report, found.missing, told, json=json)
+        told = tell(telling, found.file, found.report, found.opened)
+    _print(found, told, json=json)
     raise typer.Exit(code)
-
-
-class _Wish(NamedTuple):
-    """What is to be audited, by whom, and whether the worker is to open it."""
-
-    job: str
-    canvas: int | None
-    level: str
-    buy: bool
-    by: str | None
-
-
-class _Found(NamedTuple):
-    """The evidence, the canvas, its openings, what is missing, and a report if one was bought."""
-
-    file: EvidenceFile
-    canvas: int
-    opened: bytes
-    missing: str
-    report: CanvasReport | None = None
 
 
 class EngineChoice(NamedTuple):
@@ -137,53 +132,6 @@ class EngineChoice(NamedTuple):
 
     model: Path | None
     device: str
-
-
-def _looked_up(
-    wish: _Wish, evidence: Path | None, openings: Path | None, place: tuple[Home, PasswordFile]
-) -> _Found:
-    """Look up what is audited. A canvas that others audit is audited here."""
-    if wish.level == "forced" and openings is None and not wish.buy:
-        common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
-    opened = b"" if openings is None else _or_no_verdict(lambda: _opened(openings))
-    if evidence is not None:
-        read = _or_no_verdict(lambda: _read(evidence))
-        return _Found(read, _drawn(read, wish.canvas), opened, "")
-    found: _Found = with_client(*place, lambda client: _export(client, wish))
-    found = found._replace(opened=opened or found.opened)
-    if wish.level == "forced" and not found.opened:
-        common.fail(found.missing, NO_VERDICT)
-    return found
-
-
-async def _export(client: PieceworkClient, wish: _Wish) -> _Found:
-    """Return the evidence, and the openings or the report if they could be bought.
-
-    The canvas is drawn before a worker is asked for anything.
-    """
-    import asyncio
-
-    from piecework.base.errors import PieceworkError
-    from piecework.client.openings import buy_steps
-
-    key = await asyncio.to_thread(client.store.job_named, wish.job)
-    file, missing = await client.evidence(key)
-    drawn = _drawn(file, wish.canvas)
-    by = wish.by or client.config.audit_by
-    if by != "self" and wish.level == "replay":
-        from piecework.commands._client.bought_audit import bought_report
-
-        return _Found(file, drawn, b"", missing, await bought_report(client, file, drawn, by))
-    if not wish.buy:
-        return _Found(file, drawn, b"", missing)
-    try:
-        bought = await buy_steps(client, key, drawn, soft=wish.level == "forced")
-    except PieceworkError as error:
-        why = f"the worker opens no steps: {error}"
-        return _Found(file, drawn, b"", f"{missing} and {why}" if missing else why)
-    cost = client.payment_token.format(bought.cost)
-    common.say(f"the worker opened {len(bought.steps)} steps for {cost}", err=True)
-    return _Found(file, drawn, bought.file, missing)
 
 
 def _check_by(by: str | None, job: str | None, level: str) -> None:
@@ -202,67 +150,17 @@ def _check_by(by: str | None, job: str | None, level: str) -> None:
         common.fail("others audit by replay. For other levels use --by self", 2)
 
 
-def _drawn(file: EvidenceFile, canvas: int | None) -> int:
-    """Return the canvas that is asked for, or draw one."""
-    import secrets
-
-    from piecework.client.auditing import choose_canvas
-
-    drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas
-    if drawn is None:
-        common.fail("this job has no canvas with a trace", NO_VERDICT)
-    if drawn >= len(file.canvases):
-        common.fail(f"the job has {len(file.canvases)} canvases, and none of index {drawn}", 2)
-    return drawn
-
-
-def _opened(path: Path) -> bytes:
-    from piecework.base.files import read
-    from piecework_protocol.openings import MAX_OPENINGS_BYTES
-
-    return read(path, MAX_OPENINGS_BYTES)
-
-
-def _read(path: Path) -> EvidenceFile:
-    from piecework.base.files import read
-    from piecework_protocol.evidence.file import read_evidence
-    from piecework_protocol.limits import MAX_EVIDENCE_BYTES
-
-    return read_evidence(read(path, MAX_EVIDENCE_BYTES))
-
-
-def _or_no_verdict(work: Callable[[], T]) -> T:
-    """Return what `work` returns. What cannot be read or checked blames no worker."""
-    from piecework.base.errors import PieceworkError
-
-    try:
-        return work()
-    except PieceworkError as error:
-        common.fail(str(error), NO_VERDICT)
-
-
-def _audit(found: _Found, level: str, engine: EngineChoice) -> CanvasReport:
-    from piecework.client.auditing import EngineAuditor, audit_rules
-    from piecework_protocol.evidence.file import write_evidence
-    from piecework_protocol.objects import AuditLevel
-
-    if level == "rules":
-        return _or_no_verdict(lambda: audit_rules(found.file, found.canvas, found.opened))
-    auditor = EngineAuditor(engine.model, engine.device)
-    data = _or_no_verdict(lambda: write_evidence(found.file))
-    return common.run(auditor.audit(data, found.canvas, AuditLevel[level.upper()], found.opened))
-
-
 def _exit_code(report: CanvasReport) -> int:
     from piecework_protocol.objects import AuditOutcome
 
     return {AuditOutcome.PASS: 0, AuditOutcome.FAIL: 1}.get(report.outcome, NO_VERDICT)
 
 
-def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, json: bool) -> None:
+def _print(found: Audited, told: dict[str, Any] | None, *, json: bool) -> None:
     from piecework_protocol.types import address_hex, to_hex
     from piecework_protocol.views import members
 
+    report = found.report
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
     if json:
         common.print_json(
@@ -272,6 +170,7 @@ def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, j
                 **members(report, "canvas", "steps", "findings", "reason", "seconds"),
                 **members(report, "by", "jobs", "cost", "remarks"),
                 "report": told,
+                "evidence": None if found.kept is None else str(found.kept),
             }
         )
         return
@@ -289,7 +188,11 @@ def _print(report: CanvasReport, missing: str, told: dict[str, Any] | None, *, j
         common.say(f"    {safe(report.reason)}")
     for remark in report.remarks:
         common.say(f"    auditor {safe(remark)}")
+    if found.ended:
+        common.say("    the worker gets no more jobs")
+    if found.kept is not None:
+        common.say(f"    its evidence: {safe(str(found.kept))}")
     if told is not None:
         say(told)
-    if missing and outcome == "no_verdict":
-        common.say(f"    the evidence lacks {safe(missing)}", err=True)
+    if found.missing and outcome == "no_verdict":
+        common.say(f"    the evidence lacks {safe(found.missing)}", err=True)

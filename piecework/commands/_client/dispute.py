@@ -13,7 +13,8 @@ from piecework.commands import _common as common
 from piecework.commands._client.home import Earlier, Home, Json, PasswordFile, with_client
 
 if TYPE_CHECKING:
-    from piecework.client.disputes.walk import DisputeReport, DisputeWalk
+    from piecework.base.amounts import Token
+    from piecework.client.disputes.walk import DisputeCost, DisputeReport, DisputeWalk
     from piecework.client.sdk import PieceworkClient
     from piecework_protocol.evidence.file import EvidenceFile
 
@@ -49,7 +50,8 @@ def dispute(
 
     Run it again after the deadline that it prints: the chain holds the state. What the evidence
     proves alone needs no challenge. A challenge costs two bonds in the chain's coin, which come
-    back if the worker is silent.
+    back if the worker is silent. With --escalate the committee takes a bond in the stake token, and
+    its members read the prompt. Before anything is sent you are told the amounts and asked.
     """
     if (canvas is None) != (step is None):
         common.fail("give --canvas and --step together", 2)
@@ -57,7 +59,7 @@ def dispute(
     async def work(client: PieceworkClient) -> dict[str, Any]:
         walk = await _walk_of(client, job, canvas, step, escalate=escalate)
         if not yes:
-            _ask(walk)
+            await _ask(walk, client.payment_token)
         report = await walk.advance()
         while wait and not report.over:
             if not json:
@@ -98,13 +100,37 @@ async def _evidence_of(client: PieceworkClient, job: str) -> EvidenceFile:
     return evidence
 
 
-def _ask(walk: DisputeWalk) -> None:
-    if walk.proof is not None:
-        text = f"The evidence proves: {walk.proof.fault}. Send the proof?"
-    else:
-        text = "A challenge costs up to two bonds if the worker answers. Go on?"
-    if not common.agrees(text):
+async def _ask(walk: DisputeWalk, token: Token) -> None:
+    cost = await walk.cost()
+    fault = None if walk.proof is None else walk.proof.fault
+    if not common.agrees(consent_text(fault, cost, token)):
         common.fail("nothing was sent")
+
+
+def consent_text(fault: str | None, cost: DisputeCost, token: Token) -> str:
+    """Say what a person agrees to: what is spent, and who reads what.
+
+    fault: what the evidence proves alone. token: the stake token.
+    """
+    from piecework.base.amounts import native_coin
+
+    if fault is not None:
+        return f"The evidence proves: {fault}. Send the proof?"
+    texts = []
+    if cost.bonds:
+        bonds = "2 bonds" if cost.bonds > 1 else "1 bond"
+        coins = native_coin().format(cost.coins)
+        texts.append(
+            f"Up to {coins} ({bonds} at the base fee of now) go to the worker if it answers, and "
+            "what it opens shows tokens to everybody"
+        )
+    if cost.before_committee:
+        fees = token.format(cost.escalation)
+        texts.append(
+            f"The committee takes another bond of {fees}, which is lost if it judges the worker "
+            "not guilty. Its members read the prompt"
+        )
+    return ". ".join((*(texts or ["Only gas is spent from here on"]), "Go on?"))
 
 
 def _print(report: DisputeReport) -> None:

@@ -18,12 +18,14 @@ from piecework_protocol.eip712 import TypedData
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.file import CanvasEvidence, Contradiction, EvidenceFile
 from piecework_protocol.kinds import KINDS, Content, Output
-from piecework_protocol.objects import Acceptance, Finish, ModelOffer, Receipt, Voucher
+from piecework_protocol.merkle import EMPTY_ROOT
+from piecework_protocol.objects import Acceptance, Finish, Kind, ModelOffer, Receipt, Voucher
 from piecework_protocol.openings import OpenedCanvas, held_to
 from piecework_protocol.pricing import Usage, usage_of
 from piecework_protocol.rules import Case, Finding, check
 from piecework_protocol.service import leaves_fault, parameters_fault
 from piecework_protocol.signing import recover, signed_by
+from piecework_protocol.trace import StepRecord
 from piecework_protocol.types import Address, Amount, Bytes32, Digest, JobId, Timestamp
 
 NOTHING: Final = Usage(0, 0, 0)
@@ -289,6 +291,9 @@ def broken_rules(
 ) -> Sequence[Finding]:
     """Apply the rules to a canvas. Without openings they see receipts, leaves and output only.
 
+    A rule says nothing about what is not open. So nothing broken is a pass only if `unopened` names
+    nothing.
+
     proven: from `check_evidence` of the same file.
 
     Raises:
@@ -309,6 +314,29 @@ def broken_rules(
         output=None if proven.outputs is None else proven.outputs[canvas],
     )
     return check(case)
+
+
+def unopened(evidence: EvidenceFile, canvas: int, opened: OpenedCanvas | None) -> str:
+    """Say what the rules lack for a verdict on a canvas (clause 7.5), or nothing.
+
+    They need the canvas leaf and every step, and no pinned position: which ones are pinned only the
+    model's tokenizer tells.
+
+    opened: what `broken_rules` has held to the leaves, or None.
+    """
+    job, receipt = evidence.job.job, evidence.canvases[canvas].receipt
+    if job.kind not in (Kind.TEXT, Kind.READ):
+        return f"the rules about steps are not for jobs of kind {job.kind.name.lower()}"
+    if not receipt.steps:
+        return "the canvas has no denoising steps"
+    if opened is None or opened.canvas is None:
+        return f"none of the canvas's {receipt.steps} steps is opened"
+    shown = {StepRecord.parse(step.fields).step for step in opened.steps}
+    if len(shown) < receipt.steps:
+        return f"{receipt.steps - len(shown)} of the canvas's {receipt.steps} steps are not opened"
+    if opened.canvas.pinned != EMPTY_ROOT:
+        return "the canvas has pinned positions, and the rules are not told which"
+    return ""
 
 
 def digests_of(evidence: EvidenceFile) -> tuple[Digest, ...]:

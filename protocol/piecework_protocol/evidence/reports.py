@@ -18,7 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
-from piecework_protocol.evidence.check import ProvenJob, broken_rules, check_evidence, digests_of
+from piecework_protocol.evidence.check import (
+    ProvenJob,
+    broken_rules,
+    check_evidence,
+    digests_of,
+    unopened,
+)
 from piecework_protocol.evidence.file import (
     EvidenceFile,
     canonical,
@@ -43,7 +49,7 @@ from piecework_protocol.objects import (
     AuditReport,
     Receipt,
 )
-from piecework_protocol.openings import openings_of
+from piecework_protocol.openings import OpenedCanvas, openings_of
 from piecework_protocol.rules import Finding
 from piecework_protocol.signing import Signer, sign, signed_by
 from piecework_protocol.types import (
@@ -69,7 +75,7 @@ class Bearing(enum.Enum):
     PROVEN = "proven"
     """The worker's own signatures show that it broke a clause. Everybody can check it."""
     CHECKED = "checked"
-    """The rules were applied to what is open, and none is broken."""
+    """Every step of the canvas is open, and no rule is broken."""
     REPORTED = "reported"
     """The word of the client that signed it."""
 
@@ -213,6 +219,10 @@ def check_report(file: ReportFile) -> CheckedReport:
     rules = _broken_rules(evidence, proven, file.canvas, file.openings)
     if report.level is AuditLevel.RULES and (report.outcome is AuditOutcome.FAIL) != bool(rules):
         raise EvidenceRefused("report.outcome", "the rules say otherwise")
+    if report.level is AuditLevel.RULES and not rules:
+        lacking = unopened(evidence, file.canvas, _opened(file.openings))
+        if lacking:
+            raise EvidenceRefused("report.outcome", f"the rules have no verdict: {lacking}")
     findings = (*_contradictions(evidence), *map(str, rules))
     bearing = Bearing.REPORTED
     if findings:
@@ -240,7 +250,10 @@ def _broken_rules(
     openings: Mapping[str, Any] | None,
 ) -> Sequence[Finding]:
     try:
-        opened = None if openings is None else openings_of(openings)
-        return broken_rules(evidence, proven, canvas, opened)
+        return broken_rules(evidence, proven, canvas, _opened(openings))
     except MalformedInput as error:
         raise EvidenceRefused("openings", str(error)) from None
+
+
+def _opened(openings: Mapping[str, Any] | None) -> OpenedCanvas | None:
+    return None if openings is None else openings_of(openings)

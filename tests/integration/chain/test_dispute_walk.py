@@ -10,7 +10,13 @@ import pytest
 from piecework.chain import disputes
 from piecework.chain.dev.anvil import Anvil
 from piecework.client.disputes.port import ChainDisputePort
-from piecework.client.disputes.walk import DisputedStep, DisputeStage, DisputeWalk
+from piecework.client.disputes.walk import (
+    BOND_MARGIN,
+    DisputeCost,
+    DisputedStep,
+    DisputeStage,
+    DisputeWalk,
+)
 from piecework.client.errors import DisputeError
 from piecework_protocol.disputes import (
     ANSWER_SECONDS,
@@ -113,6 +119,25 @@ async def stake(market: TestMarket) -> int:
     worker = await market.reader.worker(OPERATOR.address)
     assert worker is not None
     return worker.stake
+
+
+async def test_a_walk_says_what_it_may_cost_before_it_sends_anything(market: TestMarket) -> None:
+    canvas = await serve(market, PAYER, OPERATOR)
+    evidence = evidence_of(market, canvas)
+    fees = Amount(await dispute_reader(market).escalation_bond())
+    assert fees > 0 and fees % VERDICT_FEE == 0
+    for escalate, escalation in ((False, Amount(0)), (True, fees)):
+        cost = await walk_of(market, evidence, escalate=escalate).cost()
+        bond = await dispute_reader(market).required_bond()
+        assert (cost.bonds, cost.coins) == (2, 2 * BOND_MARGIN * bond)
+        assert (cost.escalation, cost.before_committee) == (escalation, escalate)
+    assert await walk_of(market, contradicted(market, evidence)).cost() == DisputeCost()
+    for leaf, left in ((0, 1), (1, 0)):
+        await walk_of(market, evidence).advance()
+        assert (await walk_of(market, evidence).cost()).bonds == left
+        await answer(market, canvas, leaf)
+    cost = await walk_of(market, evidence, escalate=True).cost()
+    assert (cost.bonds, cost.coins, cost.escalation) == (0, 0, fees)
 
 
 async def test_a_contradiction_pays_the_payer_in_one_step(market: TestMarket) -> None:

@@ -3,17 +3,28 @@ worker."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from piecework.client.auditing import CanvasReport, choose_canvas
+from piecework.client.auditing import (
+    AUDIT_CLAUSE,
+    RULES_CLAUSE,
+    CanvasReport,
+    choose_canvas,
+    confirmed_audit,
+)
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
 from piecework.client.jobs.events import JobStarted
+from piecework.client.journal.records import Experience
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
+from piecework.commands._client.audited import Audited, Wish, audit_job
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
@@ -21,6 +32,7 @@ from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.client.client_side import MONEY, PAYER, ask, collect
 from tests.support.client.fake_worker import FakeWorker
 from tests.support.market.memory_worker import MemoryMarket
+from tests.support.market.reported import opened_canvas
 from tests.support.market.shipped import InlineExecutor
 from tests.support.protocol.evidence import Story, evidence
 from tests.support.virtual_time import LoopClock, simulate
@@ -158,6 +170,78 @@ def test_a_failure_that_nobody_confirms_is_held_against_nobody(tmp_path: Path) -
 def test_another_profile_is_held_against_nobody(tmp_path: Path) -> None:
     scene = play(tmp_path, ScriptedAuditor(AuditOutcome.NO_VERDICT), jobs=2)
     assert [report.reason for report, _ in scene.told] == ["another profile"] * 2
+
+
+def on_demand(folder: Path, auditor: ScriptedAuditor, wish: Wish) -> tuple[Audited, Experience]:
+    """Run a job and audit it as `piecework client audit` does. Returns what is known then."""
+    scene = Watched(folder, ScriptedAuditor(AuditOutcome.PASS), 0.0)
+
+    async def work() -> tuple[Audited, Experience]:
+        async with scene.client() as client:
+            job = (await collect(client.run(ask("first"))))[0]
+            assert isinstance(job, JobStarted)
+            found = await audit_job(client, replace(wish, job=job.job.hex()), auditor)
+            known = client.store.workers.experience()[job.operator]
+        await scene.market.close()
+        return found, known
+
+    return simulate(work())
+
+
+@pytest.mark.parametrize("level", ["replay", "forced"])
+def test_an_audit_on_demand_is_confirmed_and_ends_the_relation(tmp_path: Path, level: str) -> None:
+    auditor = ScriptedAuditor(AuditOutcome.FAIL)
+    found, known = on_demand(tmp_path, auditor, Wish(level, opened=b"{}"))
+    assert len(auditor.asked) == 2 and found.report.confirmed and found.ended
+    assert known.broken_clause == AUDIT_CLAUSE
+    assert found.kept is not None and found.kept.parent == tmp_path
+    assert check_evidence(read_evidence(found.kept.read_bytes())).traced
+
+
+def test_an_audit_on_demand_that_nobody_confirms_ends_nothing(tmp_path: Path) -> None:
+    auditor = ScriptedAuditor(AuditOutcome.FAIL, AuditOutcome.PASS)
+    found, known = on_demand(tmp_path, auditor, Wish("replay"))
+    assert found.report.outcome is AuditOutcome.NO_VERDICT and "unsure" in found.report.reason
+    assert (found.kept, found.ended) == (None, False)
+    assert not known.broken_clause
+
+
+def test_a_worker_that_opens_nothing_passes_nothing(tmp_path: Path) -> None:
+    found, known = on_demand(tmp_path, ScriptedAuditor(AuditOutcome.PASS), Wish("rules", buy=True))
+    assert found.report.outcome is AuditOutcome.NO_VERDICT
+    assert "steps is opened, and the worker opens no steps: " in found.report.reason
+    assert not known.broken_clause
+
+
+def test_a_forced_audit_passes_no_canvas_with_steps_that_are_not_opened() -> None:
+    file, openings = opened_canvas(Story())
+    whole = {**openings, "steps": [{**one, "soft": "0x00"} for one in openings["steps"]]}
+
+    async def outcome(body: dict[str, Any]) -> tuple[AuditOutcome, str]:
+        auditor, level = ScriptedAuditor(AuditOutcome.PASS), AuditLevel.FORCED
+        found = await confirmed_audit(auditor, file, 0, level, json.dumps(body).encode())
+        return found.outcome, found.reason
+
+    assert simulate(outcome(whole)) == (AuditOutcome.PASS, "")
+    for lacking in (openings["steps"], whole["steps"][:1] + openings["steps"][1:]):
+        found, why = simulate(outcome({**whole, "steps": lacking}))
+        assert found is AuditOutcome.NO_VERDICT and "of the canvas's 2 steps are not opened" in why
+
+
+def test_a_broken_rule_ends_the_relation_by_itself(tmp_path: Path) -> None:
+    scene = Watched(tmp_path, ScriptedAuditor(AuditOutcome.PASS), 0.0)
+    file, openings = opened_canvas(Story(), noise=1)
+
+    async def work() -> Experience:
+        async with scene.client() as client:
+            data = json.dumps(openings).encode()
+            await client.audits.audit(file, 0, AuditLevel.RULES, data)
+            return client.store.workers.experience()[file.channel.operator]
+
+    assert simulate(work()).broken_clause == RULES_CLAUSE
+    ((report, kept),) = scene.told
+    assert report.outcome is AuditOutcome.FAIL and report.confirmed
+    assert kept is not None and read_evidence(kept.read_bytes()) == file
 
 
 def test_the_canvas_is_drawn_among_those_with_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -42,15 +43,30 @@ def report(
     return make_report(evidence(story), AuditFound(canvas, level, outcome), signer)
 
 
+def checked_report() -> ReportFile:
+    """An honest worker opened every step, and the rules find nothing."""
+    file, openings = opened_canvas(SILENT)
+    return make_report(file, AuditFound(0, AuditLevel.RULES, PASSED), PAYER, openings)
+
+
 def invented_trace() -> ReportFile:
     """A worker signed a canvas whose first step does not begin with Philox's noise."""
-    file, openings = _invented()
+    file, openings = opened_canvas(SILENT, noise=1)
     found = AuditFound(0, AuditLevel.RULES, FAILED)
     return make_report(file, found, PAYER, openings)
 
 
-def _invented() -> tuple[EvidenceFile, dict[str, Any]]:
-    file = evidence(Story(steps=(1,), sentences=("Once.",), with_text=False))
+def opened_canvas(
+    story: Story, *, noise: int = 0, pinned: Digest = EMPTY_ROOT
+) -> tuple[EvidenceFile, dict[str, Any]]:
+    """A job of one canvas of two steps, and its openings.
+
+    The first step accepts all, and the second changes nothing, so the canvas ends with it.
+
+    noise: what the ids before step 0 are combined with. 0 leaves them as Philox says.
+    pinned: the root of pinned positions that the canvas leaf names.
+    """
+    file = evidence(replace(story, steps=(2,), sentences=("Once.",)))
     job, (shown,) = file.job.job, file.canvases
     record = CanvasRecord(
         canvas=0,
@@ -60,22 +76,27 @@ def _invented() -> tuple[EvidenceFile, dict[str, Any]]:
         seed=job.parameters.seed,
         parameters=job.parameters.struct_hash(),
         content=job.content,
-        pinned=Digest(EMPTY_ROOT),
+        pinned=pinned,
         prompt_tokens=PROMPT_TOKENS,
     )
-    noise = RandomIds(job.parameters.seed, 0, 0, IdPurpose.INITIAL, VOCABULARY)
-    before = write_ids([noise.at(place) ^ 1 for place in range(SIZE)])
+    drawn = RandomIds(job.parameters.seed, 0, 0, IdPurpose.INITIAL, VOCABULARY)
+    before = write_ids([drawn.at(place) ^ noise for place in range(SIZE)])
     after = write_ids(range(SIZE))
     soft = soft_field(EmbeddingType.FLOAT32, bytes(8))
-    everywhere = write_bits([True] * SIZE)
-    step = StepRecord(0, 0, before, after, after, everywhere, soft, bytes(6 * SIZE))
-    leaves = (record.leaf(), step.leaf())
+    everywhere, sure = write_bits([True] * SIZE), struct.pack("<3e", 0, 0, 20) * SIZE
+    steps = (
+        StepRecord(0, 0, before, after, after, everywhere, soft, sure),
+        StepRecord(0, 1, after, after, after, everywhere, soft, sure),
+    )
+    leaves = (record.leaf(), *(step.leaf() for step in steps))
     receipt = shown.receipt.replace(trace_root=trace_root(leaves))
     signature = sign(DOMAIN, receipt, operator("worker"))
     canvas = replace(shown, receipt=receipt, signature=signature, leaves=leaves)
     openings = {
         "format": "piecework-openings/1",
         "canvas": ["0x" + one.hex() for one in record.fields()],
-        "steps": [{"fields": ["0x" + one.hex() for one in step.fields()], "soft": None}],
+        "steps": [
+            {"fields": ["0x" + one.hex() for one in step.fields()], "soft": None} for step in steps
+        ],
     }
     return replace(file, canvases=(canvas,), payments=()), openings

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from piecework_protocol.evidence.file import write_evidence
+from piecework_protocol.evidence.file import EvidenceFile, write_evidence
+from tests.support.market.reported import opened_canvas
 from tests.support.protocol.evidence import Story, evidence
 from tests.support.system.commands import piecework
 
@@ -20,10 +24,47 @@ def file(tmp_path: Path) -> str:
     return str(path)
 
 
-async def test_a_passed_canvas_is_exit_code_zero(file: str) -> None:
+@pytest.fixture
+def opened(tmp_path: Path) -> tuple[str, ...]:
+    """The flags of a rules audit of a canvas whose worker opened every step."""
+    return _flags(tmp_path, *opened_canvas(Story()))
+
+
+def _flags(folder: Path, file: EvidenceFile, openings: dict[str, Any]) -> tuple[str, ...]:
+    evidence_file, steps = folder / "opened.json", folder / "openings.json"
+    evidence_file.write_bytes(write_evidence(file))
+    steps.write_text(json.dumps(openings))
+    return ("--evidence", str(evidence_file), "--level", "rules", "--openings", str(steps))
+
+
+async def test_a_passed_canvas_is_exit_code_zero(opened: tuple[str, ...]) -> None:
+    said = await piecework("client", "audit", *opened, "--json")
+    assert (said.code, said.json()["outcome"], said.json()["canvas"]) == (0, "pass", 0)
+    assert said.json()["evidence"] is None
+
+
+async def test_rules_without_every_step_are_no_verdict_and_say_why(
+    file: str, tmp_path: Path
+) -> None:
     said = await piecework("client", "audit", "--evidence", file, "--level", "rules", "--json")
-    assert said.json()["outcome"] == "pass"
-    assert said.json()["canvas"] in (0, 1)
+    told = json.loads(said.out)
+    assert (said.code, told["outcome"]) == (3, "no_verdict")
+    assert re.fullmatch("none of the canvas's [35] steps is opened", told["reason"])
+    found, openings = opened_canvas(Story())
+    flags = _flags(tmp_path, found, {**openings, "steps": openings["steps"][1:]})
+    said = await piecework("client", "audit", *flags, "--report", str(tmp_path / "told"))
+    assert said.code == 3
+    assert "canvas 0, rules: no verdict" in said.out
+    assert "1 of the canvas's 2 steps are not opened" in said.out
+    assert not (tmp_path / "told").exists()
+
+
+async def test_a_broken_rule_is_exit_code_one_and_names_the_evidence(tmp_path: Path) -> None:
+    flags = _flags(tmp_path, *opened_canvas(Story(), noise=1))
+    said = await piecework("client", "audit", *flags)
+    assert said.code == 1
+    assert "rule 12 (initial)" in said.out
+    assert f"its evidence: {tmp_path / 'opened.json'}" in said.out
 
 
 async def test_no_verdict_is_exit_code_three_and_says_why(file: str) -> None:

@@ -38,7 +38,14 @@ from tests.support.chain.fake_chain import EXPLORER, FakeChain
 from tests.support.client.client_side import FakeClock
 from tests.support.market.databases import START, Cluster, an_offer_store
 from tests.support.market.offers import offer, operator, receiver
-from tests.support.market.reported import FAILED, PASSED, SILENT, invented_trace, report
+from tests.support.market.reported import (
+    FAILED,
+    PASSED,
+    SILENT,
+    checked_report,
+    invented_trace,
+    report,
+)
 from tests.support.protocol.evidence import PAYER, Story
 
 Http = TestClient[Any, Any]
@@ -89,7 +96,7 @@ async def refused(response: ClientResponse) -> tuple[int, str]:
 async def test_only_what_the_worker_signed_counts_as_a_failure(http: Http) -> None:
     assert (await post(http, report(AuditLevel.REPLAY, FAILED))).status == 201
     assert (await post(http, report(AuditLevel.FORCED, FAILED))).status == 201
-    assert (await post(http, report(AuditLevel.RULES, PASSED))).status == 201
+    assert (await post(http, checked_report())).status == 201
     found = await (await http.get(AUDITS)).json()
     assert (found["failures"], found["checked"], found["reported_failures"]) == (0, 1, 2)
     assert (await post(http, invented_trace())).status == 201
@@ -148,8 +155,8 @@ async def test_what_does_not_hold_is_declined(http: Http) -> None:
         assert await refused(await post(http, data)) == (400, "evidence_refused")
     with_text = report(story=Story())
     assert await refused(await post(http, with_text)) == (400, "with_text")
-    lied = report(AuditLevel.RULES, FAILED)
-    assert await refused(await post(http, lied)) == (400, "evidence_refused")
+    for lied in (report(AuditLevel.RULES, FAILED), report(AuditLevel.RULES, PASSED)):
+        assert await refused(await post(http, lied)) == (400, "evidence_refused")
 
 
 async def test_an_index_takes_no_audit_of_a_worker_that_it_has_not_seen(index: AuditIndex) -> None:

@@ -281,7 +281,7 @@ def test_the_rules_see_what_is_wrong_in_opened_steps(
         found = audit_rules(honest.evidence, canvas, opened(honest, worker, canvas))
         assert found.outcome is AuditOutcome.PASS
     cheat = audited_job(worker, profile, served=claiming(partial(serve, worker), other_seed))
-    assert audit_rules(cheat.evidence, 0).outcome is AuditOutcome.PASS
+    assert audit_rules(cheat.evidence, 0).outcome is AuditOutcome.NO_VERDICT
     found = audit_rules(cheat.evidence, 0, opened(cheat, worker))
     assert found.outcome is AuditOutcome.FAIL
     assert any("does not hold its Philox id" in line for line in found.findings)

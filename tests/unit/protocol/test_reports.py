@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from piecework_protocol.errors import EvidenceRefused
+from piecework_protocol.evidence.check import unopened
 from piecework_protocol.evidence.reports import (
     AuditFound,
     Bearing,
@@ -17,12 +18,21 @@ from piecework_protocol.evidence.reports import (
     read_report,
     write_report,
 )
-from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind
+from piecework_protocol.openings import openings_of
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Digest
 from tests.support.chain.fake_chain import DOMAIN
 from tests.support.market.offers import operator
-from tests.support.market.reported import FAILED, PASSED, SILENT, invented_trace, report
+from tests.support.market.reported import (
+    FAILED,
+    PASSED,
+    SILENT,
+    checked_report,
+    invented_trace,
+    opened_canvas,
+    report,
+)
 from tests.support.protocol.evidence import PAYER, Story, evidence
 
 
@@ -40,8 +50,44 @@ def test_a_replay_that_failed_is_a_report_and_no_proof() -> None:
     assert check_report(report(AuditLevel.FORCED, FAILED)).bearing is Bearing.REPORTED
 
 
-def test_rules_that_hold_are_checked() -> None:
-    assert check_report(report(AuditLevel.RULES)).bearing is Bearing.CHECKED
+def test_rules_that_hold_on_every_opened_step_are_checked() -> None:
+    checked = check_report(checked_report())
+    assert (checked.bearing, checked.findings) == (Bearing.CHECKED, ())
+
+
+def _without_steps(file: ReportFile, kept: int) -> ReportFile:
+    assert file.openings is not None
+    return replace(file, openings={**file.openings, "steps": file.openings["steps"][:kept]})
+
+
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        (report(AuditLevel.RULES), "none of the canvas's 3 steps is opened"),
+        (replace(checked_report(), openings=None), "none of the canvas's 2 steps is opened"),
+        (_without_steps(checked_report(), 0), "2 of the canvas's 2 steps are not opened"),
+        (_without_steps(checked_report(), 1), "1 of the canvas's 2 steps are not opened"),
+    ],
+)
+def test_rules_pass_nothing_that_is_not_open(file: ReportFile, why: str) -> None:
+    with pytest.raises(EvidenceRefused, match=rf"^report\.outcome: .*no verdict: {why}"):
+        check_report(file)
+
+
+def test_rules_pass_no_canvas_whose_pinned_positions_they_are_not_told() -> None:
+    file, openings = opened_canvas(SILENT, noise=1, pinned=Digest(bytes(range(32))))
+    made = make_report(file, AuditFound(0, AuditLevel.RULES, PASSED), PAYER, openings)
+    with pytest.raises(EvidenceRefused, match="pinned positions"):
+        check_report(made)
+
+
+def test_rules_pass_no_canvas_without_steps_and_no_job_of_another_kind() -> None:
+    unsigned = evidence(Story(best_effort=True))
+    assert "no denoising steps" in unopened(unsigned, 0, None)
+    file, openings = opened_canvas(SILENT)
+    sold = replace(file, job=replace(file.job, job=file.job.job.replace(kind=Kind.AUDIT)))
+    assert "not for jobs of kind audit" in unopened(sold, 0, openings_of(openings))
+    assert unopened(file, 0, openings_of(openings)) == ""
 
 
 def test_rules_that_hold_cannot_be_reported_as_broken() -> None:

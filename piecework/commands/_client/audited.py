@@ -1,0 +1,162 @@
+"""One audit of `piecework client audit`: of a job of this client, or of an evidence file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from piecework.commands import _common as common
+
+if TYPE_CHECKING:
+    from piecework.client.auditing import Auditor, CanvasReport
+    from piecework.client.sdk import PieceworkClient
+    from piecework_protocol.evidence.file import EvidenceFile
+    from piecework_protocol.types import JobId
+
+NO_VERDICT: Final = 3
+"""The exit code. 2 says that the command was wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be audited, by whom, and whether the worker is to open it.
+
+    canvas: None draws one. by: None takes the setting. opened: an openings file, or nothing.
+    """
+
+    level: str
+    job: str = ""
+    canvas: int | None = None
+    by: str | None = None
+    buy: bool = False
+    opened: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """What was audited and found.
+
+    missing: what of the text the evidence lacks. kept: the file of the evidence of a failure.
+    ended: whether the worker gets no more jobs.
+    """
+
+    file: EvidenceFile
+    opened: bytes
+    report: CanvasReport
+    missing: str = ""
+    kept: Path | None = None
+    ended: bool = False
+
+
+async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> Audited:
+    """Audit a canvas of an evidence file. It may be anybody's, so no relation ends."""
+    import asyncio
+
+    from piecework.base.errors import PieceworkError
+    from piecework.base.files import read
+    from piecework.client.auditing import confirmed_audit
+    from piecework_protocol.evidence.file import read_evidence
+    from piecework_protocol.limits import MAX_EVIDENCE_BYTES
+    from piecework_protocol.objects import AuditLevel, AuditOutcome
+
+    try:
+        file = read_evidence(await asyncio.to_thread(read, place, MAX_EVIDENCE_BYTES))
+        level = AuditLevel[wish.level.upper()]
+        drawn = _drawn(file, wish.canvas)
+        report = await confirmed_audit(auditor, file, drawn, level, wish.opened)
+    except PieceworkError as error:  # what cannot be read or checked blames no worker
+        common.fail(str(error), NO_VERDICT)
+    kept = place if report.outcome is AuditOutcome.FAIL else None
+    return Audited(file, wish.opened, report, kept=kept)
+
+
+async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Audited:
+    """Audit a canvas of a job of this client. A failure that is confirmed ends the relation.
+
+    The canvas is drawn before a worker is asked for anything.
+
+    auditor: who audits unless others are asked.
+    """
+    import asyncio
+
+    from piecework.base.errors import PieceworkError
+    from piecework.client.auditing import Audits
+    from piecework_protocol.objects import AuditLevel, AuditOutcome
+
+    key = await asyncio.to_thread(client.store.job_named, wish.job)
+    file, missing = await client.evidence(key)
+    drawn = _drawn(file, wish.canvas)
+    by = wish.by or client.config.audit_by
+    refused, opened = "", wish.opened
+    if by != "self" and wish.level == "replay":
+        auditor = await _others(client, file, by)
+    elif wish.buy:
+        opened, refused = await _bought(client, key, drawn, soft=wish.level == "forced")
+    if wish.level == "forced" and not opened:
+        common.fail(f"{missing} and {refused}" if missing else refused, NO_VERDICT)
+    kept: list[Path | None] = []
+    audits = Audits(client.context, auditor, on_report=lambda report, place: kept.append(place))
+    try:
+        report = await audits.audit(file, drawn, AuditLevel[wish.level.upper()], opened)
+    except PieceworkError as error:
+        common.fail(str(error), NO_VERDICT)
+    if report.cost:
+        cost = client.payment_token.format(report.cost)
+        common.say(f"the auditors were paid {cost}", err=True)
+    if refused and report.outcome is AuditOutcome.NO_VERDICT:
+        report = replace(report, reason=f"{report.reason}, and {refused}")
+    ended = report.outcome is AuditOutcome.FAIL
+    return Audited(file, opened, report, missing, next(iter(kept), None), ended)
+
+
+async def _bought(
+    client: PieceworkClient, job: JobId, canvas: int, *, soft: bool
+) -> tuple[bytes, str]:
+    """Buy the steps of a canvas. Returns the openings file, or why there is none."""
+    from piecework.base.errors import PieceworkError
+    from piecework.client.openings import buy_steps
+
+    try:
+        bought = await buy_steps(client, job, canvas, soft=soft)
+    except PieceworkError as error:
+        return b"", f"the worker opens no steps: {error}"
+    cost = client.payment_token.format(bought.cost)
+    common.say(f"the worker opened {len(bought.steps)} steps for {cost}", err=True)
+    return bought.file, ""
+
+
+async def _others(client: PieceworkClient, file: EvidenceFile, by: str) -> Auditor:
+    """Return those who audit for money. by: "market", or the worker that is asked first."""
+    from piecework.client.auditors.journal import known_canvases
+    from piecework.client.auditors.market import auditor_of
+
+    canvases = await known_canvases(client, but=file.job.job.content)
+    config = client.config.model_copy(update={"audit_by": by})
+    return auditor_of(client, config, canvases)
+
+
+def _drawn(file: EvidenceFile, canvas: int | None) -> int:
+    """Return the canvas that is asked for, or draw one."""
+    import secrets
+
+    from piecework.client.auditing import choose_canvas
+
+    drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas
+    if drawn is None:
+        common.fail("this job has no canvas with a trace", NO_VERDICT)
+    if drawn >= len(file.canvases):
+        common.fail(f"the job has {len(file.canvases)} canvases, and none of index {drawn}", 2)
+    return drawn
+
+
+def read_opened(place: Path) -> bytes:
+    """Read an openings file. What cannot be read blames no worker."""
+    from piecework.base.errors import PieceworkError
+    from piecework.base.files import read
+    from piecework_protocol.openings import MAX_OPENINGS_BYTES
+
+    try:
+        return read(place, MAX_OPENINGS_BYTES)
+    except PieceworkError as error:
+        common.fail(str(error), NO_VERDICT)
