@@ -72,11 +72,16 @@ async def check_document(document: Any, found: bytes | None = None) -> Checked:
 
 
 def texts_of(checked: Checked) -> tuple[str, ...]:
-    """Return what was answered: one text for each choice, or the text of the one job."""
+    """Return what was answered: one text for each choice, or the text of the one job.
+
+    A decision has none.
+    """
     if checked.reply is None:
         outputs = checked.jobs[0][1].outputs or ()
         return ("".join(o.text for o in outputs if isinstance(o, TextOutput)),)
     whole = checked.reply.whole
+    if "answers" in whole:
+        return ()  # a decision has probabilities and no text
     if "output" in whole:
         parts = [part for item in whole["output"] for part in item.get("content") or ()]
         return ("".join(p["text"] for p in parts if p.get("type") == "output_text"),)
@@ -89,7 +94,8 @@ def lines_of(checked: Checked) -> Iterator[str]:
     reply = checked.reply
     if reply is not None:
         jobs = "1 job" if len(checked.jobs) == 1 else f"{len(checked.jobs)} jobs"
-        yield f"answer     {reply.kind}, made of {jobs}. Text, usage and cost follow from them"
+        what = "Probabilities" if "answers" in reply.whole else "Text"
+        yield f"answer     {reply.kind}, made of {jobs}. {what}, usage and cost follow from them"
         yield f"gateway    {to_hex(reply.gateway)} signed all of it. Times and ids are its word"
         if reply.stop:
             shown = ", ".join(json.dumps(text) for text in reply.stop)
@@ -141,6 +147,7 @@ def view_of(checked: Checked) -> dict[str, Any]:
         "gateway": None if reply is None else to_hex(reply.gateway),
         "jobs": [_job_view(file, proven) for file, proven in checked.jobs],
         "texts": list(texts_of(checked)),
+        "answers": None if reply is None else reply.whole.get("answers"),
     }
 
 

@@ -399,9 +399,15 @@ class _Writer:
 
 
 async def read(
-    ask: ReadAsk, turns: JobSource, metrics: GatewayMetrics, bill: Bill
+    ask: ReadAsk,
+    turns: JobSource,
+    metrics: GatewayMetrics,
+    bill: Bill,
+    exhibits: Exhibits | None = None,
 ) -> list[list[float]]:
     """Run a read, and return the mean probabilities of each question's labels.
+
+    exhibits: collects the evidence of the job, if the request asks for it.
 
     Raises:
         PieceworkError: As a job.
@@ -416,9 +422,13 @@ async def read(
         wanted.max_price,
         wanted.best_effort,
     )
-    async with turns.job(request, turns.part()) as job:
+    part = turns.part()
+    async with turns.job(request, part) as job:
         bill.started(job.started)
-        sums = await _read(job, ask.questions, bill, metrics)
+        shown = job
+        if exhibits is not None:
+            shown = replace(job, events=exhibits.watched(job.events, request, part.number))
+        sums = await _read(shown, ask.questions, bill, metrics)
     return means(sums, ONE, wanted.draws)
 
 

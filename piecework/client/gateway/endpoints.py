@@ -23,7 +23,7 @@ from piecework.base.http_server import BodyReader
 from piecework.base.jsons import loads
 from piecework.client.gateway.answers import Answers, read
 from piecework.client.gateway.bill import Bill
-from piecework.client.gateway.exhibits import Exhibits, SelfProving
+from piecework.client.gateway.exhibits import Exhibits, SelfProving, signed
 from piecework.client.gateway.failures import translated
 from piecework.client.gateway.formats import chat, completions, decisions, responses
 from piecework.client.gateway.formats.asks import Ask, Called, Free, Structured
@@ -32,7 +32,6 @@ from piecework.client.gateway.formats.common import (
     FormatOptions,
     Head,
     Totals,
-    bad,
     named,
 )
 from piecework.client.gateway.formats.decisions import Asked, ReadAsk
@@ -258,17 +257,20 @@ class Endpoints:
     ) -> web.Response:
         raw, parsed = await self._body(request)
         ask = parse(parsed, self._options)
-        if ask.wanted.evidence:
-            bad("decisions have no evidence here", "piecework.evidence")
         bill = Bill(self._client.payment_token, self._usd_price, ask.ignored)
         with self._metrics.request("decisions", stream=False):
             async with self._idempotency.turn(request, request[BUDGET], raw) as purchase:
                 turns = Turns(self._line, purchase, request[BUDGET])
+                exhibits = purchase.exhibits(parsed) if ask.wanted.evidence else None
                 with self._bought_once(bill):
-                    answers = await read(ask, turns, self._metrics, bill)
+                    answers = await read(ask, turns, self._metrics, bill, exhibits)
         first = bill.first
         model = ask.wanted.model if first is None else first.model
-        body = render(model, ask.asked, answers, bill.totals(), bill.ours())
+        ours = bill.ours() if exhibits is None else exhibits.beside(bill.ours())
+        body = render(model, ask.asked, answers, bill.totals(), ours)
+        if exhibits is not None:
+            context = self._client.context
+            body = signed(body, context.domain, context.wallet.authorizer)
         headers = _headers(ask.ignored)
         if first is not None:
             headers[REQUEST_ID_HEADER] = to_hex(first.job)

@@ -67,6 +67,10 @@ class Exhibits:
                 self._jobs[part] = await self._source(event.job, request.prompt, outputs)
             yield event
 
+    def beside(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Return a `piecework` object with the evidence in it. Whoever sends it signs it first."""
+        return {**ours, "evidence": self.object()}
+
     def object(self) -> dict[str, Any]:
         """The `evidence` object of an answer, before it is signed."""
         jobs = [
@@ -97,16 +101,13 @@ class SelfProving:
 
     def closing(self, totals: Totals, ours: Mapping[str, Any]) -> Iterator[Frame]:
         """Render what a stream ends with. The object with `piecework` is signed."""
-        for frame in self._reply.closing(totals, self._with_evidence(ours)):
+        for frame in self._reply.closing(totals, self._exhibits.beside(ours)):
             yield replace(frame, data=signed(frame.data, self._domain, self._signer))
 
     def whole(self, head: Head, totals: Totals, ours: Mapping[str, Any]) -> dict[str, Any]:
         """Render the answer of a request that does not stream, signed."""
-        found = self._reply.whole(head, totals, self._with_evidence(ours))
+        found = self._reply.whole(head, totals, self._exhibits.beside(ours))
         return signed(found, self._domain, self._signer)
-
-    def _with_evidence(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        return {**ours, "evidence": self._exhibits.object()}
 
 
 def carrier(data: Any) -> dict[str, Any] | None:

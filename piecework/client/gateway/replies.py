@@ -8,21 +8,22 @@ signed, however the gateway put it together. What the gateway alone says is held
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from piecework.base.amounts import Token
 from piecework.base.errors import PieceworkError
 from piecework.base.jsons import loads
 from piecework.client.errors import RequestRefused, WorkerUnreachable
-from piecework.client.gateway.answers import Answers
+from piecework.client.gateway.answers import Answers, read
 from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.exhibits import carrier, statement
-from piecework.client.gateway.formats import chat, completions, responses
+from piecework.client.gateway.formats import chat, completions, decisions, responses
 from piecework.client.gateway.formats.asks import Ask
 from piecework.client.gateway.formats.common import FormatOptions, Head
+from piecework.client.gateway.formats.decisions import ReadAsk
 from piecework.client.gateway.formats.pieces import Frame, Reply
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.turns import RunningJob
@@ -59,6 +60,7 @@ from piecework_protocol.types import (
 )
 from piecework_protocol.views import members
 
+Parsed = TypeVar("Parsed")
 MAX_JOBS_OF_A_REPLY: Final = 512
 EVIDENCE: Final = "piecework.evidence"
 NO_PLACE: Final = -1
@@ -72,6 +74,12 @@ _FORMATS: Final[Mapping[str, tuple[Any, Any]]] = {
     "chat.completion.chunk": (chat.parse_chat, chat.ChatReply),
     "text_completion": (completions.parse_completion, completions.CompletionReply),
     "response": (responses.parse_response, responses.ResponseReply),
+}
+DECISIONS, SYSTEMONE = "decisions", "systemone"
+"""Answers without a member `object`: their `answers` are a list, or an object."""
+_READS: Final[Mapping[str, tuple[Any, Any]]] = {
+    DECISIONS: (decisions.parse_decision, decisions.decision),
+    SYSTEMONE: (decisions.parse_systemone, decisions.systemone),
 }
 
 
@@ -88,7 +96,7 @@ class CheckedReply:
     """An answer that holds.
 
     Attributes:
-        kind: Its `object`, such as "chat.completion".
+        kind: Its `object`, such as "chat.completion", or the format of a decision.
         jobs: Those that it was made of, in the order of their parts.
         whole: The answer, made again. Of a stream it is what the chunks say together.
         gateway: Whose signature the answer has.
@@ -112,16 +120,27 @@ async def check_reply(raw: Any) -> CheckedReply:
     found = carrier(raw)
     if found is None:
         raise EvidenceRefused(EVIDENCE, "the answer has none. Ask with piecework.evidence: true")
-    kind = found.get("object")
-    if not isinstance(kind, str) or kind not in _FORMATS:
-        raise EvidenceRefused("object", f"it is not among {', '.join(_FORMATS)}")
+    kind = _kind_of(found)
     shown = of_names(found["piecework"]["evidence"], EVIDENCE, "request", "jobs", "signature")
     jobs = _jobs(shown["jobs"])
     gateway = _signer(found, shown["signature"], list(jobs.values()))
     _check_event(raw, found)
-    ask = _asked_for(kind, shown["request"])
+    if kind in _READS:
+        whole = await _decided_again(found, kind, shown["request"], jobs)
+        return CheckedReply(kind, tuple(jobs.values()), whole, gateway)
+    ask: Ask = _asked_for(_FORMATS[kind][0], shown["request"])
     whole = await _again(found, ask, jobs)
     return CheckedReply(kind, tuple(jobs.values()), whole, gateway, ask.stop)
+
+
+def _kind_of(found: Mapping[str, Any]) -> str:
+    """Name the format of an answer."""
+    kind, answers = found.get("object"), found.get("answers")
+    if kind is None and isinstance(answers, list | dict):
+        return DECISIONS if isinstance(answers, list) else SYSTEMONE
+    if not isinstance(kind, str) or kind not in _FORMATS:
+        raise EvidenceRefused("object", f"it is not among {', '.join(_FORMATS)}")
+    return kind
 
 
 def _check_event(raw: Any, found: Mapping[str, Any]) -> None:
@@ -137,11 +156,11 @@ def _check_event(raw: Any, found: Mapping[str, Any]) -> None:
         raise EvidenceRefused("sequence_number", "it is not a whole number")
 
 
-def _asked_for(kind: str, request: Any) -> Ask:
+def _asked_for(parse: Callable[[Any, FormatOptions], Parsed], request: Any) -> Parsed:
     """Parse the request in the evidence."""
     try:
         # What a gateway prefers when a request does not say changes nothing that is compared.
-        ask: Ask = _FORMATS[kind][0](request, FormatOptions())
+        ask = parse(request, FormatOptions())
     except PieceworkError as error:
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
     return ask
@@ -212,9 +231,7 @@ async def _again(
         raise
     except PieceworkError as error:
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
-    if recorded.unused:
-        where = f"{EVIDENCE}.jobs"
-        raise EvidenceRefused(where, f"part {min(recorded.unused)} is not of this answer")
+    recorded.require_all_used()
     whole = loads(json.dumps(whole))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
     ours = {"piecework"}
@@ -225,6 +242,29 @@ async def _again(
     choice = _choice_of(found)
     end = next((one for one in ends if _choice_of(one) == choice), ends[-1])
     _compare(_without(end, ours), _without(found, ours), "")
+    return {**whole, "piecework": found["piecework"]}
+
+
+async def _decided_again(
+    found: dict[str, Any], kind: str, request: Any, jobs: Mapping[int, CheckedJob]
+) -> Mapping[str, Any]:
+    """Make a decision again out of its evidence, and compare. Return it."""
+    parse, render = _READS[kind]
+    ask: ReadAsk = _asked_for(parse, request)
+    first = next(iter(jobs.values())).file
+    bill = Bill(_token(found["piecework"], first), None, ask.ignored)
+    recorded, model = _Recorded(jobs), _model(found, jobs)
+    try:
+        answers = await read(ask, recorded, GatewayMetrics(), bill)
+    except EvidenceRefused:
+        raise
+    except PieceworkError as error:
+        raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
+    recorded.require_all_used()
+    whole = loads(json.dumps(render(model, ask.asked, answers, bill.totals(), bill.ours())))
+    _compare_ours(whole["piecework"], found["piecework"], jobs)
+    ours = {"piecework"}
+    _compare(_without(whole, ours), _without(found, ours), "")
     return {**whole, "piecework": found["piecework"]}
 
 
@@ -350,6 +390,12 @@ class _Recorded:
 
     def __init__(self, jobs: Mapping[int, CheckedJob]) -> None:
         self._jobs, self.unused = jobs, set(jobs)
+
+    def require_all_used(self) -> None:
+        """Refuse evidence of a job that the answer is not made of."""
+        if self.unused:
+            where = f"{EVIDENCE}.jobs"
+            raise EvidenceRefused(where, f"part {min(self.unused)} is not of this answer")
 
     def part(self, number: int = 0) -> Part:
         """Return the part of this number."""

@@ -9,8 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import openai
-import pytest
+import aiohttp
 
 from piecework.client.evidence import known_texts
 from piecework.client.gateway.replies import check_reply
@@ -20,13 +19,13 @@ from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence, write_evidence
 from piecework_protocol.frames import CanvasDelivered
 from piecework_protocol.kinds.text import TextOutput
-from piecework_protocol.objects import Acceptance, Receipt
+from piecework_protocol.objects import Acceptance, Finish, Receipt
 from piecework_protocol.signing import sign
 from piecework_protocol.types import Digest, Timestamp, Uint32
 from tests.support.chain.fake_chain import DOMAIN
 from tests.support.client.client_side import PAYER
-from tests.support.client.gateways import MODEL, scripted_market
-from tests.support.protocol.plain_evidence import fault
+from tests.support.client.gateways import KEY, MODEL, scripted_market
+from tests.support.protocol.plain_evidence import fault, reply_fault
 
 USER: Any = [{"role": "user", "content": "Tell me a story."}]
 EVIDENCE: Any = {"piecework": {"evidence": True}}
@@ -109,13 +108,39 @@ async def test_several_answers_and_structured_ones_prove_themselves(tmp_path: Pa
         await check_reply(json.loads(answer.model_dump_json()))
 
 
-async def test_decisions_say_that_they_have_no_evidence(tmp_path: Path) -> None:
+async def test_a_decision_that_the_sdk_saves_proves_itself(tmp_path: Path) -> None:
+    asked: Any = [
+        {"type": "predicate", "instructions": "Is it late?"},
+        {"type": "choice", "instructions": "Who?", "choices": [{"value": True}, {"value": "x"}]},
+    ]
+    more: Any = {"piecework": {"evidence": True, "draws": 2}}
     async with scripted_market(tmp_path) as market, market.sdk() as sdk:
-        question: Any = {"type": "predicate", "instructions": "Is it late?"}
-        with pytest.raises(openai.BadRequestError, match="decisions have no evidence"):
-            await sdk.decisions.create(
-                model=MODEL, input="It is.", questions=[question], extra_body=EVIDENCE
-            )
+        answer = await sdk.decisions.create(
+            model=MODEL, input="It is.", questions=asked, extra_body=more
+        )
+    file = tmp_path / "decision.json"
+    file.write_text(answer.model_dump_json())
+    checked = await check_reply(json.loads(file.read_text()))
+    assert checked.kind == "decisions" and checked.jobs[0].proven.finish is Finish.END_OF_TEXT
+    assert reply_fault(json.loads(file.read_text())) is None
+    said = verified(file)
+    assert "Probabilities, usage and cost follow from them" in said and "it holds" in said
+
+
+async def test_a_systemone_answer_proves_itself(tmp_path: Path) -> None:
+    body = {
+        "model": MODEL,
+        "state": "It is.",
+        "questions": {"late": {"type": "noul", "instructions": "Is it late?"}},
+        **EVIDENCE,
+    }
+    async with scripted_market(tmp_path) as market, aiohttp.ClientSession() as http:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        url = f"{market.url}/v1/systemone"
+        async with http.post(url, json=body, headers=headers) as response:
+            answer = await response.json()
+    assert (await check_reply(answer)).kind == "systemone"
+    assert reply_fault(answer) is None
 
 
 async def bought(market: Any) -> Any:

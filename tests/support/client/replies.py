@@ -8,23 +8,24 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-from piecework.client.gateway.answers import Answers
+from piecework.client.gateway.answers import Answers, read
 from piecework.client.gateway.bill import Bill
 from piecework.client.gateway.endpoints import CHAT, COMPLETIONS, RESPONSES, TextFormat
-from piecework.client.gateway.exhibits import Exhibits, SelfProving
+from piecework.client.gateway.exhibits import Exhibits, SelfProving, signed
+from piecework.client.gateway.formats import decisions
 from piecework.client.gateway.formats.common import FormatOptions, Head
 from piecework.client.gateway.metrics import GatewayMetrics
 from piecework.client.gateway.replies import CheckedJob, events_of
 from piecework.client.gateway.turns import RunningJob
 from piecework.client.jobs.events import JobStarted
-from piecework.client.jobs.requests import JobRequest, TextRequest
+from piecework.client.jobs.requests import JobRequest, ReadRequest, TextRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.journal.records import Part
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.types import JobId
 from tests.support.chain.fake_chain import DOMAIN, TOKEN_INFO
-from tests.support.protocol.evidence import PAYER, Story, evidence
+from tests.support.protocol.evidence import PAYER, Story, evidence, read_evidence_of
 
 FORMATS: Mapping[str, TextFormat] = {
     "chat": CHAT,
@@ -36,8 +37,9 @@ FORMATS: Mapping[str, TextFormat] = {
 class ScriptedJobs:
     """Runs each job as the next story says. Implements `JobSource`."""
 
-    def __init__(self, stories: Sequence[Story]) -> None:
-        self._stories = list(stories)
+    def __init__(self, stories: Sequence[Story] = (), read: Sequence[tuple[int, ...]] = ()) -> None:
+        """`read`: what a read job answers on each canvas."""
+        self._stories, self._read = list(stories), read
         self.files: dict[JobId, EvidenceFile] = {}
 
     def part(self, number: int = 0) -> Part:
@@ -52,9 +54,12 @@ class ScriptedJobs:
     @asynccontextmanager
     async def job(self, request: JobRequest, part: Part) -> AsyncIterator[RunningJob]:
         """Make the evidence of the next story, asked what the request asks."""
-        assert isinstance(request, TextRequest)
-        story = replace(self._stories.pop(0), seed=part.number)
-        file = evidence(story, request.content)
+        if isinstance(request, ReadRequest):
+            file = read_evidence_of(request.content, self._read)
+        else:
+            assert isinstance(request, TextRequest)
+            story = replace(self._stories.pop(0), seed=part.number)
+            file = evidence(story, request.content)
         proven = check_evidence(file)
         self.files[proven.job] = file
         events = events_of(CheckedJob(file, proven))
@@ -103,4 +108,24 @@ async def answered(
         frames = [dict(frame.data) for frame in reply.closing(bill.totals(), bill.ours())]
         whole = next(f for f in frames if "piecework" in f or "piecework" in f.get("response", {}))
     found: dict[str, Any] = json.loads(json.dumps(whole))
+    return found
+
+
+async def decided(
+    form: str, request: dict[str, Any], answers: Sequence[tuple[int, ...]]
+) -> dict[str, Any]:
+    """The answer that a gateway would give to a decision whose canvases say this."""
+    parse, render = {
+        "decisions": (decisions.parse_decision, decisions.decision),
+        "systemone": (decisions.parse_systemone, decisions.systemone),
+    }[form]
+    body = {**request, "piecework": {**request.get("piecework", {}), "evidence": True}}
+    ask = parse(body, FormatOptions())
+    jobs, bill = ScriptedJobs(read=answers), Bill(TOKEN_INFO, None, ask.ignored)
+    exhibits = Exhibits(jobs.source, body)
+    means = await read(ask, jobs, GatewayMetrics(), bill, exhibits)
+    assert bill.first is not None
+    ours = exhibits.beside(bill.ours())
+    answer = render(bill.first.model, ask.asked, means, bill.totals(), ours)
+    found: dict[str, Any] = json.loads(json.dumps(signed(answer, DOMAIN, PAYER)))
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from piecework_protocol import merkle
@@ -97,8 +98,20 @@ def read_evidence_file() -> EvidenceFile:
     """Make the evidence of a read with one question and two draws."""
     labels = (Label("yes"), Label("no"))
     asked = ReadContent(Conversation((Message("user", "Is it?"),)), (Question("Well?", labels),), 2)
-    answers: list[Output] = [ReadOutput(((65536 - n, n),)) for n in (1, 30_000)]
-    return _whole(Story(steps=(1, 1)), asked, answers, 2 * SIZE, Finish.END_OF_TEXT)
+    return read_evidence_of(asked, [(65536 - n, n) for n in (1, 30_000)])
+
+
+def read_evidence_of(
+    asked: ReadContent, answers: Sequence[tuple[int, ...]], *, cancelled: bool = False
+) -> EvidenceFile:
+    """Make the evidence of a read. A canvas has room for one question.
+
+    answers: of each canvas: all draws of the first question, then those of the next.
+    """
+    outputs: list[Output] = [ReadOutput((answer,)) for answer in answers]
+    story = Story(steps=(1,) * len(outputs), cancelled=cancelled)
+    limit = asked.canvases(SIZE) * SIZE
+    return _whole(story, asked, outputs, limit, Finish.END_OF_TEXT)
 
 
 def _tokens(story: Story, canvas: int) -> tuple[int, ...]:

@@ -114,9 +114,9 @@ def climb(leaf: bytes, index: int, count: int, siblings: list[bytes]) -> bytes:
     return keccak(b"\1" + sibling + climb(leaf, index - half, count - half, below))
 
 
-def read_output(kind: int, data: bytes) -> tuple[int, str]:
-    """The units of an output, and its final text."""
-    at, final = 0, ""
+def read_output(kind: int, data: bytes) -> tuple[int, str, list[list[int]]]:
+    """The units of an output, its final text, and the shares of a read's answers."""
+    at, final, shares = 0, "", list[list[int]]()
 
     def take(size: int) -> bytes:
         nonlocal at
@@ -129,6 +129,10 @@ def read_output(kind: int, data: bytes) -> tuple[int, str]:
 
     first = count()
     for _ in range(first):
+        if kind == 1:
+            shares.append([count() for _ in range(count())])
+            need(sum(shares[-1]) == 65536, "output")
+            continue
         take(count() * (1 if kind == 3 else 4) if kind else 4)
     if kind == 3:
         for _ in range(count()):
@@ -142,7 +146,7 @@ def read_output(kind: int, data: bytes) -> tuple[int, str]:
             text = take(count()).decode()
             final += "" if segment else text
     need(at == len(data), "output")
-    return (0 if kind else first), final
+    return (0 if kind else first), final, shares
 
 
 class Reader:
@@ -150,6 +154,7 @@ class Reader:
 
     def __init__(self, file: dict[str, Any]) -> None:
         self.file, self.job, self.text = file, file["job"]["object"], ""
+        self.canvases: list[list[list[int]]] = []
         domain = (
             "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
         )
@@ -245,9 +250,21 @@ class Reader:
             data = raw(shown["output"])
             salted = keccak(self.id + receipt["canvas"].to_bytes(4, "big") + data)
             need(salted == raw(receipt["outputDigest"]), "output")
-            units, text = read_output(self.job["kind"], data)
+            units, text, shares = read_output(self.job["kind"], data)
+            self.canvases.append(shares)
             need(units == receipt["units"], "output")
             self.text += text
+
+    def means(self) -> list[list[float]]:
+        """The mean share of each label of a read's questions."""
+        draws = int.from_bytes(raw(self.file["content"])[-4:], "big")
+        found: list[list[float]] = []
+        for first in range(0, len(self.canvases), draws):
+            same = self.canvases[first : first + draws]
+            need(len(same) == draws, "draws")
+            for question in zip(*same, strict=True):
+                found.append([sum(label) / 65536 / draws for label in zip(*question, strict=True)])
+        return found
 
     def contradiction(self, pair: Any) -> None:
         need(set(pair) == {"type", "first", "second"}, "contradictions")
@@ -299,6 +316,23 @@ def written(reply: dict[str, Any]) -> str:
     return str(choice["text"] if "text" in choice else choice["message"]["content"])
 
 
+def decided(answers: Any, questions: Any) -> list[list[float]]:
+    """The probabilities of a decision by question: of the first label alone, or of each."""
+    found = []
+    for name in questions if isinstance(questions, dict) else range(len(several(answers))):
+        one = answers[name]
+        if "probabilities" not in one:
+            found.append([one["noul"] if "noul" in one else one["probability"]])
+        elif isinstance(questions, list):
+            found.append([label["probability"] for label in one["probabilities"]])
+        else:
+            labels = questions[name]["criteria"]
+            texts = labels if isinstance(labels, dict) else map(str, range(len(labels)))
+            found.append([one["probabilities"][text] for text in texts])
+    need(len(found) == len(answers), "answers")
+    return found
+
+
 def check_reply(reply: dict[str, Any]) -> None:
     shown = reply["piecework"]["evidence"]
     need(set(shown) == {"request", "jobs", "signature"}, "evidence")
@@ -314,7 +348,12 @@ def check_reply(reply: dict[str, Any]) -> None:
     by = signer(digest, raw(shown["signature"], 65))
     need(by == address(reader.file["channel"]["authorizer"]), "signature")
     last = reader.file["receipts"][-1]["object"]
-    need(written(reply) == reader.text, "text")
+    if "answers" in reply:
+        said = decided(reply["answers"], shown["request"]["questions"])
+        pairs = zip(said, reader.means(), strict=True)
+        need(all(one == other[: len(one)] for one, other in pairs), "answers")
+    else:
+        need(written(reply) == reader.text, "text")
     usage = reply["usage"]
     tokens = [usage.get("prompt_tokens", usage.get("input_tokens"))]
     tokens += [usage.get("completion_tokens", usage.get("output_tokens"))]

@@ -21,7 +21,7 @@ from piecework_protocol.evidence.file import evidence_json
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256
 from tests.support.chain.fake_chain import DOMAIN
-from tests.support.client.replies import answered
+from tests.support.client.replies import answered, decided
 from tests.support.protocol.evidence import PAYER, SIZE, Story, evidence
 from tests.support.protocol.plain_evidence import reply_fault
 
@@ -294,7 +294,12 @@ REPLY = asyncio.run(answered("chat", ASKED, [TALE]))
 
 @given(st.data())
 async def test_no_value_of_an_answer_can_be_changed(data: st.DataObject) -> None:
-    reply = REPLY
+    changed = _with_another_value(REPLY, data)
+    assert await refusal(changed)
+    assert reply_fault(changed) is not None
+
+
+def _with_another_value(reply: dict[str, Any], data: st.DataObject) -> dict[str, Any]:
     path = data.draw(st.sampled_from(places(reply)))
     changed = copy.deepcopy(reply)
     holder: Any = changed
@@ -303,8 +308,7 @@ async def test_no_value_of_an_answer_can_be_changed(data: st.DataObject) -> None
     old = holder[path[-1]]
     others: list[Any] = ["x", 0, 1.5, True, [], {}, str(old) + "0"]
     holder[path[-1]] = data.draw(st.sampled_from(others).filter(lambda other: other != old))
-    assert await refusal(changed)
-    assert reply_fault(changed) is not None
+    return changed
 
 
 async def test_the_second_reader_takes_what_a_gateway_answers() -> None:
@@ -319,3 +323,123 @@ async def test_the_second_reader_finds_a_gateway_that_lies(lie: str) -> None:
     reply = copy.deepcopy(REPLY)
     LIES[lie][1](reply)
     assert reply_fault(signed(reply, DOMAIN, PAYER)) is not None
+
+
+# Decisions
+
+
+QUESTIONS: dict[str, Any] = {
+    "decisions": {
+        "model": "any",
+        "input": "It is late.",
+        "questions": [
+            {"type": "predicate", "instructions": "Is it late?"},
+            {
+                "type": "choice",
+                "instructions": "Which?",
+                "choices": [{"value": True}, {"value": "true"}, {"value": "no"}],
+            },
+            {
+                "type": "score",
+                "instructions": "How late?",
+                "levels": [{"label": "early"}, {"label": "late"}],
+            },
+        ],
+        "piecework": {"draws": 2},
+    },
+    "systemone": {
+        "model": "any",
+        "state": {"hour": 23},
+        "questions": {
+            "late": {"type": "noul", "instructions": "Is it late?"},
+            "which": {"type": "choice", "criteria": {"b": "the second", "a": None, "c": ""}},
+            "how": {"type": "score", "criteria": ["early", "late"]},
+        },
+        "piecework": {"draws": 2},
+    },
+}
+SHARES = [
+    (65_536, 0),
+    (65_535, 1),
+    (30_000, 35_000, 536),
+    (1, 2, 65_533),
+    (6_000, 59_536),
+    (7_000, 58_536),
+]
+"""Both draws of the first question, then of the second, then of the third."""
+
+
+@pytest.mark.parametrize("form", ["decisions", "systemone"])
+async def test_a_decision_holds_and_the_second_reader_agrees(form: str) -> None:
+    reply = await decided(form, QUESTIONS[form], SHARES)
+    checked = await check_reply(reply)
+    assert (checked.kind, checked.gateway) == (form, PAYER.address)
+    assert [len(job.file.canvases) for job in checked.jobs] == [6]
+    assert reply_fault(reply) is None
+    lines = "\n".join(lines_of(await check_document(reply)))
+    assert f"{form}, made of 1 job. Probabilities, usage and cost follow from them" in lines
+
+
+READ_LIES: dict[str, tuple[str, Change]] = {
+    "another probability": (
+        "answers[0].probability",
+        lambda r: r["answers"][0].update(probability=0.5),
+    ),
+    "another choice": ("answers[1].choice", lambda r: r["answers"][1].update(choice=True)),
+    "another probability of a choice": (
+        "answers[1].probabilities[2].probability",
+        lambda r: r["answers"][1]["probabilities"][2].update(probability=0.9),
+    ),
+    "another confidence": ("answers[1].confidence", lambda r: r["answers"][1].update(confidence=1)),
+    "another score": ("answers[2].score", lambda r: r["answers"][2].update(score=0.1)),
+    "another name": ("answers[2].name", lambda r: r["answers"][2].update(name="late")),
+    "another count of tokens": (
+        "usage.output_tokens",
+        lambda r: r["usage"].update(output_tokens=9),
+    ),
+    "another cost": ("piecework.cost", lambda r: r["piecework"].update(cost=9)),
+    "another model": ("model", lambda r: r.update(model="gpt")),
+    "another question": (
+        "piecework.evidence.request",
+        lambda r: r["piecework"]["evidence"]["request"]["questions"][0].update(instructions="?"),
+    ),
+    "fewer draws": (
+        "piecework.evidence.request",
+        lambda r: r["piecework"]["evidence"]["request"]["piecework"].update(draws=1),
+    ),
+    "an answer too few": ("answers", lambda r: r["answers"].pop()),
+    "a member that no decision has": ("more", lambda r: r.update(more=1)),
+    "an object that is not named": ("object", lambda r: r.update(object="decision")),
+}
+
+
+@pytest.mark.parametrize("lie", READ_LIES)
+async def test_a_gateway_that_lies_about_a_decision_is_found_although_it_signs(lie: str) -> None:
+    member, tell = READ_LIES[lie]
+    reply = await decided("decisions", QUESTIONS["decisions"], SHARES)
+    tell(reply)
+    assert await resigned(reply) == member
+
+
+async def test_a_decision_of_a_job_without_its_end_is_refused() -> None:
+    with pytest.raises(EvidenceRefused):
+        reply = await decided("decisions", QUESTIONS["decisions"], SHARES[:5])
+        await check_reply(reply)
+
+
+@pytest.mark.parametrize("lie", ["another probability", "another count of tokens", "another cost"])
+async def test_the_second_reader_finds_a_lie_about_a_decision(lie: str) -> None:
+    reply = await decided("decisions", QUESTIONS["decisions"], SHARES)
+    READ_LIES[lie][1](reply)
+    assert reply_fault(signed(reply, DOMAIN, PAYER)) is not None
+
+
+DECISIONS = {form: asyncio.run(decided(form, QUESTIONS[form], SHARES)) for form in QUESTIONS}
+
+
+@given(st.data())
+async def test_no_value_of_a_decision_can_be_changed(data: st.DataObject) -> None:
+    reply = DECISIONS[data.draw(st.sampled_from(sorted(DECISIONS)))]
+    changed = _with_another_value(reply, data)
+    assert await refusal(changed)
+    assert reply_fault(changed) is not None
