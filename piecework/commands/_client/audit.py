@@ -11,7 +11,7 @@ from piecework.commands import _common as common
 from piecework.commands._client.audit_report import Telling, say, tell
 from piecework.commands._client.audited import (
     NO_VERDICT,
-    Audited,
+    AuditDone,
     Wish,
     audit_file,
     audit_job,
@@ -93,31 +93,36 @@ def audit(
     telling.check()
     if (job is None) == (evidence is None):
         common.fail("give a JOB, or --evidence FILE", 2)
-    common.one_of("--level", level, LEVELS)
-    _check_by(by, job, level)
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
+    _check_by(by, job, level)
     bought = job is not None and buy and openings is None and level != "replay"
-    if level == "forced" and openings is None and not bought:
-        common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
-    opened = b"" if openings is None else read_opened(openings)
-    wish = Wish(level, job or "", canvas, by, bought, opened)
+    wish = Wish(level, job or "", canvas, by, bought, _opened(openings, level, bought=bought))
     found = _audited(wish, evidence, EngineChoice(model, device), (home, password_file))
     _finish(found, telling, json=json)
 
 
+def _opened(openings: Path | None, level: str, *, bought: bool) -> bytes:
+    """Return the openings file, or nothing. End the command if a forced audit gets none."""
+    if openings is not None:
+        return read_opened(openings)
+    if level == "forced" and not bought:
+        common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
+    return b""
+
+
 def _audited(
     wish: Wish, evidence: Path | None, engine: EngineChoice, place: tuple[Home, PasswordFile]
-) -> Audited:
+) -> AuditDone:
     from piecework.client.auditing import EngineAuditor
 
     auditor = EngineAuditor(engine.model, engine.device)
     if evidence is not None:
         return common.run(audit_file(wish, evidence, auditor))
-    found: Audited = with_client(*place, lambda client: audit_job(client, wish, auditor))
+    found: AuditDone = with_client(*place, lambda client: audit_job(client, wish, auditor))
     return found
 
 
-def _finish(found: Audited, telling: Telling, *, json: bool) -> NoReturn:
+def _finish(found: AuditDone, telling: Telling, *, json: bool) -> NoReturn:
     """Say what was found, tell others if that is wanted, and end the command."""
     code = _exit_code(found.report)
     told = None
@@ -136,6 +141,7 @@ class EngineChoice(NamedTuple):
 
 def _check_by(by: str | None, job: str | None, level: str) -> None:
     """End the command if nobody can audit so."""
+    common.one_of("--level", level, LEVELS)
     from piecework.client.config import check_auditor
 
     if by is None or by == "self":
@@ -156,7 +162,7 @@ def _exit_code(report: CanvasReport) -> int:
     return {AuditOutcome.PASS: 0, AuditOutcome.FAIL: 1}.get(report.outcome, NO_VERDICT)
 
 
-def _print(found: Audited, told: dict[str, Any] | None, *, json: bool) -> None:
+def _print(found: AuditDone, told: dict[str, Any] | None, *, json: bool) -> None:
     from piecework_protocol.types import address_hex, to_hex
     from piecework_protocol.views import members
 

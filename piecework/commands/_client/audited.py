@@ -34,7 +34,7 @@ class Wish:
 
 
 @dataclass(frozen=True, slots=True)
-class Audited:
+class AuditDone:
     """What was audited and found.
 
     missing: what of the text the evidence lacks. kept: the file of the evidence of a failure.
@@ -49,7 +49,7 @@ class Audited:
     ended: bool = False
 
 
-async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> Audited:
+async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> AuditDone:
     """Audit a canvas of an evidence file. It may be anybody's, so no relation ends."""
     import asyncio
 
@@ -68,10 +68,10 @@ async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> Audited:
     except PieceworkError as error:  # what cannot be read or checked blames no worker
         common.fail(str(error), NO_VERDICT)
     kept = place if report.outcome is AuditOutcome.FAIL else None
-    return Audited(file, wish.opened, report, kept=kept)
+    return AuditDone(file, wish.opened, report, kept=kept)
 
 
-async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Audited:
+async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> AuditDone:
     """Audit a canvas of a job of this client. A failure that is confirmed ends the relation.
 
     The canvas is drawn before a worker is asked for anything.
@@ -107,7 +107,7 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     if refused and report.outcome is AuditOutcome.NO_VERDICT:
         report = replace(report, reason=f"{report.reason}, and {refused}")
     ended = report.outcome is AuditOutcome.FAIL
-    return Audited(file, opened, report, missing, next(iter(kept), None), ended)
+    return AuditDone(file, opened, report, missing, next(iter(kept), None), ended)
 
 
 async def _bought(

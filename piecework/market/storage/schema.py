@@ -138,4 +138,9 @@ ALTER TABLE samples ADD COLUMN upper_quartile_speed {integer};
 """
 """How prices and speeds are spread. Of samples from before nobody knows it."""
 
-STEPS: Final = (_FIRST, _SHARED, _AUDITS, _SPREADS)
+_REPORTED: Final = """
+UPDATE audits SET bearing = 'reported' WHERE bearing = 'checked';
+"""
+"""Before, a canvas of which nothing was open counted as checked by rules."""
+
+STEPS: Final = (_FIRST, _SHARED, _AUDITS, _SPREADS, _REPORTED)

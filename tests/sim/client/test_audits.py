@@ -24,7 +24,7 @@ from piecework.client.journal.records import Experience
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework.commands._client.audited import Audited, Wish, audit_job
+from piecework.commands._client.audited import AuditDone, Wish, audit_job
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
@@ -172,11 +172,11 @@ def test_another_profile_is_held_against_nobody(tmp_path: Path) -> None:
     assert [report.reason for report, _ in scene.told] == ["another profile"] * 2
 
 
-def on_demand(folder: Path, auditor: ScriptedAuditor, wish: Wish) -> tuple[Audited, Experience]:
+def on_demand(folder: Path, auditor: ScriptedAuditor, wish: Wish) -> tuple[AuditDone, Experience]:
     """Run a job and audit it as `piecework client audit` does. Returns what is known then."""
     scene = Watched(folder, ScriptedAuditor(AuditOutcome.PASS), 0.0)
 
-    async def work() -> tuple[Audited, Experience]:
+    async def work() -> tuple[AuditDone, Experience]:
         async with scene.client() as client:
             job = (await collect(client.run(ask("first"))))[0]
             assert isinstance(job, JobStarted)

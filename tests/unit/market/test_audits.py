@@ -349,6 +349,22 @@ CREATE INDEX audits_of_workers ON audits (operator, received_at);
 """The table of files that were made before their schemas were counted."""
 
 
+async def test_what_a_file_of_before_calls_checked_is_the_word_of_a_client(tmp_path: Path) -> None:
+    """Earlier indexes called a canvas checked of which nothing was open."""
+    newer, older = tmp_path / "newer.db", tmp_path / "older.db"
+    database = await open_database(newer)
+    await put(AuditStore(database), checked_report())
+    (row,) = await database.rows("SELECT * FROM audits")
+    await database.close()
+    with apsw.Connection(str(older)) as file:
+        file.execute(DIALECT.words(STEPS[0]) + OF_BEFORE)
+        file.execute(f"INSERT INTO audits VALUES ({', '.join('?' * len(row))})", tuple(row))  # noqa: S608
+    database = await open_database(older)
+    counts = (await AuditStore(database).of(operator("worker").address)).counts
+    assert (counts.checked, counts.reported_passes) == (0, 1)
+    await database.close()
+
+
 async def test_a_file_of_before_keeps_its_audits(tmp_path: Path) -> None:
     newer, older = tmp_path / "newer.db", tmp_path / "older.db"
     database = await open_database(newer)
