@@ -75,8 +75,14 @@ class Court:
         return await self.customer.evidence(job, self.root / "evidence.json")
 
     async def hold_the_books_of_a_proof(self) -> None:
-        """The whole stake is gone. The payer has the reward, and nobody has the rest."""
+        """The whole stake is gone. The payer has the reward, and nobody has the rest.
+
+        What was bought is the receiver's all the same, and answered bonds are the operator's.
+        """
         payer, disputes = self.customer.payer, self.books.disputes
+        assert await self.worker.drain() == 0, self.worker.log_tail()
+        await self.books.hold_the_trade(self.customer, RECEIVER, DEPOSIT * USD)
+        await self.books.hold_the_bonds(OPERATOR, payer)
         assert await self.stake() == 0
         assert await self.tokens(payer) == (TOKENS - DEPOSIT) * USD + REWARD
         assert await self.tokens(self.books.deployment.registry) == STAKE - REWARD
@@ -125,8 +131,6 @@ async def test_an_invented_trace_that_keeps_root_and_counts_is_proved_from_its_a
         await court.hold_the_books_of_a_proof()
         opened = await court.books.challenges(OPERATOR)
         assert [one.challenge.leaf for one in opened] == [0, 1]
-        bonds = sum(one.bond for one in opened)
-        assert await court.books.coins(OPERATOR) == await court.books.paid(OPERATOR) + bonds
 
 
 async def test_a_frivolous_challenge_is_answered_through_a_gas_spike_and_a_reorganization(
@@ -221,21 +225,14 @@ async def _answer_again_after_a_reorganization(court: Court, opened: ChallengeOp
 async def _hold_the_books_of_an_honest_worker(court: Court) -> None:
     """The worker has its stake, its gas and both bonds. The challenger has paid them."""
     books, payer = court.books, court.customer.payer
-    reader, deployment = books.reader, books.deployment
+    deployment = books.deployment
     opened = await books.challenges(OPERATOR)
     assert [one.challenge.leaf for one in opened] == [0, 2]
     assert [await _status(court, one) for one in opened] == [ChallengeStatus.ANSWERED] * 2
-    bonds = sum(one.bond for one in opened)
     assert await court.stake() == STAKE
-    assert await books.coins(OPERATOR) == await books.paid(OPERATOR) + bonds
-    assert await books.coins(payer) == await books.paid(payer)
+    await books.hold_the_bonds(OPERATOR, payer)
     assert await books.in_disputes() == 0
+    await books.hold_the_trade(court.customer, RECEIVER, DEPOSIT * USD, settled=True)
     assert await court.tokens(payer) == (TOKENS - DEPOSIT) * USD
     assert await court.tokens(deployment.registry) == STAKE
     assert await court.tokens(deployment.disputes_contract) == 0
-    balance = await court.customer.types("balance")
-    fee = DEPOSIT * USD - balance["pooled"] - balance["in_channels"]
-    earned = await court.tokens(RECEIVER)
-    assert earned == balance["paid"] + fee > 0
-    assert await court.tokens(deployment.escrow) == DEPOSIT * USD - earned
-    assert await reader.waiting_payout(deployment.token, RECEIVER) == 0

@@ -7,6 +7,7 @@ members of the committee. The model is the bundled one.
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from piecework.chain.dev.anvil import Anvil
 from piecework.client.disputes.walk import DisputeStage
 from piecework_protocol.disputes import ChallengeStatus
+from piecework_protocol.evidence.check import check_evidence
+from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import keccak256, to_hex
 from tests.support.chain.chains import USD
@@ -24,6 +27,7 @@ from tests.support.system.commands import Said, piecework
 from tests.support.system.worker_process import (
     OPERATOR_SECRET,
     PASSWORD,
+    RECEIVER,
     write_key,
 )
 from tests.support.waiting import until
@@ -97,7 +101,7 @@ async def test_a_worker_with_other_weights_is_found_by_an_audit_and_judged_by_th
         too_early = await committee.judges(0, evidence)
         assert too_early.code == 3 and "is not before the committee" in too_early.err
         said = await _walk(customer, committee, books, evidence, members)
-        await market.worker.kill()
+        assert await market.worker.drain() == 0, market.worker.log_tail()
         assert f"{DisputeStage.DECIDED.value}: the committee judged: guilty" in said.out
         await _hold_the_books(books, customer)
 
@@ -107,6 +111,9 @@ async def _audit_finds_it(customer: Customer, job: str) -> None:
         "audit", job, "--canvas", "0", "--device", "cpu", "--json", within_s=WITHIN_S
     )
     assert said.code == 1, (said.out, said.err)
+    kept = Path(json.loads(said.out)["evidence"])
+    assert kept.parent == customer.home
+    assert check_evidence(read_evidence(await asyncio.to_thread(kept.read_bytes))).traced
 
 
 async def _walk(
@@ -161,5 +168,7 @@ async def _hold_the_books(books: Books, customer: Customer) -> None:
         assert waiting.tokens == fee
     held = await reader.token_balance(token, deployment.registry)
     assert held == STAKE - reward - 2 * FEE
-    bonds = sum(one.bond for one in opened)
-    assert await books.coins(OPERATOR) == await books.paid(OPERATOR) + bonds
+    assert deployment.disputes_contract is not None
+    assert await reader.token_balance(token, deployment.disputes_contract) == 2 * FEE
+    await books.hold_the_bonds(OPERATOR, payer)
+    await books.hold_the_trade(customer, RECEIVER, DEPOSIT * USD)

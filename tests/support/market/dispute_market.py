@@ -127,6 +127,34 @@ class Books:
                 total -= gas + (value if int(receipt["status"], 16) else 0)
         return total
 
+    async def hold_the_trade(
+        self, customer: Customer, receiver: Address, deposit: int, *, settled: bool = False
+    ) -> None:
+        """Hold receiver, escrow and payer to what was bought, to the unit.
+
+        The worker must have stopped. No bond may have come back to the payer. A voucher that is
+        worth less than the gas is not settled.
+
+        receiver: that of the customer's one worker. deposit: of the customer, in base units.
+        settled: whether the last voucher must be settled, and not only may.
+        """
+        reader, token, payer = self.reader, self.deployment.token, customer.payer
+        balance = await customer.types("balance")
+        fee = deposit - balance["pooled"] - balance["in_channels"]
+        earned = await reader.token_balance(token, receiver)
+        claimed = (fee + balance["paid"],) if settled else (fee, fee + balance["paid"])
+        assert earned in claimed and fee > 0 and balance["paid"] > 0, (earned, balance)
+        assert await reader.token_balance(token, self.deployment.escrow) == deposit - earned
+        assert await reader.waiting_payout(token, receiver) == 0
+        assert await self.coins(payer) == await self.paid(payer)
+
+    async def hold_the_bonds(self, operator: Address, payer: Address) -> None:
+        """Hold the dispute contract to the answered bonds, which are all the operator's."""
+        bonds = sum(one.bond for one in await self.challenges(operator))
+        assert await self.coins(operator) == await self.paid(operator) + bonds
+        assert (await self.disputes.credits_of(payer)).coins == 0
+        assert await self.in_disputes() == (await self.disputes.credits_of(operator)).coins
+
     async def in_disputes(self) -> int:
         """What the dispute contract holds, in wei."""
         contract = self.deployment.disputes_contract
