@@ -31,6 +31,7 @@ from tests.support.chain.fake_chain import EXPLORER, FakeChain
 from tests.support.client.client_side import FakeClock
 from tests.support.market.databases import an_offer_store
 from tests.support.market.offers import offer, operator, receiver
+from tests.support.market.reported import opened_canvas
 from tests.support.protocol.evidence import PAYER, Story, evidence
 
 WALLET = Wallet(PAYER, PAYER)
@@ -38,6 +39,7 @@ REGISTRY = "0x8004BAa17C55a88189AE136b182e5fdA19dE9b63"
 AGENT = Agent.parse(f"eip155:8453:{REGISTRY}/22")
 NOW = Timestamp(1_800_000_000)
 FAILED = AuditFound(0, AuditLevel.REPLAY, AuditOutcome.FAIL)
+PASSED_RULES = AuditFound(0, AuditLevel.RULES, AuditOutcome.PASS)
 ACCOUNT = re.compile(r"eip155:[1-9][0-9]*:0x[0-9a-fA-F]{40}")
 """CAIP-10, as ERC-8004 writes accounts."""
 MUST = {
@@ -78,7 +80,8 @@ def test_the_feedback_has_the_members_of_erc_8004() -> None:
 
 
 def test_a_canvas_that_passed_has_the_value_100_and_no_payment_is_made_up() -> None:
-    made = feedback(signed(AuditFound(0, AuditLevel.RULES, AuditOutcome.PASS)), AGENT, NOW, None)
+    file, openings = opened_canvas(Story())
+    made = feedback(sign_report(file, PASSED_RULES, WALLET, openings), AGENT, NOW, None)
     assert (made["value"], made["tag2"]) == (100, "rules")
     assert "proofOfPayment" not in made
 
@@ -131,6 +134,8 @@ def test_what_cannot_be_reported_is_refused() -> None:
         sign_report(evidence(), undecided, WALLET)
     with pytest.raises(EvidenceRefused, match="the rules say otherwise"):
         sign_report(evidence(Story()), AuditFound(0, AuditLevel.RULES, AuditOutcome.FAIL), WALLET)
+    with pytest.raises(EvidenceRefused, match="no verdict: none of the canvas's 3 steps is opened"):
+        sign_report(evidence(Story()), PASSED_RULES, WALLET)
 
 
 @pytest.mark.parametrize(
