@@ -123,12 +123,20 @@ def _audited(
 
 
 def _finish(found: AuditDone, telling: Telling, *, json: bool) -> NoReturn:
-    """Say what was found, tell others if that is wanted, and end the command."""
+    """Say what was found, tell others if that is wanted, and end the command.
+
+    The words come first: telling others may fail.
+    """
     code = _exit_code(found.report)
+    if not json:
+        _print(found)
     told = None
     if telling.wanted and code != NO_VERDICT:
         told = tell(telling, found.file, found.report, found.opened)
-    _print(found, told, json=json)
+    if json:
+        common.print_json(_view(found, told))
+    elif told is not None:
+        say(told)
     raise typer.Exit(code)
 
 
@@ -162,24 +170,25 @@ def _exit_code(report: CanvasReport) -> int:
     return {AuditOutcome.PASS: 0, AuditOutcome.FAIL: 1}.get(report.outcome, NO_VERDICT)
 
 
-def _print(found: AuditDone, told: dict[str, Any] | None, *, json: bool) -> None:
-    from piecework_protocol.types import address_hex, to_hex
+def _view(found: AuditDone, told: dict[str, Any] | None) -> dict[str, Any]:
     from piecework_protocol.views import members
 
     report = found.report
+    return {
+        "level": report.level.name.lower(),
+        "outcome": report.outcome.name.lower(),
+        **members(report, "canvas", "steps", "findings", "reason", "seconds"),
+        **members(report, "by", "jobs", "cost", "remarks"),
+        "report": told,
+        "evidence": None if found.kept is None else str(found.kept),
+    }
+
+
+def _print(found: AuditDone) -> None:
+    from piecework_protocol.types import address_hex, to_hex
+
+    report = found.report
     level, outcome = report.level.name.lower(), report.outcome.name.lower()
-    if json:
-        common.print_json(
-            {
-                "level": level,
-                "outcome": outcome,
-                **members(report, "canvas", "steps", "findings", "reason", "seconds"),
-                **members(report, "by", "jobs", "cost", "remarks"),
-                "report": told,
-                "evidence": None if found.kept is None else str(found.kept),
-            }
-        )
-        return
     words = {"pass": "passed", "fail": "FAILED", "no_verdict": "no verdict"}
     common.say(
         f"canvas {report.canvas}, {level}: {words[outcome]}"
@@ -198,7 +207,5 @@ def _print(found: AuditDone, told: dict[str, Any] | None, *, json: bool) -> None
         common.say("    the worker gets no more jobs")
     if found.kept is not None:
         common.say(f"    its evidence: {safe(str(found.kept))}")
-    if told is not None:
-        say(told)
     if found.missing and outcome == "no_verdict":
         common.say(f"    the evidence lacks {safe(found.missing)}", err=True)

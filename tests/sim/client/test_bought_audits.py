@@ -17,6 +17,7 @@ from piecework.client.journal.store import Store
 from piecework.client.limits import MAX_ASKED_AUDITORS
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
+from piecework.commands._client.audited import AuditDone, Wish, audit_job
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.kinds.audit import AuditContent, AuditOutput
@@ -149,6 +150,25 @@ def test_a_cheat_is_shut_out_once_two_owners_have_computed_the_same(tmp_path: Pa
     ((_, file),) = scene.told
     assert file is not None and check_evidence(read_evidence(file.read_bytes())).traced
     assert not scene.files("auditor")
+
+
+def test_a_cheat_that_others_find_on_demand_has_its_evidence_named(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, CHEAT, keep_text=True, audit_rate=0.0)
+    for n in range(4):
+        scene.auditor(f"auditor {n}")
+
+    async def work() -> AuditDone:
+        async with scene.client() as client:
+            job = (await collect(client.run(ask("one"))))[0]
+            assert isinstance(job, JobStarted)
+            wish = Wish("replay", job.job.hex(), by="market")
+            found = await audit_job(client, wish, EngineAuditor())
+        await scene.market.close()
+        return found
+
+    found = simulate(work())
+    assert found.ended and len(found.report.by) == 2
+    assert [found.kept] == scene.files("audit")
 
 
 def test_what_one_auditor_alone_says_is_no_verdict(tmp_path: Path) -> None:

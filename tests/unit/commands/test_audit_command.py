@@ -65,6 +65,13 @@ async def test_a_broken_rule_is_exit_code_one_and_names_the_evidence(tmp_path: P
     assert said.code == 1
     assert "rule 12 (initial)" in said.out
     assert f"its evidence: {tmp_path / 'opened.json'}" in said.out
+    # What was found is said first: telling others may fail.
+    told = await piecework(
+        *("client", "audit", *flags, "--report", str(tmp_path / "told")),
+        *("--home", str(tmp_path / "nobody")),
+    )
+    assert told.code != 0 and "nobody" in told.err
+    assert "rule 12 (initial)" in told.out
 
 
 async def test_no_verdict_is_exit_code_three_and_says_why(file: str) -> None:
