@@ -6,6 +6,7 @@ import os
 from importlib.metadata import version
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 from tests.support.chain.chains import anvil, any_chain, embedded_chain
@@ -22,3 +23,15 @@ settings.load_profile("piecework")
 # compiled.
 if "+cpu" in version("torch") or not Path("/proc/driver/nvidia").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.fixture(autouse=True)
+def programs_that_are_killed_are_not_traced(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leave coverage out of the children of tests that kill them.
+
+    A program that is killed writes no figures. To trace it makes its start half as long again.
+    """
+    if request.node.get_closest_marker("kill") is not None:
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
