@@ -1,5 +1,7 @@
-"""One vLLM server over HTTP: questions with one answer, and streams of tokens. All reads are
-bounded.
+"""One vLLM server over HTTP: questions with one answer, and streams of tokens.
+
+All reads are bounded. Proxies come from the environment, as for every other request
+(`piecework.base.http`).
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Any, Final
 import aiohttp
 from aiohttp.http_exceptions import HttpProcessingError
 
+from piecework.base.http import HttpError, proxy_for
 from piecework.base.jsons import loads
 from piecework_node.errors import EndpointLost, EndpointUnfit, RequestDeclined
 from piecework_node.vllm.wire import (
@@ -168,9 +171,19 @@ class VllmEndpoint:
         """Make a request and yield a good answer. Whatever fails before its end becomes an error of
         ours.
         """
+        url = self._url + path
+        try:
+            proxy = proxy_for(url)
+        except HttpError as error:
+            raise EndpointLost(str(error), certain=True) from None
         try:
             async with self._session.request(
-                method, self._url + path, headers=self._headers, allow_redirects=False, **options
+                method,
+                url,
+                headers=self._headers,
+                allow_redirects=False,
+                proxy=proxy,
+                **options,
             ) as response:
                 if response.status != 200:
                     raise await _failed(response)

@@ -44,6 +44,12 @@ def test_every_service_has_a_health_check_and_waits_for_healthy_ones() -> None:
             assert needed in SERVICES and how == {"condition": "service_healthy"}, name
 
 
+def test_no_service_asks_another_through_a_proxy_that_docker_hands_out() -> None:
+    for name in OURS:
+        for variable in ("NO_PROXY", "no_proxy"):
+            assert set(OURS) <= set(SERVICES[name]["environment"][variable].split(",")), name
+
+
 def test_every_published_port_is_one_that_its_service_listens_on() -> None:
     for name in OURS:
         for pair in SERVICES[name].get("ports", []):

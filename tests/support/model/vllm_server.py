@@ -73,6 +73,8 @@ class VllmServer:
     """Requests that ran at once, at most."""
     aborted: int = 0
     generated: int = 0
+    hosts: list[str] = field(default_factory=list)
+    """The host that each question names."""
     looks: int = 0
     """Questions after its health."""
     go: asyncio.Event = field(default_factory=asyncio.Event)
@@ -126,6 +128,7 @@ class VllmServer:
 
     @web.middleware
     async def _authorized(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        self.hosts.append(request.host)
         guarded = request.path.startswith("/v1")  # the rest answers to everybody, as it does there
         if guarded and self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.json_response({"error": "Unauthorized"}, status=401)

@@ -591,6 +591,22 @@ async def test_the_benchmark_measures_whole_canvases_whatever_the_text() -> None
         assert made[0].generated == 8 * CANVAS and speed.tokens_per_second > 0
 
 
+async def test_endpoints_of_this_machine_are_asked_directly_and_others_through_the_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("no_proxy", raising=False)
+    async with servers() as made, aiohttp.ClientSession() as session:
+        # A server of ours stands for the proxy: it takes requests with a whole address.
+        monkeypatch.setenv("http_proxy", made[0].url)
+        for url in ("http://gpu.invalid", made[0].url):
+            endpoint = VllmEndpoint(url, session, key="", model="", times=TIMES)
+            assert (await endpoint.probe()).name == made[0].name
+        assert made[0].hosts == ["gpu.invalid"] * 2 + [made[0].url.removeprefix("http://")] * 2
+        monkeypatch.setenv("http_proxy", "socks5://proxy.invalid:1")
+        with pytest.raises(EndpointLost, match="proxy of the environment cannot be used"):
+            await VllmEndpoint("http://gpu.invalid", session, key="", model="", times=TIMES).probe()
+
+
 @pytest.mark.parametrize("how", ["ends early", "ends without a word"])
 async def test_a_stream_that_ends_without_saying_why_is_lost(how: str) -> None:
     async with servers(breaks_at=8, how=how) as made, aiohttp.ClientSession() as session:
@@ -671,6 +687,6 @@ def test_a_worker_before_vllm_needs_no_torch() -> None:
         "print(len(encode_prompt(CHECKPOINT.codec, said('a fox'))))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert result.returncode == 0 and int(result.stdout) > 0, result.stderr
