@@ -78,8 +78,8 @@ halmos: build/halmos/.done contracts/node_modules/.package-lock.json
 	build/halmos/bin/python contracts/tools/halmos.py
 
 build/halmos/.done: requirements/halmos.lock .venv/bin/python
-	$(PYTHON) -m venv build/halmos
-	build/halmos/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/halmos.lock
+	$(PYTHON) -P -m venv build/halmos
+	build/halmos/bin/python -P -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/halmos.lock
 	@touch $@
 
 # Other people's clients, unmodified, against the gateway. Each lock is an environment of its own.
@@ -90,8 +90,8 @@ agents: .venv/.dev $(AGENTS:%=build/agents/%/.done) $(AI_SDK)/node_modules/.pack
 	$(BIN)/python -P -m tests.agents.run $(ARGS)
 
 build/agents/%/.done: requirements/agents-%.lock .venv/bin/python
-	$(PYTHON) -m venv build/agents/$*
-	build/agents/$*/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
+	$(PYTHON) -P -m venv build/agents/$*
+	build/agents/$*/bin/python -P -m pip install --quiet --disable-pip-version-check --require-hashes -r $<
 	@touch $@
 
 # Whether the tests notice: the modules that decide about money (mutmut), then the contracts (forge).
@@ -127,9 +127,9 @@ endef
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "error: no Python found; install Python 3.11 or later and run make again" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13 (coincurve has no build for 3.14 yet); install one of them, or name it: make PYTHON=…" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv; install it (Debian: apt install python3-venv)" >&2; exit 1; }
-	@$(PYTHON) -m venv .venv
+	@$(PYTHON) -I -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || { echo "error: $(PYTHON) is not Python 3.11, 3.12 or 3.13 (coincurve has no build for 3.14 yet); install one of them, or name it: make PYTHON=…" >&2; exit 1; }
+	@$(PYTHON) -I -c 'import venv, ensurepip' 2>/dev/null || { echo "error: $(PYTHON) lacks venv; install it (Debian: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -P -m venv .venv
 
 .venv/.demo: .venv/bin/python pyproject.toml constraints.txt
 	@echo "Installing Piecework into .venv (the first time this takes some minutes)…"

@@ -189,6 +189,7 @@ async def child(
     """A process of ours that ends with the block."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
+        "-P",
         "-m",
         module,
         *arguments,

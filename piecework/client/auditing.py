@@ -104,13 +104,13 @@ class EngineAuditor:
         if importlib.util.find_spec("torch") is None:
             reason = "the engine is not installed here. Install it: pip install 'piecework[worker]'"
             return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
-        command = ["-P", "-m", "piecework_model.audit", "--canvas", str(canvas)]
+        command = ["piecework_model.audit", "--canvas", str(canvas)]
         command += ["--level", level.name.lower(), "--device", self._device]
         if self._model is not None:
             command += ["--model", str(self._model)]
         try:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, *command),
+                *(sys.executable, "-P", "-m", *command),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,

@@ -17,7 +17,7 @@ END_S = 120.0
 
 @dataclass(slots=True)
 class Program:
-    """`python ARGUMENTS`. `silent` ones print no line when they are ready."""
+    """`python -P -m ARGUMENTS`. `silent` ones print no line when they are ready."""
 
     name: str
     arguments: list[str]
@@ -30,7 +30,7 @@ class Program:
         """Start it, and wait for its ready line."""
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable,
+                *(sys.executable, "-P", "-m"),
                 *self.arguments,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,

@@ -126,7 +126,7 @@ class Stage:
         await self.customer.start()
 
     def _program(self, name: str, *arguments: str) -> Program:
-        return Program(name, ["-m", *arguments], self.root / f"{name}.log")
+        return Program(name, [*arguments], self.root / f"{name}.log")
 
     @property
     def programs(self) -> tuple[Program, ...]:

@@ -14,11 +14,12 @@ from packaging.utils import canonicalize_name
 
 from piecework.base.explain import CONTAINING, EXTRAS
 from tests.repo.test_documents import ROOT, sources
+from tests.support.interpreter_starts import unsafe_starts
 from tests.support.source_facts import facts_of
 from tests.support.system import distributions
 from tests.support.system.distributions import PROJECT, declared, installed_with, modules_of
 
-UNSAFE_START = re.compile(r"python[\d.]*\"?,? \"?-m\"?,? \"?(?P<module>piecework[\w.]*)")
+UNSAFE_TEXT = re.compile(r"(?:python[\d.]*|\$\(PYTHON\))\"?,? \"?-[mc]\b")
 SHIPPED = ("piecework", "piecework_model", "piecework_node", "piecework_protocol")
 # Not declared: `make check` alone generates code; builds of torch for CUDA bring their own triton.
 UNDECLARED = {"grpc_tools", "triton"}
@@ -36,32 +37,105 @@ OF_ITS_OWN = {"halmos", "agents-newer", "agents-older", "agents-aider"}
 """Locks of tools that run in an environment of their own, so their versions are not ours."""
 NOT_IN_THE_IMAGE = {"provenance"}
 """Extras of no role: C2PA credentials are written by the owner of a client."""
-STARTED_BY_TEXT = ("docker-compose.yml", "Makefile", "Dockerfile", ".ci/run")
 
 
-def unsafe_starts(path: Path) -> list[str]:
-    """Where a Python file starts a module of ours as a child without `-P`."""
-    return [
-        f"{path.relative_to(ROOT)}:{line} {module}"
-        for line, words in facts_of(path).started
-        for before, option, module in zip(words, words[1:], words[2:], strict=False)
-        if option == "-m" and before != "-P" and module.startswith("piecework")
-    ]
+# What starts something on purpose without `-P`, and how often.
+ON_PURPOSE = {
+    # It shows what would happen.
+    "tests/integration/packaging/test_hostile_folder.py": 1,
+    # A user's own program, beside the user's own modules.
+    "tests/wheel/wheel_checks.py": 2,
+}
+# `-m` of programs that are no interpreters.
+OTHER_PROGRAMS = {"tests/agents/clients/llm_tool.py": 1, "tests/support/market/databases.py": 1}
+NOT_OURS = frozenset({"node_modules", "build", "dist"})
+
+
+def python_files() -> list[Path]:
+    """Every Python file of the checkout: what is shipped, the tests with their support, tools."""
+    tops = [top for top in ROOT.iterdir() if not top.name.startswith(".")]
+    files = [top for top in tops if top.suffix == ".py"]
+    files += [path for top in tops if top.is_dir() for path in top.rglob("*.py")]
+    return [p for p in files if not NOT_OURS & set(p.relative_to(ROOT).parts)]
+
+
+def test_the_rule_about_child_processes_sees_every_start() -> None:
+    module = "-m"  # written beside an interpreter, this test would break the rule
+    unsafe = (
+        f'run([base, "{module}", "venv"])',
+        f'exec(sys.executable, "{module}", module, *arguments)',
+        "exec(sys.executable, *words)",
+        f'(sys.executable, "{module}", "tests.support.model.kernels")',
+        '[sys.executable, "-c", program]',
+        "(sys.executable, str(script))",
+        "[sys.executable]",
+        f'["{module}", "pip"]',
+        f'[PYTHON, "{module}", "venv"]',
+        f'[str(venv / "bin" / "python"), "{module}", "pip"]',
+        'run("python3.11", "app.py")',
+        'f"exec {sys.executable} {script}"',
+    )
+    safe = (
+        'run([base, "-P", "-m", "venv"])',
+        'exec(*limits, sys.executable, "-P", *words)',
+        '[PYTHON, "-I", "-m", "venv"]',
+        'program = Path(sys.executable).parent / "piecework"',
+        "arguments(sys.executable, model=model)",
+        'f"exec {sys.executable} -P {script}"',
+        'f"PYTHON={sys.executable}"',
+    )
+    names = (
+        'base = str(getattr(sys, "_base_executable", sys.executable))',
+        'PYTHON = os.environ.get("PYTHON_OF_THE_WHEEL", sys.executable)',
+    )
+    for line in unsafe:
+        assert unsafe_starts("\n".join([*names, line])), line
+    for line in safe:
+        assert not unsafe_starts("\n".join([*names, line])), line
 
 
 def test_every_child_process_ignores_the_modules_of_the_current_folder() -> None:
-    hostile = ROOT / "tests" / "integration" / "packaging" / "test_hostile_folder.py"
-    files = [*sources(), *(ROOT / "tests").rglob("*.py")]
-    found = [line for path in files if path != hostile for line in unsafe_starts(path)]
-    assert not found, "start these with -P: " + ", ".join(found)
-    # The rule sees what it is about: a file that does it on purpose, to show what would happen.
-    assert len(unsafe_starts(hostile)) == 1
+    found = {p.relative_to(ROOT).as_posix(): unsafe_starts(p.read_text()) for p in python_files()}
+    # Each exception is there: otherwise the rule would not see what it is about.
+    allowed = ON_PURPOSE | OTHER_PROGRAMS
+    assert {name: len(found[name]) for name in allowed} == allowed
+    lines = [
+        f"{name}:{line} {words}"
+        for name, starts in found.items()
+        for line, words in starts
+        if name not in allowed
+    ]
+    assert not lines, "start these with -P:\n" + "\n".join(lines)
 
 
-@pytest.mark.parametrize("name", STARTED_BY_TEXT)
+def texts_that_start() -> list[str]:
+    """Scripts, containers and units."""
+    found = [p for kind in ("*.yml", "*.yaml", "*.sh", "*.service") for p in ROOT.glob(kind)]
+    for top in ("deploy", "contracts/tools"):
+        found += [
+            path
+            for path in (ROOT / top).rglob("*")
+            if path.suffix in {".yml", ".yaml", ".sh", ".service"}
+        ]
+    names = sorted(path.relative_to(ROOT).as_posix() for path in found)
+    return ["Dockerfile", "Makefile", ".ci/run", *names]
+
+
+@pytest.mark.parametrize("name", texts_that_start())
 def test_every_program_of_a_script_or_a_container_ignores_the_current_folder(name: str) -> None:
-    text = (ROOT / name).read_text()
-    assert not [found["module"] for found in UNSAFE_START.finditer(text)]
+    assert not UNSAFE_TEXT.findall((ROOT / name).read_text())
+
+
+def test_the_rule_about_scripts_sees_every_start() -> None:
+    unsafe = (
+        "python -m piecework.health",
+        '["CMD", "python", "-m", "venv"]',
+        "$(PYTHON) -m venv x",
+        "python3.11 -c 'import x'",
+    )
+    safe = ('["CMD", "python", "-P", "-m", "venv"]', "$(PYTHON) -I -c 'import x'")
+    assert all(UNSAFE_TEXT.search(line) for line in unsafe)
+    assert not any(UNSAFE_TEXT.search(line) for line in safe)
 
 
 # --- what is declared

@@ -212,7 +212,7 @@ def test_the_help_imports_nothing_heavy() -> None:
         "print([m for m in ('torch', 'web3', 'grpc', 'rich', 'eth_account') if m in sys.modules])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert result.stdout.strip() == "[]"
 
@@ -225,6 +225,6 @@ def test_a_client_imports_without_torch() -> None:
         "print('ok')"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False, cwd=ROOT
     )
     assert result.stdout.strip() == "ok", result.stderr

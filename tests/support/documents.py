@@ -78,7 +78,7 @@ class Session:
         if block.language == "python":
             script = self.folder / "example.py"
             script.write_text(text, encoding="utf-8")
-            self._finish(block, f"exec {sys.executable} {script}")
+            self._finish(block, f"exec {sys.executable} -P {script}")
             return
         waiting: list[str] = []
         for command in text.replace("\\\n", " ").splitlines():

@@ -179,7 +179,7 @@ def test_the_metadata_names_what_was_tried(wheel: Path) -> None:
     classifiers = said.get_all("Classifier", [])
     tried = {c.rpartition(" ")[2] for c in classifiers if "Python :: 3." in c}
     version = subprocess.run(
-        [PYTHON, "-c", "import sys; print('{}.{}'.format(*sys.version_info))"],
+        [PYTHON, "-P", "-c", "import sys; print('{}.{}'.format(*sys.version_info))"],
         capture_output=True,
         text=True,
         check=True,

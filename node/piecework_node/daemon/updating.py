@@ -249,7 +249,7 @@ def make_environment(installation: Installation, wheel: Wheel, locks: Sequence[P
     shared = "include-system-site-packages = true" in (old / "pyvenv.cfg").read_text()
     options = ["--system-site-packages"] if shared else []
     base = str(getattr(sys, "_base_executable", sys.executable))
-    run([base, "-m", "venv", "--without-pip", *options, str(new)], INSTALL_S)
+    run([base, "-P", "-m", "venv", "--without-pip", *options, str(new)], INSTALL_S)
     pip = [sys.executable, "-P", "-m", "pip", "--disable-pip-version-check", "--no-input"]
     pip += ["--python", str(new / "bin" / "python")]
     if locks:

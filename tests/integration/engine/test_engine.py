@@ -130,7 +130,7 @@ async def running(
     script = folder / "child.py"
     script.write_text(CHILD.format(root=str(ROOT), first=first))
     environment = {**child_environment(dict(os.environ)), **variables}
-    command = EngineCommandLine((sys.executable, str(script)), environment)
+    command = EngineCommandLine((sys.executable, "-P", str(script)), environment)
     supervisor = EngineSupervisor(command, SystemClock(), logs.silent(), patience)
     task = asyncio.ensure_future(supervisor.run())
     try:
@@ -428,7 +428,9 @@ async def test_a_process_that_does_not_end_is_killed_even_when_the_stop_itself_i
 ) -> None:
     script = tmp_path / "child.py"
     script.write_text(DEAF_CHILD.format(root=str(ROOT)))
-    command = EngineCommandLine((sys.executable, str(script)), child_environment(dict(os.environ)))
+    command = EngineCommandLine(
+        (sys.executable, "-P", str(script)), child_environment(dict(os.environ))
+    )
     supervisor = EngineSupervisor(command, SystemClock(), logs.silent())
     life = asyncio.ensure_future(supervisor.run())
     async with asyncio.timeout(20):
@@ -445,7 +447,7 @@ async def test_a_process_that_does_not_end_is_killed_even_when_the_stop_itself_i
 
 
 async def test_a_question_without_a_process_is_answered_at_once(tmp_path: Path) -> None:
-    command = EngineCommandLine((sys.executable, "-c", ""), {})
+    command = EngineCommandLine((sys.executable, "-P", "-c", ""), {})
     engine = EngineSupervisor(command, SystemClock(), logs.silent())
     with pytest.raises(EngineUnavailable):
         await engine.encode(message("hello"))

@@ -248,7 +248,7 @@ async def test_the_hub_of_these_tests_is_one_to_the_public_hubs_own_client(
     )
     hub.page_entries = 4
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program, NAME, str(tmp_path / "copy"), *names),
+        *(sys.executable, "-P", "-c", program, NAME, str(tmp_path / "copy"), *names),
         env={
             **os.environ,
             "HF_ENDPOINT": hub.url,

@@ -12,11 +12,19 @@ from pathlib import Path
 
 import pytest
 
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.client.auditing import EngineAuditor
 from piecework.demo.market import free_port
 from piecework.processes import Role
+from piecework_node.daemon.updating import Installation, make_environment, take_wheel
 from piecework_node.engine.link import EngineReady
+from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.types import Address
+from tests.support.chain.chains import deployed
+from tests.support.chain.signers import SignerProcess, payouts
 from tests.support.model.engine_process import cpu_engine
 from tests.support.system.commands import piecework
+from tests.support.system.wheels import build_wheel, digest_of, install
 
 TIMEOUT_S = 180.0
 # Our packages, the names that they had, libraries, and the standard library.
@@ -25,6 +33,8 @@ MODULES = (
     *("bench", "chain", "client", "contracts", "market", "model", "protocol"),
     *("aiohttp", "grpc", "numpy", "torch", "transformers", "typer", "web3"),
     *("asyncio", "dataclasses", "json", "ssl", "typing"),
+    # What makes an environment and fills it.
+    *("ensurepip", "pip", "subprocess", "venv"),
 )
 FOLDERS = ("node", "tokenizers")
 LEAVE_A_MARK = """
@@ -119,6 +129,48 @@ async def test_a_role_says_to_its_own_children_to_import_nothing_from_the_curren
     finally:
         await role.stop()
     assert b"PYTHONSAFEPATH=1" in born_with
+    assert hostile.ran() == []
+
+
+async def test_an_update_imports_nothing_from_the_current_folder(
+    hostile: HostileFolder, tmp_path: Path
+) -> None:
+    """It makes an environment and installs into it: venv, pip, and what pip starts."""
+    install(tmp_path, "first", build_wheel(tmp_path, "1.0"))
+    (tmp_path / "current").symlink_to("first")
+    wheel = build_wheel(tmp_path, "2.0")
+    (tmp_path / "taken").mkdir()
+    taken = take_wheel(wheel, digest_of(wheel), tmp_path / "taken")
+    made = await asyncio.to_thread(
+        make_environment, Installation(tmp_path / "current"), taken, locks=()
+    )
+    assert (made / "bin" / "piecework").is_file()
+    assert hostile.ran() == []
+
+
+async def test_the_audit_process_imports_nothing_from_the_current_folder(
+    hostile: HostileFolder,
+) -> None:
+    report = await EngineAuditor().audit(b"no evidence\n", 0, AuditLevel.REPLAY)
+    # The child has read what it was given, and has said what is wrong with it.
+    assert report.outcome is AuditOutcome.NO_VERDICT and "it is not JSON" in report.reason
+    assert hostile.ran() == []
+
+
+async def test_relay_and_signer_import_nothing_from_the_current_folder(
+    hostile: HostileFolder, tmp_path: Path, embedded_chain: EmbeddedChain
+) -> None:
+    async with deployed(embedded_chain) as market:
+        market.deployment.save(tmp_path / "deployment.json")
+        relay = ["relay", "start", "--deployment", str(tmp_path / "deployment.json"), "--port", "0"]
+        role = await Role.start("relay", relay, tmp_path / "relay.log")
+        await role.stop()
+        signer = SignerProcess.make(
+            *(tmp_path / "signer", market.deployment, b"\x07" * 32),
+            payouts=payouts(Address(b"\x01" * 20)),
+        )
+        assert (await signer.start())["role"] == "signer"
+        await signer.kill()
     assert hostile.ran() == []
 
 

@@ -42,7 +42,7 @@ async def ways_out(folder: Path, ports: Sequence[int]) -> AsyncIterator[tuple[st
     for port in ports:
         dial = partial(asyncio.open_connection, "127.0.0.1", port)
         servers.append(await asyncio.start_unix_server(_forward(dial), folder / str(port)))
-    inside = (sys.executable, "-m", "tests.support.network.namespace")
+    inside = (sys.executable, "-P", "-m", "tests.support.network.namespace")
     try:
         yield (*UNSHARE, *inside, str(folder), ",".join(map(str, ports)))
     finally:

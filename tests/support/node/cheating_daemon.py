@@ -88,7 +88,7 @@ async def equivocate(home: Path, password: str) -> None:
 
 async def serve_other_weights(home: Path, password: str) -> None:
     """Serve with an engine of other weights than it says."""
-    python, path, module, _, *options = engine_arguments(
+    python, _, _, _, *options = engine_arguments(
         sys.executable,
         model="",
         device="cpu",
@@ -99,7 +99,7 @@ async def serve_other_weights(home: Path, password: str) -> None:
         threads=1,
         benchmark_s=0.2,
     )
-    command = (python, path, module, "tests.support.node.rounded_engine", *options)
+    command = (python, "-P", "-m", "tests.support.node.rounded_engine", *options)
     child = EngineCommandLine(command, child_environment(dict(os.environ)))
     await serve(home, {}, password, engine=child)
 

@@ -15,7 +15,7 @@ from piecework_node.engine.supervisor import EngineCommandLine
 def main() -> None:
     home, pace = Path(sys.argv[1]), sys.argv[2]
     child = EngineCommandLine(
-        (sys.executable, "-m", "tests.support.node.engine_child", pace), dict(os.environ)
+        (sys.executable, "-P", "-m", "tests.support.node.engine_child", pace), dict(os.environ)
     )
     asyncio.run(serve(home, {}, os.environ["PIECEWORK_PASSWORD"], engine=child))
 

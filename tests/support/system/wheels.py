@@ -120,7 +120,7 @@ def digest_of(wheel: Path) -> str:
 def install(folder: Path, name: str, *wheels: Path) -> Path:
     """An environment with these wheels, as a person makes the first one."""
     place = folder / name
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(place)], check=True)
+    subprocess.run([sys.executable, "-P", "-m", "venv", "--without-pip", str(place)], check=True)
     pip = [sys.executable, "-P", "-m", "pip", "--python", str(place / "bin" / "python")]
     subprocess.run(
         [*pip, "install", "-q", "--no-index", "--no-deps", *map(str, wheels)], check=True

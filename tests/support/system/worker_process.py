@@ -105,18 +105,18 @@ class WorkerProcess:
     async def start(self, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         """Run the daemon on a stand-in engine; returns its ready line."""
         module = "tests.support.node.daemon_process"
-        words = ("-m", module, str(self.home.root), str(self.pace_s))
+        words = (module, str(self.home.root), str(self.pace_s))
         return await self._start(*words, within_s=within_s)
 
     async def start_cheating(self, way: str, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         """Run a daemon that cheats (`tests.support.node.cheating_daemon`); returns its ready
         line."""
         module = "tests.support.node.cheating_daemon"
-        return await self._start("-P", "-m", module, str(self.home.root), way, within_s=within_s)
+        return await self._start(module, str(self.home.root), way, within_s=within_s)
 
     async def start_as_shipped(self, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
         """Run the daemon as an operator starts it; returns its ready line."""
-        command = ("-P", "-m", "piecework", "worker", "start", "--home", str(self.home.root))
+        command = ("piecework", "worker", "start", "--home", str(self.home.root))
         return await self._start(*command, within_s=within_s)
 
     async def _start(self, *words: str, within_s: float = READY_TIMEOUT_S) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class WorkerProcess:
             self.process = await asyncio.create_subprocess_exec(
                 *self.within,
                 *limited(self.descriptors),
-                sys.executable,
+                *(sys.executable, "-P", "-m"),
                 *words,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,

@@ -145,7 +145,15 @@ def test_many_who_replace_at_once_all_succeed(tmp_path: Path) -> None:
 
 def run_and_die(file: Path, step: int, mode: str) -> int:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.system.dying_writer", str(file), str(step), mode],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "tests.support.system.dying_writer",
+            str(file),
+            str(step),
+            mode,
+        ],
         cwd=ROOT,
         capture_output=True,
         check=False,

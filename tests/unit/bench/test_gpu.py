@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "bench.gpu", *arguments],
+        [sys.executable, "-P", "-m", "bench.gpu", *arguments],
         cwd=ROOT,
         env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,

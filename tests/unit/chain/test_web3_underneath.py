@@ -168,6 +168,6 @@ def test_web3_is_imported_when_a_node_is_asked_and_not_before() -> None:
         "rpc.web3_over(rpc.HttpRpc('http://127.0.0.1:9')); print('web3' in sys.modules)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert done.stdout.split("\n")[:2] == ["[]", "True"]

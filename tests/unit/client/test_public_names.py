@@ -121,7 +121,7 @@ def test_the_package_and_the_modules_of_its_names_are_light_to_import() -> None:
         f"print([name for name in {HEAVY!r} if name in sys.modules])"
     )
     run = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
     )
     assert run.stdout.strip() == "[]"
 

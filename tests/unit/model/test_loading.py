@@ -208,7 +208,11 @@ def test_light_modules_import_no_torch() -> None:
         "sys.modules])"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     assert result.stdout.strip() == "[]"
 
@@ -236,6 +240,10 @@ def test_loading_and_prompting_touch_neither_network_nor_pickle() -> None:
         "print(len(encode_prompt(load(device='cpu'), said)) > 0)"
     )
     result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-P", "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     assert (result.returncode, result.stdout.strip()) == (0, "True"), result.stderr

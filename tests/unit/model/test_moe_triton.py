@@ -282,7 +282,7 @@ def test_matrices_that_do_not_belong_together_are_refused() -> None:
 
 def test_the_kernels_compile_to_tensor_cores_and_copies_in_the_background(tmp_path: Path) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.support.model.kernel_targets", "80", "90"],
+        [sys.executable, "-P", "-m", "tests.support.model.kernel_targets", "80", "90"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,

@@ -289,7 +289,7 @@ def test_what_the_kernels_cannot_take_is_refused(
 def test_the_kernels_compile_for_gpus_to_wide_accesses_and_without_atomics(tmp_path: Path) -> None:
     """On Ampere and Hopper. It shows that they compile, not that they run."""
     result = subprocess.run(
-        [sys.executable, "-m", "tests.support.model.kernels", "80", "90"],
+        [sys.executable, "-P", "-m", "tests.support.model.kernels", "80", "90"],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)},
         capture_output=True,
