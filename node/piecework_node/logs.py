@@ -13,9 +13,8 @@ from typing import Any, Final, TextIO
 
 import structlog
 
-from piecework.base.logs import DropRepeats
-from piecework.base.repeats import bound_library_logs
-from piecework.base.text import one_line
+from piecework.base.library_logs import bound_library_logs
+from piecework.base.logs import DropRepeats, plain
 
 ALLOWED: Final = frozenset(
     {
@@ -28,31 +27,26 @@ ALLOWED: Final = frozenset(
         "bound", "bytes", "tokens_per_second", "dropped", "signal", "address", "index_host",
     }
 )  # fmt: skip
-MAX_VALUE_CHARS: Final = 300
 
 
 def _allow(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    kept = {key: _plain(value) for key, value in event.items() if key in ALLOWED}
+    kept = {key: value for key, value in event.items() if key in ALLOWED}
     dropped = sorted(set(event) - ALLOWED)
     if dropped:
         kept["dropped"] = ",".join(dropped)
     return kept
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.hex()
-    return one_line(value, MAX_VALUE_CHARS) if isinstance(value, str) else value
-
-
 _HUMAN: Final[tuple[Any, ...]] = (
     structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False),
     _allow,
+    plain,
     structlog.dev.ConsoleRenderer(colors=False, sort_keys=False),
 )
 _JSON: Final[tuple[Any, ...]] = (
     structlog.processors.TimeStamper(fmt="iso", utc=True),
     _allow,
+    plain,
     structlog.processors.JSONRenderer(),
 )
 
@@ -63,10 +57,10 @@ def logger(level: str = "info", form: str = "auto", stream: TextIO | None = None
     level: "debug", "info", "warning" or "error".
     form: "human" for a person, "json" for a program, or "auto": human on a terminal.
     """
-    if stream is None:
-        bound_library_logs()
-    stream = stream or sys.stderr
+    ours, stream = stream is None, stream or sys.stderr
     human = form == "human" or (form == "auto" and stream.isatty())
+    if ours:
+        bound_library_logs(human=human)
     return structlog.wrap_logger(
         structlog.PrintLogger(stream),
         processors=[
@@ -83,6 +77,6 @@ def silent() -> Any:
     """Return a logger that drops everything below critical, for tests and one-shot commands."""
     return structlog.wrap_logger(
         structlog.PrintLogger(sys.stderr),
-        processors=[_allow, structlog.processors.JSONRenderer()],
+        processors=[_allow, plain, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL),
     )

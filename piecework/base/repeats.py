@@ -49,12 +49,3 @@ class DropRepeatedRecords(logging.Filter):
         if left_out:
             record.msg = f"{record.msg} (and {left_out} more like it)"
         return left_out is not None
-
-
-def bound_library_logs() -> None:
-    """Send warnings of libraries to stderr without repetitions, instead of the root's handlers."""
-    handler = logging.StreamHandler()
-    handler.setLevel(logging.WARNING)
-    handler.addFilter(DropRepeatedRecords())
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
-    logging.getLogger().handlers[:] = [handler]

@@ -9,8 +9,8 @@ import sys
 
 import structlog
 
-from piecework.base.logs import DropRepeats
-from piecework.base.repeats import bound_library_logs
+from piecework.base.library_logs import bound_library_logs
+from piecework.base.logs import DropRepeats, indented, plain
 
 
 def stop_event() -> asyncio.Event:
@@ -30,10 +30,10 @@ async def until_told_to_stop() -> None:
 def logs_to_stderr() -> None:
     """Structured logs: JSON lines, or readable ones on a terminal. What repeats is counted.
 
-    A traceback is of lines of code alone. Local variables hold what callers ask and are told.
+    Lines of libraries have the same form. What strangers wrote passes the sanitizer.
     """
-    bound_library_logs()
     interactive = sys.stderr.isatty()
+    bound_library_logs(human=interactive)
     renderer = (
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
         if interactive
@@ -44,6 +44,8 @@ def logs_to_stderr() -> None:
             structlog.processors.add_log_level,
             DropRepeats(),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
+            plain,
+            *((indented,) if interactive else ()),
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),

@@ -23,6 +23,7 @@ from piecework_model.requests import (
     GenerationRequest,
     StoppedEvent,
 )
+from piecework_node.engine.complaints import forward
 from piecework_node.engine.link import (
     AuditedCanvas,
     EngineEvent,
@@ -86,6 +87,8 @@ STABLE_S: Final = 60.0
 MAX_FAILED_STARTS: Final = 5
 """After so many failed starts without a good one, the daemon gives up and says so."""
 STOP_GRACE_S: Final = 5.0
+LAST_WORDS_S: Final = 1.0
+"""For the end of what a process wrote. A child of its own may hold its stderr open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,12 +323,14 @@ class EngineSupervisor:
             *self._command.arguments,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
             env=dict(self._command.environment),
             limit=MAX_LINE_BYTES,
             start_new_session=True,
         )
         self.pid, self._ends = process.pid, process.kill
         reason = "the engine process ended"
+        complaints = self._forwarding(process)
         try:
             reason = await self._follow(process)
         finally:
@@ -334,7 +339,7 @@ class EngineSupervisor:
             self._facts, self._mute_since, self._moving = None, None, False
             self._sequences.clear()
             self.pid = self._ends = None
-            await _end(process)
+            await _end(process, complaints)
             self._fail_questions()
         if was_ready:
             self.losses += 1
@@ -344,6 +349,11 @@ class EngineSupervisor:
             # It died on the way back. The next process is not paused, and cannot say so.
             await self._events.put(EngineResumed())
         return was_ready
+
+    def _forwarding(self, process: asyncio.subprocess.Process) -> asyncio.Task[None]:
+        if process.stderr is None:
+            raise EngineStartError("the engine process has no pipes")
+        return asyncio.create_task(forward(process.stderr, self._log))
 
     async def _follow(self, process: asyncio.subprocess.Process) -> str:
         """Read reports until the process ends. Returns why it did."""
@@ -474,15 +484,21 @@ class EngineSupervisor:
                 question.set_exception(EngineUnavailable("the engine process was lost"))
 
 
-async def _end(process: asyncio.subprocess.Process) -> None:
-    """Wait for the child to end by itself when its stdin closes, then kill it."""
+async def _end(process: asyncio.subprocess.Process, complaints: asyncio.Task[None]) -> None:
+    """Wait for the child to end by itself when its stdin closes, then kill it.
+
+    complaints: what passes its last words on.
+    """
     if process.stdin is not None:
         process.stdin.close()
     try:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_GRACE_S):
                 await process.wait()
+        if process.returncode is not None:
+            await asyncio.wait((complaints,), timeout=LAST_WORDS_S)
     finally:
+        complaints.cancel()
         # Also if we are cancelled: nothing else would reap the child.
         if process.returncode is None:
             process.kill()

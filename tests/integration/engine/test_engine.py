@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -125,13 +127,14 @@ async def running(
     folder: Path,
     first: str = "Ready(FACTS)",
     patience: EnginePatience | None = None,
+    log: Any = None,
     **variables: str,
 ) -> AsyncIterator[EngineSupervisor]:
     script = folder / "child.py"
     script.write_text(CHILD.format(root=str(ROOT), first=first))
     environment = {**child_environment(dict(os.environ)), **variables}
     command = EngineCommandLine((sys.executable, "-P", str(script)), environment)
-    supervisor = EngineSupervisor(command, SystemClock(), logs.silent(), patience)
+    supervisor = EngineSupervisor(command, SystemClock(), log or logs.silent(), patience)
     task = asyncio.ensure_future(supervisor.run())
     try:
         yield supervisor
@@ -154,6 +157,21 @@ async def test_the_engine_answers_through_its_process(tmp_path: Path) -> None:
             await engine.encode(message("reject"))
         engine.start(REQUEST)
         assert await anext(events) == canvas_event(REQUEST, 1)
+
+
+async def test_what_the_process_writes_on_stderr_is_logged_like_everything_else(
+    tmp_path: Path,
+) -> None:
+    out = io.StringIO()
+    log = logs.logger(form="json", stream=out)
+    words = b"a\x1b[2J \xe2\x80\xaeb\rTraceback\n\n  KeyError\nlast"
+    first = f"os.write(2, {words!r}) and Ready(FACTS)"
+    async with running(tmp_path, first, log=log) as engine:
+        assert isinstance(await anext(aiter(engine.events())), EngineReady)
+    lines = [json.loads(line) for line in out.getvalue().splitlines()]
+    said = [line["reason"] for line in lines if line["event"] == "engine process wrote"]
+    assert said == ["a[2J b", "Traceback", "KeyError", "last"]
+    assert {line["level"] for line in lines if line["reason"] in said} == {"warning"}
 
 
 async def test_a_replay_that_nobody_waits_for_is_dropped_and_what_was_done_is_known(
