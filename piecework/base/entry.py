@@ -15,9 +15,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, Final, NoReturn, TextIO, TypeVar
 
 from piecework.base.explain import exit_code, explain, leaves
-from piecework.base.text import tolerate, write
+from piecework.base.text import printable, tolerate, write
 
 T = TypeVar("T")
+MAX_LINE_CHARACTERS: Final = 10_000
 BROKEN_PIPE: Final = 141
 """128 + SIGPIPE, as a shell reports it of a program whose reader went away."""
 
@@ -50,7 +51,7 @@ def fail(line: str, code: int = 1) -> NoReturn:
     """
     _settle(sys.stdout)
     with suppress(OSError, ValueError):
-        write(sys.stderr, f"error: {line}\n")
+        write(sys.stderr, f"error: {printable(line, lines=False, limit=MAX_LINE_CHARACTERS)}\n")
     _settle(sys.stderr)
     raise SystemExit(code) from None
 

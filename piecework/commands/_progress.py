@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from piecework.base.text import one_line
+from piecework.commands import _common as common
+
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
@@ -14,6 +17,7 @@ if TYPE_CHECKING:
     from piecework_node.models.name import HubFile, ModelName
 
 STEP = 10
+MAX_SHOWN_CHARACTERS = 300
 
 
 class PullProgress(Protocol):
@@ -66,7 +70,7 @@ class PullScreen:
 
     def at(self, file: HubFile, position: int) -> None:
         if file.name not in self._tasks:
-            self._tasks[file.name] = self._bars.add_task(file.name, total=file.size_bytes)
+            self._tasks[file.name] = self._bars.add_task(_name(file), total=file.size_bytes)
         self._positions[file.name] = position
         self._bars.update(self._tasks[file.name], completed=position)
         self._bars.update(self._total, completed=sum(self._positions.values()))
@@ -76,7 +80,8 @@ class PullScreen:
             self._bars.update(self._tasks[file.name], visible=False)
 
     def on_wait(self, reason: str, pause_s: float) -> None:
-        self._bars.console.print(_waiting(reason, pause_s), markup=False, highlight=False)
+        line = one_line(_waiting(reason, pause_s), MAX_SHOWN_CHARACTERS)
+        self._bars.console.print(line, markup=False, highlight=False)
 
 
 @contextmanager
@@ -119,9 +124,13 @@ def busy(what: str) -> Iterator[None]:
         yield
 
 
+def _name(file: HubFile) -> str:
+    return one_line(file.name, MAX_SHOWN_CHARACTERS)
+
+
 def _waiting(reason: str, pause_s: float) -> str:
     return f"{reason}; again in {pause_s:.0f} s"
 
 
 def _line(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    common.say(text, err=True)
