@@ -206,6 +206,7 @@ def test_no_file_names_a_private_host_or_path() -> None:
             assert "/work/" + "main" not in path.read_text(errors="replace"), name
 
 
+@pytest.mark.process
 def test_the_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; from piecework.cli import build; build(None); "
@@ -217,6 +218,7 @@ def test_the_help_imports_nothing_heavy() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.process
 def test_a_client_imports_without_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 from tests.support.source_facts import dotted
@@ -18,17 +19,37 @@ _SAME_FILE = frozenset({"str", "Path", "os.fspath", "getattr", "os.environ.get"}
 """Calls that give back the interpreter that they are given, or another one."""
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class Start:
+    """Where an interpreter is started.
+
+    is_safe: with `-P` or `-I` right behind it. is_seen: the interpreter stands there, and not `-m`
+    alone.
+    """
+
+    line: int
+    words: str
+    is_safe: bool
+    is_seen: bool = True
+
+
 def unsafe_starts(text: str) -> list[tuple[int, str]]:
-    """Give line and words of each start without `-P` or `-I` right behind the interpreter.
+    """Give line and words of each start that would import from the current folder."""
+    return sorted({(s.line, s.words) for s in starts(text) if not s.is_safe})
+
+
+def starts(text: str) -> Iterator[Start]:
+    """Give each start in a file.
 
     A start is a list, a tuple, arguments of a call, or a formatted string. An interpreter behind
     other words, with none behind it, is an argument of another program.
     """
     if _PERHAPS.search(text) is None:
-        return []
+        return
     tree = ast.parse(text)
     finder = _Finder(_names_of_interpreters(tree))
-    return sorted({found for node in ast.walk(tree) for found in finder.starts(node)})
+    for node in ast.walk(tree):
+        yield from finder.starts(node)
 
 
 def _names_of_interpreters(tree: ast.AST) -> frozenset[str]:
@@ -64,8 +85,8 @@ class _Finder:
                 return known or any(self.is_interpreter(one) for one in given)
         return False
 
-    def starts(self, node: ast.AST) -> Iterator[tuple[int, str]]:
-        """Give what one node starts unsafely."""
+    def starts(self, node: ast.AST) -> Iterator[Start]:
+        """Give what one node starts."""
         match node:
             case ast.List(elts=items, ctx=ast.Load()) | ast.Tuple(elts=items, ctx=ast.Load()):
                 yield from self._listed(node.lineno, items)
@@ -75,22 +96,23 @@ class _Finder:
             case ast.JoinedStr(values=pieces):
                 yield from self._written(node.lineno, pieces)
 
-    def _listed(self, line: int, items: list[ast.expr]) -> Iterator[tuple[int, str]]:
+    def _listed(self, line: int, items: list[ast.expr]) -> Iterator[Start]:
         words = [_word(item) for item in items]
         for before, item, after in zip(["", *words], items, [*words[1:], ""], strict=False):
             is_argument = item is items[-1] and len(items) > 1
-            bare = _word(item) == "-m" and before not in SAFE
-            started = self.is_interpreter(item) and not is_argument
-            if bare or (started and after not in SAFE):
-                yield line, " ".join(ast.unparse(one) for one in items)
+            text = " ".join(ast.unparse(one) for one in items)
+            if _word(item) == "-m" and before not in SAFE:
+                yield Start(line, text, is_safe=False, is_seen=False)
+            elif self.is_interpreter(item) and not is_argument:
+                yield Start(line, text, is_safe=after in SAFE)
 
-    def _written(self, line: int, pieces: list[ast.expr]) -> Iterator[tuple[int, str]]:
+    def _written(self, line: int, pieces: list[ast.expr]) -> Iterator[Start]:
         for piece, after in pairwise(pieces):
             if not isinstance(piece, ast.FormattedValue) or not self.is_interpreter(piece.value):
                 continue
-            words = _word(after).split()
-            if _word(after)[:1].isspace() and words[:1] not in [[safe] for safe in SAFE]:
-                yield line, "".join(ast.unparse(one) for one in (piece, after))
+            if _word(after)[:1].isspace():
+                text = "".join(ast.unparse(one) for one in (piece, after))
+                yield Start(line, text, is_safe=bool(SAFE & set(_word(after).split()[:1])))
 
 
 def _word(node: ast.expr) -> str:

@@ -33,7 +33,7 @@ PAGES = (
 NPM = ROOT / "tests" / "integration" / "docs" / "npm" / "node_modules"
 FAST = {"PIECEWORK_WORKER_BENCHMARK_S": "0.3", "PIECEWORK_WORKER_THREADS": "1"}
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

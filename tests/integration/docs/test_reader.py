@@ -9,6 +9,8 @@ import pytest
 
 from tests.support.documents import Block, Session, clean_environment
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[Session]:

@@ -16,7 +16,7 @@ from docs.tools.site import LINK, OUTSIDE
 from piecework.client import content, errors, events, requests
 from tests.support.documents import ROOT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.process, pytest.mark.slow]
 BUILD_TIMEOUT_S = 300
 PUBLIC = (piecework.client, content, errors, events, requests)
 LOADS = re.compile(r'<(?:script|img|iframe|link)[^>]*(?:src|href)="?(?:https?:)?//', re.IGNORECASE)

@@ -43,6 +43,7 @@ def verified(file: Path, expect: int = 0) -> str:
     return (done.stderr if expect else done.stdout).decode()
 
 
+@pytest.mark.process
 async def test_a_chat_completion_that_the_sdk_saves_proves_itself(tmp_path: Path) -> None:
     async with scripted_market(tmp_path) as market, market.sdk() as sdk:
         answer = await sdk.chat.completions.create(

@@ -61,6 +61,8 @@ async def killed_at(step: int, home: Path, deployment: Path) -> bool:
     return process.returncode == -9
 
 
+@pytest.mark.process
+@pytest.mark.kill
 async def test_a_kill_at_any_step_leaves_whole_files_and_init_can_be_repeated(
     tmp_path: Path, deployment: Path
 ) -> None:

@@ -15,6 +15,8 @@ import pytest
 
 from tests.support.system.distributions import EXTRAS, FOR_DEVELOPERS, ROOT, modules_left_out
 
+pytestmark = pytest.mark.process
+
 # Each extra, the packages that all work with it, and the parts of them that need more.
 PROMISES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "": (

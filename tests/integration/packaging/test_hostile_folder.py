@@ -26,6 +26,8 @@ from tests.support.model.engine_process import cpu_engine
 from tests.support.system.commands import piecework
 from tests.support.system.wheels import build_wheel, digest_of, install
 
+pytestmark = pytest.mark.process
+
 TIMEOUT_S = 180.0
 # Our packages, the names that they had, libraries, and the standard library.
 MODULES = (

@@ -164,6 +164,8 @@ def run_and_die(file: Path, step: int, mode: str) -> int:
 
 
 @pytest.mark.parametrize("mode", ["exclusive", "replace"])
+@pytest.mark.process
+@pytest.mark.kill
 def test_a_kill_at_any_step_leaves_nothing_or_a_whole_file(tmp_path: Path, mode: str) -> None:
     """And the write can be repeated, after which no leftover is there."""
     before = OLD if mode == "replace" else None

@@ -168,6 +168,7 @@ def test_steps_without_a_number_in_order_are_a_mistake_of_ours() -> None:
 
 
 @pytest.mark.process
+@pytest.mark.kill
 def test_a_kill_before_any_write_leaves_a_file_that_goes_on(tmp_path: Path) -> None:
     """Every write, sync and truncation of the file, its log and its backup."""
     source, folder = tmp_path / "source.db", tmp_path / "killed"

@@ -160,6 +160,7 @@ def test_addresses_are_twenty_bytes_wherever_they_stand() -> None:
     assert values["channel"] == (*who, 3600, Bytes32(bytes(32)))
 
 
+@pytest.mark.process
 def test_web3_is_imported_when_a_node_is_asked_and_not_before() -> None:
     program = (
         "import sys; from piecework.chain import deploy, reader, rpc, transactions; "

@@ -252,6 +252,7 @@ def spend_some(file: Path) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.kill
 def test_a_kill_before_any_write_loses_nothing_and_keeps_nothing_for_good(
     store: Store, file: Path, tmp_path: Path
 ) -> None:

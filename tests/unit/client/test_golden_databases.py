@@ -95,6 +95,7 @@ def test_a_database_of_another_program_is_refused_by_its_schema(tmp_path: Path) 
 
 
 @pytest.mark.process
+@pytest.mark.kill
 def test_a_kill_before_any_write_of_a_migration_leaves_a_database_that_goes_on(
     tmp_path: Path,
 ) -> None:

@@ -114,6 +114,7 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         getattr(piecework.client, "PieceworkClints")  # noqa: B009
 
 
+@pytest.mark.process
 def test_the_package_and_the_modules_of_its_names_are_light_to_import() -> None:
     program = (
         "import sys; from piecework.client import InsufficientFunds, Refusal, TextRequest; "

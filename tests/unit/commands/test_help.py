@@ -70,6 +70,7 @@ def test_every_argument_and_option_says_in_a_sentence_what_it_does() -> None:
         ("piecework client q", "quote"),
     ],
 )
+@pytest.mark.process
 def test_a_shell_completes_roles_and_their_commands(line: str, expected: str) -> None:
     environment = {
         **os.environ,

@@ -83,6 +83,7 @@ answered(question)
 """Ctrl-C that does not end the system call of the main thread, as one that comes just before it."""
 
 
+@pytest.mark.process
 def test_a_ctrl_c_that_does_not_end_the_reading_ends_the_question() -> None:
     line = [sys.executable, "-P", "-c", TO_ANOTHER_THREAD]
     ended = subprocess.run(line, capture_output=True, timeout=120, check=False)
@@ -119,6 +120,7 @@ answered(question)
 """Python drops an exception in `__del__`."""
 
 
+@pytest.mark.process
 def test_a_later_ctrl_c_counts_where_an_earlier_one_was_dropped() -> None:
     line = [sys.executable, "-P", "-c", TWICE]
     ended = subprocess.run(line, capture_output=True, timeout=120, check=False)

@@ -199,6 +199,7 @@ def test_the_bundled_checkpoint_is_small_and_switches_everything_on(bundled: Loa
     assert bundled.limits.canvas_size < text.sliding_window < bundled.limits.max_context
 
 
+@pytest.mark.process
 def test_light_modules_import_no_torch() -> None:
     program = (
         "import sys, piecework_model\n"
@@ -226,6 +227,7 @@ def test_sampling_parameters_not_given_are_those_of_transformers(
     assert loaded.eos_ids == frozenset({1})
 
 
+@pytest.mark.process
 def test_loading_and_prompting_touch_neither_network_nor_pickle() -> None:
     program = (
         "import sys\n"

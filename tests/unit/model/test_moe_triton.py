@@ -280,6 +280,7 @@ def test_matrices_that_do_not_belong_together_are_refused() -> None:
         FusedMoe(Matrices(gate_up, None), Matrices(down[:1], None))
 
 
+@pytest.mark.process
 def test_the_kernels_compile_to_tensor_cores_and_copies_in_the_background(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, "-P", "-m", "tests.support.model.kernel_targets", "80", "90"],

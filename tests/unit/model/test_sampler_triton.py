@@ -286,6 +286,7 @@ def test_what_the_kernels_cannot_take_is_refused(
         sampler_triton.sample(raw, temperatures, CAP, uniforms)
 
 
+@pytest.mark.process
 def test_the_kernels_compile_for_gpus_to_wide_accesses_and_without_atomics(tmp_path: Path) -> None:
     """On Ampere and Hopper. It shows that they compile, not that they run."""
     result = subprocess.run(

@@ -676,6 +676,7 @@ async def test_nothing_is_answered_before_the_start() -> None:
         await link.encode(asked(Message("user", "anyone?")))
 
 
+@pytest.mark.process
 def test_a_worker_before_vllm_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; "
