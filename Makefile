@@ -35,7 +35,7 @@ test: check contracts unit
 # What needs no process, no chain and no model. Two pytest workers; mypy and ruff keep caches.
 PURE := $(wildcard tests/conformance tests/repo tests/property/base tests/property/client \
 	tests/property/protocol tests/property/node tests/sim/node tests/unit/base tests/unit/chain \
-	tests/unit/client tests/unit/market tests/unit/node tests/unit/protocol)
+	tests/unit/client tests/unit/demo tests/unit/market tests/unit/node tests/unit/protocol)
 
 quick: check
 	$(BIN)/pytest -q -n 2 --dist worksteal -m "not process and not slow and not model" $(PURE) $(ARGS)

@@ -78,7 +78,7 @@ async def _demo(options: Options, *, keep: bool, json: bool) -> dict[str, Any]:
 
 
 NEXT = """What next:
-  piecework demo --keep           leave the market running, and get lines to paste
+  piecework demo --keep           leave the market running, with lines to paste
   piecework demo --jobs 50 --concurrency 8
   piecework worker init           sell canvases from your GPU
   piecework client init           buy text with your own wallet

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, Group, JustifyMethod, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.spinner import Spinner
 from rich.table import Table
@@ -24,7 +25,18 @@ RECEIPTS_SHOWN = 8
 MAX_TEXT = 20_000
 NAMES = 13
 """Columns of the names in the account."""
+WIDEST = 1000
+"""Columns. No table of ours needs as many."""
 NO_TOKEN = Token(None, "", 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """A column of a table, whose cells are never cut."""
+
+    heading: str
+    cells: Sequence[str]
+    justify: JustifyMethod = "right"
 
 
 @dataclass(slots=True)
@@ -149,7 +161,7 @@ class DemoScreen:
 
 
 def show_report(console: Console, report: dict[str, Any]) -> None:
-    """Print the account of a finished demo. It fits 80 columns and cuts no amount."""
+    """Print the account of a finished demo. It fits 80 columns and cuts no amount and no hash."""
     text = printable(report["text"], lines=True, limit=MAX_TEXT)
     console.print(Panel(Text(text), title="the text", padding=(1, 2)))
     token = Token(None, report["token"]["symbol"], report["token"]["decimals"])
@@ -213,40 +225,66 @@ def _aligned(token: Token, amounts: Sequence[int]) -> list[str]:
     return [n.ljust(len(n) + places - len(n.partition(".")[2]), "0") for n in numbers]
 
 
+def _fits(console: Console, table: Table) -> bool:
+    """Whether no cell of a table has to be cut."""
+    options = console.options.update(max_width=WIDEST)
+    return Measurement.get(console, options, table).maximum <= console.width
+
+
+def _table(columns: Sequence[_Column]) -> Table:
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in columns:
+        table.add_column(column.heading, justify=column.justify, no_wrap=True)
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
+    return table
+
+
 def _show_balances(console: Console, report: dict[str, Any], token: Token) -> None:
     before, after = report["balances"]["before"], report["balances"]["after"]
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    table.add_column(token.symbol, style="dim", min_width=NAMES, no_wrap=True)
-    for heading in ("before", "after", "change"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    headings = ("before", "after", "change")
+    rows: list[tuple[str, list[str]]] = []
     for who in ("payer", "receiver", "escrow"):
         change = after[who] - before[who]
         old, new, moved = _aligned(token, [before[who], after[who], change])
-        table.add_row(who, old, new, ("+" if change > 0 else "") + moved)
+        rows.append((who, [old, new, ("+" if change > 0 else "") + moved]))
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    table.add_column(token.symbol, style="dim", min_width=NAMES, no_wrap=True)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for who, amounts in rows:
+        table.add_row(who, *amounts)
+    if not _fits(console, table):  # one below the other then
+        table = Table(box=None, padding=(0, 1), header_style="dim")
+        table.add_column(style="dim", min_width=NAMES, no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(token.symbol, justify="right", no_wrap=True)
+        for who, amounts in rows:
+            for name, heading, amount in zip((who, "", ""), headings, amounts, strict=True):
+                table.add_row(name, heading, amount)
     console.print()
     console.print(table)
 
 
 def _show_receipts(console: Console, report: dict[str, Any], token: Token) -> None:
     shown = report["receipts"][:RECEIPTS_SHOWN]
-    paid = _aligned(token, [receipt["amount"] for receipt in shown])
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    for heading in ("receipt", "canvas", "tokens", "steps", token.symbol):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for heading in ("output digest", "trace root"):
-        table.add_column(heading, no_wrap=True)
-    for receipt, amount in zip(shown, paid, strict=True):
-        table.add_row(
-            str(receipt["leaf_index"]),
-            str(receipt["canvas"]),
-            str(receipt["units"]),
-            str(receipt["steps"]),
-            amount,
-            short(receipt["output_digest"]),
-            short(receipt["trace_root"]),
-        )
-    console.print()
-    console.print(table)
+
+    def column(heading: str, key: str) -> _Column:
+        return _Column(heading, [str(receipt[key]) for receipt in shown])
+
+    def hashes(heading: str, key: str) -> _Column:
+        return _Column(heading, [short(receipt[key]) for receipt in shown], "left")
+
+    number = column("receipt", "leaf_index")
+    work = [column("canvas", "canvas"), column("tokens", "units"), column("steps", "steps")]
+    paid = _Column(token.symbol, _aligned(token, [receipt["amount"] for receipt in shown]))
+    proofs = [hashes("output digest", "output_digest"), hashes("trace root", "trace_root")]
+    tables = [_table([number, *work, paid, *proofs])]
+    if not _fits(console, tables[0]):
+        tables = [_table([number, *work, paid]), _table([number, *proofs])]
+    for table in tables:
+        console.print()
+        console.print(table)
     more = len(report["receipts"]) - RECEIPTS_SHOWN
     if more > 0:
         console.print(Text(f" and {more} more", style="dim"))
