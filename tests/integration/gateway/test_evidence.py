@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import pytest
 
 from piecework.client.evidence import known_texts
 from piecework.client.gateway.replies import check_reply
@@ -109,6 +110,7 @@ async def test_several_answers_and_structured_ones_prove_themselves(tmp_path: Pa
         await check_reply(json.loads(answer.model_dump_json()))
 
 
+@pytest.mark.process
 async def test_a_decision_that_the_sdk_saves_proves_itself(tmp_path: Path) -> None:
     asked: Any = [
         {"type": "predicate", "instructions": "Is it late?"},

@@ -24,7 +24,7 @@ SERVED = {
 }
 BUSY = GpuProcess(900, "VLLM::EngineCor", 70_000 * MIB, 95)
 IDLE = GpuProcess(900, "VLLM::EngineCor", 70_000 * MIB, 0)
-RENAMED = GpuProcess(900, "python3", 70_000 * MIB, 95)
+RENAMED = GpuProcess(900, "llm-server", 70_000 * MIB, 95)
 
 
 def rules_of(**values: object) -> OwnerRules:
@@ -61,7 +61,7 @@ async def test_a_server_of_another_name_is_asked_for_and_counts_as_ours_once_it_
     assert said in await seen(owned, DESKTOP, RENAMED)
     with pytest.raises(ConfigError, match="which one is the vLLM server"):
         check_rules(owned.rules, FakeSenses(), owned.senses.shown)
-    owned.rules = rules_of(pause_gpu_share=25, vllm_programs=("python3",))
+    owned.rules = rules_of(pause_gpu_share=25, vllm_programs=("llm-server",))
     owned.brakes.resume()
     owned.start()
     assert await seen(owned, DESKTOP, RENAMED) == ()
