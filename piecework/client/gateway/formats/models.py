@@ -31,14 +31,16 @@ TEXT_PARAMETERS: Final = (
     "structured_outputs",
     "reasoning_effort",
 )
-_STORED: Final = {
-    "int4": "int4",
-    "int8": "int8",
-    "bfloat16": "bf16",
-    "float16": "fp16",
-    "float32": "fp32",
-}
-"""Words of profiles, the smallest first."""
+_PACKED: Final = {"int4": "int4", "int8": "int8", "fp8": "fp8"}
+"""How a profile names a format of packed weights, before its first minus, and what routers call it.
+The smallest first.
+"""
+_PLAIN: Final = {"float16": "fp16", "bfloat16": "bf16", "float32": "fp32"}
+"""How a profile names the arithmetic, and what routers call weights that are stored so. The
+smallest first."""
+_NOT_PACKED: Final = "none"
+_UNKNOWN: Final = "unknown"
+_QUANTIZATIONS: Final = (*_PACKED.values(), *_PLAIN.values())
 _FEATURES: Final[dict[Kind, tuple[str, ...]]] = {
     Kind.TEXT: ("chat", "completions", "fill_in_the_middle", "responses"),
     Kind.READ: ("decisions",),
@@ -145,10 +147,26 @@ def _profiles(lines: Sequence[ModelOffer]) -> list[str]:
 
 
 def _quantization(lines: Sequence[ModelOffer]) -> str:
-    """How the weights are stored, in routers' words. Workers say it in their profiles."""
-    words = {word for entry in lines for word in entry.profile.split("/")}
-    found = [name for word, name in _STORED.items() if word in words]
-    return found[0] if found else "unknown"
+    """How the weights are stored, in routers' words: the smallest format of all workers."""
+    found = {stored_as(entry.profile) for entry in lines}
+    return next((name for name in _QUANTIZATIONS if name in found), _UNKNOWN)
+
+
+def stored_as(profile: str) -> str:
+    """Return how a worker of this profile stores most weights, as OpenRouter spells it.
+
+    An engine's profile is `device/build/dtype/quantization/…`. The quantization is "none", or the
+    format of the experts and then that of the linears, such as "int4-g64+fp8". A long profile may
+    be cut behind the first. The experts are nine tenths of a model. Of other profiles nothing is
+    known.
+    """
+    parts = profile.split("/")
+    if len(parts) < 4 or parts[2] not in _PLAIN:
+        return _UNKNOWN
+    if parts[3] == _NOT_PACKED:
+        return _PLAIN[parts[2]]
+    experts = parts[3].partition("+")[0].partition("-")[0]
+    return _PACKED.get(experts, _UNKNOWN)
 
 
 def rate_object(rate: OutputRate) -> dict[str, Any]:
