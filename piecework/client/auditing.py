@@ -31,7 +31,9 @@ from piecework.client.jobs.events import (
     ReadAnswers,
 )
 from piecework.client.jobs.run import Caller
+from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.learning import learn_broken
+from piecework.client.journal.records import Part
 from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import broken_rules, check_evidence, unopened
@@ -84,9 +86,17 @@ class Auditor(Protocol):
     """Whoever audits a canvas with a model."""
 
     async def audit(
-        self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
+        self,
+        evidence: bytes,
+        canvas: int,
+        level: AuditLevel,
+        openings: bytes = b"",
+        purse: AuditPurse | None = None,
     ) -> CanvasReport:
-        """Audit one canvas of a job. A failure of the auditor is no verdict."""
+        """Audit one canvas of a job. A failure of the auditor is no verdict.
+
+        `purse` pays for reports that are bought. Without one the client's own budget pays.
+        """
         ...
 
 
@@ -98,7 +108,12 @@ class EngineAuditor:
         self._model, self._device = model, device
 
     async def audit(
-        self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
+        self,
+        evidence: bytes,
+        canvas: int,
+        level: AuditLevel,
+        openings: bytes = b"",
+        purse: AuditPurse | None = None,
     ) -> CanvasReport:
         """Start the process, give it the evidence and read its report."""
         if importlib.util.find_spec("torch") is None:
@@ -190,10 +205,11 @@ async def confirmed_audit(
     canvas: int,
     level: AuditLevel = AuditLevel.REPLAY,
     openings: bytes = b"",
+    purse: AuditPurse | None = None,
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
 
-    If the second audit does not fail, there is no verdict.
+    If the second audit does not fail, there is no verdict. `purse` is as `Auditor.audit` has it.
 
     Raises:
         EvidenceRefused: Level RULES alone: the evidence does not hold.
@@ -202,12 +218,12 @@ async def confirmed_audit(
     if level is AuditLevel.RULES:
         return await asyncio.to_thread(audit_rules, evidence, canvas, openings)
     data = await asyncio.to_thread(write_evidence, evidence)
-    report = await auditor.audit(data, canvas, level, openings)
+    report = await auditor.audit(data, canvas, level, openings, purse=purse)
     if report.outcome is AuditOutcome.PASS and level is AuditLevel.FORCED:
         return await asyncio.to_thread(_only_whole, report, evidence, openings)
     if report.outcome is not AuditOutcome.FAIL or report.confirmed:
         return report
-    again = await auditor.audit(data, canvas, level, openings)
+    again = await auditor.audit(data, canvas, level, openings, purse=purse)
     if again.outcome is AuditOutcome.FAIL:
         return replace(report, confirmed=True)
     reason = (
@@ -259,19 +275,29 @@ class Audits:
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def watching(self, caller: Caller, content: bytes) -> Caller:
-        """Return a caller that has some of its jobs audited. content: what the job asks."""
+    def watching(self, caller: Caller, content: bytes, part: Callable[[], Part]) -> Caller:
+        """Return a caller that has some of its jobs audited.
+
+        content: what the job asks. part: tells what the budgets hold for it.
+        """
         if self.context.config.audit_rate <= 0:
             return caller
-        return _Watched(self, caller, content)
+        return _Watched(self, caller, content, part)
 
-    def finished(self, job: JobId, texts: Texts) -> None:
-        """Audit a job that has ended, if chance says so and few wait."""
+    def finished(self, job: JobId, texts: Texts, part: Part) -> None:
+        """Audit a job that has ended, if chance says so and few wait.
+
+        What `part` holds for audits is kept until then. If chance says no, it is free with the
+        request.
+        """
         draw = int.from_bytes(self.context.entropy(8), "big") / 2**64
         if draw >= self.context.config.audit_rate or self._waiting >= MAX_WAITING_AUDITS:
             return
         self._waiting += 1
-        task = asyncio.create_task(self._audit(job, texts), name="piecework audit")
+        purse = self.context.spending.purse(part)
+        task = asyncio.create_task(self._audit(job, texts, purse), name="piecework audit")
+        # Also for one that is cancelled before it begins.
+        task.add_done_callback(lambda _: purse.close())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -286,13 +312,13 @@ class Audits:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _audit(self, job: JobId, texts: Texts) -> None:
+    async def _audit(self, job: JobId, texts: Texts, purse: AuditPurse) -> None:
         try:
             async with self._turn:
                 evidence = await make_evidence(self.context, job, texts)
                 canvas = choose_canvas(evidence, self.context.entropy)
                 if canvas is not None:
-                    await self.audit(evidence, canvas)
+                    await self.audit(evidence, canvas, purse=purse)
         except PieceworkError as error:
             reason = f"the evidence cannot be made: {error}"
             level = AuditLevel.REPLAY
@@ -306,14 +332,17 @@ class Audits:
         canvas: int,
         level: AuditLevel = AuditLevel.REPLAY,
         openings: bytes = b"",
+        purse: AuditPurse | None = None,
     ) -> CanvasReport:
         """Audit a canvas. A failure that is confirmed ends the relation with its worker.
+
+        `purse` is as `Auditor.audit` has it.
 
         Raises:
             EvidenceRefused: Level RULES alone: the evidence does not hold.
             MalformedInput: Level RULES alone: the openings are malformed, or of another canvas.
         """
-        report = await confirmed_audit(self.auditor, evidence, canvas, level, openings)
+        report = await confirmed_audit(self.auditor, evidence, canvas, level, openings, purse)
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:
             report, file = await self._end(evidence, report)
@@ -343,8 +372,10 @@ class Audits:
 class _Watched:
     """Passes events on, and keeps what an audit needs of them. Implements `Caller`."""
 
-    def __init__(self, audits: Audits, caller: Caller, content: bytes) -> None:
-        self._audits, self._caller, self._content = audits, caller, content
+    def __init__(
+        self, audits: Audits, caller: Caller, content: bytes, part: Callable[[], Part]
+    ) -> None:
+        self._audits, self._caller, self._content, self._part = audits, caller, content, part
         self._outputs: dict[int, bytes] = {}
         self.cancelled = caller.cancelled
 
@@ -355,7 +386,8 @@ class _Watched:
         elif isinstance(event, CanvasText | ReadAnswers):
             self._outputs[event.canvas] = output_of(event)
         elif isinstance(event, JobFinished):
-            self._audits.finished(event.job, Texts(self._content, dict(self._outputs)))
+            texts = Texts(self._content, dict(self._outputs))
+            self._audits.finished(event.job, texts, self._part())
         await self._caller.emit(event)
 
     def offer(self, event: JobEvent) -> None:

@@ -376,6 +376,11 @@ class ClientConfig(Settings):
         check_nodes(self.rpc_url, self.rpc_urls, self.rpc_quorum)
         return self
 
+    @property
+    def buys_audits(self) -> bool:
+        """Whether audits in the background are bought of other workers."""
+        return self.audit_rate > 0 and self.audit_by != "self"
+
     @field_validator("audit_by")
     @classmethod
     def _auditor_is_named(cls, value: str) -> str:

@@ -30,7 +30,10 @@ from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.events import CanvasAudited, JobFinished, JobStarted
 from piecework.client.jobs.requests import AuditRequest, JobRequest
 from piecework.client.jobs.run import JobRun
+from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.learning import learn_broken
+from piecework.client.journal.records import Part
+from piecework.client.journal.store import NO_PART
 from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_ASKED_AUDITORS, MAX_AUDITORS, MAX_OPINIONS
 from piecework.client.network.discovery import ChainView, Discovery
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
@@ -63,7 +66,7 @@ class AuditMarket(Protocol):
     @property
     def discovery(self) -> Discovery: ...
 
-    def run(self, request: JobRequest) -> JobRun: ...
+    def run(self, request: JobRequest, part: Part = NO_PART) -> JobRun: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +117,18 @@ class MarketAuditor:
         """What auditors are checked with."""
 
     async def audit(
-        self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
+        self,
+        evidence: bytes,
+        canvas: int,
+        level: AuditLevel,
+        openings: bytes = b"",
+        purse: AuditPurse | None = None,
     ) -> CanvasReport:
-        """Have a canvas audited. A failure has a second opinion, or it is no verdict."""
+        """Have a canvas audited. A failure has a second opinion, or it is no verdict.
+
+        `purse` pays for reports about this canvas. Checks of auditors serve all audits, and the
+        client's own budget pays for them.
+        """
         nothing = partial(CanvasReport, level, AuditOutcome.NO_VERDICT, canvas)
         if level is not AuditLevel.REPLAY:
             return nothing(reason="others audit by replay alone")
@@ -135,7 +147,7 @@ class MarketAuditor:
             if not decision.wants_more or asked_for >= MAX_ASKED_AUDITORS:
                 break
             asked_for += 1
-            opinion, spent, trouble = await self._opinion_of(candidate, asked)
+            opinion, spent, trouble = await self._opinion_of(candidate, asked, purse)
             cost += spent
             if opinion is None:
                 troubles.append(f"{address_hex(candidate.operator)}: {trouble}")
@@ -221,7 +233,7 @@ class MarketAuditor:
     # --- what
 
     async def _opinion_of(
-        self, candidate: Candidate, asked: _Asked
+        self, candidate: Candidate, asked: _Asked, purse: AuditPurse | None
     ) -> tuple[Opinion | None, int, str]:
         """Buy an audit, and now and then a check before or behind it.
 
@@ -242,7 +254,8 @@ class MarketAuditor:
         try:
             for one in order:
                 content = asked.content if one is None else one.content
-                said = await self._buy(candidate.operator, asked.known.model, content, bill)
+                part = purse.next_part() if one is None and purse is not None else NO_PART
+                said = await self._buy(candidate.operator, asked.known.model, content, bill, part)
                 if one is None:
                     opinion = said
                 elif (missed := one.why_missed(said)) is not None:
@@ -262,9 +275,10 @@ class MarketAuditor:
         return opinion, bill.cost, ""
 
     async def _buy(
-        self, operator: Address, model: Digest, content: AuditContent, bill: _Bill
+        self, operator: Address, model: Digest, content: AuditContent, bill: _Bill, part: Part
     ) -> Opinion:
-        """Buy one report. What it costs is added to the bill, whatever comes of it.
+        """Buy one report. What it costs is added to the bill, whatever comes of it. The budget of
+        `part` pays.
 
         Raises:
             ForgedAudit: It contradicts itself. The auditor gets no more jobs.
@@ -275,7 +289,7 @@ class MarketAuditor:
         started, job, audited = clock.monotonic(), JobId(bytes(32)), None
         cost = Amount(0)
         try:
-            async with asyncio.timeout(AUDIT_TIMEOUT_S), self._market.run(request) as run:
+            async with asyncio.timeout(AUDIT_TIMEOUT_S), self._market.run(request, part) as run:
                 async for event in run:
                     if isinstance(event, JobStarted):
                         job = event.job

@@ -15,6 +15,7 @@ from piecework.client.errors import (
     RequestRefused,
     WorkerUnreachable,
 )
+from piecework.client.jobs.audit_ceilings import audit_ceilings
 from piecework.client.jobs.choosing import Chooser
 from piecework.client.jobs.driver import JobContext, JobDriver
 from piecework.client.jobs.outstanding import pay_outstanding
@@ -48,8 +49,9 @@ DEFAULT_RETRY_AFTER_S = 2.0
 Fund = Callable[[ChannelId, Amount], Awaitable[None]]
 
 
-Watch = Callable[[Caller, bytes], Caller]
-"""Takes a caller and the content of a job, and returns a caller that passes all events on."""
+Watch = Callable[[Caller, bytes, Callable[[], Part]], Caller]
+"""Takes a caller, the content of a job and what tells its part with what is held. Returns a caller
+that passes all events on."""
 
 
 class FailOver:
@@ -61,7 +63,7 @@ class FailOver:
         """`fund` brings a channel to a total by a transaction of the client's own."""
         self._context, self._chooser, self._discovery = context, chooser, discovery
         self._fund = fund
-        self.watch: Watch = lambda caller, content: caller
+        self.watch: Watch = lambda caller, content, part: caller
         """Stands between a request's jobs and its caller."""
         self._settling: dict[ChannelId, asyncio.Lock] = {}
 
@@ -78,8 +80,9 @@ class FailOver:
             # An opening is a part of an audit, and is audited by its leaves alone. An auditor is
             # checked by canvases that the client knows.
             watched = request.kind not in (Kind.OPEN, Kind.AUDIT)
-            watcher = self.watch(caller, request.prompt) if watched else caller
-            await self._run(request, watcher, attempts)
+            if watched:
+                caller = self.watch(caller, request.prompt, lambda: attempts.part)
+            await self._run(request, caller, attempts)
         finally:
             self._context.spending.release(attempts.part)
             await self._context.reachability.written()
@@ -104,12 +107,30 @@ class FailOver:
     async def reserve(
         self, requests: Sequence[JobRequest], parts: Sequence[Part]
     ) -> tuple[Part, ...]:
-        """Hold the ceilings of several requests in one transaction. Nothing is signed.
+        """Hold the ceilings of several requests in one transaction, audits that may be bought
+        included. Nothing is signed.
 
         Raises:
             ClientError: as `PieceworkClient.reserve_many`.
         """
         allowance = await self._context.spending.allowance(parts[0])
+        best = await self._best(requests, allowance)
+        audits = [await self._audits_of(best[request], request) for request in requests]
+        beside = sum(map(sum, audits))
+        if beside and allowance.left is not None:
+            # What audits may cost is no part of what the answers may take.
+            left = Amount(max(0, allowance.left - beside))
+            best = await self._best(requests, replace(allowance, left=left))
+            audits = [await self._audits_of(best[request], request) for request in requests]
+        # Jobs at one worker share a channel, so its opening is paid once.
+        fees = {choice.operator: int(choice.fee) for choice in best.values()}
+        ceilings, fee = [best[request].ceiling for request in requests], Amount(sum(fees.values()))
+        return await self._context.spending.reserve(parts, ceilings, fee, audits)
+
+    async def _best(
+        self, requests: Sequence[JobRequest], allowance: Allowance
+    ) -> dict[JobRequest, Choice]:
+        """Return the best choice for each of several requests that share an allowance."""
         if allowance.left is not None:
             allowance = replace(allowance, left=Amount(allowance.left // len(requests)))
         best: dict[JobRequest, Choice] = {}
@@ -118,10 +139,16 @@ class FailOver:
             if not ranking.choices:
                 raise nobody(request, ranking)
             best[request] = ranking.choices[0]
-        # Jobs at one worker share a channel, so its opening is paid once.
-        fees = {choice.operator: int(choice.fee) for choice in best.values()}
-        ceilings, fee = [best[request].ceiling for request in requests], Amount(sum(fees.values()))
-        return await self._context.spending.reserve(parts, ceilings, fee)
+        return best
+
+    async def _audits_of(self, choice: Choice, request: JobRequest) -> tuple[Amount, ...]:
+        """Return what is to be held for audits of a job, if audits are bought."""
+        config = self._context.config
+        if not config.buys_audits:
+            return ()
+        found = await self._discovery.offers("0x" + choice.model.digest.hex())
+        offers = (signed.offer for signed in found.offers)
+        return audit_ceilings(request, choice, offers, config.price_cap)
 
     async def drive(
         self,
@@ -178,7 +205,7 @@ class FailOver:
             since = self._context.clock.monotonic()
             try:
                 await self._context.links.to(current.signed.offer)  # before anything is reserved
-                part = await self._context.spending.cover(attempts.part, current.ceiling)
+                part = await self._covered(attempts.part, current, request)
                 attempts.part = part
                 job, channel = await prepare(self._context, current, request, part)
                 await self.drive(job, caller, admitted=channel)
@@ -209,6 +236,12 @@ class FailOver:
             else:
                 current = await self._mend(declined, current, request, job, attempts)
         return False
+
+    async def _covered(self, part: Part, choice: Choice, request: JobRequest) -> Part:
+        """Hold what a job may cost, and with it what its audit may cost."""
+        spending = self._context.spending
+        audits = () if spending.is_unlimited(part) else await self._audits_of(choice, request)
+        return await spending.cover(part, choice.ceiling, audits)
 
     async def _opened(  # noqa: PLR0917
         self,

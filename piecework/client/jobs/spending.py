@@ -6,6 +6,7 @@ The limits of the client as a whole come from its settings, those of an API key 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,7 @@ from piecework.base.clock import Clock
 from piecework.client.errors import BudgetExceeded
 from piecework.client.journal.budgets import NO_FEE, WHOLE, Budgets, Shortage, Used
 from piecework.client.journal.records import Limits, Part
+from piecework.client.limits import AUDIT_TIMEOUT_S
 from piecework_protocol.types import Amount, Timestamp
 
 
@@ -39,6 +41,8 @@ class Spending:
         """`whole` holds for all jobs together. A hold without a job ends after `lifetime_s`."""
         self._budgets, self._whole, self._token = budgets, whole, token
         self._clock, self._lifetime_s = clock, lifetime_s
+        self._kept: set[int] = set()
+        """Holds for audits that wait or run. Their request may be over."""
 
     async def allowance(self, part: Part) -> Allowance:
         """Return what a part may cost now.
@@ -46,7 +50,7 @@ class Spending:
         Raises:
             StoreError: its API key does not exist.
         """
-        if self._is_unlimited(part):
+        if self.is_unlimited(part):
             return Allowance()
         now = self._now()
 
@@ -57,26 +61,36 @@ class Spending:
         return await self._budgets.run(read)
 
     async def reserve(
-        self, parts: Sequence[Part], ceilings: Sequence[Amount], fee: Amount = NO_FEE
+        self,
+        parts: Sequence[Part],
+        ceilings: Sequence[Amount],
+        fee: Amount = NO_FEE,
+        audits: Sequence[Sequence[Amount]] = (),
     ) -> tuple[Part, ...]:
         """Hold the ceilings of all parts in one transaction. The parts have one budget.
 
         There must be room for `fee` too, which the first of their jobs signs with an opening.
+        `audits` has for each part the ceilings of the reports that may be bought about it.
 
         Raises:
             BudgetExceeded: a budget is too small for all of them. Nothing is held.
             StoreError: the API key does not exist.
         """
-        now, until = self._now(), self._until()
+        reports = audits or [()] * len(parts)
+        every = [*ceilings, *(ceiling for some in reports for ceiling in some)]
+        now, until = self._now(), self._until(audited=len(every) > len(ceilings))
         held = await self._hold(
-            lambda: self._budgets.reserve(
-                parts[0].budget, ceilings, self._whole, now, until, fee=fee
-            )
+            lambda: self._budgets.reserve(parts[0].budget, every, self._whole, now, until, fee=fee)
         )
-        return tuple(replace(part, hold=hold) for part, hold in zip(parts, held, strict=True))
+        jobs, rest = held[: len(parts)], iter(held[len(parts) :])
+        return tuple(
+            replace(part, hold=hold, audits=tuple(itertools.islice(rest, len(some))))
+            for part, hold, some in zip(parts, jobs, reports, strict=True)
+        )
 
-    async def cover(self, part: Part, ceiling: Amount) -> Part:
-        """See that at least a ceiling is held for a part. Return the part with its hold.
+    async def cover(self, part: Part, ceiling: Amount, audits: Sequence[Amount] = ()) -> Part:
+        """See that at least a ceiling is held for a part, and for each report that may be bought
+        about it. Return the part with its holds.
 
         Where nothing is limited, the job itself holds its ceiling when it is recorded.
 
@@ -84,19 +98,28 @@ class Spending:
             BudgetExceeded: a budget is too small. What was held stays.
             StoreError: the API key does not exist.
         """
-        if self._is_unlimited(part):
+        if self.is_unlimited(part):
             return part
-        now, until = self._now(), self._until()
+        now, until, every = self._now(), self._until(audited=bool(audits)), (ceiling, *audits)
+        hold, *reports = await self._hold(
+            lambda: self._budgets.cover(part, every, self._whole, now, until)
+        )
+        # The worker before may have had auditors where this one has none. Theirs end with the part.
+        return replace(part, hold=hold, audits=(*reports, *part.audits[len(reports) :]))
 
-        def cover() -> tuple[int, ...] | Shortage:
-            held = self._budgets.cover(part, ceiling, self._whole, now, until)
-            return held if isinstance(held, Shortage) else (held,)
-
-        (hold,) = await self._hold(cover)
-        return replace(part, hold=hold)
-
-    def _is_unlimited(self, part: Part) -> bool:
+    def is_unlimited(self, part: Part) -> bool:
         return part.budget == WHOLE and self._whole == Limits() and part.hold is None
+
+    def purse(self, part: Part) -> AuditPurse:
+        """Keep what a part holds for audits until the purse is closed, though its job is over."""
+        self._kept.update(part.audits)
+        return AuditPurse(self, part)
+
+    def end_purse(self, part: Part) -> None:
+        """Give up what a part holds for audits and no report was bought with."""
+        self._kept.difference_update(part.audits)
+        for hold in part.audits:
+            self._budgets.release(hold)
 
     async def _hold(self, write: Callable[[], tuple[int, ...] | Shortage]) -> tuple[int, ...]:
         """Hold. If the caller is cancelled meanwhile, nothing stays held for it."""
@@ -126,14 +149,35 @@ class Spending:
 
         In the calling thread: a cancelled task may not wait, and nothing is synced.
         """
-        if part.hold is not None:
-            self._budgets.release(part.hold)
+        for hold in (part.hold, *part.audits):
+            if hold is not None and hold not in self._kept:
+                self._budgets.release(hold)
 
     def _now(self) -> Timestamp:
         return Timestamp(int(self._clock.wall()))
 
-    def _until(self) -> Timestamp:
-        return Timestamp(self._now() + self._lifetime_s)
+    def _until(self, *, audited: bool = False) -> Timestamp:
+        audit_s = int(AUDIT_TIMEOUT_S) if audited else 0
+        return Timestamp(self._now() + self._lifetime_s + audit_s)
+
+
+class AuditPurse:
+    """What a request holds for audits of its job. Close it when the audit is over."""
+
+    def __init__(self, spending: Spending, part: Part) -> None:
+        self._spending, self._part, self._left = spending, part, list(part.audits)
+
+    def next_part(self) -> Part:
+        """Return the place of the next report that is bought.
+
+        Without a hold left it is reserved when it is bought, out of the same budget.
+        """
+        return Part(self._part.budget, self._left.pop(0) if self._left else None)
+
+    def close(self) -> None:
+        """Give up what no report was bought with."""
+        self._left.clear()
+        self._spending.end_purse(self._part)
 
 
 def exceeded(short: Shortage, token: Token) -> BudgetExceeded:

@@ -12,6 +12,7 @@ after the job's deadline. Later payments still count.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -129,33 +130,49 @@ class Budgets:
             )
 
     def cover(
-        self, part: Part, ceiling: Amount, whole: Limits, now: Timestamp, until: Timestamp
-    ) -> int | Shortage:
-        """See that a part's hold is at least this large, and make one if there is none.
+        self,
+        part: Part,
+        ceilings: Sequence[Amount],
+        whole: Limits,
+        now: Timestamp,
+        until: Timestamp,
+    ) -> tuple[int, ...] | Shortage:
+        """See that a part's holds are at least this large, and make those that there are not.
 
         A hold that went over to a job stays with it: that job may still have to be paid.
 
+        Args:
+            part: Whose holds: its job's, and then those of its audits.
+            ceilings: The most that each may cost, in the same order. All are held, or none.
+            whole: The limits of the client as a whole.
+            now: The moment.
+            until: When a hold ends that no job was recorded for.
+
         Returns:
-            The hold, or what stands against it. Then nothing has changed.
+            One hold for each ceiling, or what stands against it. Then nothing has changed.
 
         Raises:
             StoreError: there is no API key of this name.
         """
         with self._database.change("raise a hold", durable=False) as db:
             self._sweep(db, now)
-            found = _row(db, part.hold)
-            held, day = found if found is not None else (0, day_of(now))
-            more = Amount(max(0, ceiling - held))
+            keys = (part.hold, *part.audits, *itertools.repeat(None, len(ceilings)))
+            rows = [_row(db, key) for key in keys[: len(ceilings)]]
+            day = next((found[1] for found in rows if found is not None), day_of(now))
+            amounts = [
+                Amount(ceiling if found is None else max(ceiling, found[0]))
+                for ceiling, found in zip(ceilings, rows, strict=True)
+            ]
+            more = Amount(sum(amounts) - sum(found[0] for found in rows if found is not None))
             short = _shortage(db, part.budget, more, whole, day) if more else None
             if short is not None:
                 return short
-            if part.hold is None or found is None:
-                return _insert(db, part.budget, day, ceiling, until, self._owner.name)
-            db.execute(
-                "UPDATE holds SET amount = ?, until = ? WHERE id = ?",
-                (str(held + more), until, part.hold),
+            return tuple(
+                _insert(db, part.budget, day, amount, until, self._owner.name)
+                if key is None or found is None
+                else _raised(db, key, amount, until)
+                for key, found, amount in zip(keys, rows, amounts, strict=False)
             )
-            return part.hold
 
     def release(self, hold: int) -> None:
         """Give a hold up, unless a job has it. That job's end gives it up."""
@@ -370,6 +387,11 @@ def _row(db: apsw.Connection, hold: int | None) -> tuple[int, int] | None:
     sql = "SELECT amount, day FROM holds WHERE id = ? AND job IS NULL"
     found = _rows(db, sql, (hold,))
     return (int(found[0][0]), int(found[0][1])) if found else None
+
+
+def _raised(db: apsw.Connection, hold: int, amount: Amount, until: Timestamp) -> int:
+    db.execute("UPDATE holds SET amount = ?, until = ? WHERE id = ?", (str(amount), until, hold))
+    return hold
 
 
 def _insert(  # noqa: PLR0917

@@ -150,12 +150,14 @@ class Part:
         hold: What is kept of the budgets for it. None: nothing yet.
         request: The request with an Idempotency-Key that it belongs to.
         number: Its place in that request.
+        audits: What is kept for audits of it that are bought, one hold for each report.
     """
 
     budget: str = ""
     hold: int | None = None
     request: RequestKey | None = None
     number: int = 0
+    audits: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from piecework.client.auditing import (
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
 from piecework.client.jobs.events import JobStarted
+from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.records import Experience
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
@@ -49,7 +50,12 @@ class ScriptedAuditor:
         self.asked: list[bytes] = []
 
     async def audit(
-        self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
+        self,
+        evidence: bytes,
+        canvas: int,
+        level: AuditLevel,
+        openings: bytes = b"",
+        purse: AuditPurse | None = None,
     ) -> CanvasReport:
         self.asked.append(evidence)
         await pass_time(1)

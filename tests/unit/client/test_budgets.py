@@ -156,7 +156,7 @@ def test_a_declined_job_leaves_its_hold_to_the_next_worker(store: Store) -> None
     store.admit(first, None, exactly, UNTIL, part=part)
     store.finish(first.id, JobStatus.REFUSED)
     assert store.budgets.used("alice", NOW).held == 100
-    assert store.budgets.cover(part, Amount(150), TEN, NOW, UNTIL) == hold
+    assert store.budgets.cover(part, [Amount(150)], TEN, NOW, UNTIL) == (hold,)
     assert store.budgets.used("alice", NOW).held == 150
     store.admit(second, None, exactly, UNTIL, part=part)
     store.budgets.release(hold)
@@ -170,8 +170,8 @@ def test_a_job_that_a_silent_worker_may_have_taken_keeps_its_hold(store: Store) 
     """The next worker's job needs another one. Both may come to cost something."""
     (hold,) = held(store.budgets.reserve("alice", [Amount(100)], TEN, NOW, UNTIL))
     store.admit(job_row(1, 100), None, exactly, UNTIL, part=Part("alice", hold))
-    again = store.budgets.cover(Part("alice", hold), Amount(100), TEN, NOW, UNTIL)
-    assert again != hold
+    again = store.budgets.cover(Part("alice", hold), [Amount(100)], TEN, NOW, UNTIL)
+    assert held(again) != (hold,)
     assert store.budgets.used("alice", NOW).held == 200
     late = Timestamp(NOW + 600 + LATE_S + 1)
     assert store.budgets.used("alice", late).held == 100
@@ -241,13 +241,18 @@ def spend_some(file: Path) -> None:
     store.admit(left, None, exactly, UNTIL, part=second)
     store.pay(canvas(left, 0, 7), left.channel_id, None)
     store.finish(done.id, JobStatus.COMPLETE)
-    again = store.budgets.cover(first, Amount(50), TEN, NOW, UNTIL)
-    assert isinstance(again, int)
-    declined = replace(first, hold=again)
+    ceilings = [Amount(50), Amount(20), Amount(20)]
+    again, *reports = held(store.budgets.cover(first, ceilings, TEN, NOW, UNTIL))
+    declined = replace(first, hold=again, audits=tuple(reports))
     refused = job_row(3, 50)
     store.admit(refused, None, exactly, UNTIL, part=declined)
     store.finish(refused.id, JobStatus.REFUSED)
     store.budgets.release(declined.hold or 0)
+    audit = job_row(4, 20)
+    store.admit(audit, None, exactly, UNTIL, part=Part("alice", reports[0]))
+    store.pay(canvas(audit, 0, 6), audit.channel_id, None)
+    store.finish(audit.id, JobStatus.COMPLETE)
+    store.budgets.release(reports[1])
     store.close()
 
 
@@ -278,7 +283,23 @@ def test_a_kill_before_any_write_loses_nothing_and_keeps_nothing_for_good(
         assert copy.budgets.used("alice", later).held == 0
         seen.add((paid, len(live)))
         copy.close()
-    assert {(0, 0), (0, 1), (10, 1), (10, 2), (17, 2), (17, 1)} <= seen
+    assert {(0, 0), (0, 1), (10, 1), (10, 2), (17, 2), (17, 1), (23, 1)} <= seen
+
+
+def test_a_job_and_its_audits_are_covered_together_or_not_at_all(store: Store) -> None:
+    ceilings = [Amount(200), Amount(100), Amount(100)]
+    part = Part("alice")
+    hold, *audits = held(store.budgets.cover(part, ceilings, TEN, NOW, UNTIL))
+    part = replace(part, hold=hold, audits=tuple(audits))
+    assert store.budgets.used("alice", NOW).held == 400
+    dearer = [Amount(200), Amount(151), Amount(150)]
+    refused = short(store.budgets.cover(part, dearer, TEN, NOW, UNTIL))
+    assert (refused.left, refused.needed) == (100, 101)
+    assert store.budgets.used("alice", NOW).held == 400
+    dearer = [Amount(100), Amount(150), Amount(150)]
+    assert held(store.budgets.cover(part, dearer, TEN, NOW, UNTIL)) == (hold, *audits)
+    assert store.budgets.used("alice", NOW).held == 500
+    store.close()
 
 
 def test_holds_are_gone_from_the_file_and_not_only_from_the_sum(store: Store, file: Path) -> None:

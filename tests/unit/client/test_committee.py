@@ -25,6 +25,7 @@ from piecework.client.disputes.committee import (
 )
 from piecework.client.disputes.walk import DisputedStep
 from piecework.client.errors import DisputeError
+from piecework.client.jobs.spending import AuditPurse
 from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.evidence.file import EvidenceFile
@@ -119,7 +120,12 @@ class ScriptedAuditor:
     asked: list[tuple[int, AuditLevel]] = field(default_factory=list)
 
     async def audit(
-        self, evidence: bytes, canvas: int, level: AuditLevel, openings: bytes = b""
+        self,
+        evidence: bytes,
+        canvas: int,
+        level: AuditLevel,
+        openings: bytes = b"",
+        purse: AuditPurse | None = None,
     ) -> CanvasReport:
         self.asked.append((canvas, level))
         return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
