@@ -352,8 +352,7 @@ class VllmLink:
                 "endpoints": len(self._settings.urls),
                 "images": False,  # servers get token ids alone
             },
-            # A read charges steps alone, and a best-effort worker charges none.
-            kinds=(Kind.TEXT,),
+            kinds=(Kind.TEXT, Kind.READ) if pooled.takes_canvases else (Kind.TEXT,),
             end_ids=checkpoint.shape.codec.eos_ids,
         )
 

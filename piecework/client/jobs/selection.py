@@ -356,7 +356,7 @@ def _mistake(request: JobRequest, choice: Choice, filters: Filters) -> Mistake |
         return Mistake("model", "kind_not_offered", missing)
     if request.content.has_images and takes_images(choice.signed.offer) is False:
         return Mistake("messages", "images_not_taken", "takes no images")
-    if model.service is Service.BEST_EFFORT and (why := _best_effort_trouble(request)):
+    if model.service is Service.BEST_EFFORT and (why := _best_effort_trouble(request, model)):
         return Mistake("piecework.best_effort", "best_effort_not_allowed", why)
     if isinstance(request, TextRequest):
         mistake = _length_mistake(request, model, choice.generation.max_tokens or 0)
@@ -395,11 +395,14 @@ def _price_mistake(request: JobRequest, choice: Choice, filters: Filters) -> Mis
     return None
 
 
-def _best_effort_trouble(request: JobRequest) -> str | None:
+def _best_effort_trouble(request: JobRequest, model: ModelOffer) -> str | None:
     if not request.best_effort:
         return "serves at best effort, without seed and trace, and the request does not allow that"
-    unmet = request.generation.replayable_only
-    return f"serves at best effort and cannot honour {', '.join(unmet)}" if unmet else None
+    if unmet := request.generation.replayable_only:
+        return f"serves at best effort and cannot honour {', '.join(unmet)}"
+    if isinstance(request, ReadRequest):
+        return request.content.best_effort_fault(model.canvas_size)
+    return None
 
 
 def _over_limit(choice: Choice, limit: Amount, filters: Filters) -> str:

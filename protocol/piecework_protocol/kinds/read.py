@@ -128,7 +128,20 @@ class ReadContent:
             return f"max_tokens is {parameters.max_tokens}, this read takes {positions} positions"
         if parameters.service is Service.REPLAYABLE and parameters.max_steps != 1:
             return f"max_steps is {parameters.max_steps}, a read takes one step a canvas"
+        if parameters.service is Service.BEST_EFFORT:
+            return self.best_effort_fault(canvas_size)
         return None
+
+    def best_effort_fault(self, canvas_size: int) -> str | None:
+        """Say why no best-effort model takes this read, or None.
+
+        A read is paid by its steps, and at best effort nobody charges them. So only the canvas that
+        the prompt pays for is computed.
+        """
+        canvases = self.canvases(canvas_size)
+        if canvases == 1:
+            return None
+        return f"a read at best effort has one canvas, this one takes {canvases}"
 
     def canvases(self, canvas_size: int) -> int:
         """Count the canvases of the job, in canvases of that many tokens."""

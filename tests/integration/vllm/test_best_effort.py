@@ -25,7 +25,8 @@ from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node import config as settings
 from piecework_node.daemon.admin import ask_daemon
 from piecework_protocol.errors import Reason
-from piecework_protocol.objects import Service
+from piecework_protocol.kinds.read import Label, Question
+from piecework_protocol.objects import Kind, Service
 from piecework_protocol.pricing import Usage, price
 from piecework_protocol.service import NO_TRACE, best_effort_parameters
 from piecework_protocol.signing import LocalSigner
@@ -138,6 +139,36 @@ async def test_a_best_effort_job_is_delivered_paid_and_settled_and_a_replayable_
         assert "Traceback" not in (worker_process.home.root / "daemon.log").read_text()
         bodies = [b for server in made for b in server.bodies if not b.get("ignore_eos")]
         assert bodies and all("seed" not in b for b in bodies)
+
+
+async def test_a_read_on_a_server_that_takes_canvases_is_paid_by_its_prompt(
+    tmp_path: Path, embedded_chain: EmbeddedChain, market: TestMarket
+) -> None:
+    asked = Question("Is it a fox?", (Label("yes"), Label("no")))
+    async with (
+        servers(takes_canvases=True) as made,
+        worker(tmp_path / "w", market, embedded_chain, made) as (worker_process, _),
+    ):
+        store = Store(tmp_path / "client.db", market.deployment.domain, PAYER.address)
+        wallet = Wallet(PAYER, PAYER)
+        config = load_config(tmp_path / "no-file", {"deposit": "1.0"})
+        token = market.deployment.payment_token
+        async with PieceworkClient(store, market.reader, wallet, token, config) as client:
+            ((model,),) = [s.offer.models for s in (await client.offers()).offers]
+            assert model.kinds == Kind.TEXT.bit | Kind.READ.bit
+            with pytest.raises(NoWorkerFits, match="best effort"):
+                await client.read("a fox", [asked])
+            with pytest.raises(NoWorkerFits, match="one canvas"):
+                await client.read("a fox", [asked], draws=2, best_effort=True)
+            result = await client.read("a fox", [asked], best_effort=True)
+            (row,) = store.receipts()
+        (decision,) = result.decisions
+        assert decision.probability("yes") + decision.probability("no") == pytest.approx(1)
+        receipt = row.receipt
+        assert (receipt.units, receipt.steps, receipt.trace_root) == (0, 0, NO_TRACE)
+        owed = price(model, Usage(receipt.total_prompt_tokens, 0, 0))
+        assert result.cost.units == receipt.amount == owed > 0
+        assert await worker_process.drain() == 0, worker_process.log_tail()
 
 
 async def test_worker_init_takes_vllm_servers_and_a_start_needs_nothing_more_in_the_settings(

@@ -23,7 +23,7 @@ from piecework_node.vllm.wire import CanvasAnswer, parse_canvas
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.kinds.read import ONE, Label, Question, ReadContent
 from piecework_protocol.kinds.text import Fixed, Hole, TextContent, final_text
-from piecework_protocol.objects import Kind
+from piecework_protocol.objects import Kind, Service
 from tests.support.model.vllm_server import CANVAS, CHECKPOINT, EOS, servers, token_at
 from tests.support.waiting import until
 from tests.unit.node.test_vllm import PROMPT, request, running
@@ -49,10 +49,13 @@ async def test_a_server_that_ignores_given_canvases_takes_no_templates_and_no_re
         assert (await run.link.encode(TextContent(ASKED))).prompt_ids
 
 
-async def test_no_read_is_offered_at_best_effort_because_nothing_would_be_charged() -> None:
+async def test_reads_are_offered_where_the_servers_answer_them() -> None:
     async with servers(takes_canvases=True) as made, running(made) as run:
-        assert run.link.facts is not None and run.link.facts.kinds == (Kind.TEXT,)
+        assert run.link.facts is not None
+        assert run.link.facts.kinds == (Kind.TEXT, Kind.READ)
+        assert run.link.facts.service is Service.BEST_EFFORT
         assert (await run.link.encode(FORM)).template
+        assert (await run.link.encode(READ)).reads
 
 
 async def test_a_template_is_filled_in_and_its_fixed_part_stays() -> None:

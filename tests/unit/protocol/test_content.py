@@ -50,9 +50,10 @@ from piecework_protocol.limits import (
     MAX_PARTS_PER_MESSAGE,
     MAX_TOOL_JSON_MARKS,
 )
-from piecework_protocol.objects import AuditOutcome, Finish, Kind
+from piecework_protocol.objects import AuditOutcome, Finish, Kind, Service
 from piecework_protocol.sealing import canvas_context, content_context, public_key, seal, unseal
-from piecework_protocol.types import Digest, JobId, keccak256
+from piecework_protocol.service import best_effort_parameters
+from piecework_protocol.types import Digest, JobId, Uint32, keccak256
 from tests.support.protocol.audits import CLAIM, READ_CLAIM, report_on
 from tests.support.protocol.conversations import encode_messages
 from tests.vectors import contents
@@ -366,3 +367,20 @@ def test_truncated_sealed_bytes_do_not_open(cut: int) -> None:
 def test_a_key_of_low_order_is_refused() -> None:
     with pytest.raises(MalformedInput):
         seal(b"text", bytes(32), content_context(DOMAIN, JOB))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("questions", "draws"), [(1, 2), (35, 1), (35, 2)])
+def test_a_best_effort_read_has_one_canvas_because_nobody_charges_more(
+    questions: int, draws: int
+) -> None:
+    size = 32
+    more = ReadContent(ASKED, (YES_OR_NO,) * questions, draws=draws)
+    positions = Uint32(more.canvases(size) * size)
+    fault = more.parameters_fault(best_effort_parameters(positions), size)
+    assert fault is not None and "one canvas" in fault
+    replayable = best_effort_parameters(positions).replace(
+        service=Service.REPLAYABLE, max_steps=Uint32(1)
+    )
+    assert more.parameters_fault(replayable, size) is None
+    one = ReadContent(ASKED, (YES_OR_NO,))
+    assert one.parameters_fault(best_effort_parameters(Uint32(size)), size) is None
