@@ -205,6 +205,7 @@ async def confirmed_audit(
     canvas: int,
     level: AuditLevel = AuditLevel.REPLAY,
     openings: bytes = b"",
+    *,
     purse: AuditPurse | None = None,
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
@@ -332,6 +333,7 @@ class Audits:
         canvas: int,
         level: AuditLevel = AuditLevel.REPLAY,
         openings: bytes = b"",
+        *,
         purse: AuditPurse | None = None,
     ) -> CanvasReport:
         """Audit a canvas. A failure that is confirmed ends the relation with its worker.
@@ -342,7 +344,7 @@ class Audits:
             EvidenceRefused: Level RULES alone: the evidence does not hold.
             MalformedInput: Level RULES alone: the openings are malformed, or of another canvas.
         """
-        report = await confirmed_audit(self.auditor, evidence, canvas, level, openings, purse)
+        report = await confirmed_audit(self.auditor, evidence, canvas, level, openings, purse=purse)
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:
             report, file = await self._end(evidence, report)

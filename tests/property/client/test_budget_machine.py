@@ -141,10 +141,10 @@ class Ledger(RuleBasedStateMachine):
         more = max(0, ceiling - held.amount)
         fits = more == 0 or more <= self.model.room(held.part.budget, held.day)
         store = self.store(held.process)
-        got = store.budgets.cover(held.part, Amount(ceiling), WHOLE, self.now, self.until)
+        got = store.budgets.cover(held.part, [Amount(ceiling)], WHOLE, self.now, self.until)
         assert isinstance(got, Shortage) is not fits
         if fits:
-            assert got == held.part.hold
+            assert got == (held.part.hold,)
             held.amount, held.until = held.amount + more, self.until
 
     @precondition(lambda self: self.free())
