@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {TestToken} from "../../src/TestToken.sol";
 import {DisputeTerms, IDisputes, Status} from "../../src/interfaces/IDisputes.sol";
 import {
     Challenge,
@@ -9,12 +10,14 @@ import {
     SignedAcceptance,
     SignedReceipt
 } from "../../src/interfaces/IEvidenceVerifier.sol";
+import {IEscrow} from "../../src/interfaces/IEscrow.sol";
 import {IWorkerRegistry, Registration} from "../../src/interfaces/IWorkerRegistry.sol";
 import {EvidenceTypes, Verdict} from "../../src/libraries/EvidenceTypes.sol";
 import {Channel, Job, Parameters, PieceworkTypes, Receipt} from "../../src/libraries/PieceworkTypes.sol";
 import {OpenedLeaf} from "../../src/libraries/TraceLeaves.sol";
 import {TraceProof, TraceRule} from "../../src/libraries/TraceRules.sol";
 import {EscrowBase} from "../utils/EscrowBase.sol";
+import {Hashes} from "../utils/Hashes.sol";
 import {Trace, TraceBuilder} from "./TraceBuilder.sol";
 
 /// @notice An escrow, disputes with their registry, a staked operator, a committee of three, and jobs with signed
@@ -28,15 +31,27 @@ abstract contract DisputesBase is EscrowBase {
     uint8 internal constant ALL_STEP = 0x7f;
     uint64 internal constant DAY = 1 days;
 
+    /// @dev What is deployed, for a second contract that tests the same.
+    struct Shared {
+        IEscrow escrow;
+        TestToken token;
+        Hashes hashes;
+        IEvidenceVerifier verifier;
+        IDisputes disputes;
+        IWorkerRegistry registry;
+    }
+
     IEvidenceVerifier internal verifier;
     IDisputes internal disputes;
     IWorkerRegistry internal registry;
     uint256[] internal memberKeys;
+    /// @dev Signs receipts and acceptances: the key of `operator`.
+    uint256 internal operatorKey = OPERATOR_KEY;
     uint256 internal jobs;
 
     function setUp() public virtual override {
         super.setUp();
-        _makeCommittee();
+        makeCommittee();
         verifier = newVerifier(escrow);
         disputes = newDisputes(terms());
         registry = disputes.registry();
@@ -64,7 +79,7 @@ abstract contract DisputesBase is EscrowBase {
     }
 
     /// @dev Keys whose addresses ascend.
-    function _makeCommittee() private {
+    function makeCommittee() internal {
         for (uint256 key = 0xC0; memberKeys.length < 3; ++key) {
             uint256 count = memberKeys.length;
             if (count == 0 || vm.addr(key) > vm.addr(memberKeys[count - 1])) memberKeys.push(key);
@@ -126,7 +141,7 @@ abstract contract DisputesBase is EscrowBase {
     }
 
     function signReceipt(Receipt memory receipt) internal view returns (SignedReceipt memory) {
-        return SignedReceipt(receipt, signHash(OPERATOR_KEY, PieceworkTypes.hashReceipt(receipt)));
+        return SignedReceipt(receipt, signHash(operatorKey, PieceworkTypes.hashReceipt(receipt)));
     }
 
     function served(uint8 kind, uint8 finish, uint32 steps, uint256 pins)
@@ -144,7 +159,7 @@ abstract contract DisputesBase is EscrowBase {
         returns (SignedAcceptance memory)
     {
         bytes32 hash = PieceworkTypes.hashAcceptance(jobId(subject), promptTokens, acceptedAt);
-        return SignedAcceptance(promptTokens, acceptedAt, signHash(OPERATOR_KEY, hash));
+        return SignedAcceptance(promptTokens, acceptedAt, signHash(operatorKey, hash));
     }
 
     // ------------------------------------------------------------------ calls

@@ -2,92 +2,75 @@
 pragma solidity 0.8.37;
 
 import {Status} from "../../src/interfaces/IDisputes.sol";
-import {
-    Challenge,
-    IEvidenceVerifier,
-    JobOfChannel,
-    SignedReceipt
-} from "../../src/interfaces/IEvidenceVerifier.sol";
-import {PieceworkTypes, Receipt} from "../../src/libraries/PieceworkTypes.sol";
+import {IEvidenceVerifier, JobOfChannel, SignedReceipt} from "../../src/interfaces/IEvidenceVerifier.sol";
+import {Verdict} from "../../src/libraries/EvidenceTypes.sol";
 import {OpenedLeaf} from "../../src/libraries/TraceLeaves.sol";
 import {Pin, TraceProof, TraceRule} from "../../src/libraries/TraceRules.sol";
-import {DisputesBase} from "./DisputesBase.sol";
+import {ServedJobs} from "./ServedJobs.sol";
 import {Trace, TraceBuilder} from "./TraceBuilder.sol";
 
-/// @notice An honest worker serves jobs of every kind and finish and answers what it is asked. Everybody else tries every
-/// rule against it. A second worker, the careless one, is silent, unbonds, and is judged.
-contract DisputesHandler is DisputesBase {
-    uint256 private constant CARELESS_KEY = 0xCA7E;
-
-    struct Served {
-        JobOfChannel subject;
-        SignedReceipt signed;
-        uint32 steps;
-        uint256 pins;
-    }
-
-    Served[] private _served;
+/// @notice An honest worker serves jobs of every kind, finish and length, and answers what it is asked in time.
+/// Everybody else tries every rule, and verdicts without a majority, against it. CarelessHandler has another worker.
+contract DisputesHandler is ServedJobs {
+    /// @notice Accusations and verdicts that must not hold, and did.
     uint256 public proved;
-    uint256 public attempts;
-    uint256 public asked;
-    uint256 public answered;
-    uint256 public silences;
-    uint256 public staked;
-    /// @notice Silences by the time at which their answers were due.
-    uint64[] public dueAt;
-    uint128[] public dueSlashed;
+    /// @notice Accusations that were read to their end and showed no fault, by rule: objective ones, then TraceRule.
+    uint256[6] public held;
+    uint256[7] public traceHeld;
+    uint256 public refusedVerdicts;
+    uint256 public refusedEnds;
 
     /// @dev No constructor: it would hold all of this code a second time, and solc fails on so much.
     function setUp() public override {
         super.setUp();
-        _serve(0, 1, 2, 5);
-        staked = STAKE;
+        _serve(0, 1, 2, 5, 2, 1);
     }
 
-    function _serve(uint8 kind, uint8 finish, uint32 steps, uint256 pins) private {
-        JobOfChannel memory subject = newJob(kind);
-        Trace memory trace = TraceBuilder.honest(subject.job, 0, steps, pins);
-        Receipt memory receipt = receiptOf(subject, trace, finish);
-        Served storage made = _served.push();
-        made.subject = subject;
-        made.signed = signReceipt(receipt);
-        (made.steps, made.pins) = (steps, pins);
-    }
-
-    /// @dev Every kind and every finish that goes with it.
-    function serve(uint8 kind, uint8 finish, uint32 steps, uint256 pins) external {
-        kind = uint8(bound(kind, 0, 1));
-        finish = uint8(bound(finish, 0, 3));
+    /// @dev Text, read, audit and open, with every finish. Text and open have one canvas or two.
+    function serve(uint8 kind, uint8 ending, uint32 steps, uint256 pins, bool longer, bool dear) external {
+        kind = uint8(bound(kind, 0, 3));
         steps = kind == 1 ? 1 : uint32(bound(steps, 1, 4));
-        _serve(kind, finish, steps, pins);
+        uint32 canvases = longer && (kind == 0 || kind == 3) ? 2 : 1;
+        _serve(kind, uint8(bound(ending, 0, 3)), steps, pins, canvases, dear ? 1 : 0);
     }
 
-    function _trace(Served storage made) private view returns (Trace memory) {
-        return TraceBuilder.honest(made.subject.job, 0, made.steps, made.pins);
+    /// @dev The low half of `which` chooses a job, the high half a canvas of it.
+    function _choose(uint256 which) private view returns (Served storage made, uint32 canvas) {
+        made = _served[uint128(which) % _served.length];
+        canvas = uint32((which >> 128) % made.signed.length);
     }
+
+    // ------------------------------------------------------------------ accusations
 
     /// @dev Any rule over any leaves, with any pins: none may hold against an honest trace.
     function attack(uint256 which, uint8 rule, uint32 position, uint256 leaves, uint256 bits, uint256 pins)
-        external
+        public
     {
-        Served storage made = _served[which % _served.length];
-        Trace memory trace = _trace(made);
+        (Served storage made, uint32 canvas) = _choose(which);
+        Trace memory trace = _traceOf(made, canvas);
         TraceProof memory proof;
         proof.rule = TraceRule(bound(rule, 0, uint256(type(TraceRule).max)));
         proof.position = uint32(bound(position, 0, TraceBuilder.SIZE));
+        _chooseLeaves(proof, trace, leaves, bits);
+        _choosePins(proof, trace, pins);
+        proof.output = TraceBuilder.outputBytes(trace.output);
+        if (_try(traceProof(made.subject, made.signed[canvas], proof))) ++traceHeld[uint256(proof.rule)];
+    }
+
+    function _chooseLeaves(TraceProof memory proof, Trace memory trace, uint256 leaves, uint256 bits)
+        private
+        pure
+    {
+        uint256 steps = trace.fields.length - 1;
         bool single = proof.rule == TraceRule.CanvasLeaf || proof.rule == TraceRule.Output;
         proof.leaves = new OpenedLeaf[](single ? 1 : 2);
         bool ordered = proof.rule == TraceRule.Output || proof.rule == TraceRule.Continuity;
-        uint64 first = ordered ? uint64(bound(leaves, 1, made.steps)) : 0;
-        proof.leaves[0] = TraceBuilder.open(trace, first, bits | 0x1f);
-        if (!single) {
-            uint256 second = ordered ? first + 1 : bound(leaves, 1, made.steps);
-            if (second > made.steps) second = made.steps;
-            proof.leaves[1] = TraceBuilder.open(trace, uint64(second), 0x7f);
-        }
-        _choosePins(proof, trace, pins);
-        proof.output = TraceBuilder.outputBytes(trace.output);
-        _try(traceProof(made.subject, made.signed, proof));
+        uint256 first = ordered ? bound(leaves, 1, steps) : 0;
+        proof.leaves[0] = TraceBuilder.open(trace, uint64(first), bits | 0x1f);
+        if (single) return;
+        uint256 second = ordered ? first + 1 : bound(leaves, 1, steps);
+        if (second > steps) second = steps;
+        proof.leaves[1] = TraceBuilder.open(trace, uint64(second), ALL_STEP);
     }
 
     function _choosePins(TraceProof memory proof, Trace memory trace, uint256 pins) private pure {
@@ -104,135 +87,169 @@ contract DisputesHandler is DisputesBase {
         }
     }
 
-    /// @dev Every objective rule over two honest receipts.
-    function accuse(uint256 which, uint256 other, uint8 rule) external {
-        Served storage made = _served[which % _served.length];
-        Served storage second = _served[other % _served.length];
-        rule = uint8(bound(rule, 0, 4));
-        if (rule == 0) _try(equivocation(made.subject, made.signed, second.signed));
-        if (rule == 1) _try(_chain(made, second));
-        if (rule == 2) {
-            _try(abi.encodeCall(IEvidenceVerifier.proveBrokenBeginning, (made.subject, made.signed)));
-        }
-        if (rule == 3) _try(abi.encodeCall(IEvidenceVerifier.proveExcess, (made.subject, made.signed)));
-        if (rule == 4) {
-            _try(
-                abi.encodeCall(
-                    IEvidenceVerifier.proveAcceptances,
-                    (made.subject, acceptance(made.subject, 321, 1), acceptance(made.subject, 321, 2))
-                )
-            );
+    /// @dev Every objective rule over two honest receipts: of one job, in any order of its canvases, or of two jobs.
+    function accuse(uint256 which, uint256 other, bool elsewhere) public {
+        (Served storage made, uint32 canvas) = _choose(which);
+        Served storage second = made;
+        uint32 next = uint32((other >> 128) % made.signed.length);
+        if (elsewhere) (second, next) = _choose(other);
+        for (uint256 rule = 0; rule <= ACCEPTANCES; ++rule) {
+            bytes memory proof =
+                _accusation(rule, made.subject, made.signed[canvas], second.signed[next], 321);
+            if (_try(proof)) ++held[rule];
         }
     }
 
-    function _chain(Served storage one, Served storage two) private view returns (bytes memory) {
-        return abi.encodeCall(IEvidenceVerifier.proveBrokenChain, (one.subject, one.signed, two.signed));
-    }
-
-    function _try(bytes memory proof) private {
-        ++attempts;
+    /// @dev Whether the verifier read the proof to its end and found no fault.
+    function _try(bytes memory proof) private returns (bool) {
         try disputes.prove(proof) {
             ++proved;
-        } catch {}
+            return false;
+        } catch (bytes memory reason) {
+            bytes4 found = bytes4(reason);
+            return found == IEvidenceVerifier.NotBroken.selector
+                || found == IEvidenceVerifier.NotContradictory.selector;
+        }
     }
 
-    /// @dev The honest worker answers at some time inside the window, the careless one never.
-    function challengeAndAnswer(uint256 which, uint32 leaf, uint8 fields, bool careless, uint64 wait)
-        external
+    // ------------------------------------------------------------------ questions
+
+    function question(uint256 which, uint32 leaf, uint8 fields, bool byPayer) public returns (bool) {
+        uint256 job = uint128(which) % _served.length;
+        return _ask(job, uint32((which >> 128) % _served[job].signed.length), leaf, fields, byPayer);
+    }
+
+    function answer(uint256 from) public {
+        (bool found, uint256 i) = _find(Status.Open, from, block.timestamp, type(uint64).max);
+        if (found) _answer(i);
+    }
+
+    /// @dev The honest worker answers before its time is over. So whoever lets time pass asks it first.
+    function answerBefore(uint256 time) public {
+        for (uint256 i = 0; i < _questions.length; ++i) {
+            if (_questions[i].status == Status.Open && _questions[i].answerBy < time) _answer(i);
+        }
+    }
+
+    function _passTo(uint256 time) internal override {
+        answerBefore(time);
+        vm.warp(time);
+    }
+
+    function _mayServe() internal pure override returns (bool) {
+        return true;
+    }
+
+    function pass(uint64 seconds_) external {
+        _passTo(block.timestamp + bound(seconds_, 1, 2 * DAY));
+    }
+
+    /// @dev Nobody ends an open question of the honest worker. A challenge that was not judged ends without a verdict.
+    function conclude(uint256 from) public {
+        (bool found, uint256 i) = _find(Status.Open, from, 0, type(uint64).max);
+        if (found) {
+            try disputes.conclude(_questions[i].asked) {
+                ++proved;
+                return;
+            } catch {
+                ++refusedEnds;
+            }
+        }
+        (found, i) = _find(Status.Escalated, from, 0, type(uint64).max);
+        if (!found) return;
+        uint256 due = _questions[i].answerBy + DAY + 1;
+        if (block.timestamp < due) _passTo(due);
+        _endWithoutVerdict(i);
+    }
+
+    // ------------------------------------------------------------------ the committee
+
+    /// @dev One member may be corrupt. The other two vote as their replay says: the honest worker is not guilty.
+    function verdict(uint256 from, uint8 wrong, bool judged) public {
+        (, uint256 i) = _escalated(from);
+        bytes32 id = disputes.challengeId(_questions[i].asked);
+        uint64 deadline = uint64(block.timestamp + 1 hours);
+        bytes[] memory signed = _wrongVotes(id, bound(wrong, 0, 4), deadline);
+        try disputes.judge(_questions[i].asked, true, ROOT, deadline, signed) {
+            ++proved;
+            return;
+        } catch {
+            ++refusedVerdicts;
+        }
+        if (judged) _judge(i, false);
+    }
+
+    function _wrongVotes(bytes32 id, uint256 wrong, uint64 deadline)
+        private
+        view
+        returns (bytes[] memory signed)
     {
-        if (careless) _becomeCareless();
-        Served storage made = _served[which % _served.length];
-        leaf = uint32(bound(leaf, 0, made.steps));
-        fields = uint8(bound(fields, 1, leaf == 0 ? 0x3f : 0x7f));
-        if (!_isFresh(made, leaf, fields)) return;
-        (, Challenge memory question) = ask(made.subject, made.signed, leaf, fields);
-        ++asked;
-        later(uint64(bound(wait, 0, DAY)));
-        disputes.answer(question, TraceBuilder.open(_trace(made), leaf, fields));
-        ++answered;
+        // The honest members' votes for another outcome, or their votes of guilty about another challenge.
+        if (wrong == 0) return votes(id, false, deadline);
+        if (wrong == 1) return votes(keccak256(abi.encode(id)), true, deadline);
+        signed = new bytes[](wrong == 2 ? 1 : 2);
+        signed[0] = vote(memberKeys[0], Verdict(id, true, ROOT, deadline));
+        if (wrong == 3) signed[1] = signed[0];
+        if (wrong < 4) return signed;
+        signed[1] = vote(STRANGER_KEY, Verdict(id, true, ROOT, deadline));
+        if (stranger < vm.addr(memberKeys[0])) (signed[0], signed[1]) = (signed[1], signed[0]);
     }
 
-    function _isFresh(Served storage made, uint32 leaf, uint8 fields) private view returns (bool) {
-        if (block.timestamp > made.subject.job.deadline + 3 * DAY) return false;
-        (Challenge memory question,) = verifier.ask(payer, made.subject, made.signed, leaf, fields);
-        return disputes.getChallenge(disputes.challengeId(question)).status == Status.None;
+    // ------------------------------------------------------------------ the end of a sequence
+
+    /// @notice Does everything once more, so that no sequence leaves a rule or a state out.
+    function finish() external {
+        uint256 job = _serve(0, 1, 2, 1, 2, 1);
+        uint256 next = job | (1 << 128);
+        for (uint8 rule = 0; rule <= uint8(type(TraceRule).max); ++rule) {
+            attack(next, rule, rule == uint8(TraceRule.InitialCanvas) ? 1 : 0, 0, ALL_STEP, 1);
+        }
+        attack(next, uint8(TraceRule.Output), 0, 1, ALL_STEP, 1);
+        accuse(job, next, false);
+        vm.assertEq(proved, 0, "an accusation held against an honest worker");
+        for (uint256 i = 0; i < 7; ++i) {
+            vm.assertTrue(traceHeld[i] > 0, "each rule of traces was read to its end");
+            if (i < 6) vm.assertTrue(held[i] > 0, "each objective rule was read to its end");
+        }
+        vm.assertTrue(question(next, 1, 1, false), "asked");
+        conclude(_questions.length - 1);
+        for (uint8 wrong = 0; wrong < 5; ++wrong) {
+            verdict(_questions.length - 1, wrong, wrong == 4);
+        }
+        verdict(_questions.length - 1, 0, false);
+        conclude(_questions.length - 1);
+        vm.assertEq(proved, 0, "a verdict or an end held against an honest worker");
+        vm.assertTrue(refusedEnds > 0 && refusedVerdicts > 0, "both were tried");
     }
 
-    function _becomeCareless() private {
-        if (registry.registrationNonce(vm.addr(CARELESS_KEY)) > 0) return;
-        stakeFor(CARELESS_KEY, STAKE);
-        staked += STAKE;
+    /// @notice Answers what is open, and lets the time of every verdict pass.
+    function close() external {
+        answerBefore(type(uint64).max);
+        vm.assertEq(bondsHeld, 0, "every question was answered");
+        for (uint256 i = 0; i < _questions.length; ++i) {
+            if (_questions[i].status != Status.Escalated) continue;
+            uint256 due = _questions[i].answerBy + DAY + 1;
+            if (block.timestamp < due) vm.warp(due);
+            _endWithoutVerdict(i);
+        }
     }
 
-    /// @dev A receipt of the careless worker that nobody opens, concluded after some time.
-    function beSilent(uint128 amount, uint64 wait) external {
-        _becomeCareless();
-        address careless = vm.addr(CARELESS_KEY);
-        address honest = operator;
-        operator = careless;
-        JobOfChannel memory subject = newJob(0);
-        Receipt memory r = receiptOf(subject, TraceBuilder.honest(subject.job, 0, 1, 0), 1);
-        r.amount = uint128(bound(amount, 0, 1e9));
-        SignedReceipt memory signed = SignedReceipt(r, _signCareless(r));
-        (bytes32 id, Challenge memory question) = ask(subject, signed, 1, 1);
-        operator = honest;
-        uint64 due = disputes.getChallenge(id).answerBy;
-        vm.warp(due + 1 + bound(wait, 0, 12 hours));
-        uint128 before = stakeOf(careless);
-        disputes.conclude(question);
-        dueAt.push(due);
-        dueSlashed.push(before - stakeOf(careless));
-        ++silences;
-    }
-
-    function _signCareless(Receipt memory r) private view returns (bytes memory) {
-        return signHash(CARELESS_KEY, PieceworkTypes.hashReceipt(r));
-    }
-
-    function push(bool toPayer) external {
-        address who = toPayer ? payer : operator;
-        (uint256 tokens, uint256 coins) = disputes.creditsOf(who);
-        if (tokens + coins > 0) disputes.pushCredits(who);
+    function servedJobs() external view returns (uint256) {
+        return _served.length;
     }
 
     // ------------------------------------------------------------------ what must hold
 
-    function honestStake() external view returns (uint128) {
+    /// @notice What CarelessHandler shares with this.
+    function shared() external view returns (Shared memory) {
+        return Shared(escrow, token, hashes, verifier, disputes, registry);
+    }
+
+    function stake() external view returns (uint128) {
         return stakeOf(operator);
     }
 
-    function honestIsActive() external view returns (bool) {
+    function isActive() external view returns (bool) {
         return registry.isActive(operator);
-    }
-
-    /// @notice What is staked, forfeited, rewarded.
-    function accounted() external view returns (uint256) {
-        uint256 careless =
-            registry.registrationNonce(vm.addr(CARELESS_KEY)) > 0 ? stakeOf(vm.addr(CARELESS_KEY)) : 0;
-        return stakeOf(operator) + careless + registry.forfeited() + registry.rewardOf(address(disputes));
-    }
-
-    function heldByRegistry() external view returns (uint256) {
-        return token.balanceOf(address(registry));
-    }
-
-    function coins() external view returns (uint256 held, uint256 owed) {
-        held = address(disputes).balance;
-        (, uint256 a) = disputes.creditsOf(payer);
-        (, uint256 b) = disputes.creditsOf(operator);
-        (, uint256 c) = disputes.creditsOf(vm.addr(CARELESS_KEY));
-        owed = a + b + c;
-    }
-
-    /// @notice The most that silences due within 24 hours took, and a tenth of the stake before them.
-    function worstDay() external view returns (uint256 worst, uint256 tenth) {
-        tenth = STAKE / 10;
-        for (uint256 i = 0; i < dueAt.length; ++i) {
-            uint256 sum = 0;
-            for (uint256 j = 0; j < dueAt.length; ++j) {
-                if (dueAt[j] >= dueAt[i] && dueAt[j] - dueAt[i] <= DAY) sum += dueSlashed[j];
-            }
-            if (sum > worst) worst = sum;
-        }
     }
 }

@@ -127,7 +127,7 @@ contract DisputesFuzzTest is DisputesBase {
 
     /// @dev Questions, answers to any of them and time, in any order. Too few questions for a line of seven days.
     /// forge-config: default.fuzz.runs = 48
-    /// forge-config: ci.fuzz.runs = 500
+    /// forge-config: ci.fuzz.runs = 100
     /// forge-config: deep.fuzz.runs = 3000
     function testFuzz_eight_windows_run_at_a_time_however_they_are_answered(uint256 moves) external {
         Window[] memory windows = new Window[](40);

@@ -11,10 +11,11 @@ import {
     SignedReceipt
 } from "../../src/interfaces/IEvidenceVerifier.sol";
 import {IWorkerRegistry} from "../../src/interfaces/IWorkerRegistry.sol";
-import {Endpoint, ModelOffer, Offer, OfferTypes} from "../../src/libraries/OfferTypes.sol";
+import {Offer, OfferTypes} from "../../src/libraries/OfferTypes.sol";
 import {PieceworkTypes, Receipt} from "../../src/libraries/PieceworkTypes.sol";
 import {OfferOpening, ReceiptRules} from "../../src/libraries/ReceiptRules.sol";
 import {DisputesBase} from "./DisputesBase.sol";
+import {OfferBuilder} from "./OfferBuilder.sol";
 import {OpenedLeaf} from "../../src/libraries/TraceLeaves.sol";
 import {Trace} from "./TraceBuilder.sol";
 
@@ -251,55 +252,8 @@ contract ProofsTest is DisputesBase {
 
     // ------------------------------------------------------------------ price
 
-    function _model(uint128 price) private pure returns (ModelOffer memory) {
-        return ModelOffer("m", keccak256("model"), "p", 1, 0, price, price, price, 9, 9, 9, 9, 9, 9);
-    }
-
-    function _offer() private view returns (Offer memory o) {
-        o.operator = operator;
-        o.receiver = receiver;
-        o.sequence = 7;
-        o.endpoints = new Endpoint[](1);
-        o.endpoints[0] = Endpoint(0, "w:1");
-        o.tokens = new address[](1);
-        o.models = new ModelOffer[](2);
-        o.models[0] = _model(1);
-        o.models[1] = _model(1_000_000);
-        o.details = "{}";
-    }
-
-    /// @dev The words by slicing what abi.encode gives: independent of the library under test.
-    function _opening(Offer memory o, uint256 entry) private pure returns (OfferOpening memory opening) {
-        opening.words[0] = OfferTypes.OFFER_TYPEHASH;
-        opening.words[1] = bytes32(uint256(uint160(o.operator)));
-        opening.words[2] = bytes32(uint256(uint160(o.receiver)));
-        opening.words[3] = bytes32(uint256(o.sequence));
-        opening.words[6] = keccak256(abi.encodePacked(OfferTypes.hashEndpoint(o.endpoints[0])));
-        opening.words[9] = keccak256(abi.encodePacked(o.tokens));
-        opening.words[24] = keccak256(bytes(o.details));
-        opening.models = new bytes32[](2);
-        for (uint256 i = 0; i < 2; ++i) {
-            opening.models[i] = OfferTypes.hashModel(o.models[i]);
-        }
-        ModelOffer memory m = o.models[entry];
-        bytes32 price = bytes32(uint256(m.pricePerMillionPromptTokens));
-        opening.entry = [
-            OfferTypes.MODEL_OFFER_TYPEHASH,
-            keccak256("m"),
-            m.digest,
-            keccak256("p"),
-            bytes32(uint256(1)),
-            bytes32(0),
-            price,
-            price,
-            price,
-            bytes32(uint256(9)),
-            bytes32(uint256(9)),
-            bytes32(uint256(9)),
-            bytes32(uint256(9)),
-            bytes32(uint256(9)),
-            bytes32(uint256(9))
-        ];
+    function _offer() private view returns (Offer memory) {
+        return OfferBuilder.offer(operator, receiver, 1, 1_000_000);
     }
 
     function test_more_than_the_offers_price_takes_the_stake() public {
@@ -311,14 +265,17 @@ contract ProofsTest is DisputesBase {
             Receipt(jobId(subject), 0, bytes32(0), bytes32(0), 2, 5, 0, 1, 10, 5, 2, 0, jobId(subject));
         // 10 prompt tokens and 5 tokens at 1 each, 2 steps at 1,000 each.
         r.totalAmount = 2015;
-        bytes memory honest =
-            abi.encodeCall(IEvidenceVerifier.proveOvercharge, (subject, signReceipt(r), _opening(o, 1)));
+        bytes memory honest = abi.encodeCall(
+            IEvidenceVerifier.proveOvercharge, (subject, signReceipt(r), OfferBuilder.opening(o, 1))
+        );
         _expectNothing(honest, IEvidenceVerifier.NotBroken.selector);
         _expectNothing(
-            abi.encodeCall(IEvidenceVerifier.proveOvercharge, (subject, signReceipt(r), _opening(o, 0))),
+            abi.encodeCall(
+                IEvidenceVerifier.proveOvercharge, (subject, signReceipt(r), OfferBuilder.opening(o, 0))
+            ),
             ReceiptRules.NotTheOffer.selector
         );
-        OfferOpening memory other = _opening(o, 1);
+        OfferOpening memory other = OfferBuilder.opening(o, 1);
         other.words[3] = bytes32(uint256(8));
         _expectNothing(
             abi.encodeCall(IEvidenceVerifier.proveOvercharge, (subject, signReceipt(r), other)),
@@ -326,7 +283,9 @@ contract ProofsTest is DisputesBase {
         );
         r.totalAmount = 2016;
         _expectConviction(
-            abi.encodeCall(IEvidenceVerifier.proveOvercharge, (subject, signReceipt(r), _opening(o, 1))),
+            abi.encodeCall(
+                IEvidenceVerifier.proveOvercharge, (subject, signReceipt(r), OfferBuilder.opening(o, 1))
+            ),
             Fault.Overcharge
         );
     }
