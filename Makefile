@@ -49,8 +49,8 @@ check: .venv/.dev
 	$(BIN)/python -P -m piecework_protocol.generate --check
 	contracts/tools/check_properties.py
 
-# Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas. CONTRACTS=ci runs the
-# invariants 1,000 times, as .ci/run does.
+# Recompile, compare with the committed artifacts, unit, fuzz, invariants, gas. 64 sequences of each
+# invariant, with CONTRACTS=ci 1,000, as .ci/run does.
 CONTRACTS ?= default
 contracts:
 	contracts/tools/check.sh $(CONTRACTS)

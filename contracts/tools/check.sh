@@ -1,7 +1,8 @@
 #!/bin/sh
 # Everything that must hold for contracts/: build, format, tests, gas figures, properties, release, artifacts.
-# `tools/check.sh ci` runs 1,000 sequences of every invariant, `tools/check.sh deep` 10,000, and both
-# run every fuzz test 10,000 times. Needs Node with npm; the first run installs node_modules.
+# Without an argument 64 sequences of every invariant and 512 runs of every fuzz test, with `ci` 1,000 and 1,000, with
+# `deep` 10,000 and 10,000; some fuzz tests set their own number. Needs Node with npm; the first run installs
+# node_modules.
 set -eu
 cd -- "${0%/*}/.."
 
