@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that must hold for contracts/: build, format, tests, gas figures, properties, release, artifacts.
-# Without an argument 64 sequences of every invariant and 512 runs of every fuzz test, with `ci` 1,000 and 1,000, with
+# Without an argument 64 sequences of every invariant and 512 runs of every fuzz test, with `ci` 1,000 and 512, with
 # `deep` 10,000 and 10,000; some fuzz tests set their own number. Needs Node with npm; the first run installs
 # node_modules.
 set -eu
