@@ -14,6 +14,7 @@ import typer
 
 from piecework import __version__
 from piecework.base.entry import guard
+from piecework.base.environment import check_names
 
 COMMANDS = {
     "demo": "Run a whole market on this machine, with one paid job.",
@@ -30,17 +31,25 @@ COMMANDS = {
     "models": "Plan, download and verify model weights.",
     "bench": "Measure this machine as the worker would.",
 }
+_COMPLETION = "_PIECEWORK_COMPLETE"
+"""Set by a shell that completes a line."""
 
 
 def main() -> NoReturn:
     """Entry point of the console command."""
-    guard(lambda: build(_chosen(sys.argv[1:], os.environ))(prog_name="piecework"))
+    guard(_run)
     sys.exit(0)
+
+
+def _run() -> None:
+    if _COMPLETION not in os.environ:  # an error would stand in the line that somebody types
+        check_names(os.environ)
+    build(_chosen(sys.argv[1:], os.environ))(prog_name="piecework")
 
 
 def _chosen(arguments: Sequence[str], environment: Mapping[str, str]) -> str | None:
     """The command that the line names. While a shell completes, its line is in the environment."""
-    if "_PIECEWORK_COMPLETE" in environment:
+    if _COMPLETION in environment:
         line = environment.get("_TYPER_COMPLETE_ARGS") or environment.get("COMP_WORDS", "")
         arguments = line.split()[1:]
     return arguments[0] if arguments and arguments[0] in COMMANDS else None

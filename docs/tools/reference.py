@@ -59,7 +59,8 @@ def _joined(parts: Iterable[str]) -> str:
 SETTINGS_INTRODUCTION = """\
 A setting comes from a flag, else from the environment, else from `config.toml` in the home
 (`signer.toml` of a signer), else from its default. An unknown name is refused together with the
-nearest name.
+nearest name. In the environment this holds for every command and for every name that begins with
+`PIECEWORK_`. A shared environment file may hold the names of all roles.
 
 Amounts of the worker and of the client are numbers of tokens in quotes, with the unit as in
 `"0.2 USDC"` or with a decimal point as in `"0.2"`. A whole number without a unit is refused, unless
@@ -71,6 +72,7 @@ Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.
 
 def settings_page() -> str:
     """Every setting of the worker, the client and the signer."""
+    from piecework.base.environment import SHARED
     from piecework.client.config import ClientConfig
     from piecework.signer.config import SignerConfig
     from piecework_node.config import WorkerConfig
@@ -93,6 +95,10 @@ def settings_page() -> str:
             for name, schema in model.model_json_schema()["properties"].items()
         ]
         parts.append(table(("name", "value", "default", "what it does"), rows))
+    parts.append("\n## Other variables\n")
+    parts.append("These are read from the environment and are not settings of one role.\n")
+    others = [(f"`{name}`", about) for name, about in SHARED.items()]
+    parts.append(table(("variable", "what it is"), others))
     return _joined(parts)
 
 

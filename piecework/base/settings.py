@@ -20,6 +20,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from piecework.base.environment import KNOWN
 from piecework.base.errors import SettingsError
 from piecework.base.files import FileError, read, shown
 from piecework.base.shapes import expected, is_list, is_wrong_number
@@ -264,7 +265,8 @@ def _from_environment(
 
 def _is_known(name: str, variables: Variables) -> bool:
     return (
-        name in variables.reserved
+        name in KNOWN
+        or name in variables.reserved
         or name in variables.aliases
         or any(name.startswith(prefix) for prefix in variables.neighbours)
     )
