@@ -62,9 +62,9 @@ A setting comes from a flag, else from the environment, else from `config.toml` 
 nearest name. In the environment this holds for every command and for every name that begins with
 `PIECEWORK_`. A shared environment file may hold the names of all roles.
 
-Amounts of the worker and of the client are numbers of tokens in quotes, with the unit as in
-`"0.2 USDC"` or with a decimal point as in `"0.2"`. A whole number without a unit is refused, unless
-it is 0. The signer counts in wei and in [base units](../glossary.md#base-unit).
+Amounts are numbers of tokens in quotes, with the unit as in `"0.2 USDC"` or with a decimal point as
+in `"0.2"`. A whole number without a unit is refused, unless it is 0: it could be tokens or
+[base units](../glossary.md#base-unit). Gas is a number of native coins, as in `"0.02"`.
 
 Lists are written `a = ["x", "y"]` in the file and `x,y` in the environment.
 """

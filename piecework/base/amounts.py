@@ -128,9 +128,10 @@ class Token:
         if not _NUMBER.fullmatch(number) or not _is_believable(symbol):
             return written
         if symbol != self.symbol:
+            counted = "gas is counted" if self.address is None else "this market pays"
             raise AmountError(
-                f"{one_line(written, 40)} is an amount of {one_line(symbol, 40)}, and this market "
-                f"pays in {self.symbol}"
+                f"{one_line(written, 40)} is an amount of {one_line(symbol, 40)}, and {counted} "
+                f"in {self.symbol}"
             )
         return number
 

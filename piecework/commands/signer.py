@@ -10,6 +10,7 @@ import typer
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
+    from piecework.base.amounts import Token
     from piecework.signer.config import SignerConfig, SignerHome
     from piecework.signer.remote import SignerState
     from piecework_protocol.signing import LocalSigner
@@ -101,7 +102,7 @@ def _make(
     market = Deployment.load(deployment)
     values = {
         "payouts": [address_hex(common.address("--payout", text)) for text in payouts],
-        "daily_tokens": int(market.min_stake),
+        "daily_tokens": market.payment_token.write(market.min_stake),
     }
     settings.check(SignerConfig, values)
     place.create()
@@ -163,7 +164,7 @@ async def _serve(
     deployment = Deployment.load(place.deployment)
     key = await asyncio.to_thread(open_keystore, place.key, secret)
     with ExitStack() as files:
-        book = LimitBook.open(place.book, settings.limits)
+        book = LimitBook.open(place.book, settings.limits(deployment.payment_token))
         files.callback(book.close)
         statements = SignedStatements.open(place.statements)
         files.callback(statements.close)
@@ -212,7 +213,7 @@ def status(
     """Say whether the signer answers, and what is left of its day."""
     from dataclasses import asdict
 
-    from piecework.signer.book import shown_time
+    from piecework.chain.deployment import Deployment
     from piecework_protocol.types import to_hex
 
     place = _place(home)
@@ -221,9 +222,21 @@ def status(
         body = {**asdict(found), "address": to_hex(found.address)}
         common.print_json({**body, "registry": to_hex(found.registry)})
         return
-    common.say(f"operator   {to_hex(found.address)}")
-    common.say(f"signatures {found.signatures} left")
-    common.say(f"gas        {found.wei} wei left")
-    common.say(f"tokens     {found.tokens} base units left")
-    common.say(f"renewed    {shown_time(found.renews_at)}")
-    common.say(f"last offer {found.last_offer or 'none'}")
+    for line in status_lines(found, Deployment.load(place.deployment).payment_token):
+        common.say(line)
+
+
+def status_lines(state: SignerState, token: Token) -> tuple[str, ...]:
+    """Say to a person what is left of a signer's day. token: what stake is counted in."""
+    from piecework.base.amounts import native_coin
+    from piecework.signer.book import shown_time
+    from piecework_protocol.types import to_hex
+
+    return (
+        f"operator   {to_hex(state.address)}",
+        f"signatures {state.signatures} left",
+        f"gas        {native_coin().format(state.wei)} left",
+        f"tokens     {token.format(state.tokens)} left",
+        f"renewed    {shown_time(state.renews_at)}",
+        f"last offer {state.last_offer or 'none'}",
+    )

@@ -16,6 +16,7 @@ from typing import Final, Self, TypeVar
 
 import apsw
 
+from piecework.base.amounts import Token, native_coin
 from piecework.base.errors import PieceworkError
 from piecework.base.files import PRIVATE_FILE, shown
 from piecework.signer.limits import DAY_S, KEPT_DAYS, RESERVED_SIGNATURES
@@ -40,11 +41,12 @@ class BookError(PieceworkError):
 
 @dataclass(frozen=True, slots=True)
 class DailyLimits:
-    """Of one UTC day. wei: gas and value at most. tokens: base units of stake."""
+    """Of one UTC day. wei: gas and value at most. tokens: base units of stake, in `token`."""
 
     signatures: int
     wei: int
     tokens: int
+    token: Token
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +135,16 @@ class LimitBook:
     def _require(self, day: _Day, use: Use) -> None:
         limits = self._limits
         spent = (
-            (SIGNATURES, "signatures", day.signatures, 1, limits.signatures),
-            (GAS, "wei", day.wei, use.wei, limits.wei),
-            (TOKENS, "base units of stake", day.tokens, use.tokens, limits.tokens),
+            (SIGNATURES, _signatures, day.signatures, 1, limits.signatures),
+            (GAS, native_coin().format, day.wei, use.wei, limits.wei),
+            (TOKENS, limits.token.format, day.tokens, use.tokens, limits.tokens),
         )
-        for refusal, unit, used, more, limit in spent:
+        for refusal, text, used, more, limit in spent:
             if more and used + more > limit:
                 raise NotSigned(
                     refusal,
-                    f"{use.what} takes {more} {unit}. {used} of {limit} are used on this day, "
-                    f"which ends at {shown_time((day.number + 1) * DAY_S)}",
+                    f"{use.what} takes {text(more)}. {text(used)} of {text(limit)} are used on "
+                    f"this day, which ends at {shown_time((day.number + 1) * DAY_S)}",
                 )
 
     def _write(self, day: _Day, signatures: int) -> None:
@@ -190,6 +192,10 @@ def opened_database(
             raise
     except (apsw.Error, OSError, ValueError) as error:
         raise BookError(f"{shown(path)} cannot be used: {error}") from error
+
+
+def _signatures(count: int) -> str:
+    return f"{count} signature{'' if count == 1 else 's'}"
 
 
 def shown_time(seconds: int) -> str:

@@ -1,4 +1,8 @@
-"""The signer's home and settings: `signer.toml` < PIECEWORK_SIGNER_* in the environment."""
+"""The signer's home and settings: `signer.toml` < PIECEWORK_SIGNER_* in the environment.
+
+Limits of money are numbers of tokens or coins (`piecework.base.written_amounts`). The token is that
+of the deployment file in the home.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,10 @@ from typing import Any, Final
 from pydantic import Field, field_validator
 
 from piecework.base import settings
+from piecework.base.amounts import Token, native_coin
 from piecework.base.files import private_folder
 from piecework.base.settings import Settings, Variables
+from piecework.base.written_amounts import WrittenAmount, known_units
 from piecework.chain.deployment import Deployment
 from piecework.signer.book import DailyLimits
 from piecework.signer.policy import Pins
@@ -47,12 +53,10 @@ class SignerConfig(Settings):
     daily_signatures: int = Field(
         2_000_000, ge=1, le=2**40, description="of all kinds together. A canvas takes one"
     )
-    daily_gas: int = Field(
-        20_000_000_000_000_000,
-        ge=0,
-        le=MAX_INTEGER,
-        description="wei a day for gas and native coins, counted at the highest fee that each "
-        "transaction may pay",
+    daily_gas: WrittenAmount = Field(
+        "0.02",
+        description='native coins a day for gas and payments, such as "0.02" or "0.02 coin", '
+        "counted at the highest fee that each transaction may pay",
     )
     data_wei_per_byte: int = Field(
         0,
@@ -61,8 +65,8 @@ class SignerConfig(Settings):
         description="wei that a byte of a transaction may cost on top of its gas. A rollup bills "
         "data so, and no transaction bounds that. It counts in daily_gas",
     )
-    daily_tokens: int = Field(
-        0, ge=0, le=MAX_INTEGER, description="base units of the stake token a day"
+    daily_tokens: WrittenAmount = Field(
+        "0.0", description='tokens of stake a day, such as "10 USDC" or "10.0"'
     )
     users: tuple[int, ...] = Field(
         (),
@@ -77,10 +81,18 @@ class SignerConfig(Settings):
             parse_address(text)
         return value
 
-    @property
-    def limits(self) -> DailyLimits:
-        """The limits of a day."""
-        return DailyLimits(self.daily_signatures, self.daily_gas, self.daily_tokens)
+    def limits(self, token: Token) -> DailyLimits:
+        """Return the limits of a day. token: the market's, which stake is counted in.
+
+        Raises:
+            SettingsError: an amount has no unit, or is of another token.
+        """
+        return DailyLimits(
+            self.daily_signatures,
+            known_units(self, "daily_gas", native_coin(), MAX_INTEGER),
+            known_units(self, "daily_tokens", token, MAX_INTEGER),
+            token,
+        )
 
     @property
     def user_ids(self) -> frozenset[int]:

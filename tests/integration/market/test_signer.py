@@ -66,7 +66,7 @@ OPERATOR = LocalSigner(OPERATOR_SECRET)
 NEXT = LocalSigner(bytes(keccak256(b"the next operator behind a signer")))
 SECRET = {"PIECEWORK_PASSWORD": PASSWORD}
 THIEF = Address(keccak256(b"a thief of a worker's home")[12:])
-SETTINGS: dict[str, Any] = {"payouts": payouts(RECEIVER), "daily_tokens": MIN_STAKE}
+SETTINGS: dict[str, Any] = {"payouts": payouts(RECEIVER), "daily_tokens": "100.0"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ async def test_a_wrong_key_behind_the_socket_is_named_and_signs_nothing(tmp_path
 async def test_a_thief_of_the_home_moves_no_stake_and_spends_no_more_than_a_day(
     tmp_path: Path,
 ) -> None:
-    async with apart(tmp_path, daily_gas=ETHER // 100) as parts:
+    async with apart(tmp_path, daily_gas="0.01") as parts:
         market, root = parts.market, parts.worker.home.root
         assert is_record(parts.worker.home.operator)
         assert OPERATOR_SECRET not in b"".join(
@@ -268,7 +268,7 @@ async def test_every_command_of_a_worker_works_through_a_signer(tmp_path: Path) 
         other = Address(keccak256(b"another payout")[12:])
         allowed: dict[str, Any] = {
             "payouts": payouts(RECEIVER, other),
-            "daily_tokens": 4 * MIN_STAKE,
+            "daily_tokens": "400.0",
         }
         first = SignerProcess.make(
             tmp_path / "first",
@@ -276,7 +276,7 @@ async def test_every_command_of_a_worker_works_through_a_signer(tmp_path: Path) 
             OPERATOR_SECRET,
             leaving=True,
             coins_to=payouts(NEXT.address),
-            daily_gas=ETHER,
+            daily_gas="1.0",
             **allowed,
         )
         # The new registration belongs to the owner of the old one, which is the old operator.
@@ -374,7 +374,7 @@ async def test_a_worker_joins_and_leaves_by_commands_with_no_key_on_its_machine(
             market.deployment,
             OPERATOR_SECRET,
             payouts=allowed,
-            daily_tokens=MIN_STAKE,
+            daily_tokens="100.0",
         )
         write_key(tmp_path / "owner.json", bytes(OWNER.secret))
         await market.give(OWNER.address, wei=ETHER)

@@ -46,7 +46,7 @@ PINS = Pins(KEY.address, MARKET, frozenset({PAYOUT}))
 ACCEPTANCE = Acceptance(JobId(bytes(32)), Uint32(1), Timestamp(2))
 TOKEN = Domain(MARKET.chain_id, MARKET.token, "USD Coin", "2")
 PERMIT = Permit(KEY.address, MARKET.registry, Uint256(7), Uint256(0), Uint256(9))
-LIMITS = DailyLimits(signatures=5000, wei=10**16, tokens=10_000_000)
+LIMITS = DailyLimits(signatures=5000, wei=10**16, tokens=10_000_000, token=MARKET.payment_token)
 
 
 @asynccontextmanager

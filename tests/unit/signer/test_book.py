@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from piecework.base.amounts import Token
 from piecework.signer.book import BookError, DailyLimits, LimitBook
 from piecework.signer.limits import DAY_S, RESERVED_SIGNATURES
 from piecework.signer.policy import GAS, SIGNATURES, TOKENS, NotSigned, Use
 
 NOON = 20_000 * DAY_S + DAY_S // 2
-LIMITS = DailyLimits(signatures=3 * RESERVED_SIGNATURES, wei=10**30, tokens=50)
+TOKEN = Token(bytes(20), "USD", 6)
+LIMITS = DailyLimits(signatures=3 * RESERVED_SIGNATURES, wei=10**30, tokens=50, token=TOKEN)
 
 
 def refused(book: LimitBook, now: int, use: Use) -> str:
@@ -65,7 +67,7 @@ def test_a_kill_costs_no_more_signatures_than_are_counted_at_a_time(tmp_path: Pa
 
 
 def test_signatures_end_with_the_limit(tmp_path: Path) -> None:
-    book = LimitBook.open(tmp_path / "limits.db", DailyLimits(3, 0, 0))
+    book = LimitBook.open(tmp_path / "limits.db", DailyLimits(3, 0, 0, TOKEN))
     for _ in range(3):
         book.take(NOON, Use("a"))
     assert refused(book, NOON, Use("a")) == SIGNATURES
