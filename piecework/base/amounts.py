@@ -128,11 +128,11 @@ class Token:
         if not _NUMBER.fullmatch(number) or not _is_believable(symbol):
             return written
         if symbol != self.symbol:
-            counted = "gas is counted" if self.address is None else "this market pays"
-            raise AmountError(
-                f"{one_line(written, 40)} is an amount of {one_line(symbol, 40)}, and {counted} "
-                f"in {self.symbol}"
-            )
+            text, own = one_line(written, 40), self.symbol
+            other = one_line(symbol, 40)
+            if self.address is None:
+                raise AmountError(f"{text} is an amount of {other}, and gas is counted in {own}")
+            raise AmountError(f"{text} is an amount of {other}, and this market pays in {own}")
         return number
 
     def _parse_number(self, written: str) -> int:

@@ -12,10 +12,11 @@ import os
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from piecework import __version__
 from piecework.base.errors import PieceworkError
 from piecework.base.text import one_line
 
@@ -53,7 +54,7 @@ EXTRAS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Each extra with the modules that it declares. `worker` contains `vllm`, all contain `cli`."""
 CONTAINING: Final[Mapping[str, str]] = {"vllm": "worker"}
-INSTALL_HINT: Final = "Install it with the extra {extras}: pip install 'piecework[{first}]'"
+_WHEEL: Final = f"piecework-{__version__}-py3-none-any.whl"
 
 
 def explain(error: BaseException) -> str | None:
@@ -84,6 +85,14 @@ def exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED
     return 1
+
+
+def install_hint(extras: Sequence[str]) -> str:
+    """Return what to type to install extras. Piecework is not on a package index."""
+    names = ",".join(extras)
+    return (
+        f"pip install '.[{names}]' in a checkout, or pip install '{_WHEEL}[{names}]' from a wheel"
+    )
 
 
 def leaves(error: BaseException) -> Iterator[BaseException]:
@@ -209,8 +218,11 @@ def _missing_module(error: ModuleNotFoundError) -> str | None:
     if not extras:
         return None
     extras += [CONTAINING[name] for name in extras if name in CONTAINING]
-    hint = INSTALL_HINT.format(extras=" or ".join(f'"{name}"' for name in extras), first=extras[0])
-    return f"this needs the package {top}, which is not installed. {hint}"
+    either = " or ".join(f'"{name}"' for name in extras)
+    return (
+        f"this needs the package {top}, which is not installed. "
+        f"Install it with the extra {either}: {install_hint(extras[:1])}"
+    )
 
 
 def _value_error(error: ValueError) -> str | None:

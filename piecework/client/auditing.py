@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from piecework.base.errors import PieceworkError
+from piecework.base.explain import install_hint
 from piecework.base.files import FileError, write_private
 from piecework.base.jsons import loads
 from piecework.client.evidence import Texts, make_evidence, output_of
@@ -117,7 +118,7 @@ class EngineAuditor:
     ) -> CanvasReport:
         """Start the process, give it the evidence and read its report."""
         if importlib.util.find_spec("torch") is None:
-            reason = "the engine is not installed here. Install it: pip install 'piecework[worker]'"
+            reason = f"the engine is not installed here. Install it: {install_hint(['worker'])}"
             return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
         command = ["piecework_model.audit", "--canvas", str(canvas)]
         command += ["--level", level.name.lower(), "--device", self._device]

@@ -141,10 +141,12 @@ def _require_packages() -> None:
     """One clear line when the installation lacks a part, before anything is started."""
     import importlib.util
 
+    from piecework.base.explain import install_hint
+
     missing = sorted(
         {extra for name, extra in NEEDED.items() if importlib.util.find_spec(name) is None}
     )
     if missing:
         common.fail(
-            f"the demo needs more than the client: pip install 'piecework[{','.join(missing)}]'"
+            f"the demo needs more than the client. Run make demo, or {install_hint(missing)}"
         )

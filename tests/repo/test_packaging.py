@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 from piecework.base.explain import CONTAINING, EXTRAS
 from tests.repo.test_documents import ROOT, sources
+from tests.support.documents import pages
 from tests.support.interpreter_starts import unsafe_starts
 from tests.support.source_facts import facts_of
 from tests.support.system import distributions
@@ -136,6 +137,39 @@ def test_the_rule_about_scripts_sees_every_start() -> None:
     safe = ('["CMD", "python", "-P", "-m", "venv"]', "$(PYTHON) -I -c 'import x'")
     assert all(UNSAFE_TEXT.search(line) for line in unsafe)
     assert not any(UNSAFE_TEXT.search(line) for line in safe)
+
+
+# --- how it is installed
+
+FROM_AN_INDEX = re.compile(
+    r"""\binstall\b(?:\s+-\S+)*\s+['"]?piecework(?![\w./-])|(?<!\w)['"]piecework\["""
+)
+"""An instruction to install by name. Piecework is not on a package index."""
+
+
+def test_no_page_and_no_message_installs_piecework_from_an_index() -> None:
+    assert FROM_AN_INDEX.search("pip install --quiet piecework")
+    assert FROM_AN_INDEX.search("pip install 'piecework[worker]'")
+    found = [
+        str(page.relative_to(ROOT)) for page in pages() if FROM_AN_INDEX.search(page.read_text())
+    ]
+    found += [
+        f"{path.relative_to(ROOT)}: {text[:60]}"
+        for path in sources()
+        for text in facts_of(path).strings
+        if FROM_AN_INDEX.search(text)
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_only_one_place_says_how_an_extra_is_installed() -> None:
+    said = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources()
+        for text in facts_of(path).strings
+        if re.search(r"pip install '", text)
+    }
+    assert said == {"piecework/base/explain.py"}
 
 
 # --- what is declared

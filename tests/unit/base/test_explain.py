@@ -17,8 +17,11 @@ import aiohttp
 import pytest
 import yarl
 
+from piecework import __version__
 from piecework.base.errors import PieceworkError, UsageError
-from piecework.base.explain import MAX_LINE_CHARACTERS, exit_code, explain
+from piecework.base.explain import MAX_LINE_CHARACTERS, exit_code, explain, install_hint
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def raised(work: Callable[[], object]) -> Exception:
@@ -184,7 +187,18 @@ def test_a_missing_package_names_the_extras_that_bring_it(
     error = ModuleNotFoundError(f"No module named {module!r}", name=module)
     assert explain(error) == (
         f"this needs the package {module.partition('.')[0]}, which is not installed. "
-        f"Install it with the extra {extras}: pip install 'piecework[{first}]'"
+        f"Install it with the extra {extras}: pip install '.[{first}]' in a checkout, "
+        f"or pip install 'piecework-{__version__}-py3-none-any.whl[{first}]' from a wheel"
+    )
+
+
+def test_the_hint_names_the_file_that_make_wheel_builds() -> None:
+    """hatchling names the wheel so. A guide builds it under the same name."""
+    guide = (ROOT / "docs" / "owners" / "install.md").read_text()
+    assert f"dist/piecework-{__version__}-py3-none-any.whl" in guide
+    assert install_hint(["chain", "worker"]) == (
+        "pip install '.[chain,worker]' in a checkout, "
+        f"or pip install 'piecework-{__version__}-py3-none-any.whl[chain,worker]' from a wheel"
     )
 
 
