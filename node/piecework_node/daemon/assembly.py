@@ -29,7 +29,7 @@ from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.opening import OpeningDesk
-from piecework_node.jobs.terms import OperatorTerms, Patience
+from piecework_node.jobs.terms import JobTimeouts, OperatorTerms
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import (
@@ -265,13 +265,13 @@ async def _assemble(base: Foundations) -> Components:
         base, port, channels, faults, write_offs=write_offs, leaves=leaves
     )
     terms = operator_terms(config, base.amounts, base.deployment.token)
-    patience = Patience(config.payment_timeout_s, config.pause_max_s)
+    timeouts = JobTimeouts(config.payment_timeout_s, config.pause_max_s)
     worker = Worker(
         runtime,
         channels,
         keyring,
         terms=terms,
-        patience=patience,
+        timeouts=timeouts,
         openings=check,
         log=log,
     )

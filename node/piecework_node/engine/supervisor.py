@@ -92,7 +92,7 @@ LAST_WORDS_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class EnginePatience:
+class EngineTimeouts:
     """How long the child may say nothing, in seconds. It sends a beat every five while it can."""
 
     idle_s: float = 15.0
@@ -121,10 +121,10 @@ class EngineSupervisor:
         command: EngineCommandLine,
         clock: Clock,
         log: Any,
-        patience: EnginePatience | None = None,
+        timeouts: EngineTimeouts | None = None,
     ) -> None:
         self._command, self._clock, self._log = command, clock, log
-        self._patience = patience or EnginePatience()
+        self._timeouts = timeouts or EngineTimeouts()
         self._sequences: set[str] = set()
         """Those that the child may be working on."""
         self._heard_at = 0.0
@@ -184,7 +184,7 @@ class EngineSupervisor:
         """Ask the child to encode a content."""
         try:
             encoded = await self._answer(
-                Encode(next(self._numbers), content, most), self._patience.question_s
+                Encode(next(self._numbers), content, most), self._timeouts.question_s
             )
         except TimeoutError:
             if self._loaded and self._mute_since is None:
@@ -249,7 +249,7 @@ class EngineSupervisor:
                 self._work[question.number] = work
             answered = False
             try:
-                answer = await self._answer(question, self._patience.replay_s)
+                answer = await self._answer(question, self._timeouts.replay_s)
                 answered = True
                 return answer, tuple(opened)
             except TimeoutError:
@@ -384,7 +384,7 @@ class EngineSupervisor:
     async def _read_line(self, reader: asyncio.StreamReader) -> bytes | None:
         """The next line. None: the child has been silent for too long."""
         loop = asyncio.get_running_loop()
-        look_s = min(self._patience.idle_s, self._patience.question_s)
+        look_s = min(self._timeouts.idle_s, self._timeouts.question_s)
         while (left := self._may_be_silent_until() - loop.time()) > 0:
             # Looked at again in between: a sequence that starts gives the child more time.
             until = loop.time() + min(left, look_s)
@@ -406,10 +406,10 @@ class EngineSupervisor:
         if not self._loaded:
             return self._heard_at + START_TIMEOUT_S
         busy = bool(self._sequences) or self._moving or self._replays.locked()
-        until = self._heard_at + (self._patience.busy_s if busy else self._patience.idle_s)
+        until = self._heard_at + (self._timeouts.busy_s if busy else self._timeouts.idle_s)
         if self._mute_since is None:
             return until
-        return min(until, self._mute_since + self._patience.question_s)
+        return min(until, self._mute_since + self._timeouts.question_s)
 
     def _silence(self) -> str:
         if self._mute_since is not None:

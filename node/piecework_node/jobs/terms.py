@@ -54,7 +54,7 @@ class OperatorTerms:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class JobTimeouts:
     """Times after which the worker stops waiting, in seconds."""
 
     payment_s: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from piecework_node.jobs.terms import Patience
+from piecework_node.jobs.terms import JobTimeouts
 from piecework_node.runtime.jobs import NO_CARD, JobRuntime
 from piecework_node.runtime.live import LiveJob
 from piecework_node.times import now
@@ -13,8 +13,8 @@ from piecework_protocol.limits import RESUME_S
 class TimeLimits:
     """Holds one job to the clock, whenever it is asked."""
 
-    def __init__(self, runtime: JobRuntime, patience: Patience) -> None:
-        self._runtime, self._patience = runtime, patience
+    def __init__(self, runtime: JobRuntime, timeouts: JobTimeouts) -> None:
+        self._runtime, self._timeouts = runtime, timeouts
 
     async def hold(self, job: LiveJob, moment: float) -> None:
         """End what has lasted too long. `moment` is monotonic."""
@@ -30,7 +30,7 @@ class TimeLimits:
                 failed = job.session.failed(Reason.ENGINE_FAILED, NO_CARD)
                 await self._runtime.give_up(job, failed)
             since, sink = job.waiting_since, job.sink
-            if sink is None or since is None or moment - since < self._patience.payment_s:
+            if sink is None or since is None or moment - since < self._timeouts.payment_s:
                 return
             unpaid = Refusal(Reason.UNPAID_RECEIPTS, "no voucher came in time")
             refusal = unpaid if job.unpaid else None

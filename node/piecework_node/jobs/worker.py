@@ -36,7 +36,7 @@ from piecework_node.jobs.engine_events import EngineEventHandler
 from piecework_node.jobs.own_test import OwnTests
 from piecework_node.jobs.pausing import Pausing
 from piecework_node.jobs.prompts import LimitOf, PromptQueue, TokenLimit
-from piecework_node.jobs.terms import OperatorTerms, Patience
+from piecework_node.jobs.terms import JobTimeouts, OperatorTerms
 from piecework_node.jobs.time_limits import TimeLimits
 from piecework_node.jobs.views import AdmissionViews
 from piecework_node.journal.records import (
@@ -91,7 +91,7 @@ class Worker:
         keyring: SealingKeyring,
         *,
         terms: OperatorTerms,
-        patience: Patience,
+        timeouts: JobTimeouts,
         openings: OpeningCheck,
         log: Any,
     ) -> None:
@@ -102,11 +102,11 @@ class Worker:
             runtime.openings.sink = self._engine_events.reported
         self._credit = runtime.credit = CreditDesk(channels, terms.credit)
         runtime.contradicted = partial(channels.faults.failed, JOURNAL, Code.JOURNAL_OLD)
-        self._limits = TimeLimits(runtime, patience)
+        self._limits = TimeLimits(runtime, timeouts)
         self._log = log
         self._openings = openings
         self.pausing = {
-            card.name: Pausing(runtime, card, self._jobs, longest_s=patience.pause_s, log=log)
+            card.name: Pausing(runtime, card, self._jobs, longest_s=timeouts.pause_s, log=log)
             for card in runtime.cards
         }
         """By the name of the card."""
@@ -509,7 +509,7 @@ class Worker:
     # --- time
 
     async def tick(self) -> None:
-        """Enforce deadlines, payment timeouts and the end of a pause's patience.
+        """Enforce deadlines and the timeouts of payments and pauses.
 
         Call it about once a second.
         """

@@ -44,8 +44,8 @@ from piecework_node.engine.link import (
 from piecework_node.engine.process import Brake, Reports
 from piecework_node.engine.supervisor import (
     EngineCommandLine,
-    EnginePatience,
     EngineSupervisor,
+    EngineTimeouts,
 )
 from piecework_node.errors import (
     EngineStartError,
@@ -126,7 +126,7 @@ for line in sys.stdin.buffer:
 async def running(
     folder: Path,
     first: str = "Ready(FACTS)",
-    patience: EnginePatience | None = None,
+    timeouts: EngineTimeouts | None = None,
     log: Any = None,
     **variables: str,
 ) -> AsyncIterator[EngineSupervisor]:
@@ -134,7 +134,7 @@ async def running(
     script.write_text(CHILD.format(root=str(ROOT), first=first))
     environment = {**child_environment(dict(os.environ)), **variables}
     command = EngineCommandLine((sys.executable, "-P", str(script)), environment)
-    supervisor = EngineSupervisor(command, SystemClock(), log or logs.silent(), patience)
+    supervisor = EngineSupervisor(command, SystemClock(), log or logs.silent(), timeouts)
     task = asyncio.ensure_future(supervisor.run())
     try:
         yield supervisor
@@ -228,8 +228,8 @@ def test_an_engine_is_not_taken_for_silent_while_the_worker_itself_stood_still(
     tmp_path: Path,
 ) -> None:
     async def scene() -> None:
-        patience = EnginePatience(idle_s=30, question_s=30)
-        async with running(tmp_path, patience=patience) as engine:
+        timeouts = EngineTimeouts(idle_s=30, question_s=30)
+        async with running(tmp_path, timeouts=timeouts) as engine:
             events = aiter(engine.events())
             assert await anext(events) == EngineReady(FACTS)
             loop = asyncio.get_running_loop()
@@ -393,8 +393,8 @@ async def real_events(*, paused: bool) -> list[object]:
 
 
 async def test_an_idle_engine_that_is_silent_is_replaced(tmp_path: Path) -> None:
-    patience = EnginePatience(idle_s=0.3, busy_s=60)
-    async with running(tmp_path, patience=patience) as engine, asyncio.timeout(30):
+    timeouts = EngineTimeouts(idle_s=0.3, busy_s=60)
+    async with running(tmp_path, timeouts=timeouts) as engine, asyncio.timeout(30):
         events = aiter(engine.events())
         assert isinstance(await anext(events), EngineReady)
         lost = await anext(events)
@@ -402,8 +402,8 @@ async def test_an_idle_engine_that_is_silent_is_replaced(tmp_path: Path) -> None
 
 
 async def test_an_engine_with_a_sequence_may_be_silent_for_longer(tmp_path: Path) -> None:
-    patience = EnginePatience(idle_s=0.3, busy_s=60)
-    async with running(tmp_path, patience=patience) as engine, asyncio.timeout(30):
+    timeouts = EngineTimeouts(idle_s=0.3, busy_s=60)
+    async with running(tmp_path, timeouts=timeouts) as engine, asyncio.timeout(30):
         events = aiter(engine.events())
         await anext(events)
         engine.start(replace(REQUEST, request_id="slow"))
@@ -414,8 +414,8 @@ async def test_an_engine_with_a_sequence_may_be_silent_for_longer(tmp_path: Path
 
 
 async def test_a_tokenization_without_an_answer_unlists_the_worker_at_once(tmp_path: Path) -> None:
-    patience = EnginePatience(idle_s=60, busy_s=60, question_s=0.3)
-    async with running(tmp_path, patience=patience) as engine, asyncio.timeout(30):
+    timeouts = EngineTimeouts(idle_s=60, busy_s=60, question_s=0.3)
+    async with running(tmp_path, timeouts=timeouts) as engine, asyncio.timeout(30):
         events = aiter(engine.events())
         await anext(events)
         with pytest.raises(EngineUnavailable):

@@ -12,7 +12,7 @@ from piecework_protocol.objects import Receipt
 from piecework_protocol.states import JobState
 from piecework_protocol.types import Timestamp
 from piecework_protocol.wire import decode_worker_frame
-from tests.support.node.harness import PATIENCE, Client, JobStream, WorkerHarness
+from tests.support.node.harness import TIMEOUTS, Client, JobStream, WorkerHarness
 
 CAUSES = ("the owner said so",)
 
@@ -76,7 +76,7 @@ async def test_a_paused_job_ends_in_the_receipts_of_an_unpaused_one() -> None:
 
 async def test_a_pause_tells_every_client_at_once_until_when_and_so_does_its_end() -> None:
     harness, _, line = await started()
-    gives_up = harness.clock.now() + PATIENCE.pause_s
+    gives_up = harness.clock.now() + TIMEOUTS.pause_s
     await pause(harness)
     assert last_progress(line).paused_until == gives_up
     harness.worker.pausing["0"].pause(CAUSES, Timestamp(harness.clock.now() + 7))
@@ -161,7 +161,7 @@ async def test_a_client_can_come_back_in_a_pause_and_waits_on() -> None:
 async def test_a_pause_that_lasts_hands_its_jobs_back_unpaid() -> None:
     harness, client, line = await started()
     await pause(harness)
-    harness.clock.advance(PATIENCE.pause_s - 1)
+    harness.clock.advance(TIMEOUTS.pause_s - 1)
     await harness.worker.tick()
     assert harness.journal.jobs[line.id].state is JobState.RUNNING
     harness.clock.advance(1)

@@ -273,7 +273,7 @@ async def test_a_job_that_is_not_paid_for_is_suspended_after_the_payment_timeout
     line = client.job(3, 64)
     await client.submit(line)
     await harness.run_engine()
-    harness.clock.advance(harness.patience.payment_s + 1)
+    harness.clock.advance(harness.timeouts.payment_s + 1)
     await harness.worker.tick()
     assert harness.journal.jobs[line.id].state is JobState.SUSPENDED
     assert line.sink is not None and line.sink.refusal is not None

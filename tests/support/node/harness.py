@@ -21,7 +21,7 @@ from piecework_node.engine.link import EngineEvent
 from piecework_node.evidence.steps import StepStore
 from piecework_node.jobs.offers import OfferAddress, OfferEntry, build_offer
 from piecework_node.jobs.opening import OpeningDesk
-from piecework_node.jobs.terms import OperatorTerms, Patience
+from piecework_node.jobs.terms import JobTimeouts, OperatorTerms
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import OfferIssued
 from piecework_node.keys.sealing import SealingKeyring, WrappingSecrets
@@ -90,7 +90,7 @@ TERMS = OperatorTerms(
     credit=CreditTerms(Amount(1_000), Amount(20_000), Amount(100_000), Amount(4_000)),
     offer_lifetime_s=600,
 )
-PATIENCE = Patience(payment_s=30.0)
+TIMEOUTS = JobTimeouts(payment_s=30.0)
 OUTAGE_S = 60.0
 REFRESH_S = 10.0
 ROTATION_S = 3600
@@ -136,7 +136,7 @@ class WorkerHarness:
         self,
         *,
         terms: OperatorTerms = TERMS,
-        patience: Patience = PATIENCE,
+        timeouts: JobTimeouts = TIMEOUTS,
         make_engine: Callable[[KillSwitch], FakeEngine] = FakeEngine,
         profiles: Sequence[str] = (FACTS.profile,),
         steps_folder: Path | None = None,
@@ -149,7 +149,7 @@ class WorkerHarness:
         self.steps_folder, self.evidence_bytes = steps_folder, evidence_bytes
         self.steps: StepStore | None = None
         self.runtime: JobRuntime
-        self.terms, self.patience, self.make_engine = terms, patience, make_engine
+        self.terms, self.timeouts, self.make_engine = terms, timeouts, make_engine
         self.profiles = profiles
         self.clock = FakeClock()
         self.signer: AsyncSigner = OPERATOR
@@ -216,7 +216,7 @@ class WorkerHarness:
             self.channels,
             self.keyring,
             terms=self.terms,
-            patience=self.patience,
+            timeouts=self.timeouts,
             openings=self._check_opening,
             log=log,
         )
