@@ -64,7 +64,7 @@ NOT_MEASURED: Final = "not measured"
 class GpuTarget:
     """What is wanted of an H100, and what is expected.
 
-    estimate: by counting launches, bytes and operations of today's kernels. It is no measurement.
+    estimate: by counting launches, bytes and operations of today's kernels. It is not measured.
     """
 
     name: str

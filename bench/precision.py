@@ -251,7 +251,7 @@ def main() -> None:
     wanted = parser.parse_args()
     torch.set_num_threads(
         1
-    )  # two wait for each other on matrices this small, and figures are no times
+    )  # two wait for each other on matrices this small, and figures are not times
     chosen = ("tiny", "mid") if wanted.checkpoint == "both" else (wanted.checkpoint,)
     where = environment("torch", "transformers")
     figures = measure(chosen, wanted.requests, wanted.stories)

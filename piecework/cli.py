@@ -78,7 +78,7 @@ def build(chosen: str | None) -> typer.Typer:
 def module_of(name: str) -> ModuleType:
     """Import a command's module. It has an `app` with commands of its own, or a `command`.
 
-    A group of typer takes no option behind an argument, so a command that has one is no group.
+    A group of typer takes no option behind an argument, so a command that has one is not a group.
     """
     return importlib.import_module(f"piecework.commands.{name.replace('-', '_')}")
 

@@ -47,7 +47,7 @@ def is_public(address: str) -> bool:
     """Whether an IP address can be reached from anywhere on the internet.
 
     Private, loopback, link-local, shared (RFC 6598), reserved, documentation and multicast ones
-    cannot. An IPv6 address that stands for an IPv4 one is judged by both. A name is no address.
+    cannot. An IPv6 address that stands for an IPv4 one is judged by both. A name is not an address.
     """
     try:
         known = ip_address(address.partition("%")[0])

@@ -42,7 +42,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _finite(literal: str) -> float:
-    """1e999 reads as infinity, which json.dumps would hand on as text that is no JSON."""
+    """1e999 reads as infinity, which json.dumps would hand on as text that is not JSON."""
     number = float(literal)
     if not math.isfinite(number):
         raise ValueError("a number is out of range")

@@ -226,7 +226,7 @@ def dispute_terms_of(found: bytes) -> DisputeTerms:
 
 
 def _dispute_terms(raw: Mapping[str, Any]) -> DisputeTerms:
-    """The terms that the contract takes: what it refuses is no market."""
+    """The terms that the contract takes: what it refuses is not a market."""
     terms = _object(raw, "disputes", _DISPUTE_TERMS)
     listed = terms["committee"]
     if not isinstance(listed, list) or len(listed) > MAX_COMMITTEE:
@@ -235,7 +235,7 @@ def _dispute_terms(raw: Mapping[str, Any]) -> DisputeTerms:
     if list(committee) != sorted(set(committee)):
         raise ValueError("the committee's addresses ascend, and each is there once")
     if Address(bytes(20)) in committee:
-        raise ValueError("the zero address is no member of a committee")
+        raise ValueError("the zero address is not a member of a committee")
     least = len(committee) // 2 + 1 if committee else 0
     return DisputeTerms(
         proving_cost=Amount(_integer(terms, "proving_cost", 1, MAX_DISPUTE_AMOUNT)),

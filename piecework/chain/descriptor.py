@@ -133,10 +133,12 @@ class MarketDescriptor:
         faucet = None if raw["faucet"] is None else checked_url(raw["faucet"])
         testing = DEVELOPMENT_CHAIN_IDS | TEST_CHAIN_IDS
         if faucet is not None and deployment.chain_id not in testing:
-            raise ValueError(f"chain {deployment.chain_id} is no test network, so it has no faucet")
+            raise ValueError(
+                f"chain {deployment.chain_id} is not a test network, so it has no faucet"
+            )
         marked = _mark(raw)
         if marked and faucet is not None:
-            raise ValueError(f"{_MARK}: a token that a faucet gives away is no dollar")
+            raise ValueError(f"{_MARK}: a token that a faucet gives away is not a dollar")
         return cls(
             deployment,
             tuple(checked_url(url) for url in _places(raw, "indexes")),
@@ -301,7 +303,7 @@ def _places(raw: Mapping[str, Any], name: str) -> list[Any]:
     if not isinstance(places, list) or len(places) > MAX_PLACES:
         raise ValueError(f"{name} is not a list of at most {MAX_PLACES}")
     if len({place if isinstance(place, str) else "" for place in places}) != len(places):
-        raise ValueError(f"{name} has something twice, or something that is no text")
+        raise ValueError(f"{name} has something twice, or something that is not text")
     return places
 
 

@@ -144,7 +144,7 @@ class QuorumRpc:
         return known[self._quorum - 1]
 
     async def _receipt(self, method: str, params: Sequence[Any]) -> Any:
-        """A receipt that the quorum has. A node that lags has none yet, and that is no lie."""
+        """A receipt that the quorum has. A node that lags has none yet, and that is not a lie."""
         said, errors = await self._ask_all(method, params)
         if len(said) < self._quorum:
             raise errors[0]
@@ -324,7 +324,7 @@ def nodes(urls: Sequence[str], quorum: int, *, timeout_s: float) -> JsonRpc | No
 
 
 def _or_none(read: Callable[..., int], *arguments: Any) -> int | None:
-    """A number, or None of what is no number."""
+    """A number, or None of what is not a number."""
     try:
         return read(*arguments)
     except (BadAnswer, AttributeError):

@@ -96,7 +96,7 @@ class ChainReader:
         self.finality = finality
         self.logs = LogSearch(rpc)
         self.warnings: tuple[str, ...] = ()
-        """What `connect` found to differ and is no reason to stop."""
+        """What `connect` found to differ and is not a reason to stop."""
 
     @classmethod
     async def connect(

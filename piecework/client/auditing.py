@@ -56,7 +56,7 @@ class CanvasReport:
 
     Attributes:
         findings: What is wrong, one line each. Empty unless the outcome is FAIL.
-        reason: Why there is no verdict, or empty.
+        reason: Why there is not a verdict, or empty.
         steps: Denoising steps of the canvas.
         seconds: What the audit took, without loading the model.
         by: The workers that audited. None of them: the client itself.
@@ -94,7 +94,7 @@ class Auditor(Protocol):
         openings: bytes = b"",
         purse: AuditPurse | None = None,
     ) -> CanvasReport:
-        """Audit one canvas of a job. A failure of the auditor is no verdict.
+        """Audit one canvas of a job. A failure of the auditor is not a verdict.
 
         `purse` pays for reports that are bought. Without one the client's own budget pays.
         """
@@ -151,7 +151,7 @@ class EngineAuditor:
 
 
 def _report(line: bytes, level: AuditLevel, canvas: int) -> CanvasReport:
-    """Read what the process wrote. Anything else than a report is no verdict."""
+    """Read what the process wrote. Anything else than a report is not a verdict."""
     try:
         if len(line) > MAX_REPORT_BYTES:
             raise ValueError("too long")
@@ -211,7 +211,7 @@ async def confirmed_audit(
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
 
-    If the second audit does not fail, there is no verdict. `purse` is as `Auditor.audit` has it.
+    If the second audit does not fail, there is not a verdict. `purse` is as `Auditor.audit` has it.
 
     Raises:
         EvidenceRefused: Level RULES alone: the evidence does not hold.
@@ -309,7 +309,7 @@ class Audits:
             await asyncio.gather(*self._tasks)
 
     async def close(self) -> None:
-        """End what runs. Audits are no promise to anybody."""
+        """End what runs. Audits are not a promise to anybody."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

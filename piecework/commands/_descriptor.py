@@ -88,7 +88,7 @@ async def fetch(place: str) -> tuple[MarketDescriptor, Address]:
 def _local(place: str) -> Path:
     file = Path(place)
     if not file.exists():
-        common.fail(f"{place} is no file here, and a URL begins with https:// or http://", 2)
+        common.fail(f"{place} is not a file here, and a URL begins with https:// or http://", 2)
     return file
 
 

@@ -135,5 +135,5 @@ def save(home: Path, report: dict[str, Any]) -> None:
 
     place = Home(home)
     if not place.config.is_file():
-        common.fail(f"{home} is no worker's home. Run `piecework worker init` first.")
+        common.fail(f"{home} is not a worker's home. Run `piecework worker init` first.")
     write_speeds(place, report)

@@ -370,5 +370,5 @@ def _parts(operators: Sequence[Address]) -> Iterator[Sequence[Address]]:
 
 
 def _integers(values: tuple[Any, ...]) -> tuple[int | None, ...]:
-    """A database keeps 63 bits. A price that is larger is no price to compare by."""
+    """A database keeps 63 bits. A price that is larger is not a price to compare by."""
     return tuple(None if v is None else min(v, 2**63 - 1) for v in values)

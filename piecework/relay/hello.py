@@ -24,7 +24,7 @@ _MAX_NAME: Final = 255
 
 
 class HelloRefused(PieceworkError):
-    """These bytes are no ClientHello that a relay passes on."""
+    """These bytes are not a ClientHello that a relay passes on."""
 
 
 class HelloReader:
@@ -42,7 +42,7 @@ class HelloReader:
         """Take more bytes. Return the server name once the hello is whole, else None.
 
         Raises:
-            HelloRefused: This is no ClientHello, it names no server, or it is too large.
+            HelloRefused: This is not a ClientHello, it names no server, or it is too large.
         """
         self.data += data
         while self._take_record():

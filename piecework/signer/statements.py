@@ -8,7 +8,7 @@ The signer stands behind all of them, so it is the one that knows.
 A worker signs a receipt again for a client that returns, and for evidence, until the time of
 evidence after the job's deadline is over. Offers state that time, so a statement is kept as long.
 
-It is no guard against a thief, who needs one false receipt and not two.
+It is not a guard against a thief, who needs one false receipt and not two.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def output_bytes(writer: Writer) -> bytes:
 
 
 def versioned_reader(data: bytes, what: str) -> Reader:
-    """Return a reader behind the version byte of a content that is no conversation.
+    """Return a reader behind the version byte of a content that is not a conversation.
 
     Raises:
         MalformedInput: `what` is too long, or has another version.

@@ -74,7 +74,7 @@ def decode_dial(data: bytes) -> tuple[DialRequest, Signature]:
         )
         return request, Signature(parse_hex(values["signature"], SIGNATURE_BYTES, "signature"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MalformedInput(f"that is no request to dial: {type(error).__name__}") from None
+        raise MalformedInput(f"that is not a request to dial: {type(error).__name__}") from None
 
 
 def _several(values: Any) -> list[Any]:

@@ -76,7 +76,7 @@ class PackedRecords(Sequence[StepRecord]):
     millisecond.
 
     Raises:
-        MalformedInput: The bytes begin with no number of steps. Later: they are no such steps.
+        MalformedInput: The bytes begin with no number of steps. Later: they are not such steps.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -130,7 +130,7 @@ def read_openings(data: bytes) -> OpenedCanvas:
     try:
         return openings_of(loads(data))
     except (ValueError, MalformedInput) as error:
-        raise MalformedInput(f"this is no openings file: {error}") from None
+        raise MalformedInput(f"this is not an openings file: {error}") from None
 
 
 def openings_of(body: Any) -> OpenedCanvas:

@@ -125,7 +125,7 @@ def decode_opening(line: bytes) -> Opening:
         return Dial()
     found = re.fullmatch(rb"(join ([0-9a-f]{40})|take ([0-9a-f]{32}))", line.removeprefix(OPENING))
     if not line.startswith(OPENING) or found is None:
-        raise MalformedInput("that is no first line of a worker")
+        raise MalformedInput("that is not a first line of a worker")
     if found[2] is not None:
         return Join(Address(bytes.fromhex(found[2].decode())))
     return Take(bytes.fromhex(found[3].decode()))
@@ -224,7 +224,7 @@ def decode_line(data: bytes) -> RelayLine:
         read = _READERS[values["is"]]
         return read(values)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise MalformedInput(f"that is no line of a relay: {type(error).__name__}") from None
+        raise MalformedInput(f"that is not a line of a relay: {type(error).__name__}") from None
 
 
 def _hex(values: dict[str, Any], name: str, length: int) -> bytes:
@@ -245,7 +245,7 @@ def _number(values: dict[str, Any], name: str, most: int) -> int:
 def _text(values: dict[str, Any], name: str, most: int) -> str:
     value = values[name]
     if not isinstance(value, str) or len(value) > most:
-        raise ValueError(f"{name} is no short text")
+        raise ValueError(f"{name} is not a short text")
     return value
 
 
@@ -267,7 +267,7 @@ def _not_admitted(values: dict[str, Any]) -> RelayLine:
 def _incoming(values: dict[str, Any]) -> RelayLine:
     peer = _text(values, "peer", MAX_PEER_CHARACTERS)
     if not _PEER.fullmatch(peer):
-        raise ValueError("peer is no IP address")
+        raise ValueError("peer is not an IP address")
     return Incoming(_token(values), peer)
 
 

@@ -165,6 +165,40 @@ def test_a_page_of_the_guides_says_first_who_it_is_for() -> None:
         assert opening.startswith("This page is for "), name_of(page)
 
 
+THERE_IS_NO = re.compile(r"\b[Tt]here (?:is|are|was|were) no ")
+IS_NO = re.compile(
+    r"(?<![\w-])(?:[Ii]s|[Aa]re|[Ww]as|[Ww]ere) no (?!(?:longer|more|less|earlier|one|other)\b)\w+"
+)
+"""As in "a name is no address". Plain English is "a name is not an address"."""
+
+
+def said_to_be_no(text: str) -> list[str]:
+    """Where a text says that something is no something else."""
+    return IS_NO.findall(THERE_IS_NO.sub("", " ".join(text.split())))
+
+
+def test_the_rule_of_plain_negations_sees_what_it_is_about() -> None:
+    assert said_to_be_no("A name is no\n    address.") == ["is no address"]
+    assert said_to_be_no("There is no address. It is no longer one, and costs are no more.") == []
+
+
+def test_no_message_docstring_or_page_says_that_something_is_no_something() -> None:
+    found = [
+        f"{name_of(path)}: {words}"
+        for path in sources()
+        if path.relative_to(ROOT).parts[0] != "model"
+        for text in facts_of(path).strings
+        for words in said_to_be_no(text)
+    ]
+    found += [
+        f"{name_of(page)}: {words}"
+        for page in pages()
+        if name_of(page) not in HISTORY | {"CHANGELOG.md"}
+        for words in said_to_be_no(page.read_text())
+    ]
+    assert not found, "\n".join(found)
+
+
 # --- what the code says
 
 

@@ -329,7 +329,7 @@ def _seconds(body: bytes) -> int | None:
 
 def _same(given: str, secret: str) -> bool:
     """Compare without telling by the time how much is right. Nothing is like an empty secret."""
-    # Bytes of a header that are no text come as surrogates.
+    # Bytes of a header that are not text come as surrogates.
     known = hmac.compare_digest(given.encode(errors="surrogatepass"), secret.encode())
     return known and bool(secret)
 

@@ -180,7 +180,7 @@ async def _open_keys(
 ) -> tuple[AsyncSigner, WrappingSecrets]:
     """Open the operator's key where it is, and what wraps the sealing keys.
 
-    A signer that is away is no error. The daemon waits for it once its admin port answers.
+    A signer that is away is not an error. The daemon waits for it once its admin port answers.
     """
     operator: AsyncSigner
     try:

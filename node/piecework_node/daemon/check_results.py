@@ -117,7 +117,7 @@ class CheckResult:
 
     @classmethod
     def failed(cls, item: str, detail: str) -> CheckResult:
-        """Take an error that is no condition of the table."""
+        """Take an error that is not a condition of the table."""
         known = ITEMS[item]
         return cls(item, Result.ERROR, detail, known.code, known.remedy)
 

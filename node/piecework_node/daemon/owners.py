@@ -95,7 +95,7 @@ def _on_gpu(one: KeptCard, rules: OwnerRules, *, alone: bool) -> Callable[[], bo
 
 
 def _heat_teller(card: str, faults: FaultBoard) -> Callable[[Sequence[Cause]], None]:
-    """Return what brings the heat of a card before the owner. A pause alone is no alarm."""
+    """Return what brings the heat of a card before the owner. A pause alone is not an alarm."""
     check = f"heat of card {card}"
 
     def tell(found: Sequence[Cause]) -> None:

@@ -215,7 +215,7 @@ class ReachWatch:
 
     @property
     def obstacles(self) -> tuple[str, ...]:
-        """Why the worker earns nothing now, a line each. What nobody knows is no obstacle."""
+        """Why the worker earns nothing now, a line each. What nobody knows is not an obstacle."""
         found = []
         stopping = self._board.stopping
         if stopping is not None:

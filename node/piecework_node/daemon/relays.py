@@ -158,7 +158,7 @@ class RelayLink:
         """Return the next line.
 
         Raises:
-            RelayAway: the link is over, or what came is no line.
+            RelayAway: the link is over, or what came is not a line.
         """
         try:
             return decode_line(await self._reader.readuntil(b"\n"))
@@ -403,5 +403,5 @@ def _why(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, UnicodeError):
-        return "the host is no name"
+        return "the host is not a name"
     return getattr(error, "strerror", None) or type(error).__name__

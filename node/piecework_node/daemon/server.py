@@ -250,7 +250,7 @@ class WorkerServicer:
                 _sized(await self._message(requests, visit), MAX_UNARY_BYTES)
             )
         except DecodeError:
-            raise Refusal(Reason.MALFORMED, "that is no health check") from None
+            raise Refusal(Reason.MALFORMED, "that is not a health check") from None
         statuses = health_pb2.HealthCheckResponse
         status = statuses.SERVING if self.serving else statuses.NOT_SERVING
         if asked.service not in ("", SERVICE):

@@ -195,7 +195,7 @@ def check_endpoint(
     if public:
         where = f"the index {host_of(public[0])} is not on it"
     elif chain_id not in DEVELOPMENT_CHAIN_IDS:
-        where = f"chain {chain_id} is no development chain"
+        where = f"chain {chain_id} is not a development chain"
     else:
         return
     raise ConfigError(f"{endpoint} is this machine only, and {where}. {remedy}")

@@ -154,8 +154,8 @@ def installation_of(prefix: Path, link: Path | None, wheel: Path) -> Installatio
             )
     if not (prefix / "pyvenv.cfg").is_file():
         raise UpdateRefused(
-            f"{shown(prefix)} is no environment of its own, so nothing can be made beside it. In a "
-            f"container start the new image. Elsewhere install again: {WAYS}"
+            f"{shown(prefix)} is not an environment of its own, so nothing can be made beside it. "
+            f"In a container start the new image. Elsewhere install again: {WAYS}"
         )
     raise UpdateRefused(
         f"{shown(found.link)} is not a link to an environment. To keep this one, run: ln -s "

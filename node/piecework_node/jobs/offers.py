@@ -329,7 +329,7 @@ class Dates:
         """How far a clock is off that read `sent` before a question and `received` after it.
 
         The header was written at some time between the two, in whole seconds. What these leave
-        open is no offset: 0.
+        open is not an offset: 0.
         """
         date = self._latest.pop(host, None)
         if date is None:

@@ -34,7 +34,7 @@ RETRY_S: Final = 1.0
 SHORT_BYTES: Final = 16 * 1024
 """Texts of so many bytes are tokenized in some milliseconds, whoever pays for them."""
 SMALL_CONTEXT: Final = 4096
-"""Tokens. A longer prompt is no use there to anybody, whatever its payer has."""
+"""Tokens. A longer prompt is of no use there to anybody, whatever its payer has."""
 SMALL_BYTES: Final = 64 * 1024
 """Texts of so many bytes are tokenized in some fifty milliseconds where the context is small. What
 has more of them is most likely ten times too long, and is not worth more time for nothing."""

@@ -153,9 +153,10 @@ def causes(
 ) -> list[Cause]:
     """List why jobs pause now. None of them: they run.
 
-    baseline: None while it is being learned. Then other programs are no cause. local: the wall time
-    on the owner's clock. hot: the GPUs that were too hot a moment ago, by number. on_gpu: whether
-    jobs of this card run on the GPUs that are read. Otherwise their heat is somebody else's.
+    baseline: None while it is being learned. Then other programs are not a cause. local: the wall
+    time on the owner's clock. hot: the GPUs that were too hot a moment ago, by number.
+    on_gpu: whether jobs of this card run on the GPUs that are read. Otherwise their heat is
+    somebody else's.
 
     A rule whose reading the card does not give any more is a cause. Without it nobody would know
     whether the owner needs the card. Before the first reading no rule about the card is one.

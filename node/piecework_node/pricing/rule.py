@@ -19,7 +19,7 @@ HOUR_S: Final = 3600
 DEAD_BAND_PERCENT: Final = 3
 """A market that is so near leaves the prices alone. So an offer does not change for nothing."""
 ENOUGH_OPERATORS: Final = 3
-"""Fewer others are no market: one of them alone would set our price."""
+"""Fewer others are not a market: one of them alone would set our price."""
 _PERCENT: Final = 100
 
 

@@ -77,6 +77,6 @@ def _asked(body: Any) -> AskedPrice:
 
 
 def _bounded(value: float, most: float) -> float:
-    if isinstance(value, bool) or not 0 <= value <= most:  # neither is true of what is no number
+    if isinstance(value, bool) or not 0 <= value <= most:  # neither is true of what is not a number
         raise ValueError("a number is out of range")
     return value

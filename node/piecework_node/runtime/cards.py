@@ -189,7 +189,7 @@ class EngineCards:
         return card is not None and card.serves and load.get(card.name, 0) < card.capacity
 
     def can_keep(self, entry: EngineEntry, load: Mapping[str, int], context: int = 0) -> bool:
-        """Whether a job has a card to run on or to wait for. A full one that runs is no such card.
+        """Whether a job has a card to run on or to wait for. A full one that runs does not count.
 
         An engine refuses what its queue does not hold.
         """

@@ -12,7 +12,7 @@ from piecework_protocol.types import Amount
 class OfferedFees:
     """Fees in base units of the token, as an offer states them.
 
-    `min_top_up` is no fee. It is the least raise of a channel that is worth a transaction.
+    `min_top_up` is not a fee. It is the least raise of a channel that is worth a transaction.
     """
 
     open: Amount = Amount(0)

@@ -198,7 +198,7 @@ class ChainLink:
             raise
         except RpcRefused:
             return  # as it should: it takes transactions, and this is none
-        raise BadAnswer("the node takes bytes that are no transaction")
+        raise BadAnswer("the node takes bytes that are not a transaction")
 
     async def ask_logs(self, block: int) -> None:
         await self._requests_to_withdraw(block, block)

@@ -62,7 +62,7 @@ class NodePort(Protocol):
         ...
 
     async def ask_send(self) -> None:
-        """Send bytes that are no transaction. A node that takes transactions refuses them."""
+        """Send bytes that are not a transaction. A node that takes transactions refuses them."""
         ...
 
     async def ask_logs(self, block: int) -> None:

@@ -79,5 +79,5 @@ async def _give(rpc: JsonRpc, faucet: AsyncSigner, call: Call, poll_s: float) ->
 async def _development_chain(rpc: JsonRpc) -> int:
     chain_id = await web3_over(rpc).eth.chain_id
     if chain_id not in DEVELOPMENT_CHAIN_IDS:
-        raise WrongChain(f"chain {chain_id} is no development chain: it has no faucet")
+        raise WrongChain(f"chain {chain_id} is not a development chain: it has no faucet")
     return chain_id

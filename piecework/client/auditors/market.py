@@ -124,7 +124,7 @@ class MarketAuditor:
         openings: bytes = b"",
         purse: AuditPurse | None = None,
     ) -> CanvasReport:
-        """Have a canvas audited. A failure has a second opinion, or it is no verdict.
+        """Have a canvas audited. A failure has a second opinion, or it is not a verdict.
 
         `purse` pays for reports about this canvas. Checks of auditors serve all audits, and the
         client's own budget pays for them.

@@ -103,7 +103,7 @@ class MemberVerdict:
             signature = Signature(parse_hex(body["signature"], 65, "signature"))
             return cls(parse_address(body["operator"]), verdict, signature)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DisputeError(f"this is no verdict of a committee's member: {error}") from None
+            raise DisputeError(f"this is not a verdict of a committee's member: {error}") from None
 
 
 class CommitteeMember:
@@ -205,7 +205,9 @@ def check_place(file: Path, challenge: Bytes32) -> None:
     try:
         about = MemberVerdict.read(read(file, MAX_VERDICT_BYTES)).verdict.challenge
     except DisputeError:
-        raise FileExists(f"{shown(file)} exists already and is no verdict. {_ELSEWHERE}") from None
+        raise FileExists(
+            f"{shown(file)} exists already and is not a verdict. {_ELSEWHERE}"
+        ) from None
     if about != challenge:
         why = "exists already and is about another challenge"
         raise FileExists(f"{shown(file)} {why}. {_ELSEWHERE}")

@@ -38,7 +38,7 @@ from piecework.client.sdk import PieceworkClient
 from piecework_protocol.limits import MAX_CONTENT_BYTES
 from piecework_protocol.objects import Offer
 
-# JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is no
+# JSON escapes can double a text of quotes and newlines; more than twice the largest prompt is not a
 # prompt.
 MAX_BODY_BYTES = 2 * MAX_CONTENT_BYTES
 

@@ -96,7 +96,7 @@ async def fetch_certificate(endpoint: WorkerEndpoint, name: str) -> bytes:
                 endpoint.host, endpoint.port, ssl=context, server_hostname=name
             )
     except (OSError, TimeoutError, UnicodeError) as error:
-        # UnicodeError: a worker chose a host that is no name, such as "a..b".
+        # UnicodeError: a worker chose a host that is not a name, such as "a..b".
         raise WorkerUnreachable(
             f"no TLS connection to {endpoint.host}:{endpoint.port}: {_brief(error)}"
         ) from None
@@ -299,7 +299,7 @@ class JobStream:
         Raises:
             WorkerUnreachable: the stream broke, or its connection was closed.
             Refusal: the worker ended the stream with a reason.
-            ProtocolViolation: what came is no frame.
+            ProtocolViolation: what came is not a frame.
         """
         with _their_errors():
             data = await self._call.read()
@@ -444,5 +444,5 @@ def _brief(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, UnicodeError):
-        return "the host is no name"
+        return "the host is not a name"
     return getattr(error, "strerror", None) or type(error).__name__

@@ -223,7 +223,7 @@ async def test_a_schedule_and_a_command_take_their_own_card_alone(tmp_path: Path
     machine.owners["2"].lift()
     await machine.look()
     assert machine.offers == [FAST, THIRD]
-    assert not machine.harness.faults.faults, "a pause that the owner wants is no alarm"
+    assert not machine.harness.faults.faults, "a pause that the owner wants is not an alarm"
 
 
 async def test_a_battery_takes_every_card_since_all_of_them_draw_from_it(tmp_path: Path) -> None:

@@ -265,10 +265,10 @@ async def test_verdicts_that_do_not_make_one_are_refused_with_the_reason() -> No
 )
 async def test_a_file_that_is_no_verdict_is_refused(change: dict[str, Any]) -> None:
     body = {**json.loads((await given_by(0)).write()), **change}
-    with pytest.raises(DisputeError, match="this is no verdict"):
+    with pytest.raises(DisputeError, match="this is not a verdict"):
         MemberVerdict.read(json.dumps(body).encode())
     for data in (b"", b"[]", b"{}", b"nonsense"):
-        with pytest.raises(DisputeError, match="this is no verdict"):
+        with pytest.raises(DisputeError, match="this is not a verdict"):
             MemberVerdict.read(data)
 
 
@@ -289,7 +289,10 @@ async def test_a_file_that_a_verdict_cannot_go_to_is_named_before_the_work(tmp_p
     keep_verdict(file, given)
     check_place(file, ID)
     other = replace(given, verdict=replace(given.verdict, challenge=Bytes32(bytes(32))))
-    for content, why in ((other.write(), "is about another challenge"), (b"{}", "is no verdict")):
+    for content, why in (
+        (other.write(), "is about another challenge"),
+        (b"{}", "is not a verdict"),
+    ):
         file.write_bytes(content)
         with pytest.raises(FileExists, match=rf"verdict.json exists already and {why}.* --out"):
             check_place(file, ID)

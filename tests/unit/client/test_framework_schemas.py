@@ -64,7 +64,7 @@ def test_a_pattern_that_is_none_is_refused(pattern: str) -> None:
     ],
 )
 def test_a_multiple_is_one_in_decimals(number: float, step: float, holding: bool) -> None:
-    """As floats, 19.99 is no multiple of 0.01."""
+    """As floats, 19.99 is not a multiple of 0.01."""
     assert holds({"type": "number", "multipleOf": step}, number) is holding
 
 

@@ -105,7 +105,7 @@ async def test_an_openings_file_of_another_form_is_one_line(file: str, tmp_path:
     command = ("client", "audit", "--evidence", file, "--level", "rules")
     said = await piecework(*command, "--openings", str(other))
     assert said.code == 3
-    assert "this is no openings file" in said.err
+    assert "this is not an openings file" in said.err
 
 
 async def test_what_cannot_be_read_or_does_not_hold_blames_no_worker(tmp_path: Path) -> None:

@@ -54,5 +54,5 @@ def test_a_mark_is_shown_to_whoever_verifies(tmp_path: Path) -> None:
 def test_a_token_that_a_faucet_gives_away_is_not_marked(tmp_path: Path) -> None:
     refused = describe(tmp_path, "--token-is-usd", "--faucet", "https://faucet.example.org")
     assert refused.exit_code == 1
-    assert "a token that a faucet gives away is no dollar" in refused.stderr
+    assert "a token that a faucet gives away is not a dollar" in refused.stderr
     assert not (tmp_path / "market.json").exists()

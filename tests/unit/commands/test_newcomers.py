@@ -21,7 +21,7 @@ async def test_a_place_that_is_neither_a_url_nor_a_file_is_said_to_be_that(
         await fetch(place)
     assert caught.value.code == 2
     said = capsys.readouterr().err
-    assert said == f"error: {place} is no file here, and a URL begins with https:// or http://\n"
+    assert said == f"error: {place} is not a file here, and a URL begins with https:// or http://\n"
 
 
 async def test_a_url_that_nobody_answers_is_to_be_compared(capsys: Captured) -> None:

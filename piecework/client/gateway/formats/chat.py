@@ -74,7 +74,7 @@ _MESSAGE_MEMBERS: Final = frozenset(
     }
 )
 _SAID_OTHERWISE: Final = ("audio",)
-"""Members with what was said and is no text. Without them the message would be another one."""
+"""Members with what was said and is not text. Without them the message would be another one."""
 _ROLES: Final = {"developer": "system", "function": "tool"}
 
 

@@ -116,7 +116,7 @@ def _pattern(
 def _multiple_of(
     validator: Any, step: float, instance: Any, _: Any
 ) -> Iterator[jsonschema.exceptions.ValidationError]:
-    """Judge a number by its decimals. As floats, 19.99 is no multiple of 0.01."""
+    """Judge a number by its decimals. As floats, 19.99 is not a multiple of 0.01."""
     if not validator.is_type(instance, "number"):
         return
     if isinstance(instance, float) or isinstance(step, float):
@@ -346,7 +346,7 @@ def _check_keywords(node: Mapping[str, Any], where: str) -> None:
 
 
 def _nodes(node: Any) -> Iterator[dict[str, Any]]:
-    """Yield a schema and all that it holds, also of a value that is no schema yet."""
+    """Yield a schema and all that it holds, also of a value that is not a schema yet."""
     if isinstance(node, dict):
         yield node
         for child in _children(node):
@@ -380,7 +380,7 @@ def _check_node(
             bad(f"{shown} leads nowhere in this schema", where)
         # A default or a constant can hold anything. Nobody has looked at it as at a schema.
         if isinstance(target, dict) and id(target) not in judged:
-            bad(f"{shown} leads to a value that is no schema", where)
+            bad(f"{shown} leads to a value that is not a schema", where)
 
 
 class _Costs:

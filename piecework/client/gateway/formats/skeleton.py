@@ -422,7 +422,7 @@ def _written(value: Any) -> str:
 
 
 def _read_text(text: str) -> Content:
-    """Read a string's characters: as JSON has them, or as they are if that is no JSON.
+    """Read a string's characters: as JSON has them, or as they are if that is not JSON.
 
     A quote that no document goes on behind is a quote of the prose.
     """
