@@ -85,7 +85,7 @@ def check_urls(urls: tuple[str, ...]) -> tuple[str, ...]:
     """Return addresses of http servers, each of which is given once.
 
     Raises:
-        ValueError: one is no such address, or is given twice.
+        ValueError: one is not such an address, or is given twice.
     """
     for url in urls:
         if not url.startswith(("http://", "https://")):

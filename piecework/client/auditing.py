@@ -56,7 +56,7 @@ class CanvasReport:
 
     Attributes:
         findings: What is wrong, one line each. Empty unless the outcome is FAIL.
-        reason: Why there is not a verdict, or empty.
+        reason: Why there is no verdict, or empty.
         steps: Denoising steps of the canvas.
         seconds: What the audit took, without loading the model.
         by: The workers that audited. None of them: the client itself.
@@ -211,7 +211,7 @@ async def confirmed_audit(
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
 
-    If the second audit does not fail, there is not a verdict. `purse` is as `Auditor.audit` has it.
+    If the second audit does not fail, there is no verdict. `purse` is as `Auditor.audit` has it.
 
     Raises:
         EvidenceRefused: Level RULES alone: the evidence does not hold.

@@ -54,7 +54,7 @@ class NodePort(Protocol):
         ...
 
     async def ask_estimate(self) -> None:
-        """Ask for the gas of a transfer of nothing to ourselves. That it reverts is no answer."""
+        """Ask for the gas of a transfer of nothing to ourselves. A revert is not an answer."""
         ...
 
     async def ask_outcome(self) -> None:

@@ -83,8 +83,8 @@ def audit(
     for the price of the prompt and of one denoising step for each. Without them nothing passes.
 
     With --by market another worker replays the canvas, for a price. It reads the prompt and the
-    answer. A failure that no second audit confirms is not a verdict. A confirmed one ends the relation
-    with the worker, and its evidence is kept in the home.
+    answer. A failure that no second audit confirms is not a verdict. A confirmed one ends the
+    relation with the worker, and its evidence is kept in the home.
 
     Exit code 0: it passed. 1: it failed. 3: no verdict is possible here. A report has no text, but
     it shows who paid whom. Opened steps show the tokens.

@@ -109,6 +109,7 @@ def test_a_port_that_a_person_wrote_is_not_a_link() -> None:
         environment.check_names({"PIECEWORK_GATEWAY_PORT": "8000"})
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("command", ["market", "relay", "models", "chain", "worker"])
 def test_every_command_refuses_a_mistyped_name(command: str) -> None:
     result = _piecework(command, "--help", PIECEWORK_MARKET_DATABSE="postgresql://db/market")
@@ -120,6 +121,7 @@ def test_every_command_refuses_a_mistyped_name(command: str) -> None:
     )
 
 
+@pytest.mark.process
 def test_a_shell_that_completes_a_line_is_not_disturbed() -> None:
     completing = {"_PIECEWORK_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": "piecework mar"}
     result = _piecework(**completing, COMP_WORDS="piecework mar", COMP_CWORD="1", PIECEWORK_X="1")
