@@ -49,8 +49,9 @@ _WRITTEN: Final = {
     usd_per_kwh busy_power_w alert_webhook signer log_level log_format
     """,
     "CLIENT": """
-    indexes rpc_url rpc_timeout_s deposit open_from_account max_fee withdrawal_delay_s
-    funding_lifetime_s max_job_price spend_per_day spend_per_month default_max_tokens
+    indexes rpc_url rpc_urls rpc_quorum rpc_timeout_s deposit open_from_account max_fee
+    withdrawal_delay_s funding_lifetime_s max_job_price spend_per_day spend_per_month
+    default_max_tokens
     max_price_per_million_output price_cap second_is_worth job_lifetime_s stall_timeout_s
     start_timeout_s acknowledgement_timeout_s resume_attempts keep_text audit_rate audit_by
     audit_check_rate audit_model gateway_api_key gateway_max_concurrent gateway_max_waiting
