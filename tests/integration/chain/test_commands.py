@@ -139,7 +139,7 @@ async def test_the_faucet_key_is_not_for_public_chains(tmp_path: Path) -> None:
             "deploy", "--rpc", public.url, "--faucet-key", "--out", str(tmp_path / "d.json")
         )
     assert code == 1
-    assert "no development chain" in err
+    assert "not a development chain" in err
 
 
 async def test_a_place_that_is_not_for_a_deployment_is_refused_before_anything_starts(

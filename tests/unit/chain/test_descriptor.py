@@ -75,7 +75,7 @@ def test_a_signature_file_that_is_none_is_refused(file: bytes) -> None:
         (changed(relays=["relay.example.org"]), "host:port"),
         (changed(relays=["relay.example.org:0"]), "host:port"),
         (changed(relays=["a b:1"]), "host:port"),
-        (changed(faucet="https://faucet.example.org"), "no test network"),
+        (changed(faucet="https://faucet.example.org"), "not a test network"),
         (changed(sequence=0), "sequence"),
         (changed(sequence=True), "sequence"),
         (changed(sequence="2"), "sequence"),

@@ -46,7 +46,7 @@ AROUND: dict[str, set[str]] = {
     "piecework/commands/_questions.py": {"stream"},
     # Tables for a spreadsheet: numbers, addresses and words of ours.
     "piecework/commands/_client/money.py": {"stream"},
-    "piecework/commands/worker.py": {"stream"},
+    "piecework/commands/_worker/earned.py": {"stream"},
     # Logs, whose processors make every value safe.
     "piecework/commands/_server.py": {"stream"},
     "node/piecework_node/logs.py": {"stream"},

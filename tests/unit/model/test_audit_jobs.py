@@ -295,7 +295,7 @@ def test_openings_that_the_worker_never_committed_to_blame_nobody(
     last[3] = "0x" + bytes(len(last[3]) // 2 - 1).hex()
     for changed, why in (
         (body, "is not the one that was committed"),
-        ({**body, "canvas": body["canvas"][::-1]}, "no openings file"),
+        ({**body, "canvas": body["canvas"][::-1]}, "not an openings file"),
         ({"format": body["format"], "steps": body["steps"]}, "lacks 'canvas'"),
         (json.loads(opened(honest, worker, 1)) | {"steps": []}, "the opened canvas is not"),
     ):

@@ -165,7 +165,7 @@ def test_an_endpoint_that_means_every_address_is_refused_everywhere(endpoint: st
 @pytest.mark.parametrize("endpoint", ["127.0.0.1:1", "localhost:1", "[::1]:1", "127.8.9.1:1"])
 def test_a_loopback_endpoint_is_for_development_on_one_machine(endpoint: str) -> None:
     check_endpoint(endpoint, DEVELOPMENT, ["http://localhost:8380"])
-    with pytest.raises(ConfigError, match="no development chain"):
+    with pytest.raises(ConfigError, match="not a development chain"):
         check_endpoint(endpoint, MAINNET, [])
     with pytest.raises(ConfigError, match=r"index\.example\.org is not on it"):
         check_endpoint(endpoint, DEVELOPMENT, ["https://index.example.org"])

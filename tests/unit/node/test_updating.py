@@ -224,5 +224,5 @@ def test_a_link_that_is_named_counts_wherever_the_command_itself_lies(tmp_path: 
 
 def test_a_python_that_is_no_environment_of_its_own_is_named(tmp_path: Path) -> None:
     """As in a container. A link to the whole machine's Python would be no way back."""
-    with pytest.raises(UpdateRefused, match=r"no environment of its own.*start the new image"):
+    with pytest.raises(UpdateRefused, match=r"not an environment of its own.*start the new image"):
         installation_of(tmp_path / "usr", None, WHEEL)
