@@ -1,6 +1,7 @@
 # make demo   a whole market on this machine: chain, index, worker, gateway, one paid job, settled
 # make test   every check and every test
-# make deep   what takes longer: mutants, proofs, 10,000 runs of every invariant, 300 kills
+# make deep   what takes longer: mutants, proofs, 10,000 runs of every invariant, 300 kills, and a
+#             death or a full disk at every write of a worker
 # make kills  N random kills of five processes and exact books (N=60)
 # make agents other people's clients against the gateway, in environments of their own
 # make quick  style, types, import directions and the pure tests: some two minutes
@@ -65,6 +66,7 @@ unit: .venv/.dev $(NPM:%=%/node_modules/.package-lock.json) $(SDL) $(PAYLOAD)
 # What takes too long for every change. Run it before a release, and log it in docs/LOG.md.
 deep: mutants halmos
 	contracts/tools/check.sh deep
+	WRITE_STRIDE=1 $(BIN)/pytest -q tests/integration/chain/test_every_write_of_a_worker.py
 	$(MAKE) kills N=300
 
 # kill -9 of worker, gateway, customer, index and the way to the chain; then the books. `make test`

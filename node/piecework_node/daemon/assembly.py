@@ -148,7 +148,7 @@ async def build(
         reader = await connect(config, deployment)
         for warning in reader.warnings:
             log.warning("chain differs", reason=warning)
-        return await _assemble(
+        return await assemble(
             Foundations(
                 config,
                 amounts,
@@ -234,7 +234,12 @@ async def _end(life: asyncio.Task[None]) -> None:
     await asyncio.gather(life, return_exceptions=True)
 
 
-async def _assemble(base: Foundations) -> Components:
+async def assemble(base: Foundations) -> Components:
+    """Join the parts on foundations that are laid. Whoever laid them closes them.
+
+    Raises:
+        PieceworkError: the journal, the chain or a file of the home is in the way.
+    """
     config, journal, operator = base.config, base.journal, base.operator
     clock, log, metrics, domain = base.clock, base.log, base.metrics, base.deployment.domain
     fees = FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI))

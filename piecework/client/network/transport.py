@@ -120,8 +120,17 @@ class WorkerLink:
     Nobody closes it under the others: `retire` closes it once its last stream and call have ended.
     """
 
-    def __init__(self, address: str, certificate: bytes, name: str) -> None:
-        """`name` is the operator's server name, which the certificate has."""
+    def __init__(
+        self,
+        address: str,
+        certificate: bytes,
+        name: str,
+        channel: grpc.aio.Channel | None = None,
+    ) -> None:
+        """`name` is the operator's server name, which the certificate has.
+
+        channel: what carries the calls. None: a connection to `address`, made here.
+        """
         self.address = address
         endpoint = WorkerEndpoint.parse(address)
         self._users = 0
@@ -140,7 +149,7 @@ class WorkerLink:
             # alone would obey http_proxy, also for a worker on this machine.
             ("grpc.enable_http_proxy", 0),
         )
-        self._channel = grpc.aio.secure_channel(endpoint.target, credentials, options)
+        self._channel = channel or grpc.aio.secure_channel(endpoint.target, credentials, options)
 
     @classmethod
     async def connect(

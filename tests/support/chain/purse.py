@@ -6,13 +6,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import apsw
 
+from piecework.base.clock import Clock
 from piecework.chain.calls import submit_funding
 from piecework.chain.errors import RpcUnavailable, TransactionReverted
 from piecework.chain.reader import ChainReader
@@ -20,6 +21,8 @@ from piecework.chain.rpc import JsonRpc
 from piecework.client.config import load_config
 from piecework.client.funds import Funds
 from piecework.client.journal.store import Store
+from piecework.client.network.links import Connect
+from piecework.client.network.transport import WorkerLink
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.frames import OpeningAuthorization
@@ -42,10 +45,17 @@ class Points:
     def __init__(self, at: int | None = None, *, kill: bool = True) -> None:
         self.names: list[str] = []
         self.dead = False
+        self.on_death: Callable[[], None] = lambda: None
+        """Called at the moment of the death, in the thread that reached the point."""
         self._at, self._kill = at, kill
 
-    def write(self, name: str) -> None:
-        """A change of the database. Implements `journal.database.WriteWatcher`."""
+    def write(self, name: str, *, fails: bool = True) -> None:
+        """A change of the database. Implements `journal.database.WriteWatcher`.
+
+        fails: whether this one can fail. One that is done can only be the last.
+        """
+        if not fails and not self._kill:
+            return
         if self._reached(name):
             raise apsw.FullError("database or disk is full")
 
@@ -61,6 +71,7 @@ class Points:
         self.names.append(name)
         if here and self._kill:
             self.dead = True
+            self.on_death()
             raise Killed
         return here
 
@@ -94,18 +105,29 @@ class Purse:
 
     @asynccontextmanager
     async def process(
-        self, points: Points | None = None, **flags: Any
+        self,
+        points: Points | None = None,
+        *,
+        connect: Connect = WorkerLink.connect,
+        clock: Clock | None = None,
+        **flags: Any,
     ) -> AsyncIterator[tuple[PieceworkClient, Funds]]:
-        """The client's process, from its start to its end or death."""
+        """The client's process, from its start to its end or death.
+
+        connect: how workers are reached. clock: None is the machine's.
+        """
         points = points or Points()
         deployment = self.market.deployment
-        reader = ChainReader(WatchedRpc(self.market.rpc, points), deployment)
+        reader = ChainReader(WatchedRpc(self.market.reader.rpc, points), deployment)
         store = Store(
             self.folder / "client.db", deployment.domain, self.payer.address, points.write
         )
         settings = load_config(self.folder / "no-file", {"resume_attempts": 0, **flags})
         wallet = Wallet(self.payer, self.payer)
-        client = PieceworkClient(store, reader, wallet, deployment.payment_token, settings)
+        token = deployment.payment_token
+        client = PieceworkClient(
+            store, reader, wallet, token, settings, clock=clock, connect=connect
+        )
         funds = Funds(client.context, client.discovery, client.links, reader, sleep=_no_sleep)
         try:
             yield client, funds

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, NamedTuple, NoReturn
 
 import grpc
 from grpc.aio import Metadata
 
-from piecework_node.daemon.server import WorkerServicer
+from piecework_node.daemon.server import SERVICE, WorkerServicer
 from piecework_protocol.types import ChannelId
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs
+RUN = f"/{SERVICE}/Run"
 _END = object()
 _BROKEN = object()
 
@@ -47,10 +48,20 @@ class NoBounds:
         return
 
 
-class MemoryCall:
-    """One stream. `frames` counts what was written, both ways."""
+class MethodDetails(NamedTuple):
+    """What gRPC tells a server of a call."""
 
-    def __init__(self, servicer: Any) -> None:
+    method: str
+
+
+class MemoryCall:
+    """One stream of a method. `frames` counts what was written, both ways."""
+
+    def __init__(
+        self, servicer: Any, method: str = RUN, told: Callable[[bytes], None] = lambda _: None
+    ) -> None:
+        """told: gets what the client reads."""
+        self._method, self._told = method, told
         self._up: asyncio.Queue[Any] = asyncio.Queue()
         self._down: asyncio.Queue[Any] = asyncio.Queue()
         self._status: tuple[grpc.StatusCode, str, Metadata] | None = None
@@ -92,6 +103,8 @@ class MemoryCall:
         item = await self._down.get()
         if item is _BROKEN or self._gone:
             raise _lost()
+        if item is not _EOF:
+            self._told(item)
         return item
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
@@ -126,8 +139,10 @@ class MemoryCall:
         raise grpc.aio.AbortError
 
     async def _serve(self, servicer: WorkerServicer) -> None:
+        details: Any = MethodDetails(self._method)
+        serve = servicer.handlers().service(details).stream_stream
         with contextlib.suppress(grpc.aio.AbortError):
-            await servicer.run(self._requests(), _ServerEnd(self))
+            await serve(self._requests(), _ServerEnd(self))
         self.finish()
 
     def finish(self) -> None:
@@ -161,6 +176,48 @@ class _ServerEnd:
     async def write(self, data: bytes) -> None:
         await asyncio.sleep(0)
         self._call.deliver(data)
+
+
+class MemoryChannel:
+    """A connection to a worker in this process. Implements what the client uses of gRPC's."""
+
+    def __init__(
+        self, servicer: WorkerServicer, told: Callable[[bytes], None] = lambda _: None
+    ) -> None:
+        """told: gets what clients read of jobs' streams."""
+        self._servicer, self._told = servicer, told
+        self.calls: list[MemoryCall] = []
+
+    def stream_stream(self, method: str, *_: Any) -> Callable[..., MemoryCall]:
+        return lambda **_: self._call(method)
+
+    def unary_unary(self, method: str, *_: Any) -> Callable[..., Awaitable[bytes]]:
+        async def ask(request: bytes, **_: Any) -> bytes:
+            call = self._call(method)
+            await call.write(request)
+            data = await call.read()
+            if data is not _EOF:
+                return bytes(data)
+            code, details = await call.code(), await call.details()
+            trailing = await call.trailing_metadata()
+            raise grpc.aio.AioRpcError(code, Metadata(), trailing, details, None)
+
+        return ask
+
+    def _call(self, method: str) -> MemoryCall:
+        call = MemoryCall(self._servicer, method, self._told if method == RUN else lambda _: None)
+        self.calls.append(call)
+        return call
+
+    def break_off(self) -> None:
+        """The worker's process is gone. Both ends of every stream break."""
+        for call in self.calls:
+            call.break_both()
+
+    async def close(self, grace: float | None = None) -> None:
+        for call in self.calls:
+            call.cancel()
+        await asyncio.gather(*(call.server for call in self.calls), return_exceptions=True)
 
 
 def _lost() -> grpc.aio.AioRpcError:
