@@ -235,11 +235,7 @@ async def _end(life: asyncio.Task[None]) -> None:
 
 
 async def assemble(base: Foundations) -> Components:
-    """Join the parts on foundations that are laid. Whoever laid them closes them.
-
-    Raises:
-        PieceworkError: the journal, the chain or a file of the home is in the way.
-    """
+    """Join the parts. Whoever laid the foundations closes them. Raises `PieceworkError`."""
     config, journal, operator = base.config, base.journal, base.operator
     clock, log, metrics, domain = base.clock, base.log, base.metrics, base.deployment.domain
     fees = FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI))
