@@ -10,6 +10,7 @@ from piecework.chain.limits import (
     DEFAULT_MAX_FEE_WEI,
     GAS_MARGIN_PERCENT,
     REPLACEMENT_BUMP_PERMILLE,
+    TIP_FLOOR_WEI,
 )
 
 GWEI = 10**9
@@ -87,7 +88,8 @@ def bump_fees(
     `value_at_stake` bounds it as in `choose_fees`. `FeeTooHigh` when the bump does not fit under
     the cap: the old transaction then stays the only one.
     """
-    bumped = Fees(_bump(old.max_fee), _bump(old.priority_fee))
+    # From a tip of nothing 12.5 % lead nowhere, while the fee grows up to its cap.
+    bumped = Fees(_bump(old.max_fee), max(_bump(old.priority_fee), TIP_FLOOR_WEI))
     ceiling = _ceiling(gas, policy, value_at_stake)
     wanted_priority = max(
         bumped.priority_fee, min(market.priority_fee, policy.max_priority_fee_wei)

@@ -79,3 +79,6 @@ TEST_CHAIN_IDS: Final = frozenset({11155111, 560048, 84532, 421614, 11155420})
 """Public test networks: Sepolia, Hoodi, and the Sepolia ones of Base, Arbitrum and Optimism."""
 # Topics in one eth_getLogs query. Public nodes take at least this many.
 MAX_CHANNELS_PER_LOG_QUERY: Final = 50
+# Of a node that suggests no tip by any method, and of a replacement: a thousandth of a gwei. Most
+# rollups take it. From a tip of nothing no number of replacements gets anywhere.
+TIP_FLOOR_WEI: Final = 10**6

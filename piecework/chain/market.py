@@ -6,11 +6,9 @@ from typing import Any, Final
 
 from piecework.chain.errors import BadAnswer, RpcRefused
 from piecework.chain.fees import FeeMarket
+from piecework.chain.limits import TIP_FLOOR_WEI
 from piecework.chain.rpc import JsonRpc, member, quantity
 
-TIP_FLOOR_WEI: Final = 10**6
-"""Of a node that suggests no tip by any method: a thousandth of a gwei. Most rollups take it, and
-a transaction that gets stuck is outbid."""
 _HISTORY_BLOCKS: Final = "0x5"
 _PERCENTILE: Final = 50
 

@@ -11,7 +11,8 @@ so that one node in any place moves nothing:
 - What waits in a pool (the pending nonce, a transaction without a receipt): as much as the quorum
   has. Pools differ, so nobody is odd for it.
 - An estimate: the middle one, if the quorum is within twice and half of it. A revert is a vote.
-- A price: the middle one. Caps bound it, and a transaction that is too cheap is outbid.
+- A price: the middle one, of two tips the higher. Caps bound it, and a transaction that is too
+  cheap is outbid.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from piecework.chain.errors import (
     BadAnswer,
     ChainError,
     NodesDisagree,
+    RpcRefused,
     RpcUnavailable,
     TransactionReverted,
 )
+from piecework.chain.refusals import is_known
 from piecework.chain.rpc import HttpRpc, JsonRpc, data_bytes, member, quantity
 from piecework_protocol.types import keccak256, to_hex
 
@@ -189,7 +192,18 @@ class QuorumRpc:
         return None
 
     async def _estimate(self, method: str, params: Sequence[Any]) -> Any:
-        """The middle estimate, or the revert that more nodes say."""
+        """The middle estimate, or the revert that more nodes say.
+
+        Nodes a block apart may differ for a moment. So a disagreement is asked again at one block.
+        """
+        try:
+            return await self._estimated(method, params)
+        except NodesDisagree:
+            if len(params) != 1:
+                raise
+        return await self._estimated(method, (*params, hex(await self._height("latest"))))
+
+    async def _estimated(self, method: str, params: Sequence[Any]) -> Any:
         said, errors = await self._ask_all(method, params)
         reverts = [one for one in said if one.revert is not None]
         known = [(_or_none(quantity, one.value, "an estimate"), one) for one in said]
@@ -208,6 +222,11 @@ class QuorumRpc:
 
     async def _price(self, method: str, params: Sequence[Any]) -> Any:
         return hex(_lower_middle(await self._numbers(method, params)))
+
+    async def _tip(self, method: str, params: Sequence[Any]) -> Any:
+        """The middle tip, and of two the higher. Its cap bounds it, and no tip gets nowhere."""
+        numbers = sorted(await self._numbers(method, params))
+        return hex(numbers[len(numbers) // 2])
 
     async def _numbers(self, method: str, params: Sequence[Any]) -> list[int]:
         """What the nodes say that say a number. They are enough."""
@@ -260,6 +279,8 @@ class QuorumRpc:
             return expected
         # What a node says of the transaction is worth more than that another one is away.
         refused = [error for error in errors if not isinstance(error, RpcUnavailable)]
+        if any(isinstance(e, RpcRefused) and is_known(e.message) for e in refused):
+            return expected  # a node holds it, whatever the others think of its fee
         if refused:
             raise refused[0]
         if odd:
@@ -305,7 +326,7 @@ _RULES: Final[Mapping[str, Callable[[QuorumRpc, str, Sequence[Any]], Awaitable[A
     "eth_getTransactionReceipt": QuorumRpc._receipt,
     "eth_getTransactionByHash": QuorumRpc._transaction,
     "eth_estimateGas": QuorumRpc._estimate,
-    "eth_maxPriorityFeePerGas": QuorumRpc._price,
+    "eth_maxPriorityFeePerGas": QuorumRpc._tip,
     "eth_gasPrice": QuorumRpc._price,
     "eth_feeHistory": QuorumRpc._history,
 }

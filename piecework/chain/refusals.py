@@ -57,6 +57,8 @@ MISSING_WORDS: Final = (
     "method is not available",
     "not whitelisted",
 )
+KNOWN_WORDS: Final = ("already known", "alreadyknown", "already imported", "known transaction")
+"""A node has this very transaction."""
 RANGE_WORDS: Final = (
     "range",
     "returned more than",
@@ -95,6 +97,11 @@ def refusal(method: str, error: dict[str, Any]) -> ChainError:
     if code in PASSING_CODES or _any_of(PASSING_WORDS, words):
         return RpcLimited(str(RpcRefused(method, code, message, data)))
     return RpcRefused(method, code, message, data)
+
+
+def is_known(message: str) -> bool:
+    """Whether a node refuses a transaction because it has it already."""
+    return _any_of(KNOWN_WORDS, message.lower())
 
 
 def _any_of(words: tuple[str, ...], text: str) -> bool:

@@ -46,6 +46,7 @@ from piecework.chain.market import fee_market
 from piecework.chain.nonces import NonceCounts, Nonces
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.reader import ChainReader
+from piecework.chain.refusals import KNOWN_WORDS
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from piecework_protocol.errors import invariant
 from piecework_protocol.signing import AsyncSigner
@@ -141,7 +142,7 @@ class Answer(enum.Enum):
 
 # Wordings of geth, reth, nethermind, besu, erigon, anvil and our embedded chain, in lower case.
 _WORDINGS: tuple[tuple[Answer, tuple[str, ...]], ...] = (
-    (Answer.KNOWN, ("already known", "alreadyknown", "already imported", "known transaction")),
+    (Answer.KNOWN, KNOWN_WORDS),
     (Answer.NONCE_USED, ("nonce too low", "old nonce", "nonce is too low", "noncetoolow")),
     (
         Answer.FEE_TOO_LOW,

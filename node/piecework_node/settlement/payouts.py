@@ -14,7 +14,7 @@ from piecework.chain.transactions import GasPrice
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, Worth
 from piecework_node.settlement.chain import ChainPort
-from piecework_node.settlement.policy import SettlePolicy, in_units, worth_of
+from piecework_node.settlement.policy import SettlePolicy, Urgency, in_units, worth_of
 from piecework_protocol.types import Address, Amount
 
 PUSH_GAS: Final = 65_000
@@ -69,12 +69,14 @@ class Payouts:
                 self._since.pop(token, None)
         self._looked_at = moment
 
-    def due(self, price: GasPrice, *, asked: bool) -> tuple[Address, Worth] | None:
+    def due(self, price: GasPrice, urgency: Urgency) -> tuple[Address, Worth] | None:
         """The token that is worth a push now, and what that may cost. None: they wait on."""
+        asked = urgency is Urgency.ASKED
         wei = PUSH_GAS * price.wei_per_gas + PUSH_BYTES * price.data.wei_per_byte
         cost, moment = in_units(self._policy, wei), self._clock.monotonic()
         for token, amount in self.waiting.items():
             waited = moment - self._since[token] >= self._policy.interval_s
+            waited = waited or urgency is not Urgency.NONE
             rich = bool(cost) and amount >= cost * self._policy.gas_multiple
             if asked or rich or (waited and amount > cost):
                 worth = worth_of(self._policy, amount)

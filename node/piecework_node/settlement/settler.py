@@ -260,9 +260,9 @@ class Settler:
         await self._attempt("write off", self._write_off())
         await self._attempt("fund", self._fund_all())
         await self._attempt("close", self._close_all())
-        asked = self._asked
+        urgency = self._urgency if self._asking else Urgency.NONE
         await self._attempt("settle", self._settle())
-        await self._attempt("push", self._push(asked))
+        await self._attempt("push", self._push(urgency))
         self._report(TRANSACTIONS, self._trouble)
         refused = (Code.TRANSACTIONS_REVERT, self._refusal) if self._refusal else None
         self._report(REFUSALS, refused)
@@ -441,7 +441,8 @@ class Settler:
         except FeeTooHigh as error:
             # The client has our signature. It closes the channel itself, or we do at lower fees.
             self._log.info("closing is left to the client", channel=live.id, reason=str(error))
-            self._left_to_clients.add(live.id)
+            if not self._asked:
+                self._left_to_clients.add(live.id)
             return
         except TransactionReverted:
             # With our signature the client may have closed the channel itself.
@@ -478,12 +479,12 @@ class Settler:
 
     # --- payouts that wait
 
-    async def _push(self, asked: bool) -> None:
-        await self.payouts.look(now=asked)
+    async def _push(self, urgency: Urgency) -> None:
+        await self.payouts.look(now=urgency is not Urgency.NONE)
         self._metrics.waiting.set(sum(self.payouts.waiting.values()))
         if not self.payouts.waiting or self._transactions.is_pending(TxKind.PUSH):
             return
-        due = self.payouts.due(await self._port.gas_price(), asked=asked)
+        due = self.payouts.due(await self._port.gas_price(), urgency)
         if due is None or self._transactions.unmined >= MAX_IN_FLIGHT:
             return
         token, worth = due

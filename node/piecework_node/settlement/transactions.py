@@ -20,7 +20,7 @@ from itertools import count
 from typing import Any, Self
 
 from piecework.base.clock import Clock
-from piecework.chain.errors import FeeTooHigh, FeeTooLow, TransactionReverted
+from piecework.chain.errors import FeeTooHigh, FeeTooLow, NonceTaken, TransactionReverted
 from piecework.chain.rawtx import SignedTransaction
 from piecework.chain.transactions import Finalized, Mined, Pending, Superseded, WouldRevert
 from piecework_node.journal.protocol import Journal
@@ -267,6 +267,9 @@ class TransactionTracker:
             await self._port.broadcast(stored.tx)
         except FeeTooLow:
             await self._outbid(stored)
+        except NonceTaken as error:
+            # One of the owner's commands was mined with it. Once that is final, this is replaced.
+            self._log.info("nonce is used", kind=stored.kind.value, reason=str(error))
 
     async def _outbid(self, stored: StoredTx) -> None:
         """Raise the fees, as far as the transaction is worth it."""

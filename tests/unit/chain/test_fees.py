@@ -17,6 +17,7 @@ from piecework.chain.fees import (
     gas_limit,
     require_balance,
 )
+from piecework.chain.limits import TIP_FLOOR_WEI
 
 GWEI = 10**9
 POLICY = FeePolicy(max_fee_wei=100 * GWEI, max_priority_fee_wei=5 * GWEI)
@@ -97,3 +98,10 @@ def test_the_balance_must_cover_the_worst_case() -> None:
     require_balance(21_000 * 5 + 4, need, Fees(5, 1), 1, "somebody")
     with pytest.raises(InsufficientGas, match="somebody holds 105003 wei"):
         require_balance(21_000 * 5 + 3, need, Fees(5, 1), 1, "somebody")
+
+
+def test_a_replacement_of_a_transaction_without_a_tip_has_one() -> None:
+    """A node may have said that no tip is needed. 12.5 % of nothing would be nothing for ever."""
+    market = FeeMarket(base_fee=10**9, priority_fee=0)
+    fees = bump_fees(Fees(2 * 10**9, 0), market, TRANSFER, POLICY, None)
+    assert fees.priority_fee == TIP_FLOOR_WEI

@@ -320,6 +320,25 @@ async def test_of_two_prices_the_lower_one_counts() -> None:
     assert await rpc.call("eth_gasPrice") == "0x7"
 
 
+async def test_of_two_tips_the_higher_one_counts() -> None:
+    """A cap bounds it. From a tip of nothing no replacement gets anywhere."""
+    rpc = QuorumRpc(answering("eth_maxPriorityFeePerGas", "0x0", "0x7"), 2)
+    assert await rpc.call("eth_maxPriorityFeePerGas") == "0x7"
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+async def test_a_transaction_that_a_node_holds_is_sent_whatever_others_think_of_its_fee(
+    order: tuple[int, int],
+) -> None:
+    method, raw = "eth_sendRawTransaction", "0x01"
+    answers = [
+        RpcRefused(method, -32000, "transaction underpriced"),
+        RpcRefused(method, -32000, "already known"),
+    ]
+    rpc = QuorumRpc(answering(method, *(answers[place] for place in order)), 2)
+    assert await rpc.call(method, raw) == to_hex(keccak256(b"\x01"))
+
+
 @pytest.mark.parametrize("liar", [0, 1, 2])
 @pytest.mark.parametrize("lie", [{"reward": [[hex(10**18)]]}, {"reward": 5}, {}])
 async def test_a_fee_history_is_that_of_the_node_in_the_middle(lie: Any, liar: int) -> None:

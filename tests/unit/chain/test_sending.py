@@ -31,7 +31,7 @@ from piecework.chain.l1_fees import (
     L1Charge,
     L1Price,
 )
-from piecework.chain.market import TIP_FLOOR_WEI
+from piecework.chain.limits import TIP_FLOOR_WEI
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.transactions import (
     Finalized,
