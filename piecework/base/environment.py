@@ -95,7 +95,7 @@ def unknown_names(environment: Mapping[str, str]) -> Iterator[str]:
     """Yield the variables that are meant for us and that nobody reads."""
     for name, value in environment.items():
         upper = name.upper()
-        if name in KNOWN or (upper.startswith(FAMILY) and _is_service_link(upper, value)):
+        if name in KNOWN or (upper.startswith(FAMILY) and is_service_link(upper, value)):
             continue
         if upper.startswith(FAMILY) or _is_almost_ours(upper):
             yield name
@@ -113,7 +113,11 @@ def nearest(name: str) -> str:
     return f". Did you mean {FAMILY}{near[0]}?"
 
 
-def _is_service_link(name: str, value: str) -> bool:
+def is_service_link(name: str, value: str) -> bool:
+    """Whether a container platform has set a variable, for a service whose name begins with ours.
+
+    name: in upper case.
+    """
     if _SERVICE_LINK.fullmatch(name):
         return True
     return name.endswith("_PORT") and _LINKED_ADDRESS.match(value) is not None

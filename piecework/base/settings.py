@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import re
 import textwrap
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from piecework.base.environment import KNOWN
+from piecework.base.environment import KNOWN, is_service_link
 from piecework.base.errors import SettingsError
 from piecework.base.files import FileError, read, shown
 from piecework.base.shapes import expected, is_list, is_wrong_number
@@ -32,10 +31,6 @@ MAX_BRACKETS: Final = 500
 MAX_TABLES: Final = 64
 """Of one list of tables."""
 _MAX_SHOWN: Final = 60
-# What Kubernetes and container links set for a service that happens to have our name.
-_SERVICE_LINK: Final = re.compile(
-    r"SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?"
-)
 
 M = TypeVar("M", bound="Settings")
 
@@ -256,6 +251,8 @@ def _from_environment(
         if environment.get(alias):
             found.take(setting, _from_text(model, setting, environment[alias]), alias)
     for name, value in environment.items():
+        if is_service_link(name.upper(), value):
+            continue
         if name in ours:
             found.take(ours[name], _from_text(model, ours[name], value), name)
         elif not _is_known(name, variables) and _is_meant_for_us(name, variables, ours):
@@ -276,7 +273,7 @@ def _is_meant_for_us(name: str, variables: Variables, ours: Mapping[str, str]) -
     """Whether somebody meant a setting of ours: by its prefix, or by almost the whole name."""
     upper = name.upper()
     if upper.startswith(variables.prefix):
-        return _SERVICE_LINK.fullmatch(upper.removeprefix(variables.prefix)) is None
+        return True
     family = variables.prefix.partition("_")[0] + "_"
     if upper.startswith(family):
         if any(upper.endswith(f"_{setting.upper()}") for setting in ours.values()):

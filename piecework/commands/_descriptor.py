@@ -39,6 +39,18 @@ def written_before(out: Path) -> MarketDescriptor | None:
     return MarketDescriptor.decode(read(out, MAX_DESCRIPTOR_BYTES))
 
 
+def was_marked(before: MarketDescriptor | None, deployment: Path) -> bool:
+    """Whether the token of a deployment file was marked as a dollar in the descriptor before.
+
+    The mark is about that one token. A descriptor of another market says nothing about it.
+    """
+    from piecework.chain.deployment import Deployment
+
+    if before is None or not before.token_is_usd:
+        return False
+    return before.deployment.same_market(Deployment.load(deployment))
+
+
 def signature_file(file: Path) -> Path:
     """Where the signature of a descriptor's file lies."""
     return file.with_name(file.name + SIGNATURE_SUFFIX)

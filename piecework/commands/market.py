@@ -259,13 +259,14 @@ def describe(
     from piecework.commands import _descriptor
 
     before = common.guard(lambda: _descriptor.written_before(out))
-    marked = before is not None and before.token_is_usd if token_is_usd is None else token_is_usd
+    if token_is_usd is None:
+        token_is_usd = common.guard(lambda: _descriptor.was_marked(before, deployment))
     values: dict[str, Any] = {
         "indexes": tuple(index or ()),
         "relays": tuple(relay or ()),
         "faucet": faucet,
         "sequence": sequence or (1 if before is None else before.sequence + 1),
-        "token_is_usd": marked,
+        "token_is_usd": token_is_usd,
     }
     made = common.guard(lambda: _descriptor.described(deployment, **values))
     secret = common.password(password_file, confirm=not key.is_file())

@@ -66,8 +66,8 @@ EVIDENCE: Final = "piecework.evidence"
 NO_PLACE: Final = -1
 """In the accumulator, of a receipt without a proof. No answer has it."""
 _EVENT: Final = frozenset({"type", "sequence_number", "response"})
-_GIVEN: Final = frozenset({"id", "call_id", "item_id", "created", "created_at"})
-"""Members that the gateway alone says: names and times."""
+_GIVEN: Final = frozenset({"id", "call_id", "item_id", "created", "created_at", "cost_usd"})
+"""Members that the gateway alone says: names, times, and what a token is worth to it."""
 _TOTALS: Final = frozenset({"cost", "denoising_steps", "acknowledged"})
 _FORMATS: Final[Mapping[str, tuple[Any, Any]]] = {
     "chat.completion": (chat.parse_chat, chat.ChatReply),
@@ -263,7 +263,9 @@ async def _decided_again(
     recorded.require_all_used()
     whole = loads(json.dumps(render(model, ask.asked, answers, bill.totals(), bill.ours())))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
-    ours = {"piecework"}
+    # The caller named questions and choices. So no name in the answers is the gateway's to give.
+    _compare(whole["answers"], found["answers"], "answers", given=frozenset())
+    ours = {"piecework", "answers"}
     _compare(_without(whole, ours), _without(found, ours), "")
     return {**whole, "piecework": found["piecework"]}
 
@@ -366,16 +368,19 @@ def _list(value: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return found
 
 
-def _compare(expected: Any, given: Any, where: str) -> None:
-    """Refuse the first member that differs. Members that are null count as absent."""
-    if isinstance(expected, dict) and isinstance(given, dict):
-        for name in sorted({*expected, *given} - _GIVEN - {"cost_usd"}):
+def _compare(expected: Any, found: Any, where: str, given: frozenset[str] = _GIVEN) -> None:
+    """Refuse the first member that differs. Members that are null count as absent.
+
+    given: names of members that are not compared.
+    """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        for name in sorted({*expected, *found} - given):
             at = f"{where}.{name}" if where else name
-            _compare(expected.get(name), given.get(name), at)
-    elif isinstance(expected, list) and isinstance(given, list) and len(expected) == len(given):
-        for i, (one, other) in enumerate(zip(expected, given, strict=True)):
-            _compare(one, other, f"{where}[{i}]")
-    elif expected != given or isinstance(expected, bool) != isinstance(given, bool):
+            _compare(expected.get(name), found.get(name), at, given)
+    elif isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
+        for i, (one, other) in enumerate(zip(expected, found, strict=True)):
+            _compare(one, other, f"{where}[{i}]", given)
+    elif expected != found or isinstance(expected, bool) != isinstance(found, bool):
         raise EvidenceRefused(where, "it is not what the evidence gives")
 
 

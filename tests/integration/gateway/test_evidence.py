@@ -13,9 +13,10 @@ import aiohttp
 import pytest
 
 from piecework.client.evidence import known_texts
+from piecework.client.gateway.exhibits import signed
 from piecework.client.gateway.replies import check_reply
 from piecework.client.sdk import PieceworkClient
-from piecework_protocol.errors import ProtocolViolation
+from piecework_protocol.errors import EvidenceRefused, ProtocolViolation
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence, write_evidence
 from piecework_protocol.frames import CanvasDelivered
@@ -144,6 +145,26 @@ async def test_a_systemone_answer_proves_itself(tmp_path: Path) -> None:
             answer = await response.json()
     assert (await check_reply(answer)).kind == "systemone"
     assert reply_fault(answer) is None
+
+
+async def test_no_name_that_a_caller_gives_a_question_hides_a_changed_answer(
+    tmp_path: Path,
+) -> None:
+    """Some members are the gateway's own. A caller's question may have the name of one."""
+    names = ("id", "created", "created_at", "call_id", "item_id", "cost_usd")
+    asked = {name: {"type": "noul", "instructions": "Is it late?"} for name in names}
+    body = {"model": MODEL, "state": "It is.", "questions": asked, **EVIDENCE}
+    async with scripted_market(tmp_path) as market, aiohttp.ClientSession() as http:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with http.post(f"{market.url}/v1/systemone", json=body, headers=headers) as response:
+            answer = await response.json()
+    assert (await check_reply(answer)).kind == "systemone"
+    for name in names:
+        lie = json.loads(json.dumps(answer))
+        lie["answers"][name]["noul"] = 0.01
+        del lie["piecework"]["evidence"]["signature"]
+        with pytest.raises(EvidenceRefused, match=f"answers.{name}"):
+            await check_reply(signed(lie, DOMAIN, PAYER))
 
 
 async def bought(market: Any) -> Any:

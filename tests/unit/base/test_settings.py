@@ -163,13 +163,19 @@ def test_a_variable_with_our_prefix_and_no_neighbour_is_refused(name: str) -> No
         "PIECEWORK_VERSION",
         "PIECEWORK_CLIENT_SERVICE_HOST",
         "PIECEWORK_CLIENT_SERVICE_PORT_HTTP",
-        "PIECEWORK_CLIENT_PORT",
+        "PIECEWORK_CLIENT_0_SERVICE_HOST",
+        "PIECEWORK_CLIENT_GATEWAY_PORT_80_TCP_ADDR",
         "PIECEWORK_CLIENT_PORT_80_TCP_ADDR",
         "MAX_JOB_PRICE",
     ],
 )
 def test_a_variable_of_somebody_else_is_left_alone(name: str) -> None:
     assert loaded(environment={name: "5"}) == DEFAULTS
+
+
+@pytest.mark.parametrize("name", ["PIECEWORK_CLIENT_PORT", "PIECEWORK_CLIENT_GATEWAY_PORT"])
+def test_the_address_of_a_linked_service_is_left_alone(name: str) -> None:
+    assert loaded(environment={name: "tcp://10.0.0.1:8000"}) == DEFAULTS
 
 
 def test_an_unknown_name_in_the_file_is_refused_with_the_nearest(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,13 @@ def test_a_mark_is_set_by_a_flag_and_kept_until_another_flag_takes_it_away(tmp_p
         for more in ((), ("--token-is-usd",), (), ("--no-token-is-usd",), ())
     ]
     assert said == [False, True, True, False, False]
+
+
+def test_a_mark_is_not_handed_on_to_another_token(tmp_path: Path) -> None:
+    assert json.loads(describe(tmp_path, "--token-is-usd").stdout)["token_is_usd"]
+    other = replace(DEPLOYMENT, token=Address(b"\x04" * 20), token_decimals=18)
+    other.save(tmp_path / "deployment.json")
+    assert not json.loads(describe(tmp_path).stdout)["token_is_usd"]
 
 
 def test_a_mark_is_shown_to_whoever_verifies(tmp_path: Path) -> None:
