@@ -20,7 +20,7 @@ from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.trace import trace_root
-from piecework_protocol.types import Address, Digest
+from piecework_protocol.types import Address, Amount, Digest
 
 T = TypeVar("T")
 Entropy = Callable[[int], bytes]
@@ -36,6 +36,7 @@ class KnownCanvas:
         model: The digest of its model.
         content: What is claimed of it.
         leaves: Those that its worker signed for.
+        ceiling: The most that its whole job could cost, in base units.
         known_to: Operators, owners and payout addresses of those who made it or were asked.
         proofs: How many auditors of other owners have proven that it passes.
         doubted: Whether an auditor that was checked with it found that it does not pass.
@@ -44,6 +45,7 @@ class KnownCanvas:
     model: Digest
     content: AuditContent
     leaves: tuple[Digest, ...]
+    ceiling: Amount
     known_to: set[Address]
     proofs: int = 0
     doubted: bool = False

@@ -86,7 +86,8 @@ async def _canvas_of(client: Keeper, row: JobRow) -> KnownCanvas | None:
     except (PieceworkError, MalformedInput):
         return None
     leaves = evidence.canvases[0].leaves or ()
-    return KnownCanvas(row.submission.job.model, content, leaves, await _parties(client, row))
+    job, who = row.submission.job, await _parties(client, row)
+    return KnownCanvas(job.model, content, leaves, job.max_amount, who)
 
 
 async def _parties(client: Keeper, row: JobRow) -> set[Address]:

@@ -42,7 +42,7 @@ from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, read_evidence, write_evidence
 from piecework_protocol.kinds.audit import AuditContent
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind, Offer
-from piecework_protocol.types import Address, Amount, Digest, JobId, address_hex, parse_address
+from piecework_protocol.types import Address, Amount, JobId, address_hex, parse_address
 
 AUDITOR_CLAUSE: Final = "3.3 as an auditor"
 """The report is what the canvas shows."""
@@ -102,6 +102,7 @@ class MarketAuditor:
 
     first: who is asked first. None: one of the market.
     check_rate: how often an auditor is checked beside its audit.
+    price_cap: no audit costs more than so many times what the whole audited job could cost.
     """
 
     def __init__(
@@ -110,9 +111,11 @@ class MarketAuditor:
         *,
         first: Address | None = None,
         check_rate: float = 0.0,
+        price_cap: float = 3.0,
         canvases: KnownCanvases | None = None,
     ) -> None:
         self._market, self._first, self._check_rate = market, first, check_rate
+        self._price_cap = price_cap
         self.canvases = canvases or KnownCanvases()
         """What auditors are checked with."""
 
@@ -165,7 +168,8 @@ class MarketAuditor:
         channel = file.channel
         who = await self._parties(channel.operator, channel.receiver)
         leaves = file.canvases[canvas].leaves or ()
-        return _Asked(KnownCanvas(file.job.job.model, content, leaves, set(who)), canvas)
+        job = file.job.job
+        return _Asked(KnownCanvas(job.model, content, leaves, job.max_amount, set(who)), canvas)
 
     async def _parties(self, operator: Address, receiver: Address) -> frozenset[Address]:
         """Everybody who stands behind a worker, as far as the chain says."""
@@ -253,9 +257,10 @@ class MarketAuditor:
         asked.known.known_to |= candidate.who
         try:
             for one in order:
+                whose = asked.known if one is None else one.known
                 content = asked.content if one is None else one.content
                 part = purse.next_part() if one is None and purse is not None else NO_PART
-                said = await self._buy(candidate.operator, asked.known.model, content, bill, part)
+                said = await self._buy(candidate.operator, whose, content, bill, part)
                 if one is None:
                     opinion = said
                 elif (missed := one.why_missed(said)) is not None:
@@ -275,7 +280,7 @@ class MarketAuditor:
         return opinion, bill.cost, ""
 
     async def _buy(
-        self, operator: Address, model: Digest, content: AuditContent, bill: _Bill, part: Part
+        self, operator: Address, known: KnownCanvas, content: AuditContent, bill: _Bill, part: Part
     ) -> Opinion:
         """Buy one report. What it costs is added to the bill, whatever comes of it. The budget of
         `part` pays.
@@ -284,7 +289,8 @@ class MarketAuditor:
             ForgedAudit: It contradicts itself. The auditor gets no more jobs.
             PieceworkError: The worker does not give it.
         """
-        request = AuditRequest(content, operator, "0x" + model.hex())
+        most = Amount(int(known.ceiling * self._price_cap))
+        request = AuditRequest(content, operator, "0x" + known.model.hex(), most)
         clock = self._market.context.clock
         started, job, audited = clock.monotonic(), JobId(bytes(32)), None
         cost = Amount(0)
@@ -380,4 +386,6 @@ def auditor_of(
         return EngineAuditor(config.audit_model)
     first = None if config.audit_by == MARKET else parse_address(config.audit_by)
     rate = config.audit_check_rate
-    return MarketAuditor(market, first=first, check_rate=rate, canvases=canvases)
+    return MarketAuditor(
+        market, first=first, check_rate=rate, price_cap=config.price_cap, canvases=canvases
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 
 from piecework.client.jobs.requests import JobRequest, job_parameters
@@ -19,9 +18,9 @@ def audit_ceilings(
     """Return the most that each report about a job may cost, in base units.
 
     That is one canvas at the prices of the dearest auditor, with the longest prompt in front, the
-    most steps, and the fee for raising a channel. Auditors above `price_cap` times the median are
-    left out, because nobody buys from them. There are as many reports as an audit wants opinions at
-    most. Without an auditor there is none.
+    most steps, and the fee for raising a channel. Auditors that ask more than `price_cap` times
+    what the job itself may cost are left out, because nobody buys from them. There are as many
+    reports as an audit wants opinions at most. Without an auditor there is none.
     """
     model = choice.model
     if request.kind not in (Kind.TEXT, Kind.READ) or model.service is not Service.REPLAYABLE:
@@ -38,8 +37,6 @@ def audit_ceilings(
         if offer.operator != choice.operator
         and (entry.digest, entry.profile) == (model.digest, model.profile)
         and entry.kinds & Kind.AUDIT.bit
+        and price(entry, usage) <= choice.ceiling * price_cap
     ]
-    if not prices:
-        return ()
-    most = statistics.median_low(prices) * price_cap
-    return (max(one for one in prices if one <= most),) * MAX_OPINIONS
+    return (max(prices),) * MAX_OPINIONS if prices else ()

@@ -175,7 +175,7 @@ async def test_what_is_no_relay_is_left_alone(said: bytes) -> None:
 async def test_a_relay_whose_host_is_no_name_ends_nothing() -> None:
     made = BehindRelays(OPERATOR, ("relay..example:7443",))
     await made.join()
-    assert "no name" in made.relays.states["relay..example:7443"]
+    assert "not a name" in made.relays.states["relay..example:7443"]
     await made.leave()
 
 
