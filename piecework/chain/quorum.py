@@ -31,7 +31,7 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.refusals import is_known
+from piecework.chain.refusals import Answer, classify
 from piecework.chain.rpc import HttpRpc, JsonRpc, data_bytes, member, quantity
 from piecework_protocol.types import keccak256, to_hex
 
@@ -48,9 +48,8 @@ _BLOCK_PARAMETER: Final[Mapping[str, int]] = {
     "eth_feeHistory": 1,
 }
 """Where the block stands among the parameters of a question about state."""
-_AGREED: Final = frozenset(
-    {*_BLOCK_PARAMETER, "eth_chainId", "eth_getLogs"} - {"eth_estimateGas", "eth_feeHistory"}
-)
+_AGREED: Final = frozenset({*_BLOCK_PARAMETER, "eth_chainId", "eth_getLogs"})
+"""Questions whose answers are equal, unless `_RULES` has another rule for them."""
 _HEIGHTS: Final = frozenset({"latest", "safe", "finalized"})
 _BLOCK_MEMBERS: Final = ("number", "hash", "timestamp", "baseFeePerGas")
 _RECEIPT_MEMBERS: Final = ("blockNumber", "blockHash", "gasUsed", "effectiveGasPrice", "status")
@@ -279,7 +278,7 @@ class QuorumRpc:
             return expected
         # What a node says of the transaction is worth more than that another one is away.
         refused = [error for error in errors if not isinstance(error, RpcUnavailable)]
-        if any(isinstance(e, RpcRefused) and is_known(e.message) for e in refused):
+        if any(isinstance(e, RpcRefused) and classify(e.message) is Answer.KNOWN for e in refused):
             return expected  # a node holds it, whatever the others think of its fee
         if refused:
             raise refused[0]

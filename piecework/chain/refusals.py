@@ -6,6 +6,7 @@ erigon, nethermind, besu, anvil and the public endpoints in front of them answer
 
 from __future__ import annotations
 
+import enum
 from typing import Any, Final
 
 from piecework.chain.abi import decode_revert
@@ -57,8 +58,6 @@ MISSING_WORDS: Final = (
     "method is not available",
     "not whitelisted",
 )
-KNOWN_WORDS: Final = ("already known", "alreadyknown", "already imported", "known transaction")
-"""A node has this very transaction."""
 RANGE_WORDS: Final = (
     "range",
     "returned more than",
@@ -74,6 +73,47 @@ RANGE_WORDS: Final = (
     "exceed maximum block",
 )
 _RUNS_CODE: Final = frozenset({"eth_call", "eth_estimateGas"})
+
+
+class Answer(enum.Enum):
+    """What a refusal of a raw transaction means."""
+
+    KNOWN = "known"
+    NONCE_USED = "nonce used"
+    FEE_TOO_LOW = "fee too low"
+    NO_FUNDS = "no funds"
+    OTHER = "other"
+
+
+# Wordings of geth, reth, nethermind, besu, erigon, anvil and our embedded chain, in lower case.
+_WORDINGS: tuple[tuple[Answer, tuple[str, ...]], ...] = (
+    (Answer.KNOWN, ("already known", "alreadyknown", "already imported", "known transaction")),
+    (Answer.NONCE_USED, ("nonce too low", "old nonce", "nonce is too low", "noncetoolow")),
+    (
+        Answer.FEE_TOO_LOW,
+        (
+            "underpriced",
+            "less than block base fee",
+            "feetoolow",
+            "below current base fee",
+            "fee too low",
+        ),
+    ),
+    (
+        Answer.NO_FUNDS,
+        ("insufficient funds", "insufficient balance", "upfront cost", "insufficientfunds"),
+    ),
+)
+
+
+def classify(message: str) -> Answer:
+    """Sort a node's refusal of eth_sendRawTransaction; the codes are not standard, the words nearly
+    are."""
+    text = message.lower()
+    for answer, wordings in _WORDINGS:
+        if _any_of(wordings, text):
+            return answer
+    return Answer.OTHER
 
 
 def refusal(method: str, error: dict[str, Any]) -> ChainError:
@@ -97,11 +137,6 @@ def refusal(method: str, error: dict[str, Any]) -> ChainError:
     if code in PASSING_CODES or _any_of(PASSING_WORDS, words):
         return RpcLimited(str(RpcRefused(method, code, message, data)))
     return RpcRefused(method, code, message, data)
-
-
-def is_known(message: str) -> bool:
-    """Whether a node refuses a transaction because it has it already."""
-    return _any_of(KNOWN_WORDS, message.lower())
 
 
 def _any_of(words: tuple[str, ...], text: str) -> bool:

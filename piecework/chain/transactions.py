@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import enum
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +45,7 @@ from piecework.chain.market import fee_market
 from piecework.chain.nonces import NonceCounts, Nonces
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.reader import ChainReader
-from piecework.chain.refusals import KNOWN_WORDS
+from piecework.chain.refusals import Answer, classify
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from piecework_protocol.errors import invariant
 from piecework_protocol.signing import AsyncSigner
@@ -128,47 +127,6 @@ class GasPrice:
 
     wei_per_gas: int
     data: L1Price = NO_L1
-
-
-class Answer(enum.Enum):
-    """What a node's refusal of a raw transaction means."""
-
-    KNOWN = "known"
-    NONCE_USED = "nonce used"
-    FEE_TOO_LOW = "fee too low"
-    NO_FUNDS = "no funds"
-    OTHER = "other"
-
-
-# Wordings of geth, reth, nethermind, besu, erigon, anvil and our embedded chain, in lower case.
-_WORDINGS: tuple[tuple[Answer, tuple[str, ...]], ...] = (
-    (Answer.KNOWN, KNOWN_WORDS),
-    (Answer.NONCE_USED, ("nonce too low", "old nonce", "nonce is too low", "noncetoolow")),
-    (
-        Answer.FEE_TOO_LOW,
-        (
-            "underpriced",
-            "less than block base fee",
-            "feetoolow",
-            "below current base fee",
-            "fee too low",
-        ),
-    ),
-    (
-        Answer.NO_FUNDS,
-        ("insufficient funds", "insufficient balance", "upfront cost", "insufficientfunds"),
-    ),
-)
-
-
-def classify(message: str) -> Answer:
-    """Sort a node's refusal of eth_sendRawTransaction; the codes are not standard, the words nearly
-    are."""
-    text = message.lower()
-    for answer, wordings in _WORDINGS:
-        if any(wording in text for wording in wordings):
-            return answer
-    return Answer.OTHER
 
 
 async def gas_price_of(rpc: JsonRpc, policy: FeePolicy, l1: L1Fees) -> GasPrice:

@@ -29,8 +29,8 @@ from piecework.chain.events import (
     topic,
 )
 from piecework.chain.limits import MAX_RPC_RESPONSE_BYTES
+from piecework.chain.refusals import Answer, classify
 from piecework.chain.rpc import HttpRpc, data_bytes, host_of, quantity
-from piecework.chain.transactions import Answer, classify
 from piecework_protocol.types import (
     Address,
     Amount,
