@@ -76,9 +76,8 @@ class Payouts:
         cost, moment = in_units(self._policy, wei), self._clock.monotonic()
         for token, amount in self.waiting.items():
             waited = moment - self._since[token] >= self._policy.interval_s
-            waited = waited or urgency is not Urgency.NONE
             rich = bool(cost) and amount >= cost * self._policy.gas_multiple
-            if asked or rich or (waited and amount > cost):
+            if asked or rich or ((waited or urgency) and amount > cost):
                 worth = worth_of(self._policy, amount)
                 return token, Worth(worth.units, None) if asked else worth
         return None

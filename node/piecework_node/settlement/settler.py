@@ -147,19 +147,19 @@ class Settler:
         self._ask(Urgency.ASKED)
 
     def _ask(self, urgency: Urgency) -> None:
-        self._urgency = max(urgency, self._urgency if self._asking else Urgency.NONE)
+        self._urgency = max(urgency, self._asked_for)
         self._asks += 1
         self._channels.urgent.set()
 
     @property
-    def _asking(self) -> bool:
-        """Whether somebody asked and no round has done it since."""
-        return self._asks > self._answered
+    def _asked_for(self) -> Urgency:
+        """What somebody asked for and no round has done since. NONE: nothing."""
+        return self._urgency if self._asks > self._answered else Urgency.NONE
 
     @property
-    def _asked(self) -> bool:
-        """Whether it was the operator."""
-        return self._asking and self._urgency is Urgency.ASKED
+    def _must(self) -> bool:
+        """Whether it was the operator, so that claims go whatever they cost."""
+        return self._asked_for is Urgency.ASKED
 
     @property
     def gas_price(self) -> GasPrice:
@@ -174,7 +174,7 @@ class Settler:
     @property
     def idle(self) -> bool:
         """Whether everything under way only waits for finality."""
-        return not self._asking and not self._transactions.unmined
+        return not self._asked_for and not self._transactions.unmined
 
     @property
     def quiet(self) -> bool:
@@ -260,7 +260,7 @@ class Settler:
         await self._attempt("write off", self._write_off())
         await self._attempt("fund", self._fund_all())
         await self._attempt("close", self._close_all())
-        urgency = self._urgency if self._asking else Urgency.NONE
+        urgency = self._asked_for
         await self._attempt("settle", self._settle())
         await self._attempt("push", self._push(urgency))
         self._report(TRANSACTIONS, self._trouble)
@@ -432,7 +432,7 @@ class Settler:
         agreed = live.stored.close_signature is not None
         if not agreed or self._transactions.is_claiming(live.id, TxKind.CLOSE):
             return
-        due = live.claimable and (self._asking or live.must_claim(now(self._clock)))
+        due = live.claimable and (self._asked_for or live.must_claim(now(self._clock)))
         if self._is_crowded and not due:
             return
         claim, fee, worth = _closing_claim(live), live.stored.close_fee, self._closing_worth(live)
@@ -441,7 +441,7 @@ class Settler:
         except FeeTooHigh as error:
             # The client has our signature. It closes the channel itself, or we do at lower fees.
             self._log.info("closing is left to the client", channel=live.id, reason=str(error))
-            if not self._asked:
+            if not self._must:
                 self._left_to_clients.add(live.id)
             return
         except TransactionReverted:
@@ -459,11 +459,11 @@ class Settler:
         """
         fee = max(0, min(live.stored.close_fee, live.capacity - live.ledger.cumulative))
         settling = self._transactions.is_claiming(live.id, TxKind.SETTLE)
-        if live.claimable and self._asked and not settling:
+        if live.claimable and self._must and not settling:
             return Worth(Amount(fee), None)
-        stopping = self._asking and not settling
-        must = stopping or live.must_claim(now(self._clock))
-        if live.claimable and (must or self._has_waited(live)):
+        stopping = self._asked_for and not settling
+        due = stopping or live.must_claim(now(self._clock)) or self._has_waited(live)
+        if live.claimable and due:
             return Worth(Amount(fee), worth_of(self._policy, live.claimable + fee).wei)
         return worth_of_fee(self._policy, fee)
 
@@ -552,9 +552,7 @@ class Settler:
         if live.unsettled_since is None:
             live.unsettled_since = moment
         urgent = live.must_claim(now(self._clock))
-        urgency = Urgency.WITHDRAWING if urgent else Urgency.NONE
-        if self._asking:
-            urgency = max(urgency, self._urgency)
+        urgency = max(self._asked_for, Urgency.WITHDRAWING if urgent else Urgency.NONE)
         return SettlementCandidate(_claim_of(live), value, moment - live.unsettled_since, urgency)
 
 
