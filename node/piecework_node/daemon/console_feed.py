@@ -32,7 +32,7 @@ from piecework_node.console.model import (
 from piecework_node.daemon.assembly import Components
 from piecework_node.daemon.engines import KeptCard
 from piecework_node.daemon.price_watch import Spent
-from piecework_node.daemon.status import credit_totals
+from piecework_node.daemon.status import exposure_bound
 from piecework_node.jobs.own_test import OwnTest
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, PaidJob, SpentTx, StoredChannel
@@ -417,12 +417,12 @@ class ConsoleFeed:
 
     def _balance(self) -> OpenBalance:
         p, held = self._p, self._p.base.metrics.gas_held
-        price, totals = settle_wei(p.settler.gas_price), credit_totals(p)
+        price = settle_wei(p.settler.gas_price)
         return OpenBalance(
             unsettled=p.channels.unsettled,
             waiting=sum(p.settler.payouts.waiting.values()),
             exposure=p.channels.exposure,
-            bound=None if totals is None else totals.bound,
+            bound=exposure_bound(p),
             gas=None if held is None else native_coin().format(held),
             settlements_left=None if held is None or not price else held // price,
         )

@@ -47,7 +47,7 @@ from piecework_node.daemon.reconfiguring import Reconfigurer
 from piecework_node.daemon.relays import RelayCredentials, Relays
 from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.standing import StandingWatch
-from piecework_node.daemon.status import credit_totals, status_of
+from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
 from piecework_node.endpoints import split_endpoint
 from piecework_node.engine.supervisor import EngineCommandLine
@@ -376,7 +376,7 @@ class Daemon:
 
     def _announce(self, admin_port: int) -> None:
         """Print the ready line. Everything answers by now."""
-        base, totals = self._base, credit_totals(self._p)
+        base, bound = self._base, exposure_bound(self._p)
         self._write_address(admin_port)
         stopping = self._p.channels.faults.stopping
         line = {
@@ -394,14 +394,14 @@ class Daemon:
             "model": next((c.facts.name for c in self._p.worker.cards if c.facts), ""),
             "engine_pid": base.engines.kept[0].backend.pid,
             "cards": {one.card.name: one.backend.pid for one in base.engines},
-            "exposure_bound": None if totals is None else totals.bound,
+            "exposure_bound": bound,
         }
         print(json.dumps(line), flush=True)
         base.log.info(
             "ready" if self.ready else "not ready",
             port=self._grpc_port,
             admin_port=admin_port,
-            bound=None if totals is None else totals.bound,
+            bound=bound,
         )
 
     async def _kept(self, loop: Loop) -> None:

@@ -110,6 +110,12 @@ def _credit_status(p: Components, totals: CreditTotals | None) -> dict[str, int]
     }
 
 
+def exposure_bound(p: Components) -> int | None:
+    """Return the most that all payers together can cost us (clause 9.3), in base units."""
+    totals = credit_totals(p)
+    return None if totals is None else totals.bound
+
+
 def credit_totals(p: Components) -> CreditTotals | None:
     """Add up what all payers owe (clause 9.3). None: the worker gives no credit."""
     desk = p.runtime.credit
