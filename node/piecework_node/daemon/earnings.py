@@ -11,7 +11,7 @@ closing, and its fee is the worker's all the same. So only the escrow's events k
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from piecework.chain.deployment import Deployment
-from piecework.chain.events import ChannelClosed, ChannelFunded, EscrowEvent, Settled
+from piecework.chain.events import ChannelClosed, ChannelFunded, Settled
 from piecework.chain.reader import ChainReader
 from piecework_node import config
 from piecework_node.config import WorkerConfig
@@ -198,9 +198,10 @@ async def with_chain(root: Path, period: Period) -> tuple[list[Row], EarnedBalan
         every = await journal.paid_jobs(0, _FOREVER)
         channels = {job.channel for job in every}.union(await journal.channel_ids())
         spent = await journal.spent(*period.seconds)
-        price = settings.amounts(deployment.payment_token).native_coin_price
-        async with await connect(settings, deployment) as reader:
-            income = await read_income(reader, channels)
+    # The journal is closed by now: the chain may take long, and a worker may start meanwhile.
+    async with await connect(settings, deployment) as reader:
+        income = await read_income(reader, channels)
+    price = settings.amounts(deployment.payment_token).native_coin_price
     since, until = period.seconds
     paid = [job for job in every if since <= job.at < until]
     came = [event for event in income if since <= event.at < until]
@@ -216,7 +217,8 @@ async def read_income(
         ChainError: the node does not answer.
     """
     events = await reader.events_of(PAYING, channels, await reader.finalized_block())
-    times = {block: (await reader.block(block)).timestamp for block in _blocks(events)}
+    blocks = {event.log.block for event in events}
+    times = {block: (await reader.block(block)).timestamp for block in blocks}
     found = []
     for event in events:
         at = times[event.log.block]
@@ -230,10 +232,6 @@ async def read_income(
             case _:
                 raise AssertionError(f"{event} was not asked for")
     return tuple(found)
-
-
-def _blocks(events: Iterable[EscrowEvent]) -> list[int]:
-    return sorted({event.log.block for event in events})
 
 
 @asynccontextmanager
