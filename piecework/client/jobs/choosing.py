@@ -140,8 +140,8 @@ class Chooser:
         offers = {choice.operator: choice.signed.offer for choice in choices}
         connected = frozenset(op for op, offer in offers.items() if self._links.has(offer))
         unknown = [offer for op, offer in offers.items() if op not in connected]
-        awake = [c.operator for c in choices if not c.resting]
-        if connected & self._fair(choices):
+        awake = {c.operator: c for c in choices if not c.resting}
+        if connected & self._fair(awake.values()):
             for offer in [o for o in unknown if o.operator in awake][:FIRST_DIALS]:
                 self._background.start(self._answers(offer, set()))
             return _Dials(connected, frozenset())
@@ -161,9 +161,8 @@ class Chooser:
         )
         return _Dials(connected | set(answers), frozenset(failed))
 
-    def _fair(self, choices: Collection[Choice]) -> frozenset[Address]:
-        """Who is awake and asks at most `price_cap` times what the cheapest of those asks."""
-        awake = [choice for choice in choices if not choice.resting]
+    def _fair(self, awake: Collection[Choice]) -> frozenset[Address]:
+        """Who asks at most `price_cap` times what the cheapest of those that are awake asks."""
         cap, cheapest = self._filters.price_cap, min((c.expected for c in awake), default=0)
         return frozenset(c.operator for c in awake if cap is None or c.expected <= cap * cheapest)
 
