@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import structlog
 
+from piecework.base.library_logs import MAX_TRACEBACK_CHARS
 from piecework.base.repeats import Repeats
 from piecework.base.text import one_line, printable
 
 MAX_VALUE_CHARS: Final = 300
-MAX_TRACEBACK_CHARS: Final = 20_000
 _KINDS: Final = ("clause", "code", "error_class", "kind", "reason", "state", "status")
 """Fields that tell two warnings apart. Others, such as a job or a text, vary with each repetition.
 """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from piecework.base.entry import fail, guard, run
+from piecework.base.entry import MAX_LINE_CHARACTERS, fail, guard, run
 from piecework.base.homes import default_home
 from piecework.base.text import printable
 from piecework.commands._questions import MAX_PASSWORD_BYTES, agrees, ask, password
@@ -47,7 +47,6 @@ __all__ = [
     "written",
 ]
 
-MAX_LINE_CHARACTERS = 10_000
 HELP_OPTIONS = {"help_option_names": ["-h", "--help"]}
 
 

@@ -236,7 +236,7 @@ def decode_call(kind: type[_C], data: bytes) -> _C:
     """Parse what `encode_call` makes of a value of this class.
 
     Raises:
-        MalformedInput: The bytes are not such message, or a member breaks its bounds.
+        MalformedInput: The bytes are not such a message, or a member breaks its bounds.
     """
     return _to_value(kind, _parse(_message_class(kind), data, _CALL_LIMITS[kind]))
 

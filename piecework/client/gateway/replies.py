@@ -8,8 +8,8 @@ signed, however the gateway put it together. What the gateway alone says is held
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, Final, TypeVar
 
@@ -156,14 +156,22 @@ def _check_event(raw: Any, found: Mapping[str, Any]) -> None:
         raise EvidenceRefused("sequence_number", "it is not a whole number")
 
 
-def _asked_for(parse: Callable[[Any, FormatOptions], Parsed], request: Any) -> Parsed:
-    """Parse the request in the evidence."""
+@contextmanager
+def _blaming_the_request() -> Iterator[None]:
+    """Refuse the request in the evidence if something goes wrong with it."""
     try:
-        # What a gateway prefers when a request does not say changes nothing that is compared.
-        ask = parse(request, FormatOptions())
+        yield
+    except EvidenceRefused:
+        raise
     except PieceworkError as error:
         raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
-    return ask
+
+
+def _asked_for(parse: Callable[[Any, FormatOptions], Parsed], request: Any) -> Parsed:
+    """Parse the request in the evidence."""
+    with _blaming_the_request():
+        # What a gateway prefers when a request does not say changes nothing that is compared.
+        return parse(request, FormatOptions())
 
 
 def _jobs(raw: Any) -> dict[int, CheckedJob]:
@@ -215,7 +223,7 @@ async def _again(
     render = _FORMATS[found["object"]][1]
     first = next(iter(jobs.values())).file
     frames: list[Frame] = []
-    try:
+    with _blaming_the_request():
         bill = Bill(_token(found["piecework"], first), None, ask.ignored)
         reply: Reply = render(ask)
         head = Head(_text(found, "id"), _created(found), _model(found, jobs))
@@ -227,10 +235,6 @@ async def _again(
                 frames += reply.take(piece)
         frames += reply.closing(bill.totals(), bill.ours())
         whole = reply.whole(head, bill.totals(), bill.ours())
-    except EvidenceRefused:
-        raise
-    except PieceworkError as error:
-        raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
     recorded.require_all_used()
     whole = loads(json.dumps(whole))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
@@ -254,12 +258,8 @@ async def _decided_again(
     first = next(iter(jobs.values())).file
     bill = Bill(_token(found["piecework"], first), None, ask.ignored)
     recorded, model = _Recorded(jobs), _model(found, jobs)
-    try:
+    with _blaming_the_request():
         answers = await read(ask, recorded, GatewayMetrics(), bill)
-    except EvidenceRefused:
-        raise
-    except PieceworkError as error:
-        raise EvidenceRefused(f"{EVIDENCE}.request", f"it gives no such answer: {error}") from None
     recorded.require_all_used()
     whole = loads(json.dumps(render(model, ask.asked, answers, bill.totals(), bill.ours())))
     _compare_ours(whole["piecework"], found["piecework"], jobs)
