@@ -12,12 +12,12 @@ from typing import Any
 
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.faucet import take_from_faucet
-from piecework.chain.reader import ChainReader
 from piecework.signer.place import socket_path
 from piecework.signer.remote import signer_at
 from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon import registration
+from piecework_node.daemon.assembly import connect
 from piecework_node.daemon.registration import RegistrationStep
 from piecework_node.home import Home
 from piecework_node.keys.operator import close_operator, open_operator
@@ -119,13 +119,7 @@ async def _register(
 ) -> tuple[RegistrationStep, list[str]]:
     """Register, or see what is registered. Returns the step and what the owner should know."""
     deployment = Deployment.load(home.deployment)
-    async with await ChainReader.connect(
-        deployment,
-        rpc_url=config.rpc_url or None,
-        rpc_urls=config.rpc_urls,
-        rpc_quorum=config.rpc_quorum,
-        timeout_s=config.rpc_timeout_s,
-    ) as reader:
+    async with await connect(config, deployment) as reader:
         warnings = list(reader.warnings)
         known = await reader.worker(operator.address)
         if known is not None:
