@@ -33,6 +33,9 @@ VARIABLES: Final = Variables(
     reserved=("PIECEWORK_HOME", "PIECEWORK_PASSWORD", "PIECEWORK_MODELS"),
     neighbours=("PIECEWORK_WORKER_", "PIECEWORK_MARKET_"),
 )
+SELF: Final = "self"
+MARKET: Final = "market"
+"""Who audits: the client itself, or any worker of the market."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +279,7 @@ class ClientConfig(Settings):
         ),
     )
     audit_by: str = Field(
-        default="self",
+        default=SELF,
         max_length=42,
         description=(
             'Who replays: "self", with the engine on a machine like the worker\'s. "market", '
@@ -379,7 +382,7 @@ class ClientConfig(Settings):
     @property
     def buys_audits(self) -> bool:
         """Whether audits in the background are bought of other workers."""
-        return self.audit_rate > 0 and self.audit_by != "self"
+        return self.audit_rate > 0 and self.audit_by != SELF
 
     @field_validator("audit_by")
     @classmethod
@@ -425,7 +428,7 @@ def check_auditor(text: str) -> str:
     Raises:
         ValueError: It is none of them.
     """
-    if text not in ("self", "market"):
+    if text not in (SELF, MARKET):
         parse_address(text)
     return text
 

@@ -24,8 +24,9 @@ from piecework.client.auditors.checks import (
     draw,
 )
 from piecework.client.auditors.opinions import Opinion, PanelDecision, decide
-from piecework.client.config import ClientConfig
+from piecework.client.config import MARKET, SELF, ClientConfig
 from piecework.client.evidence import Texts, make_evidence
+from piecework.client.jobs.audit_ceilings import most_of_a_report
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.events import CanvasAudited, JobFinished, JobStarted
 from piecework.client.jobs.requests import AuditRequest, JobRequest
@@ -46,8 +47,6 @@ from piecework_protocol.types import Address, Amount, JobId, address_hex, parse_
 
 AUDITOR_CLAUSE: Final = "3.3 as an auditor"
 """The report is what the canvas shows."""
-SELF: Final = "self"
-MARKET: Final = "market"
 
 
 class ForgedAudit(PieceworkError):
@@ -102,7 +101,7 @@ class MarketAuditor:
 
     first: who is asked first. None: one of the market.
     check_rate: how often an auditor is checked beside its audit.
-    price_cap: no audit costs more than so many times what the whole audited job could cost.
+    price_cap: as `most_of_a_report` has it.
     """
 
     def __init__(
@@ -289,7 +288,7 @@ class MarketAuditor:
             ForgedAudit: It contradicts itself. The auditor gets no more jobs.
             PieceworkError: The worker does not give it.
         """
-        most = Amount(int(known.ceiling * self._price_cap))
+        most = most_of_a_report(known.ceiling, self._price_cap)
         request = AuditRequest(content, operator, "0x" + known.model.hex(), most)
         clock = self._market.context.clock
         started, job, audited = clock.monotonic(), JobId(bytes(32)), None

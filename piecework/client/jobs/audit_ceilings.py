@@ -18,9 +18,9 @@ def audit_ceilings(
     """Return the most that each report about a job may cost, in base units.
 
     That is one canvas at the prices of the dearest auditor, with the longest prompt in front, the
-    most steps, and the fee for raising a channel. Auditors that ask more than `price_cap` times
-    what the job itself may cost are left out, because nobody buys from them. There are as many
-    reports as an audit wants opinions at most. Without an auditor there is none.
+    most steps, and the fee for raising a channel. Auditors above `most_of_a_report` are left out,
+    because nobody buys from them. There are as many reports as an audit wants opinions at most.
+    Without an auditor there is none.
     """
     model = choice.model
     if request.kind not in (Kind.TEXT, Kind.READ) or model.service is not Service.REPLAYABLE:
@@ -30,13 +30,22 @@ def audit_ceilings(
     context = before if request.kind is Kind.TEXT else 0
     prompt = request.content.outline.prompt_tokens + context
     usage = Usage(prompt, 0, parameters.max_steps)
-    prices = [
-        Amount(price(entry, usage) + max(offer.open_fee, offer.top_up_fee))
+    most = most_of_a_report(choice.ceiling, price_cap)
+    asked = [
+        (price(entry, usage), max(offer.open_fee, offer.top_up_fee))
         for offer in offers
         for entry in offer.models
         if offer.operator != choice.operator
         and (entry.digest, entry.profile) == (model.digest, model.profile)
         and entry.kinds & Kind.AUDIT.bit
-        and price(entry, usage) <= choice.ceiling * price_cap
     ]
+    prices = [Amount(report + fee) for report, fee in asked if report <= most]
     return (max(prices),) * MAX_OPINIONS if prices else ()
+
+
+def most_of_a_report(ceiling: Amount, price_cap: float) -> Amount:
+    """Return the most that is paid for one report, its fee apart.
+
+    ceiling: what the whole job that is audited could cost. price_cap: how many times as much.
+    """
+    return Amount(int(ceiling * price_cap))

@@ -150,9 +150,9 @@ class EngineChoice(NamedTuple):
 def _check_by(by: str | None, job: str | None, level: str) -> None:
     """End the command if nobody can audit so."""
     common.one_of("--level", level, LEVELS)
-    from piecework.client.config import check_auditor
+    from piecework.client.config import SELF, check_auditor
 
-    if by is None or by == "self":
+    if by is None or by == SELF:
         return
     try:
         check_auditor(by)

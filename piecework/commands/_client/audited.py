@@ -82,6 +82,7 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
 
     from piecework.base.errors import PieceworkError
     from piecework.client.auditing import Audits
+    from piecework.client.config import SELF
     from piecework_protocol.objects import AuditLevel, AuditOutcome
 
     key = await asyncio.to_thread(client.store.job_named, wish.job)
@@ -89,7 +90,7 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     drawn = _drawn(file, wish.canvas)
     by = wish.by or client.config.audit_by
     refused, opened = "", wish.opened
-    if by != "self" and wish.level == "replay":
+    if by != SELF and wish.level == "replay":
         auditor = await _others(client, file, by)
     elif wish.buy:
         opened, refused = await _bought(client, key, drawn, soft=wish.level == "forced")
