@@ -11,18 +11,14 @@ from piecework.client.jobs.requests import Filters
 from piecework.client.jobs.selection import Ranking
 from piecework.client.journal.store import Store
 from piecework.client.limits import OFFERS_STALE_S, SEARCH_GRACE_S
-from piecework.client.network.discovery import Discovery
-from piecework.client.network.indexes import IndexReader
-from piecework.client.network.links import Links
-from piecework.client.network.reachability import Reachability
 from piecework_protocol.objects import ModelOffer
 from piecework_protocol.types import Address, Amount
 from tests.support.chain.fake_chain import TOKEN_INFO
 from tests.support.client.client_side import PAYER, ask
 from tests.support.market.offers import model, operator
 from tests.support.market.shipped import InlineExecutor
-from tests.support.market.simulated_net import Shelf, SimulatedNet
-from tests.support.virtual_time import LoopClock, simulate
+from tests.support.market.simulated_net import Shelf, SimulatedNet, searching
+from tests.support.virtual_time import simulate
 from tests.support.waiting import pass_time
 
 INDEX = "http://index.example"
@@ -36,18 +32,12 @@ def play(folder: Path, scene: Scene) -> SimulatedNet:
     store = Store(folder / "client.db", net.chain.domain, PAYER.address, committer=InlineExecutor())
 
     async def run() -> None:
-        clock = LoopClock()
-        links = Links(net.connect)
-        reachability = Reachability(store.workers, clock)
-        indexes = IndexReader(tuple(net.indexes), clock, net.get)
-        discovery = Discovery(net.chain, indexes, links, clock, reachability)
         filters = Filters(now=0, token=TOKEN_INFO, price_cap=3.0)
-        chooser = Chooser(discovery, links, reachability, clock, filters)
-        await scene(net, chooser)
-        await chooser.close()
-        await discovery.close()
-        await reachability.written()
-        await links.close()
+        async with searching(net, store) as client:
+            parts = client.discovery, client.links, client.reachability, client.clock
+            chooser = Chooser(*parts, filters)
+            await scene(net, chooser)
+            await chooser.close()
 
     simulate(run())
     store.close()

@@ -13,16 +13,13 @@ from piecework.client.journal.learning import is_resting, learn_answer
 from piecework.client.journal.store import Store
 from piecework.client.limits import INDEX_PAGE_OFFERS, MAX_INDEX_OFFERS, OFFERS_STALE_S
 from piecework.client.network.discovery import Discovery
-from piecework.client.network.indexes import IndexReader
-from piecework.client.network.links import Links
-from piecework.client.network.reachability import Reachability
 from piecework.client.network.searches import Found
 from piecework_protocol.types import Timestamp
 from tests.support.client.client_side import PAYER
 from tests.support.market.offers import model, operator
 from tests.support.market.shipped import InlineExecutor
-from tests.support.market.simulated_net import Shelf, SimulatedNet
-from tests.support.virtual_time import START, LoopClock, simulate
+from tests.support.market.simulated_net import Shelf, SimulatedNet, searching
+from tests.support.virtual_time import START, simulate
 from tests.support.waiting import pass_time
 
 GOOD, DEAD, SLOW = "http://good.example", "http://dead.example", "http://slow.example"
@@ -34,15 +31,8 @@ def play(folder: Path, net: SimulatedNet, scene: Scene) -> Store:
     store = Store(folder / "client.db", net.chain.domain, PAYER.address, committer=InlineExecutor())
 
     async def run() -> None:
-        clock = LoopClock()
-        links = Links(net.connect)
-        reachability = Reachability(store.workers, clock)
-        indexes = IndexReader(tuple(net.indexes), clock, net.get)
-        discovery = Discovery(net.chain, indexes, links, clock, reachability)
-        await scene(net, discovery)
-        await discovery.close()
-        await reachability.written()
-        await links.close()
+        async with searching(net, store) as client:
+            await scene(net, client.discovery)
 
     simulate(run())
     return store

@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import json
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from piecework.base.http import HttpTimeout
 from piecework.client.errors import WorkerUnreachable
+from piecework.client.journal.store import Store
 from piecework.client.limits import CONNECT_TIMEOUT_S, INDEX_TIMEOUT_S
-from piecework.client.network.discovery import serves
+from piecework.client.network.discovery import Discovery, serves
+from piecework.client.network.indexes import IndexReader
+from piecework.client.network.links import Links
+from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobStream
 from piecework_protocol import wire
 from piecework_protocol.types import Address, Digest
@@ -20,8 +26,32 @@ from piecework_protocol.wire import SignedOffer
 from tests.support.chain.fake_chain import FakeChain
 from tests.support.market.offers import offer, receiver
 from tests.support.market.offers import operator as key_of
-from tests.support.virtual_time import START
+from tests.support.virtual_time import START, LoopClock
 from tests.support.waiting import pass_time
+
+
+@dataclass(frozen=True, slots=True)
+class SearchingClient:
+    """The parts of a client that look for workers."""
+
+    clock: LoopClock
+    links: Links
+    reachability: Reachability
+    discovery: Discovery
+
+
+@asynccontextmanager
+async def searching(net: SimulatedNet, store: Store) -> AsyncIterator[SearchingClient]:
+    """Let a client with this journal search a network."""
+    clock = LoopClock()
+    links = Links(net.connect)
+    reachability = Reachability(store.workers, clock)
+    indexes = IndexReader(tuple(net.indexes), clock, net.get)
+    discovery = Discovery(net.chain, indexes, links, clock, reachability)
+    yield SearchingClient(clock, links, reachability, discovery)
+    await discovery.close()
+    await reachability.written()
+    await links.close()
 
 
 @dataclass
