@@ -204,11 +204,14 @@ class Settler:
     async def tick(self) -> None:
         """Do one round. What the chain refuses is counted, noted, and tried again later."""
         async with self._lock:
-            await self._look_around()
-            # Each question of a round is asked anew, and only a round says that its own are over.
-            allowed = self._board.may_sign_beside(*ROUND_CHECKS)
-            if allowed and not self._board.is_failing("contracts"):
-                await self._settle_round()
+            await self._round()
+
+    async def _round(self) -> None:
+        await self._look_around()
+        # Each question of a round is asked anew, and only a round says that its own are over.
+        allowed = self._board.may_sign_beside(*ROUND_CHECKS)
+        if allowed and not self._board.is_failing("contracts"):
+            await self._settle_round()
         self._board.show()
         self._metrics.unsettled.set(self._channels.unsettled)
 
@@ -220,13 +223,23 @@ class Settler:
         Each round is asked anew: a channel whose opening was under way in the last one can be
         settled in this one.
 
-        within_s: after so many seconds what is left waits for the next start.
+        within_s: after so many seconds what is left waits for the next start, also in the middle
+            of a round. The journal holds what was signed.
         every_s: seconds between two rounds.
         """
-        deadline = self._clock.monotonic() + within_s
+        try:
+            async with asyncio.timeout(within_s):
+                await self._finish(self._clock.monotonic() + within_s, every_s)
+        except TimeoutError:
+            self._log.warning("chain", task="stop", error="a chain node is too slow to settle now")
+
+    async def _finish(self, deadline: float, every_s: float) -> None:
         while True:
-            self._ask(Urgency.STOPPING)
-            await self.tick()
+            async with self._lock:
+                # Asked for in a round of its own. One that is under way may have opened a channel,
+                # and it would answer without the claim on it.
+                self._ask(Urgency.STOPPING)
+                await self._round()
             if self.idle or self._clock.monotonic() >= deadline:
                 return
             await asyncio.sleep(every_s)
