@@ -41,6 +41,7 @@ from piecework_protocol.evidence.check import broken_rules, check_evidence, unop
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import read_openings
+from piecework_protocol.outlines import Outline
 from piecework_protocol.types import Address, Amount, JobId, parse_hex
 
 AUDIT_CLAUSE: Final = "7.2 in an audit"
@@ -173,10 +174,14 @@ def _report(line: bytes, level: AuditLevel, canvas: int) -> CanvasReport:
         return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
 
 
-def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> CanvasReport:
+def audit_rules(
+    evidence: EvidenceFile, canvas: int, openings: bytes = b"", outline: Outline | None = None
+) -> CanvasReport:
     """Apply the rules to a canvas. It passes only if every step of it is opened.
 
     Without openings they see receipts, leaves and output only. What these break fails the canvas.
+
+    outline: that of the job's content, if it is known and the evidence lacks the content.
 
     Raises:
         EvidenceRefused: The evidence does not hold.
@@ -184,7 +189,7 @@ def audit_rules(evidence: EvidenceFile, canvas: int, openings: bytes = b"") -> C
     """
     proven = check_evidence(evidence)
     opened = read_openings(openings) if openings else None
-    found = tuple(map(str, broken_rules(evidence, proven, canvas, opened)))
+    found = tuple(map(str, broken_rules(evidence, proven, canvas, opened, outline)))
     lacking = "" if found else unopened(evidence, canvas, opened)
     outcome = AuditOutcome.NO_VERDICT if lacking else AuditOutcome.PASS
     steps = evidence.canvases[canvas].receipt.steps
@@ -208,17 +213,19 @@ async def confirmed_audit(
     openings: bytes = b"",
     *,
     purse: AuditPurse | None = None,
+    outline: Outline | None = None,
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
 
-    If the second audit does not fail, there is no verdict. `purse` is as `Auditor.audit` has it.
+    If the second audit does not fail, there is no verdict. `purse` is as `Auditor.audit` has it,
+    `outline` as `audit_rules` has it.
 
     Raises:
         EvidenceRefused: Level RULES alone: the evidence does not hold.
         MalformedInput: Level RULES alone: the openings are malformed, or of another canvas.
     """
     if level is AuditLevel.RULES:
-        return await asyncio.to_thread(audit_rules, evidence, canvas, openings)
+        return await asyncio.to_thread(audit_rules, evidence, canvas, openings, outline)
     data = await asyncio.to_thread(write_evidence, evidence)
     report = await auditor.audit(data, canvas, level, openings, purse=purse)
     if report.outcome is AuditOutcome.PASS and level is AuditLevel.FORCED:
@@ -336,16 +343,19 @@ class Audits:
         openings: bytes = b"",
         *,
         purse: AuditPurse | None = None,
+        outline: Outline | None = None,
     ) -> CanvasReport:
         """Audit a canvas. A failure that is confirmed ends the relation with its worker.
 
-        `purse` is as `Auditor.audit` has it.
+        `purse` and `outline` are as `confirmed_audit` has them.
 
         Raises:
             EvidenceRefused: Level RULES alone: the evidence does not hold.
             MalformedInput: Level RULES alone: the openings are malformed, or of another canvas.
         """
-        report = await confirmed_audit(self.auditor, evidence, canvas, level, openings, purse=purse)
+        report = await confirmed_audit(
+            self.auditor, evidence, canvas, level, openings, purse=purse, outline=outline
+        )
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:
             report, file = await self._end(evidence, report)

@@ -98,8 +98,11 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
         common.fail(f"{missing} and {refused}" if missing else refused, NO_VERDICT)
     kept: list[Path | None] = []
     audits = Audits(client.context, auditor, on_report=lambda report, place: kept.append(place))
+    # A client that keeps no text still knows the shape of what it asked.
+    outline = (await asyncio.to_thread(client.store.job, key)).outline
     try:
-        report = await audits.audit(file, drawn, AuditLevel[wish.level.upper()], opened)
+        level = AuditLevel[wish.level.upper()]
+        report = await audits.audit(file, drawn, level, opened, outline=outline)
     except PieceworkError as error:
         common.fail(str(error), NO_VERDICT)
     if report.cost:

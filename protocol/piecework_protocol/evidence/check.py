@@ -21,6 +21,7 @@ from piecework_protocol.kinds import KINDS, Content, Output
 from piecework_protocol.merkle import EMPTY_ROOT
 from piecework_protocol.objects import Acceptance, Finish, Kind, ModelOffer, Receipt, Voucher
 from piecework_protocol.openings import OpenedCanvas, held_to
+from piecework_protocol.outlines import Outline
 from piecework_protocol.pricing import Usage, usage_of
 from piecework_protocol.rules import Case, Finding, check
 from piecework_protocol.service import leaves_fault, parameters_fault
@@ -287,14 +288,19 @@ def _vouchers_contradict(first: Voucher, second: Voucher) -> bool:
 
 
 def broken_rules(
-    evidence: EvidenceFile, proven: ProvenJob, canvas: int, opened: OpenedCanvas | None
+    evidence: EvidenceFile,
+    proven: ProvenJob,
+    canvas: int,
+    opened: OpenedCanvas | None,
+    outline: Outline | None = None,
 ) -> Sequence[Finding]:
     """Apply the rules to a canvas. Without openings they see receipts, leaves and output only.
 
     A rule says nothing about what is not open. So nothing broken is a pass only if `unopened` names
     nothing.
 
-    proven: from `check_evidence` of the same file.
+    proven: from `check_evidence` of the same file. outline: that of the content, if it is known and
+    the content is not in the file.
 
     Raises:
         MalformedInput: What is opened is not what was signed.
@@ -307,7 +313,7 @@ def broken_rules(
         proven.model,
         tuple(one.receipt for one in evidence.canvases[: canvas + 1]),
         prompt_tokens=None if accepted is None else accepted.acceptance.prompt_tokens,
-        outline=None if proven.content is None else proven.content.outline,
+        outline=outline if proven.content is None else proven.content.outline,
         leaves=shown.leaves,
         record=record,
         steps=steps,
@@ -319,8 +325,8 @@ def broken_rules(
 def unopened(evidence: EvidenceFile, canvas: int, opened: OpenedCanvas | None) -> str:
     """Say what the rules lack for a verdict on a canvas (clause 7.5), or nothing.
 
-    They need the canvas leaf and every step, and no pinned position: which ones are pinned only the
-    model's tokenizer tells.
+    They need the canvas leaf and every step, and no pinned position: which ones of a form or a read
+    are pinned only the model's tokenizer tells.
 
     opened: what `broken_rules` has held to the leaves, or None.
     """

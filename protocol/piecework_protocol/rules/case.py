@@ -9,7 +9,7 @@ from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.kinds import Output
 from piecework_protocol.merkle import EMPTY_ROOT
-from piecework_protocol.objects import Job, ModelOffer, Receipt
+from piecework_protocol.objects import Job, Kind, ModelOffer, Receipt
 from piecework_protocol.outlines import Outline
 from piecework_protocol.trace import CanvasRecord, StepField
 from piecework_protocol.types import Digest
@@ -38,7 +38,8 @@ class Case:
         leaves: Those under the last receipt's trace root.
         record: The fields of the canvas leaf.
         steps: By step, the fields that are open.
-        pins: By position, the ids that the content pins on this canvas.
+        pins: By position, the ids that the content pins on this canvas. A text without a template
+            pins nothing, which the outline says.
         output: The decoded output of the canvas.
         vocabulary: Of the model.
 
@@ -70,7 +71,13 @@ class Case:
 
     @property
     def known_pins(self) -> Mapping[int, int] | None:
-        """The pinned positions, if they are known: the empty root says that there are none."""
-        if self.pins is None and self.record is not None and self.record.pinned == EMPTY_ROOT:
+        """The pinned positions, if they are known.
+
+        There are none in a text without a template, and none under the empty root.
+        """
+        if self.pins is not None:
+            return self.pins
+        outline, record = self.outline, self.record
+        if outline is not None and self.job.kind is Kind.TEXT and not outline.templated:
             return {}
-        return self.pins
+        return {} if record is not None and record.pinned == EMPTY_ROOT else None

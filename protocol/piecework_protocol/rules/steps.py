@@ -83,14 +83,15 @@ def check_steps(case: Case) -> Iterator[Finding]:
 
 
 def _check_pins(case: Case, record: CanvasRecord) -> Iterator[Finding]:
-    if case.pins is None:
+    pins = case.known_pins
+    if pins is None:
         return
     try:
-        root = pinned_root(sorted(case.pins.items()))
+        root = pinned_root(sorted(pins.items()))
     except MalformedInput as error:
         yield Finding(RuleNumber.PINNED, None, str(error))
         return
-    if root != record.pinned or not _fit(case.pins, record):
+    if root != record.pinned or not _fit(pins, record):
         yield Finding(RuleNumber.PINNED, None, "the pinned positions are others than committed")
 
 

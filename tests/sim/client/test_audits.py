@@ -14,6 +14,7 @@ from piecework.client.auditing import (
     AUDIT_CLAUSE,
     RULES_CLAUSE,
     CanvasReport,
+    audit_rules,
     choose_canvas,
     confirmed_audit,
 )
@@ -29,9 +30,12 @@ from piecework.commands._client.audited import AuditDone, Wish, audit_job
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.openings import write_openings
+from piecework_protocol.trace import CanvasRecord
+from piecework_protocol.worker_session import CanvasResult
 from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.client.client_side import MONEY, PAYER, ask, collect
-from tests.support.client.fake_worker import FakeWorker
+from tests.support.client.fake_worker import FakeWorker, Job
 from tests.support.market.memory_worker import MemoryMarket
 from tests.support.market.reported import opened_canvas
 from tests.support.market.shipped import InlineExecutor
@@ -65,13 +69,43 @@ class ScriptedAuditor:
         return CanvasReport(level, outcome, canvas, found, why, steps=4)
 
 
+class PinningWorker(FakeWorker):
+    """Commits to pinned positions that nobody asked for. `opened`: the openings of a canvas."""
+
+    opened = b""
+
+    def denoise(self, job: Job, canvas: int) -> CanvasResult:
+        """Put a canvas leaf before the leaves."""
+        made, accepted = super().denoise(job, canvas), job.session.accepted
+        record = CanvasRecord(
+            canvas=canvas,
+            size=accepted.model.canvas_size,
+            vocab_size=1000,
+            kind=accepted.job.kind,
+            seed=accepted.job.parameters.seed,
+            parameters=accepted.job.parameters.struct_hash(),
+            content=accepted.job.content,
+            pinned=bytes(range(32)),
+            prompt_tokens=accepted.prompt_tokens,
+        )
+        self.opened = write_openings(record, ())
+        return replace(made, leaves=(record.leaf(), *made.leaves[1:]))
+
+
 class Watched:
     """A client of one worker, with an auditor."""
 
-    def __init__(self, folder: Path, auditor: ScriptedAuditor, rate: float) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        auditor: ScriptedAuditor,
+        rate: float,
+        worker: type[FakeWorker] = FakeWorker,
+    ) -> None:
         self.chain, self.clock, self.market = FakeChain(), LoopClock(), MemoryMarket()
         self.chain.deposit(PAYER.address, 100 * MONEY)
-        self.market.add(FakeWorker(self.chain, self.clock, name="only"), "only")
+        self.worker = worker(self.chain, self.clock, name="only")
+        self.market.add(self.worker, "only")
         self.folder, self.auditor, self.rate, self.told = folder, auditor, rate, Told()
 
     def client(self) -> PieceworkClient:
@@ -248,6 +282,28 @@ def test_a_broken_rule_ends_the_relation_by_itself(tmp_path: Path) -> None:
     ((report, kept),) = scene.told
     assert report.outcome is AuditOutcome.FAIL and report.confirmed
     assert kept is not None and read_evidence(kept.read_bytes()) == file
+
+
+def test_a_client_that_keeps_no_text_knows_that_a_job_had_no_template(tmp_path: Path) -> None:
+    scene = Watched(tmp_path, ScriptedAuditor(AuditOutcome.PASS), 0.0, PinningWorker)
+    worker = scene.worker
+    assert isinstance(worker, PinningWorker)
+
+    async def work() -> AuditDone:
+        async with scene.client() as client:
+            job = (await collect(client.run(ask("first", max_tokens=1))))[0]
+            assert isinstance(job, JobStarted)
+            wish = Wish("rules", job=job.job.hex(), opened=worker.opened)
+            found = await audit_job(client, wish, scene.auditor)
+        await scene.market.close()
+        return found
+
+    found = simulate(work())
+    assert found.file.content is None
+    assert found.report.outcome is AuditOutcome.FAIL and found.ended
+    assert any(line.startswith("rule 10 (pinned)") for line in found.report.findings)
+    bare = audit_rules(found.file, 0, found.opened)
+    assert bare.outcome is AuditOutcome.NO_VERDICT
 
 
 def test_the_canvas_is_drawn_among_those_with_steps() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.evidence.reports import AuditFound, ReportFile, make_report
+from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.merkle import EMPTY_ROOT
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.rules.philox import IdPurpose, RandomIds
@@ -57,16 +58,21 @@ def invented_trace() -> ReportFile:
 
 
 def opened_canvas(
-    story: Story, *, noise: int = 0, pinned: Digest = EMPTY_ROOT
+    story: Story,
+    *,
+    asked: TextContent | None = None,
+    noise: int = 0,
+    pinned: Digest = EMPTY_ROOT,
 ) -> tuple[EvidenceFile, dict[str, Any]]:
     """A job of one canvas of two steps, and its openings.
 
     The first step accepts all, and the second changes nothing, so the canvas ends with it.
 
+    asked: its content.
     noise: what the ids before step 0 are combined with. 0 leaves them as Philox says.
     pinned: the root of pinned positions that the canvas leaf names.
     """
-    file = evidence(replace(story, steps=(2,), sentences=("Once.",)))
+    file = evidence(replace(story, steps=(2,), sentences=("Once.",)), asked)
     job, (shown,) = file.job.job, file.canvases
     record = CanvasRecord(
         canvas=0,

@@ -315,6 +315,15 @@ def test_pins_that_the_leaf_does_not_bind_are_found(form: Case) -> None:
         assert RuleNumber.PINNED in broken(replace(form, pins=pins))
 
 
+def test_a_text_without_a_template_pins_nothing(honest: Case) -> None:
+    invented = replace(recorded(honest, pinned=pinned_root([(0, 1)])), pins=None)
+    assert broken(invented) == {RuleNumber.PINNED}
+    assert broken(replace(invented, outline=None)) == set()
+    assert broken(replace(invented, outline=Outline(1000, templated=True))) == set()
+    read = replace(invented, job=invented.job.replace(kind=Kind.READ))
+    assert (invented.known_pins, read.known_pins) == ({}, None)
+
+
 def test_a_canvas_that_goes_on_after_it_is_done_is_found(honest: Case) -> None:
     findings = check(goes_on(honest))
     last = honest.receipt.steps - 1

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.errors import EvidenceRefused
 from piecework_protocol.evidence.check import unopened
 from piecework_protocol.evidence.reports import (
@@ -18,6 +19,7 @@ from piecework_protocol.evidence.reports import (
     read_report,
     write_report,
 )
+from piecework_protocol.kinds.text import Fixed, Hole, TextContent
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind
 from piecework_protocol.openings import openings_of
 from piecework_protocol.signing import sign
@@ -77,6 +79,23 @@ def test_rules_pass_nothing_that_is_not_open(file: ReportFile, why: str) -> None
 def test_rules_pass_no_canvas_whose_pinned_positions_they_are_not_told() -> None:
     file, openings = opened_canvas(SILENT, noise=1, pinned=Digest(bytes(range(32))))
     made = make_report(file, AuditFound(0, AuditLevel.RULES, PASSED), PAYER, openings)
+    with pytest.raises(EvidenceRefused, match="pinned positions"):
+        check_report(made)
+
+
+def test_a_text_without_a_template_has_no_pinned_position_to_hide_behind() -> None:
+    junk = Digest(bytes(range(32)))
+    file, openings = opened_canvas(Story(), noise=1, pinned=junk)
+    made = make_report(file, AuditFound(0, AuditLevel.RULES, FAILED), PAYER, openings)
+    checked = check_report(made)
+    assert checked.bearing is Bearing.PROVEN
+    assert {text.partition(":")[0] for text in checked.findings} >= {
+        "rule 10 (pinned)",
+        "rule 12 (initial)",
+    }
+    form = TextContent(Conversation((Message("user", "Tell me."),)), (Hole(1), Fixed("."), Hole(1)))
+    templated, openings = opened_canvas(Story(), asked=form, pinned=junk)
+    made = make_report(templated, AuditFound(0, AuditLevel.RULES, PASSED), PAYER, openings)
     with pytest.raises(EvidenceRefused, match="pinned positions"):
         check_report(made)
 
