@@ -23,6 +23,14 @@ BROKEN_PIPE: Final = 141
 """128 + SIGPIPE, as a shell reports it of a program whose reader went away."""
 
 
+class ExitError(SystemExit):
+    """The end of a program after an error, which stands on stderr. `line`: what stands there."""
+
+    def __init__(self, code: int, line: str) -> None:
+        super().__init__(code)
+        self.line = line
+
+
 def guard(work: Callable[[], T]) -> T:
     """Call `work` and return what it returns.
 
@@ -47,13 +55,14 @@ def fail(line: str, code: int = 1) -> NoReturn:
     """Print one error line on stderr and exit with `code`.
 
     Raises:
-        SystemExit: always.
+        ExitError: always.
     """
+    said = printable(line, lines=False, limit=MAX_LINE_CHARACTERS)
     _settle(sys.stdout)
     with suppress(OSError, ValueError):
-        write(sys.stderr, f"error: {printable(line, lines=False, limit=MAX_LINE_CHARACTERS)}\n")
+        write(sys.stderr, f"error: {said}\n")
     _settle(sys.stderr)
-    raise SystemExit(code) from None
+    raise ExitError(code, said) from None
 
 
 @contextmanager

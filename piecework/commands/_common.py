@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from piecework.base.entry import MAX_LINE_CHARACTERS, fail, guard, run
+from piecework.base.entry import MAX_LINE_CHARACTERS, ExitError, fail, guard, run
 from piecework.base.homes import default_home
 from piecework.base.text import printable
 from piecework.commands._questions import MAX_PASSWORD_BYTES, agrees, ask, password
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_PASSWORD_BYTES",
+    "ExitError",
     "address",
     "agrees",
     "ask",

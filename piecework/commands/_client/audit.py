@@ -86,8 +86,8 @@ def audit(
     answer. A failure that no second audit confirms is not a verdict. A confirmed one ends the
     relation with the worker, and its evidence is kept in the home.
 
-    Exit code 0: it passed. 1: it failed. 3: no verdict is possible here. A report has no text, but
-    it shows who paid whom. Opened steps show the tokens.
+    Exit code 0: it passed. 1: it failed. 3: no verdict is possible here. A report that fails does
+    not change it. A report has no text, but it shows who paid whom. Opened steps show the tokens.
     """
     telling = Telling(report_to, agent, publish, home, password_file)
     telling.check()
@@ -125,7 +125,8 @@ def _audited(
 def _finish(found: AuditDone, telling: Telling, *, json: bool) -> NoReturn:
     """Say what was found, tell others if that is wanted, and end the command.
 
-    The words come first: telling others may fail.
+    The words come first: telling others may take long. The exit code is the verdict's, also if
+    others could not be told.
     """
     code = _exit_code(found.report)
     if not json:

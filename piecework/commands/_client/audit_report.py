@@ -54,17 +54,20 @@ def tell(
 ) -> dict[str, Any]:
     """Sign the report of an audit, write it and publish it. Returns what was done.
 
+    A failure does not end the command, because the verdict stands. It is said on stderr, and is the
+    member `error` of what is returned.
+
     opened: an openings file, or nothing.
     """
+    done: dict[str, Any] = {"files": [], "feedback_hash": None, "indexes": {}, "error": None}
 
-    async def work(client: PieceworkClient) -> dict[str, Any]:
+    async def work(client: PieceworkClient) -> None:
         from piecework.client.reports import export, publish, sign_report
         from piecework_protocol.evidence.reports import AuditFound
         from piecework_protocol.types import to_hex
 
         found = AuditFound(report.canvas, report.level, report.outcome)
         signed = sign_report(file, found, client.wallet, _without_soft(opened))
-        done: dict[str, Any] = {"files": [], "feedback_hash": None, "indexes": {}}
         if telling.folder is not None:
             about = await _feedback(client, signed, telling.agent)
             written = await export(telling.folder, signed, about)
@@ -73,10 +76,12 @@ def tell(
                 done["feedback_hash"] = to_hex(written.feedback_hash)
         if telling.publish:
             done["indexes"] = await publish(signed, client.config.indexes)
-        return done
 
-    told: dict[str, Any] = with_client(telling.home, telling.password_file, work)
-    return told
+    try:
+        with_client(telling.home, telling.password_file, work)
+    except common.ExitError as failed:
+        done["error"] = failed.line
+    return done
 
 
 def _without_soft(opened: bytes) -> dict[str, Any] | None:

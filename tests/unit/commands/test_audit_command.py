@@ -74,6 +74,22 @@ async def test_a_broken_rule_is_exit_code_one_and_names_the_evidence(tmp_path: P
     assert "rule 12 (initial)" in told.out
 
 
+@pytest.mark.parametrize(("noise", "outcome", "code"), [(0, "pass", 0), (1, "fail", 1)])
+async def test_a_report_that_cannot_be_made_does_not_hide_the_verdict(
+    noise: int, outcome: str, code: int, tmp_path: Path
+) -> None:
+    flags = _flags(tmp_path, *opened_canvas(Story(), noise=noise))
+    telling = ("--report", str(tmp_path / "told"), "--publish", "--home", str(tmp_path / "nobody"))
+    said = await piecework("client", "audit", *flags, *telling, "--json")
+    found = json.loads(said.out)
+    assert (said.code, found["outcome"]) == (code, outcome)
+    why = found["report"].pop("error")
+    assert found["report"] == {"files": [], "feedback_hash": None, "indexes": {}}
+    assert "nobody" in why and said.err == f"error: {why}\n"
+    shown = await piecework("client", "audit", *flags, *telling)
+    assert (shown.code, shown.err) == (code, said.err)
+
+
 async def test_no_verdict_is_exit_code_three_and_says_why(file: str) -> None:
     said = await piecework("client", "audit", "--evidence", file, "--canvas", "1")
     assert said.code == 3
