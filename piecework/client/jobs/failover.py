@@ -11,6 +11,7 @@ from piecework.client.errors import (
     BudgetExceeded,
     InsufficientFunds,
     JobFailed,
+    JobInterrupted,
     NoWorkerFits,
     RequestRefused,
     WorkerUnreachable,
@@ -221,12 +222,16 @@ class FailOver:
                 attempts.declined(current, unreachable)
                 self._context.reachability.silent(current.operator, since)
                 return False
+            except JobInterrupted:
+                self._context.reachability.silent(current.operator, since)
+                raise
             except (Refusal, JobFailed) as refused:
                 declined = refused
             row = await self._context.store.run(self._context.store.channel, job.channel_id)
             step = await self._after(job, current, declined)
             attempts.declined(current, declined)
-            if step in mended:
+            if step in mended:  # it was done, and the worker asks for the same: no progress
+                self._context.reachability.silent(current.operator, since)
                 return False
             mended.add(step)
             if step is Next.OPEN_ITSELF:
