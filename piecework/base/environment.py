@@ -11,7 +11,7 @@ test holds them equal to the settings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
 
 from piecework.base.errors import SettingsError
@@ -68,6 +68,8 @@ KNOWN: Final = frozenset(SHARED) | {
     f"{FAMILY}{role}_{name.upper()}" for role, names in SETTINGS.items() for name in names
 }
 _MAX_SHOWN: Final = 60
+_USUAL: Final = 0.6
+"""How alike a name must be that somebody meant for us."""
 _CLOSE: Final = 0.9
 """How alike a name must be that does not begin as ours do."""
 _SERVICE_LINK: Final = re.compile(
@@ -84,7 +86,7 @@ def check_names(environment: Mapping[str, str]) -> None:
         SettingsError: one line for each such variable, with the nearest right name.
     """
     problems = [
-        f"there is no variable {one_line(name, _MAX_SHOWN)}{nearest(name)}"
+        f"there is no variable {one_line(name, _MAX_SHOWN)}{_nearest_variable(name)}"
         for name in unknown_names(environment)
     ]
     if problems:
@@ -101,16 +103,27 @@ def unknown_names(environment: Mapping[str, str]) -> Iterator[str]:
             yield name
 
 
-def nearest(name: str) -> str:
-    """Return the question that names the nearest variable, or nothing if none is near."""
+def did_you_mean(
+    name: str, names: Collection[str], lead: str = "", *, cutoff: float = _USUAL
+) -> str:
+    """Return the question that names the nearest of the names, or nothing if none is near.
+
+    Args:
+        name: One that does not exist.
+        names: Those that do.
+        lead: What stands before a name in the question.
+        cutoff: How alike two names must be, from 0 to 1.
+    """
     import difflib  # only somebody with a mistyped name waits for it
 
+    near = difflib.get_close_matches(name, names, n=1, cutoff=cutoff)
+    return f". Did you mean {lead}{near[0]}?" if near else ""
+
+
+def _nearest_variable(name: str) -> str:
     rest = name.upper().removeprefix(FAMILY)  # the common beginning would make all alike
-    near = difflib.get_close_matches(rest, [known.removeprefix(FAMILY) for known in KNOWN], n=1)
-    if not near:
-        near = difflib.get_close_matches(name.upper(), KNOWN, n=1, cutoff=_CLOSE)
-        return f". Did you mean {near[0]}?" if near else ""
-    return f". Did you mean {FAMILY}{near[0]}?"
+    near = did_you_mean(rest, [known.removeprefix(FAMILY) for known in KNOWN], FAMILY)
+    return near or did_you_mean(name.upper(), KNOWN, cutoff=_CLOSE)
 
 
 def is_service_link(name: str, value: str) -> bool:
@@ -132,4 +145,4 @@ def _is_almost_ours(name: str) -> bool:
 
     if difflib.SequenceMatcher(None, first, FAMILY).ratio() < _CLOSE:
         return False
-    return bool(difflib.get_close_matches(name, KNOWN, n=1, cutoff=_CLOSE))
+    return bool(did_you_mean(name, KNOWN, cutoff=_CLOSE))

@@ -8,7 +8,6 @@ value of a secret, which is a field with `repr=False`.
 
 from __future__ import annotations
 
-import difflib
 import os
 import textwrap
 import tomllib
@@ -19,7 +18,7 @@ from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from piecework.base.environment import KNOWN, is_service_link
+from piecework.base.environment import KNOWN, did_you_mean, is_service_link
 from piecework.base.errors import SettingsError
 from piecework.base.files import FileError, read, shown
 from piecework.base.shapes import expected, is_list, is_wrong_number
@@ -114,7 +113,7 @@ def load(
             many = is_list(model.model_fields[name].annotation) and isinstance(value, str)
             found.take(name, _split(value) if many else value, place)
         else:
-            near = _nearest(name, [f.replace("_", "-") for f in model.model_fields], "--")
+            near = did_you_mean(name, [f.replace("_", "-") for f in model.model_fields], "--")
             found.problems.append(f"there is no flag {place}{near}")
     return _checked(model, found)
 
@@ -143,7 +142,7 @@ def check(model: type[M], values: Mapping[str, Any]) -> M:
         if name in model.model_fields:
             found.take(name, value, name)
         else:
-            near = _nearest(name, model.model_fields)
+            near = did_you_mean(name, model.model_fields)
             found.problems.append(f"there is no setting {one_line(name, _MAX_SHOWN)}{near}")
     return _checked(model, found)
 
@@ -164,7 +163,7 @@ def change(model: type[M], file: Path, texts: Mapping[str, str], unset: Collecti
     _from_file(model, file, found)
     for name in (*texts, *unset):
         if name not in model.model_fields:
-            near = _nearest(name, model.model_fields)
+            near = did_you_mean(name, model.model_fields)
             found.problems.append(f"there is no setting {one_line(name, _MAX_SHOWN)}{near}")
         elif name in unset:
             found.values.pop(name, None)
@@ -196,7 +195,7 @@ def _from_file(model: type[Settings], file: Path, found: _Found) -> None:
             taken = value if inner is None else _tables(inner, name, value, shown(file), found)
             found.take(name, taken, f"{shown(file)}: {name}")
             continue
-        hint = _nearest(name, model.model_fields)
+        hint = did_you_mean(name, model.model_fields)
         if isinstance(value, dict) and not hint:
             hint = ". Settings stand in no table"
         key = one_line(name, _MAX_SHOWN)
@@ -228,7 +227,7 @@ def _tables(
             if key in inner.model_fields:
                 mine.take(key, one, f"{file}: {name} {place}: {key}")
             else:
-                near = _nearest(key, inner.model_fields)
+                near = did_you_mean(key, inner.model_fields)
                 shown_key = one_line(key, _MAX_SHOWN)
                 mine.problems.append(
                     f"{file}: {name} {place}: there is no setting {shown_key}{near}"
@@ -256,7 +255,7 @@ def _from_environment(
         if name in ours:
             found.take(ours[name], _from_text(model, ours[name], value), name)
         elif not _is_known(name, variables) and _is_meant_for_us(name, variables, ours):
-            near = _nearest(name.upper(), ours)
+            near = did_you_mean(name.upper(), ours)
             found.problems.append(f"there is no variable {one_line(name, _MAX_SHOWN)}{near}")
 
 
@@ -278,8 +277,8 @@ def _is_meant_for_us(name: str, variables: Variables, ours: Mapping[str, str]) -
     if upper.startswith(family):
         if any(upper.endswith(f"_{setting.upper()}") for setting in ours.values()):
             return True
-        return bool(difflib.get_close_matches(upper, ours, n=1, cutoff=0.8))
-    return bool(difflib.get_close_matches(upper, ours, n=1, cutoff=0.9))
+        return bool(did_you_mean(upper, ours, cutoff=0.8))
+    return bool(did_you_mean(upper, ours, cutoff=0.9))
 
 
 def _from_text(model: type[Settings], setting: str, text: str) -> Any:
@@ -288,11 +287,6 @@ def _from_text(model: type[Settings], setting: str, text: str) -> Any:
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def _nearest(name: str, names: Collection[str], lead: str = "") -> str:
-    near = difflib.get_close_matches(name, names, n=1)
-    return f". Did you mean {lead}{near[0]}?" if near else ""
 
 
 # --- judgement
