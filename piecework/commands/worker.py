@@ -107,7 +107,7 @@ def init(
     Safe to run again: what is there stays. If an option differs from what is there, it changes
     nothing and says what to edit.
     """
-    from piecework_node.daemon.setup import set_up_worker
+    from piecework_node.daemon.setup import NewStake, set_up_worker
     from piecework_node.home import Home
 
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
@@ -129,11 +129,11 @@ def init(
     secret = common.password(password_file, confirm=not place.operator.is_file())
     staked = common.units(token, stake) if stake else None
     heir = None if owner is None else common.address("--owner", owner)
-    more: dict[str, Any] = {"asked": _options.asked(context), "stake": staked, "owner": heir}
-    more |= {"flags": _options.FLAG_OF_SETTING, "file_is_asked": True}
-    more |= {"faucet": faucet, "register": not no_register}
-    more |= {} if json else {"doubt": join_market.ask_about}
-    _print_steps(common.run(set_up_worker(place, file, values, secret, **more)), json)
+    doubt = None if json else join_market.ask_about
+    new = None if no_register else NewStake(staked, heir, faucet, doubt)
+    more: dict[str, Any] = {"asked": _options.asked(context), "file_is_asked": True}
+    more["flags"] = _options.FLAG_OF_SETTING
+    _print_steps(common.run(set_up_worker(place, file, values, secret, new, **more)), json)
 
 
 def _steps_price(vllm: list[str] | None) -> str:

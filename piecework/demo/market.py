@@ -19,7 +19,7 @@ from piecework.client.config import ClientHome, load_config
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
 from piecework.processes import ProcessGroup, Role
-from piecework_node.daemon.setup import set_up_worker
+from piecework_node.daemon.setup import NewStake, set_up_worker
 from piecework_node.home import Home
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Bytes32, keccak256, to_hex
@@ -162,9 +162,7 @@ class _Address:
             "indexes": (self.index,),
         }
         secret = self.surroundings["PIECEWORK_PASSWORD"]
-        await set_up_worker(
-            Home(home), self.file, values, secret, asked=(), stake=None, faucet=True, register=True
-        )
+        await set_up_worker(Home(home), self.file, values, secret, NewStake(faucet=True))
         await index
         start = ["worker", "start", "--home", str(home), "--admin-port", "0"]
         return await self.group.start("worker", start, environment=self.surroundings)

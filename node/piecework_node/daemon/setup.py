@@ -25,30 +25,40 @@ from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 
 
+@dataclass(frozen=True, slots=True)
+class NewStake:
+    """The stake that a worker registers with.
+
+    Attributes:
+        amount: In base units. None: the least that the registry takes.
+        owner: Whose it is. None: the payout address.
+        faucet: Whether stake and gas come from the faucet of a development chain.
+        doubt: Told before the transaction if the stake may be out of reach for its owner. It may
+            raise. None: that is among the warnings.
+    """
+
+    amount: int | None = None
+    owner: Address | None = None
+    faucet: bool = False
+    doubt: Callable[[str], None] | None = None
+
+
 async def set_up_worker(
     home: Home,
     deployment_file: Path,
     values: Mapping[str, Any],
     password: str,
+    stake: NewStake | None,
     *,
-    asked: Collection[str],
-    stake: int | None,
-    faucet: bool,
-    register: bool,
-    owner: Address | None = None,
+    asked: Collection[str] = (),
     flags: Mapping[str, str] = MappingProxyType({}),
     file_is_asked: bool = False,
-    doubt: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
     """Write the files and keys of a home, then register the worker with one transaction.
 
     `values` are settings for a new home. `asked` names those that a home which is there must have
-    as well. `stake` is in base units; None stakes the least that the registry takes. It belongs to
-    `owner`, or to the payout address.
-    `flags` are how a person writes settings. `file_is_asked`: the deployment file is a person's.
-    `faucet` takes stake and gas from the faucet of a development chain. It is safe to run again.
-    `doubt` is told before the transaction if the stake may be out of reach for its owner, and may
-    raise. None: that is among the warnings.
+    as well. `stake`: None registers nobody. `flags` are how a person writes settings.
+    `file_is_asked`: the deployment file is a person's. It is safe to run again.
 
     Raises:
         PieceworkError: a file, a setting or the chain is in the way. The message says which.
@@ -71,9 +81,8 @@ async def set_up_worker(
     operator = await open_operator(home.operator, config.signer, password, deployment)
     warnings: list[str] = []
     try:
-        if register:
-            chosen = _Stake(stake, owner or config.receiver, owner is not None, faucet, doubt)
-            step, warnings = await _register(home, config, operator, chosen, now)
+        if stake is not None:
+            step, warnings = await _register(home, config, operator, stake, now)
             steps.append(step)
     finally:
         await close_operator(operator)
@@ -96,39 +105,24 @@ async def _remote_operator(
     return await signer_at(socket_path(known), deployment) if known else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Stake:
-    """How much is staked (None: the least), whose it is, and whether a faucet pays.
-
-    `chosen`: somebody named the owner. `doubt`: who is told that it may be out of reach.
-    """
-
-    amount: int | None
-    owner: Address
-    chosen: bool
-    faucet: bool
-    doubt: Callable[[str], None] | None
-
-
 async def _register(
     home: Home,
     config: WorkerConfig,
     operator: AsyncSigner,
-    stake: _Stake,
+    stake: NewStake,
     now: Timestamp,
 ) -> tuple[RegistrationStep, list[str]]:
     """Register, or see what is registered. Returns the step and what the owner should know."""
-    deployment = Deployment.load(home.deployment)
+    deployment, owner = Deployment.load(home.deployment), stake.owner or config.receiver
     async with await connect(config, deployment) as reader:
         warnings = list(reader.warnings)
         known = await reader.worker(operator.address)
         if known is not None:
             token = deployment.payment_token
-            heir = stake.owner if stake.chosen else None
-            registration.check_registered(known, stake=stake.amount, owner=heir, token=token)
+            registration.check_registered(known, stake=stake.amount, owner=stake.owner, token=token)
         else:
-            if stake.owner != operator.address:  # a new key of ours has sent nothing either
-                found = await registration.owner_warning(reader, stake.owner)
+            if owner != operator.address:  # a new key of ours has sent nothing either
+                found = await registration.owner_warning(reader, owner)
                 if found is not None and stake.doubt is not None:
                     stake.doubt(found)  # here: a thread would not see Ctrl-C
                 elif found is not None:
@@ -141,7 +135,7 @@ async def _register(
             reader,
             operator,
             payout=config.receiver,
-            owner=stake.owner,
+            owner=owner,
             endpoint=config.first_address,
             stake=stake.amount,
             now=now,

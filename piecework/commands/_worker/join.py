@@ -167,7 +167,7 @@ def join(
     """
     import tempfile
 
-    from piecework_node.daemon.setup import set_up_worker
+    from piecework_node.daemon.setup import NewStake, set_up_worker
 
     market = accept(home, url, wishes.fingerprint)
     prices = given_prices(market, wishes)
@@ -187,13 +187,9 @@ def join(
                 file,
                 values,
                 secret,
+                NewStake(staked, heir, wishes.faucet, ask_about),
                 asked=frozenset(wishes.settings) | frozenset(prices),
-                stake=staked,
-                faucet=wishes.faucet,
-                register=True,
-                owner=heir,
                 flags=flags,
-                doubt=ask_about,
             )
         )
     return done, secret

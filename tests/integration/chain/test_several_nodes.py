@@ -14,7 +14,7 @@ from piecework.chain.errors import NodesDisagree, WrongChain
 from piecework.client.config import ClientConfig, ClientHome
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
-from piecework_node.daemon.setup import set_up_worker
+from piecework_node.daemon.setup import NewStake, set_up_worker
 from piecework_node.home import Home
 from piecework_protocol.types import parse_address, to_hex
 from tests.sim.node.test_lying_nodes import LIARS
@@ -83,11 +83,8 @@ async def test_a_worker_registers_through_its_several_nodes(
             file,
             values,
             PASSWORD,
+            NewStake(owner=signer("owner").address, faucet=True),
             asked=frozenset(values),
-            stake=None,
-            faucet=True,
-            register=True,
-            owner=signer("owner").address,
         )
         operator = parse_address(done["operator"])
         assert await market.reader.worker(operator) is not None

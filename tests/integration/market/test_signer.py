@@ -32,7 +32,7 @@ from piecework_node.daemon.admin import ADDRESS_FILE, ask_daemon
 from piecework_node.daemon.checks import Checker
 from piecework_node.daemon.owning import OwnerHands, move_payout
 from piecework_node.daemon.rotation import Passwords, Rotation, is_rotated
-from piecework_node.daemon.setup import set_up_worker
+from piecework_node.daemon.setup import NewStake, set_up_worker
 from piecework_node.home import Home
 from piecework_node.keys.operator import is_record, write_record
 from piecework_protocol.conversation import Conversation, Message
@@ -303,11 +303,8 @@ async def _init(home: Home, file: Path, url: str, first: SignerProcess) -> None:
         file,
         values,
         PASSWORD,
+        NewStake(owner=OPERATOR.address, faucet=True),
         asked=frozenset(values),
-        stake=None,
-        faucet=True,
-        register=True,
-        owner=OPERATOR.address,
     )
     assert done["operator"].lower() == to_hex(OPERATOR.address).lower()
     assert is_record(home.operator) and home.sealing.is_file()
