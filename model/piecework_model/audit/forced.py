@@ -26,8 +26,8 @@ from piecework_model.audit.opening import OpenedStep
 from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.scheduler import known_chunks
 from piecework_model.errors import NonFiniteError, OpeningError
-from piecework_model.layers.backbone import Backbone, Segment
-from piecework_model.layers.cache import CanvasCache, SequenceCache
+from piecework_model.layers.backbone import Backbone, CanvasesSegment, Segment
+from piecework_model.layers.cache import CanvasesCache, SequenceCache
 from piecework_model.layers.projections import product, projection
 from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
@@ -187,11 +187,8 @@ class ForcedPass:
         embedded = self._backbone.embed(torch.from_numpy(before).to(self._device))
         zeros = torch.zeros_like(embedded[:size])
         given = torch.cat([zeros if step.given is None else step.given for step in steps])
-        segments = [
-            Segment(CanvasCache(cache), index * size, size, 0, causal=False)
-            for index in range(len(steps))
-        ]
-        states = self._backbone.run(self._backbone.condition(embedded, given), segments, width)
+        segment = CanvasesSegment(CanvasesCache(cache, len(steps)), 0, width)
+        states = self._backbone.run(self._backbone.condition(embedded, given), [segment], width)
         rows = _rows(request, steps, free, self._limits.vocab_size)
         tiles = [
             self._scored(states[start:stop], rows.part(start, stop))
@@ -216,13 +213,16 @@ class ForcedPass:
             logits = torch.tanh(raw.to(torch.float32) / self._cap) * self._cap
             exact = torch.softmax(logits / temperatures[:, None], dim=-1)
         asked = torch.where(known, tokens, output.sampled)
+        distance = torch.full_like(uniforms, torch.nan)
+        # One position in fifteen: each is accepted once in all steps, and the sums cost much.
+        distance[known] = _distance(exact[known], tokens[known], uniforms[known])
         own, most = _at(exact, asked), _at(exact, output.argmax)
         numbers = (
             output.entropy,
             own.clamp_min(_TINY).log(),
             output.gap,
             (most / _at(exact, argmax).clamp_min(_TINY)).log(),
-            _distance(exact, asked, uniforms),
+            distance,
         )
         soft = self._soft_product(output.probabilities) * self._scale
         return torch.stack([number.to(torch.float64) for number in numbers], dim=-1), soft
