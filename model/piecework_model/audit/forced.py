@@ -2,7 +2,8 @@
 
 A step's state is its canvas and the soft embedding of the step before it. Once both are shown, the
 steps do not depend on each other, so all of them share one pass: the prompt and the canvases before
-are prefilled once, in the engine's own chunks, and every step's canvas stands behind them.
+are prefilled once, and every step's canvas stands behind them. A model in float32 prefills them in
+as few passes as it can. Another takes the engine's own chunks: its roundings depend on the cut.
 
 What comes out are numbers beside the worker's numbers, on any engine profile. `judgement` decides
 on them.
@@ -24,10 +25,10 @@ from torch import Tensor
 from piecework_model import bounds, limits, templates
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.checkpoint.loading import LoadedModel
-from piecework_model.engine.scheduler import known_chunks
+from piecework_model.engine.scheduler import PrefillChunk, known_chunks
 from piecework_model.errors import NonFiniteError, OpeningError
-from piecework_model.layers.backbone import Backbone, Segment
-from piecework_model.layers.cache import CanvasCache, SequenceCache
+from piecework_model.layers.backbone import Backbone, CanvasesSegment, Segment
+from piecework_model.layers.cache import CanvasesCache, SequenceCache
 from piecework_model.layers.projections import product, projection
 from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
@@ -93,8 +94,11 @@ class ForcedPass:
         self._dtype: torch.dtype = embedding.weight.dtype
         self._device: torch.device = model.device
         size = loaded.limits.canvas_size
+        tokens = limits.CPU_AUDIT_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
         # No cut goes through an image, so a chunk with one may be longer than the others.
-        self._layout = cache_layout(model.config.text_config, size, loaded.limits.largest_chunk)
+        self._chunk_tokens = tokens if self._dtype is torch.float32 else 0
+        longest = max(loaded.limits.largest_chunk, self._chunk_tokens)
+        self._layout = cache_layout(model.config.text_config, size, longest)
         # No row has to be independent of the others here: what differs are last bits.
         self._backbone = Backbone(model, minimum_rows=0, pack=False)
         self._images = ImageEncoder(model, loaded.limits.images)
@@ -102,7 +106,6 @@ class ForcedPass:
         self._soft_product = product(embedding.weight, pack=False)
         self._scale: Tensor = embedding.embed_scale.to(self._dtype)
         self._cap: float = model.final_logit_softcapping
-        tokens = limits.CPU_AUDIT_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
         self._pass_steps = max(1, tokens // size)
         self._tile_rows = max(1, limits.LOGIT_TILE_VALUES // loaded.limits.vocab_size)
 
@@ -158,8 +161,8 @@ class ForcedPass:
         return steps
 
     def _prefilled(self, request: GenerationRequest) -> SequenceCache:
-        """Make the cache that all steps read, chunk by chunk as the engine cuts them."""
-        chunks = known_chunks(request, self._limits.chunk_tokens)
+        """Make the cache that all steps read, chunk by chunk."""
+        chunks = _joined(known_chunks(request, self._limits.chunk_tokens), self._chunk_tokens)
         tokens = sum(map(len, chunks))
         cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
         for chunk in chunks:
@@ -187,11 +190,8 @@ class ForcedPass:
         embedded = self._backbone.embed(torch.from_numpy(before).to(self._device))
         zeros = torch.zeros_like(embedded[:size])
         given = torch.cat([zeros if step.given is None else step.given for step in steps])
-        segments = [
-            Segment(CanvasCache(cache), index * size, size, 0, causal=False)
-            for index in range(len(steps))
-        ]
-        states = self._backbone.run(self._backbone.condition(embedded, given), segments, width)
+        segment = CanvasesSegment(CanvasesCache(cache, len(steps)), 0, width)
+        states = self._backbone.run(self._backbone.condition(embedded, given), [segment], width)
         rows = _rows(request, steps, free, self._limits.vocab_size)
         tiles = [
             self._scored(states[start:stop], rows.part(start, stop))
@@ -216,16 +216,31 @@ class ForcedPass:
             logits = torch.tanh(raw.to(torch.float32) / self._cap) * self._cap
             exact = torch.softmax(logits / temperatures[:, None], dim=-1)
         asked = torch.where(known, tokens, output.sampled)
+        distance = torch.full_like(uniforms, torch.nan)
+        # One position in fifteen: each is accepted once in all steps, and the sums cost much.
+        distance[known] = _distance(exact[known], tokens[known], uniforms[known])
         own, most = _at(exact, asked), _at(exact, output.argmax)
         numbers = (
             output.entropy,
             own.clamp_min(_TINY).log(),
             output.gap,
             (most / _at(exact, argmax).clamp_min(_TINY)).log(),
-            _distance(exact, asked, uniforms),
+            distance,
         )
         soft = self._soft_product(output.probabilities) * self._scale
         return torch.stack([number.to(torch.float64) for number in numbers], dim=-1), soft
+
+
+def _joined(chunks: Sequence[PrefillChunk], most: int) -> list[PrefillChunk]:
+    """Join neighbours to chunks of at most `most` tokens. One with images stays as it is."""
+    joined: list[PrefillChunk] = []
+    for chunk in chunks:
+        last = joined[-1] if joined else chunk
+        if joined and not (last.images or chunk.images) and len(last) + len(chunk) <= most:
+            joined[-1] = PrefillChunk(last.ids + chunk.ids)
+        else:
+            joined.append(chunk)
+    return joined
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,23 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -
     return attended.permute(2, 1, 0, 3).reshape(tokens, heads, dim)
 
 
+def attend_each(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attend in one call for several canvases, each over keys of its own. All see all.
+
+    queries: [canvases, tokens, heads, dim]. keys, values: [canvases, kv heads, seen, dim]. Returns
+    what `queries` has. The last bits may differ from those of `attend`.
+    """
+    canvases, tokens, heads, dim = queries.shape
+    kv_heads = keys.shape[1]
+    # Without a mask a group's heads are as good as more queries, and no key is copied for them.
+    grouped = queries.view(canvases, tokens, kv_heads, -1, dim).permute(0, 2, 1, 3, 4)
+    attended = functional.scaled_dot_product_attention(
+        grouped.reshape(canvases, kv_heads, -1, dim), keys, values, scale=1.0
+    )
+    parted = attended.view(canvases, kv_heads, tokens, heads // kv_heads, dim)
+    return parted.permute(0, 2, 1, 3, 4).reshape(queries.shape)
+
+
 def why_unfused(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> str:
     """Say why torch's fused kernels do not take such a call, or return an empty string.
 

@@ -27,8 +27,8 @@ from piecework_model import limits
 from piecework_model.bounds import kept_angle_bytes
 from piecework_model.elementwise import by_rows
 from piecework_model.fast_paths import FastPath
-from piecework_model.layers.attention import attend, why_device_is_unfused
-from piecework_model.layers.cache import CanvasCache, SequenceCache
+from piecework_model.layers.attention import attend, attend_each, why_device_is_unfused
+from piecework_model.layers.cache import CanvasesCache, SequenceCache
 from piecework_model.layers.graphs import (
     CudaRecorder,
     EagerPieceRunner,
@@ -44,6 +44,28 @@ Blocks = tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class CanvasesSegment:
+    """Several canvases behind the same committed tokens in a pass. None sees another.
+
+    start: where the first of them is in the batch. tokens: of all of them.
+    """
+
+    cache: CanvasesCache
+    start: int
+    tokens: int
+
+    @property
+    def span(self) -> slice:
+        return slice(self.start, self.start + self.tokens)
+
+    @property
+    def places(self) -> list[tuple[int, int]]:
+        """Absolute position of the first token and number of tokens, of each canvas."""
+        count = self.cache.canvases
+        return [(self.cache.length, self.tokens // count)] * count
+
+
+@dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive tokens of one sequence in a pass.
 
@@ -52,7 +74,7 @@ class Segment:
     on, whose tokens see each other: images.
     """
 
-    cache: SequenceCache | CanvasCache
+    cache: SequenceCache
     start: int
     tokens: int
     offset: int
@@ -64,9 +86,12 @@ class Segment:
         return slice(self.start, self.start + self.tokens)
 
     @property
-    def position(self) -> int:
-        """Absolute position of the first token."""
-        return self.cache.length + self.offset
+    def places(self) -> list[tuple[int, int]]:
+        """Absolute position of the first token, and number of tokens."""
+        return [(self.cache.length + self.offset, self.tokens)]
+
+
+AnySegment = Segment | CanvasesSegment
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +212,7 @@ class Backbone:
         signal = self._condition_down(by_rows(module.act_fn, gate) * up)
         return functional.rms_norm(embedded + signal, (self._hidden,), None, self._eps)
 
-    def run(self, hidden: Tensor, segments: Sequence[Segment], canvas_tokens: int) -> Tensor:
+    def run(self, hidden: Tensor, segments: Sequence[AnySegment], canvas_tokens: int) -> Tensor:
         """Run the stack over hidden [T, H]. The first `canvas_tokens` of the T are of canvases, the
         others causal.
 
@@ -246,12 +271,12 @@ class Backbone:
     def _norm(self, hidden: Tensor, norm: Any) -> Tensor:
         return functional.rms_norm(hidden, (self._hidden,), norm.weight, self._eps)
 
-    def _rotary(self, segments: Sequence[Segment], hidden: Tensor) -> dict[str, Tensors]:
+    def _rotary(self, segments: Sequence[AnySegment], hidden: Tensor) -> dict[str, Tensors]:
         """Compute cosines and sines [T, 1, dim] of the tokens' positions, for each kind of layer.
 
         The steps of a canvas have the positions of the step before, so the last result is kept.
         """
-        places = [(segment.position, segment.tokens) for segment in segments]
+        places = [place for segment in segments for place in segment.places]
         missing = hidden.shape[0] - sum(tokens for _, tokens in places)
         places += [(0, missing)] * (missing > 0)  # padding
         if self._rotated is None or self._rotated[0] != places:
@@ -307,27 +332,39 @@ class Backbone:
         return queries, keys, functional.rms_norm(values, (dim,), None, self._eps)
 
     def _attend(
-        self, index: int, queries: Tensor, keys: Tensor, values: Tensor, segments: Sequence[Segment]
+        self,
+        index: int,
+        queries: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        segments: Sequence[AnySegment],
     ) -> Tensor:
         """Attend, for every segment, over its sequence's cache and itself. Returns [T, heads *
         dim].
         """
         tokens, layer = queries.shape[0], self._layers[index]
-        for segment in segments:
-            segment.cache.write(index, segment.offset, keys[segment.span], values[segment.span])
         padded = sum(segment.tokens for segment in segments) < tokens
         attended = torch.zeros_like(queries) if padded else torch.empty_like(queries)
         for segment in segments:
-            seen_keys, seen_values, before = segment.cache.view(
-                index, segment.offset, segment.tokens
-            )
-            mask = (
-                self._mask(before, segment.tokens, layer.window, segment.blocks, queries.device)
-                if segment.causal
-                else None
-            )
-            attended[segment.span] = attend(queries[segment.span], seen_keys, seen_values, mask)
+            if isinstance(segment, Segment):
+                segment.cache.write(index, segment.offset, keys[segment.span], values[segment.span])
+        for segment in segments:
+            span = segment.span
+            if isinstance(segment, Segment):
+                attended[span] = self._attend_one(index, queries[span], segment)
+            else:
+                seen = segment.cache.view(index, keys[span], values[span])
+                asking = queries[span].view(segment.cache.canvases, -1, *queries.shape[1:])
+                attended[span] = attend_each(asking, *seen).flatten(0, 1)
         return attended.view(tokens, layer.heads * layer.head_dim)
+
+    def _attend_one(self, index: int, queries: Tensor, segment: Segment) -> Tensor:
+        keys, values, before = segment.cache.view(index, segment.offset, segment.tokens)
+        mask: Tensor | None = None
+        if segment.causal:
+            window = self._layers[index].window
+            mask = self._mask(before, segment.tokens, window, segment.blocks, queries.device)
+        return attend(queries, keys, values, mask)
 
     def _mask(
         self, before: int, tokens: int, window: int, blocks: Blocks, device: torch.device

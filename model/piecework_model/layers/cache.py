@@ -129,30 +129,31 @@ class SequenceCache:
         self.commit(chunk.tokens)
 
 
-class CanvasCache:
-    """One canvas behind the committed tokens of another cache, which it reads and never changes.
+class CanvasesCache:
+    """Canvases behind the committed tokens of another cache, which they read and never change.
 
-    So many canvases can stand behind the same tokens in one pass, and those are stored once.
+    Each stands directly behind those, and none sees another. The committed tokens are stored once.
     """
 
-    def __init__(self, committed: SequenceCache) -> None:
+    def __init__(self, committed: SequenceCache, canvases: int) -> None:
         self._committed = committed
-        self._keys: dict[int, Tensor] = {}  # of each layer, [heads, tokens, head_dim]
-        self._values: dict[int, Tensor] = {}
+        self.canvases = canvases
 
     @property
     def length(self) -> int:
         """Committed tokens, as in `SequenceCache`."""
         return self._committed.length
 
-    def write(self, layer: int, offset: int, keys: Tensor, values: Tensor) -> None:
-        """Take the keys and values [tokens, heads, head_dim] of the canvas."""
-        if offset:
-            raise ValueError("a canvas stands directly behind the committed tokens")
-        self._keys[layer], self._values[layer] = keys.transpose(0, 1), values.transpose(0, 1)
+    def view(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what each canvas sees: keys and values [canvases, heads, visible + tokens,
+        head_dim].
 
-    def view(self, layer: int, offset: int, tokens: int) -> tuple[Tensor, Tensor, int]:
-        """Return what the canvas sees, as `SequenceCache.view` does."""
-        keys, values, before = self._committed.view(layer, offset, 0)
-        seen_keys = torch.cat([keys, self._keys.pop(layer)], dim=1)
-        return seen_keys, torch.cat([values, self._values.pop(layer)], dim=1), before
+        keys, values: the canvases' own, [canvases * tokens, heads, head_dim].
+        """
+        seen_keys, seen_values, _ = self._committed.view(layer, 0, 0)
+        return self._behind(seen_keys, keys), self._behind(seen_values, values)
+
+    def _behind(self, committed: Tensor, own: Tensor) -> Tensor:
+        heads, _, dim = committed.shape
+        parted = own.view(self.canvases, -1, heads, dim).transpose(1, 2)
+        return torch.cat([committed.expand(self.canvases, -1, -1, -1), parted], dim=2)

@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from piecework_model.layers.attention import attend, why_device_is_unfused, why_unfused
+from piecework_model.layers.attention import (
+    attend,
+    attend_each,
+    why_device_is_unfused,
+    why_unfused,
+)
 from tests.support.model.allocations import allocations
 
 
@@ -100,3 +105,16 @@ def test_a_call_that_needs_the_math_path_is_told() -> None:
 def test_heads_of_the_released_model_need_no_math_path(dtype: torch.dtype) -> None:
     for heads, kv_heads, dim in ((16, 8, 256), (16, 2, 512)):
         assert why_device_is_unfused(heads, kv_heads, dim, torch.device("cpu"), dtype) == ""
+
+
+@settings(deadline=None, max_examples=60)
+@given(SHAPES, st.integers(1, 5), st.sampled_from([torch.float32, torch.bfloat16]))
+def test_canvases_that_attend_in_one_call_have_what_each_has_alone(
+    shape: Shape, canvases: int, dtype: torch.dtype
+) -> None:
+    queries, keys, values = shape.tensors(dtype)
+    apart = [(queries * (i + 1) / shape.dim, keys, values + i) for i in range(canvases)]
+    together = attend_each(*(torch.stack(part) for part in zip(*apart, strict=True)))
+    alone = torch.stack([attend(*part, None) for part in apart])
+    assert together.shape == alone.shape
+    torch.testing.assert_close(together, alone)

@@ -211,6 +211,19 @@ def test_prompts_that_are_cut_at_other_places_are_near(
     assert scores(figures(forced, bundled, canvas)).logits < 0.5, "1 is usual for a precision"
 
 
+def test_a_prompt_and_canvases_of_several_chunks_are_near_in_one(
+    bundled: LoadedModel, forced: ForcedPass, prompt: Prompt
+) -> None:
+    """An auditor in float32 prefills them together. A worker cut them."""
+    repeated = prompt * (2 * bundled.limits.chunk_tokens // len(prompt) + 1)
+    shown = serve(bundled, [make_request(repeated, "long", max_tokens=3 * SIZE, max_steps=4)])
+    assert len(shown[-1].request.committed) == len(shown) - 1 > 0
+    for canvas in shown:
+        seen = figures(forced, bundled, canvas)
+        assert np.abs(seen.gap).max() < 0.04
+        assert np.nanmax(seen.soft) < 1e-4
+
+
 def test_other_weights_are_far(
     bundled: LoadedModel, forced: ForcedPass, requests: list[GenerationRequest]
 ) -> None:
