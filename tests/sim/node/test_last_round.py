@@ -60,9 +60,13 @@ async def test_a_round_that_was_under_way_does_not_answer_for_the_last_one() -> 
 
 async def test_a_stop_does_not_wait_for_a_silent_node_within_a_round() -> None:
     port = GatedPort()
-    made, _ = await patient_bank(port)
+    made, client = await patient_bank(port)
     port.gate.clear()
-    async with asyncio.timeout(30):
-        await made.settler.finish(within_s=0.01, every_s=0)
+    under_way = asyncio.create_task(made.settler.tick())
+    await port.reached.wait()
+    await made.settler.finish(within_s=0.01, every_s=0)
+    assert client.id not in port.paid
     (opening,) = made.harness.journal.txs.values()
     assert opening.kind is TxKind.FUND, "what was signed is journaled"
+    port.gate.set()
+    await under_way
