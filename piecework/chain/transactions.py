@@ -192,8 +192,17 @@ class TransactionSender:
             journaled=journaled,
         )
 
-    def resume(self, journaled: Iterable[SignedTransaction]) -> None:
-        """Count the nonces of transactions that an earlier process signed as taken."""
+    def resume(
+        self,
+        journaled: Iterable[SignedTransaction],
+        given_up: Iterable[SignedTransaction] = (),
+    ) -> None:
+        """Count the nonces of transactions that an earlier process signed as taken.
+
+        given_up: those that it gave up, as `give_up`.
+        """
+        for tx in given_up:
+            self.give_up(tx)
         for tx in journaled:
             invariant(tx.sender == self.signer.address, "a journaled transaction is another key's")
             invariant(
@@ -214,11 +223,18 @@ class TransactionSender:
         expected = await self.estimate(call)
         data = (await self._l1.price()).beside_gas(call.data)
         gas = GasNeed(expected, gas_limit(expected, call.gas_hint), data)
-        fees = choose_fees(await fee_market(self.rpc), gas, self.policy, value_at_stake)
-        require_balance(await self.balance(), gas, fees, call.value, to_hex(self.signer.address))
+        market = await fee_market(self.rpc)
+        fees = choose_fees(market, gas, self.policy, value_at_stake)
+        balance = await self.balance()
+        require_balance(balance, gas, fees, call.value, to_hex(self.signer.address))
         async with self._lock:
             if nonce is None:
-                nonce = await self.next_nonce(insist=self.insists)
+                counts = await self.nonce_counts()
+                nonce = self._next(counts, insist=self.insists)
+                old = self._nonces.given_up(nonce) if counts.pending > nonce else None
+                if old is not None:  # the pool has it
+                    fees = bump_fees(old, market, gas, self.policy, value_at_stake)
+                    require_balance(balance, gas, fees, call.value, to_hex(self.signer.address))
             self._nonces.hold(nonce)
         try:
             return await self._unsigned(call, nonce, gas.limit, fees).signed_by(self.signer)
@@ -227,8 +243,15 @@ class TransactionSender:
             raise
 
     def forget(self, tx: SignedTransaction) -> None:
-        """Free the nonce of a transaction that was never broadcast, or that is given up."""
+        """Free the nonce of a transaction that was never broadcast."""
         self._nonces.free(tx.nonce)
+
+    def give_up(self, tx: SignedTransaction) -> None:
+        """Free the nonce of a transaction that was broadcast and may still be mined.
+
+        What takes the nonce then outbids it. So one of the two is mined, whichever it is.
+        """
+        self._nonces.give_up(tx.nonce, tx.unsigned.fees)
 
     def finish(self, nonce: int) -> None:
         """A transaction with this nonce is final, whoever's it is."""
@@ -422,7 +445,9 @@ class TransactionSender:
             NonceUnexplained: the node holds transactions of this key that are not ours.
             ChainError: the node does not say.
         """
-        counts = await self.nonce_counts()
+        return self._next(await self.nonce_counts(), insist=insist)
+
+    def _next(self, counts: NonceCounts, *, insist: bool) -> int:
         if not self._journaled:
             return self._nonces.beside_others(counts)
         return self._nonces.next(counts.mined) if insist else self._nonces.explained(counts)

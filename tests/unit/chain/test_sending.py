@@ -177,6 +177,26 @@ async def test_a_gap_below_a_journaled_transaction_gets_the_next_one() -> None:
     assert [(await restarted.prepare(call, value_at_stake=None)).nonce for _ in "12"] == [999, 1000]
 
 
+async def test_what_was_given_up_and_lies_in_the_pool_is_outbid_by_what_takes_its_nonce() -> None:
+    call, old = send_native(OTHER.address, 1), Fees(40 * 10**9, 10**9)
+    left = UnsignedTransaction(31337, 5, old, 21_000, OTHER.address, 1, b"").sign(WORKER)
+    node = ScriptedRpc(counting(5, 6))
+    for restarts in (False, True):
+        journaled = TransactionSender(node, WORKER, 31337, journaled=True)
+        journaled.resume([] if restarts else [left], [left] if restarts else [])
+        if not restarts:
+            journaled.give_up(left)
+        worth = 21_000 * 45 * 10**9
+        with pytest.raises(FeeTooHigh):
+            await journaled.prepare(call, value_at_stake=worth - 1)
+        tx = await journaled.prepare(call, value_at_stake=worth)
+        assert (tx.nonce, tx.max_fee) == (5, 45 * 10**9)
+    node.answers = {**HEALTHY, **counting(5, 5)}
+    gone = TransactionSender(node, WORKER, 31337, journaled=True)
+    gone.resume([], [left])
+    assert (await gone.prepare(call, value_at_stake=worth)).max_fee < old.max_fee, "no pool has it"
+
+
 async def test_a_tool_goes_on_behind_another_process_and_not_behind_a_thousand() -> None:
     call = send_native(OTHER.address, 1)
     assert (await sender(counting(4, 6)).prepare(call, value_at_stake=None)).nonce == 6
