@@ -23,6 +23,7 @@ from piecework.chain.limits import MAX_RPC_REST_S, RPC_GRACE_S, RPC_REST_S
 from piecework.chain.quorum import QuorumRpc
 from piecework_protocol.types import keccak256, to_hex
 from tests.support.virtual_time import simulate
+from tests.support.waiting import pass_time
 
 HASH, OTHER = "0x" + "aa" * 32, "0x" + "bb" * 32
 TAKEN = to_hex(keccak256(b"\0"))
@@ -429,7 +430,7 @@ class SlowNode(Node):
 
     async def call(self, method: str, *params: Any) -> Any:
         try:
-            await asyncio.sleep(min(self.delay_s, NODE_TIMEOUT_S))
+            await pass_time(min(self.delay_s, NODE_TIMEOUT_S))
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -503,18 +504,18 @@ def test_a_silent_node_is_waited_for_again_after_a_rest_that_grows_up_to_a_bound
         while len(tries) < 12:
             if await waits():
                 tries.append(asyncio.get_running_loop().time())
-            await asyncio.sleep(1.0)
+            await pass_time(1.0)
         rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
         assert RPC_REST_S <= rests[0] <= RPC_REST_S + 3.0
         assert rests[1] > rests[0]
         assert all(MAX_RPC_REST_S <= rest <= MAX_RPC_REST_S + 3.0 for rest in rests[-2:])
-        await asyncio.sleep(MAX_RPC_REST_S)
+        await pass_time(MAX_RPC_REST_S)
         mute.delay_s = 0.1
         assert not await waits()
         for _ in "12":
             mute.delay_s = NODE_TIMEOUT_S
             assert await waits(), "one that has answered begins anew"
-            await asyncio.sleep(RPC_REST_S)
+            await pass_time(RPC_REST_S)
 
     simulate(ask())
 

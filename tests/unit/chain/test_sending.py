@@ -48,6 +48,7 @@ from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.types import Address, Amount, keccak256, to_hex
 from tests.support.chain.chains import signer
 from tests.support.virtual_time import simulate
+from tests.support.waiting import pass_time
 
 WORKER, OTHER = signer("worker"), signer("other")
 TOKEN = Address(bytes([3]) * 20)
@@ -371,7 +372,7 @@ def test_a_call_that_was_mined_after_its_error_is_not_done_again(
         if error is RpcUnavailable:
             node.answers["eth_getTransactionReceipt"] = RpcUnavailable("away")
         work = asyncio.create_task(tool.execute(DEPOSIT, poll_s=1.0))
-        await asyncio.sleep(10.0)
+        await pass_time(10.0)
         if error is asyncio.CancelledError:
             work.cancel()
         with pytest.raises(error):
@@ -429,7 +430,7 @@ def test_a_dropped_call_is_sent_again_with_its_nonce_also_where_nothing_is_ever_
 
         node.answers["eth_getBlockByNumber"] = latest_alone
         work = asyncio.create_task(tool.execute(DEPOSIT, poll_s=1.0))
-        await asyncio.sleep(1.5)
+        await pass_time(1.5)
         assert list(node.pool) == [0]
         node.pool.clear()
         node.mines = True
