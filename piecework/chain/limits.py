@@ -9,6 +9,13 @@ DEFAULT_RPC_TIMEOUT_S: Final = 10.0
 # Reads are repeated over a dropped connection or a 429; more tries only hide a node that is down.
 RPC_ATTEMPTS: Final = 3
 RPC_BACKOFF_S: Final = 0.2
+# What a quorum has decided waits so long for the other nodes: they may say something else, and that
+# is noted. Public nodes answer within it.
+RPC_GRACE_S: Final = 1.0
+# So long nobody waits for a node that was silent, and twice as long after each next time. At the
+# most it is longer than a round of the worker's watch, and shorter than anybody waits for a repair.
+RPC_REST_S: Final = 5.0
+MAX_RPC_REST_S: Final = 300.0
 # The largest answer that we ask for is a page of logs or workers, well under a MiB.
 MAX_RPC_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 # Public nodes refuse wider eth_getLogs ranges (2,000 to 10,000 blocks).

@@ -13,24 +13,32 @@ so that one node in any place moves nothing:
 - An estimate: the middle one, if the quorum is within twice and half of it. A revert is a vote.
 - A price: the middle one, of two tips the higher. Caps bound it, and a transaction that is too
   cheap is outbid.
+
+A question is answered as soon as enough nodes have decided it. The others have a short grace, so
+that one which says something else is noted. A node that stays silent rests: it is asked like the
+others, and for a while nobody waits for it. Where the others alone decide nothing, everybody waits
+for it all the same.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from piecework.chain.errors import (
+    AnswerTooLarge,
     BadAnswer,
     ChainError,
     NodesDisagree,
+    RpcLimited,
     RpcRefused,
     RpcUnavailable,
     TransactionReverted,
 )
+from piecework.chain.limits import MAX_RPC_REST_S, RPC_GRACE_S, RPC_REST_S
 from piecework.chain.refusals import Answer, classify
 from piecework.chain.rpc import HttpRpc, JsonRpc, data_bytes, member, quantity
 from piecework_protocol.types import keccak256, to_hex
@@ -67,6 +75,40 @@ class _Said:
     revert: TransactionReverted | None = None
 
 
+_Decided = Callable[[Sequence[_Said]], bool]
+"""Whether what was said so far is enough for an answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Rest:
+    """While nobody waits for a node that was silent."""
+
+    until: float
+    """By the clock of the running loop."""
+    length_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Estimates:
+    """What nodes say to an estimate."""
+
+    all: list[_Said]
+    """Estimates and reverts, without what is neither."""
+    agreed: list[_Said]
+    """The larger side: those near the middle estimate, or the reverts."""
+    middle: int
+
+    @classmethod
+    def of(cls, said: Sequence[_Said]) -> _Estimates:
+        reverts = [one for one in said if one.revert is not None]
+        known = [(_or_none(quantity, one.value, "an estimate"), one) for one in said]
+        estimates = [(gas, one) for gas, one in known if gas is not None]
+        middle = _lower_middle([gas for gas, _ in estimates]) if estimates else 0
+        near = [one for gas, one in estimates if middle <= 2 * gas and gas <= 2 * middle]
+        agreed = reverts if len(reverts) > len(near) else near
+        return cls([*reverts, *(one for _, one in estimates)], agreed, middle)
+
+
 class QuorumRpc:
     """Several nodes as one `JsonRpc`. Also raises `NodesDisagree`."""
 
@@ -79,6 +121,8 @@ class QuorumRpc:
         if not 1 <= quorum <= len(nodes):
             raise ValueError(f"a quorum of {quorum} out of {len(nodes)} nodes cannot be reached")
         self._nodes, self._quorum = tuple(nodes), quorum
+        self._silences: dict[int, _Rest] = {}
+        """By place in the list: nodes that were silent and have answered nothing since."""
         self.odd: dict[int, str] = {}
         """By place in the list: the method that a node last answered otherwise than the quorum."""
 
@@ -102,17 +146,26 @@ class QuorumRpc:
     # --- questions
 
     async def _agreed(self, method: str, params: Sequence[Any]) -> Any:
-        said, errors = await self._ask_all(method, params)
-        by_key: dict[str, list[_Said]] = {}
-        for one in said:
-            by_key.setdefault(one.key, []).append(one)
-        agreed = next((same for same in by_key.values() if len(same) >= self._quorum), None)
-        if agreed is None:
-            raise self._unanswered(method, len(said), len(by_key), errors)
+        said, errors = await self._ask_all(method, params, self._agree)
+        agreed = self._alike(said)
+        if not agreed:
+            raise self._unanswered(method, len(said), len({one.key for one in said}), errors)
         self._note_odd(method, said, agreed[0].key)
         if agreed[0].revert is not None:
             raise agreed[0].revert
         return agreed[0].value
+
+    def _alike(self, said: Sequence[_Said]) -> list[_Said]:
+        """The equal answers of as many as must agree. Empty: there are none."""
+        alike = ([one for one in said if one.key == other.key] for other in said)
+        return next((same for same in alike if len(same) >= self._quorum), [])
+
+    def _agree(self, said: Sequence[_Said]) -> bool:
+        return bool(self._alike(said))
+
+    def _suffice(self, answers: Collection[Any]) -> bool:
+        """Whether as many answered as must agree."""
+        return len(answers) >= self._quorum
 
     def _unanswered(
         self, method: str, said: int, kinds: int, errors: Sequence[ChainError]
@@ -132,29 +185,43 @@ class QuorumRpc:
         def number(block: Any) -> int:
             return 0 if block is None else quantity(block.get("number"), "a block number")
 
-        if tag == "latest":
-            said, errors = await self._ask_all("eth_blockNumber", ())
-            heights = [_or_none(quantity, one.value, "the block number") for one in said]
-        else:
-            said, errors = await self._ask_all("eth_getBlockByNumber", (tag, False), raw=True)
-            heights = [_or_none(number, one.value) for one in said]
-        known = sorted((height for height in heights if height is not None), reverse=True)
-        if len(known) < self._quorum:
+        def heights(said: Sequence[_Said]) -> list[int]:
+            if tag == "latest":
+                read = [_or_none(quantity, one.value, "the block number") for one in said]
+            else:
+                read = [_or_none(number, one.value) for one in said]
+            return sorted((height for height in read if height is not None), reverse=True)
+
+        method = "eth_blockNumber" if tag == "latest" else "eth_getBlockByNumber"
+        params = () if tag == "latest" else (tag, False)
+        said, errors = await self._ask_all(
+            method, params, lambda said: self._suffice(heights(said)), raw=True
+        )
+        known = heights(said)
+        if not self._suffice(known):
             if errors:
                 raise errors[0]
             raise BadAnswer(f"fewer than {self._quorum} nodes say how high the chain is")
         return known[self._quorum - 1]
 
     async def _receipt(self, method: str, params: Sequence[Any]) -> Any:
-        """A receipt that the quorum has. A node that lags has none yet, and that is not a lie."""
-        said, errors = await self._ask_all(method, params)
-        if len(said) < self._quorum:
+        """A receipt that the quorum has. A node that lags has none yet, and that is not a lie.
+
+        Nodes that differ are seldom liars. Only if one of them must be, a slow node is waited for.
+        """
+        try:
+            return await self._found(method, params, self._suffice)
+        except NodesDisagree:
+            return await self._found(method, params, self._agree)
+
+    async def _found(self, method: str, params: Sequence[Any], decided: _Decided) -> Any:
+        said, errors = await self._ask_all(method, params, decided)
+        if not self._suffice(said):
             raise errors[0]
         none = [one for one in said if one.value is None]
         found = [one for one in said if one.value is not None]
-        alike = [[one for one in found if one.key == other.key] for other in found]
-        agreed = next((same for same in alike if len(same) >= self._quorum), None)
-        if agreed is not None:
+        agreed = self._alike(found)
+        if agreed:
             late = none if none and await self._is_old(agreed[0].value) else []
             self._note_odd(method, [*found, *late], agreed[0].key)
             return agreed[0].value
@@ -179,11 +246,17 @@ class QuorumRpc:
 
     async def _transaction(self, method: str, params: Sequence[Any]) -> Any:
         """A transaction that the quorum knows. What fewer know is sent again, which is harmless."""
-        said, errors = await self._ask_all(method, params)
-        if len(said) < self._quorum:
+
+        def decided(said: Sequence[_Said]) -> bool:
+            knows = [one for one in said if _is_transaction(one.value)]
+            denied = any(one.value is None for one in said)
+            return self._suffice(knows) or (denied and self._suffice(said))
+
+        said, errors = await self._ask_all(method, params, decided)
+        if not self._suffice(said):
             raise errors[0]
         known = [one.value for one in said if _is_transaction(one.value)]
-        if len(known) >= self._quorum:
+        if self._suffice(known):
             # The receipts say which one is mined. Here only whether it waits counts.
             return next((one for one in known if one["blockNumber"] is None), known[0])
         if sum(one.value is not None for one in said) == len(said):
@@ -193,31 +266,33 @@ class QuorumRpc:
     async def _estimate(self, method: str, params: Sequence[Any]) -> Any:
         """The middle estimate, or the revert that more nodes say.
 
-        Nodes a block apart may differ for a moment. So a disagreement is asked again at one block.
+        Nodes a block apart may differ for a moment. So a disagreement is asked again at one block,
+        where a slow node is waited for if the others still differ.
         """
-        try:
-            return await self._estimated(method, params)
-        except NodesDisagree:
-            if len(params) != 1:
-                raise
-        return await self._estimated(method, (*params, hex(await self._height("latest"))))
+        if len(params) == 1:
+            try:
+                return await self._estimated(method, params, patient=False)
+            except NodesDisagree:
+                params = (*params, hex(await self._height("latest")))
+        return await self._estimated(method, params, patient=True)
 
-    async def _estimated(self, method: str, params: Sequence[Any]) -> Any:
-        said, errors = await self._ask_all(method, params)
-        reverts = [one for one in said if one.revert is not None]
-        known = [(_or_none(quantity, one.value, "an estimate"), one) for one in said]
-        estimates = [(gas, one) for gas, one in known if gas is not None]
-        middle = _lower_middle([gas for gas, _ in estimates]) if estimates else 0
-        near = [one for gas, one in estimates if middle <= 2 * gas and gas <= 2 * middle]
-        agreed = reverts if len(reverts) > len(near) else near
-        if len(agreed) < self._quorum:
-            if len(reverts) + len(estimates) < self._quorum:
+    async def _estimated(self, method: str, params: Sequence[Any], *, patient: bool) -> Any:
+        def decided(said: Sequence[_Said]) -> bool:
+            votes = _Estimates.of(said)
+            return self._suffice(votes.agreed if patient else votes.all)
+
+        said, errors = await self._ask_all(method, params, decided)
+        votes = _Estimates.of(said)
+        agreed = votes.agreed
+        if not self._suffice(agreed):
+            if not self._suffice(votes.all):
                 raise errors[0] if errors else BadAnswer("the nodes returned no estimate")
             raise self._disagree(method)
-        self._note_others(method, {one.node for one in said} - {one.node for one in agreed})
+        places = {one.node for one in said}
+        self._note_others(method, places, places - {one.node for one in agreed})
         if agreed[0].revert is not None:
             raise agreed[0].revert
-        return hex(middle)
+        return hex(votes.middle)
 
     async def _price(self, method: str, params: Sequence[Any]) -> Any:
         return hex(_lower_middle(await self._numbers(method, params)))
@@ -229,19 +304,28 @@ class QuorumRpc:
 
     async def _numbers(self, method: str, params: Sequence[Any]) -> list[int]:
         """What the nodes say that say a number. They are enough."""
-        said, errors = await self._ask_all(method, params)
-        known = [_or_none(quantity, one.value, f"the answer to {method}") for one in said]
-        return self._enough(method, [number for number in known if number is not None], errors)
+
+        def numbers(said: Sequence[_Said]) -> list[int]:
+            read = [_or_none(quantity, one.value, f"the answer to {method}") for one in said]
+            return [number for number in read if number is not None]
+
+        said, errors = await self._ask_all(
+            method, params, lambda said: self._suffice(numbers(said))
+        )
+        return self._enough(method, numbers(said), errors)
 
     async def _history(self, method: str, params: Sequence[Any]) -> Any:
         """The history of the node whose rewards are the middle ones."""
-        said, errors = await self._ask_all(method, params)
-        known = [(paid, one.value) for one in said if (paid := _paid(one.value)) is not None]
-        enough = self._enough(method, known, errors)
+
+        def paid(said: Sequence[_Said]) -> list[tuple[int, Any]]:
+            return [(sum_, one.value) for one in said if (sum_ := _paid(one.value)) is not None]
+
+        said, errors = await self._ask_all(method, params, lambda said: self._suffice(paid(said)))
+        enough = self._enough(method, paid(said), errors)
         return sorted(enough, key=lambda one: one[0])[(len(enough) - 1) // 2][1]
 
     def _enough(self, method: str, known: list[T], errors: Sequence[ChainError]) -> list[T]:
-        if len(known) >= self._quorum:
+        if self._suffice(known):
             return known
         raise errors[0] if errors else BadAnswer(f"the nodes returned no number to {method}")
 
@@ -258,23 +342,26 @@ class QuorumRpc:
     async def _send(self, method: str, params: Sequence[Any]) -> Any:
         """Give a transaction to every node. One that takes it is enough.
 
-        A node that returns another hash than the bytes have took something else, or nothing.
+        A node that returns another hash than the bytes have took something else, or nothing. One
+        that lies may keep the bytes to itself, so as many as must agree are waited for.
         """
-        answers = await asyncio.gather(
-            *(node.call(method, *params) for node in self._nodes), return_exceptions=True
-        )
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, ChainError):
-                raise answer
-        errors = [answer for answer in answers if isinstance(answer, ChainError)]
+
+        async def send(place: int) -> Any:
+            try:
+                return await self._asked(place, method, params)
+            except ChainError as error:
+                return error
+
+        def decided(given: Sequence[Any]) -> bool:
+            return self._suffice([1 for one in given if not isinstance(one, RpcUnavailable)])
+
+        answers = await self._side_by_side(send, decided)
+        errors = [one for one in answers.values() if isinstance(one, ChainError)]
+        taken = {n: one for n, one in answers.items() if not isinstance(one, ChainError)}
         expected = to_hex(keccak256(data_bytes(params[0], "a transaction")))
-        odd = {
-            node
-            for node, answer in enumerate(answers)
-            if not isinstance(answer, BaseException) and _lower(answer) != expected
-        }
-        self._note_others(method, odd)
-        if len(odd) + len(errors) < len(answers):
+        odd = {node for node, value in taken.items() if _lower(value) != expected}
+        self._note_others(method, answers, odd)
+        if len(odd) < len(taken):
             return expected
         # What a node says of the transaction is worth more than that another one is away.
         refused = [error for error in errors if not isinstance(error, RpcUnavailable)]
@@ -283,26 +370,89 @@ class QuorumRpc:
         if refused:
             raise refused[0]
         if odd:
-            return answers[min(odd)]
+            return taken[min(odd)]
         raise errors[0]
 
     async def _ask_all(
-        self, method: str, params: Sequence[Any], *, raw: bool = False
+        self, method: str, params: Sequence[Any], decided: _Decided, *, raw: bool = False
     ) -> tuple[list[_Said], list[ChainError]]:
-        """Ask every node side by side: what they said, and why the others said nothing."""
+        """Ask every node side by side: what they said, and why the others said nothing.
 
-        async def ask(place: int, node: JsonRpc) -> _Said | ChainError:
+        Who is silent when it is decided is in neither.
+        """
+
+        async def ask(place: int) -> _Said | ChainError:
             try:
-                value = await node.call(method, *params)
+                value = await self._asked(place, method, params)
             except TransactionReverted as error:
                 return _Said(place, f"revert {error.data.hex()}", revert=error)
             except ChainError as error:
                 return error
             return _Said(place, "" if raw else _comparable(method, value), value)
 
-        answers = await asyncio.gather(*(ask(i, node) for i, node in enumerate(self._nodes)))
+        def is_enough(given: Sequence[_Said | ChainError]) -> bool:
+            refused = [1 for one in given if isinstance(one, RpcRefused | AnswerTooLarge)]
+            hopeless = len(refused) > len(self._nodes) - self._quorum
+            said = [one for one in given if isinstance(one, _Said)]
+            return decided(said) or (hopeless and self._suffice(refused))
+
+        answers = (await self._side_by_side(ask, is_enough)).values()
         said = [answer for answer in answers if isinstance(answer, _Said)]
         return said, [answer for answer in answers if isinstance(answer, ChainError)]
+
+    async def _side_by_side(
+        self, ask: Callable[[int], Coroutine[Any, Any, T]], decided: Callable[[Sequence[T]], bool]
+    ) -> dict[int, T]:
+        """Ask every node until that decides, and a grace longer. By place: what each one gave.
+
+        Nothing goes on behind it.
+        """
+        tasks = [asyncio.create_task(ask(place)) for place in range(len(self._nodes))]
+        try:
+            pending = set(tasks)
+            while pending and not decided([task.result() for task in tasks if task.done()]):
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            waited = {
+                n: task for n, task in enumerate(tasks) if not (task.done() or self._rests(n))
+            }
+            if waited:
+                await asyncio.wait(waited.values(), timeout=RPC_GRACE_S)
+            for place, task in waited.items():
+                if not task.done():
+                    self._note_silent(place)
+            return {place: task.result() for place, task in enumerate(tasks) if task.done()}
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _asked(self, place: int, method: str, params: Sequence[Any]) -> Any:
+        """Ask one node, and remember whether it answers at all."""
+        try:
+            value = await self._nodes[place].call(method, *params)
+        except RpcUnavailable as error:
+            if not isinstance(error, RpcLimited):
+                self._note_silent(place)
+            raise
+        except ChainError:
+            self._silences.pop(place, None)
+            raise
+        self._silences.pop(place, None)
+        return value
+
+    def _rests(self, place: int) -> bool:
+        """Whether nobody waits for a node now."""
+        rest = self._silences.get(place)
+        return rest is not None and asyncio.get_running_loop().time() < rest.until
+
+    def _note_silent(self, place: int) -> None:
+        """Let a node rest. Questions that were asked side by side count once."""
+        if self._rests(place):
+            return
+        before = self._silences.get(place)
+        length = RPC_REST_S if before is None else min(2 * before.length_s, MAX_RPC_REST_S)
+        until = asyncio.get_running_loop().time() + length
+        self._silences[place] = _Rest(until, length)
 
     def _note_odd(self, method: str, said: Sequence[_Said], key: str) -> None:
         for one in said:
@@ -311,9 +461,9 @@ class QuorumRpc:
             elif self.odd.get(one.node) == method:
                 del self.odd[one.node]
 
-    def _note_others(self, method: str, odd: set[int]) -> None:
-        """Note who is odd by a rule of its own. Whoever is not among them is forgiven."""
-        for node in range(len(self._nodes)):
+    def _note_others(self, method: str, said: Iterable[int], odd: set[int]) -> None:
+        """Note who is odd by a rule of its own, and forgive the others that said something."""
+        for node in said:
             if node in odd:
                 self.odd[node] = method
             elif self.odd.get(node) == method:

@@ -4,13 +4,16 @@
 looks. One effect never gets two nonces here: to try again is to broadcast the journaled bytes, or
 to `replace` them with the same nonce. Whoever restarts calls `resume` with the journaled
 transactions that are not final yet. Which nonce a new transaction gets: see `nonces`.
+
+`execute` is for tools without a journal. It remembers what it sent and saw no end of. The same call
+is then asked for again with the same nonce, so that it is carried out once.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -19,15 +22,16 @@ from piecework.chain.calls import Call, send_native
 from piecework.chain.errors import (
     BadAnswer,
     ChainError,
+    FeeTooHigh,
     FeeTooLow,
     InsufficientGas,
+    NoFinality,
     NonceTaken,
     RpcRefused,
     SignerError,
     StuckTransaction,
     TransactionReverted,
 )
-from piecework.chain.events import Log
 from piecework.chain.fees import (
     FeePolicy,
     Fees,
@@ -43,13 +47,14 @@ from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S, RES
 from piecework.chain.logs import parse_logs
 from piecework.chain.market import fee_market
 from piecework.chain.nonces import NonceCounts, Nonces
+from piecework.chain.outcomes import Finalized, Mined, Outcome, Pending, Superseded, Unknown
 from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
 from piecework.chain.reader import ChainReader
 from piecework.chain.refusals import Answer, classify
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from piecework_protocol.errors import invariant
 from piecework_protocol.signing import AsyncSigner
-from piecework_protocol.types import Bytes32, to_hex
+from piecework_protocol.types import Address, Bytes32, to_hex
 
 if TYPE_CHECKING:
     from web3 import AsyncWeb3
@@ -68,45 +73,6 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Pending:
-    """The node holds it and no block does yet."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mined:
-    """In a block that may still be reorganized away. `success` False: it reverted and its gas is
-    spent."""
-
-    block: int
-    block_hash: Bytes32
-    gas_used: int
-    gas_price: int
-    success: bool
-    logs: tuple[Log, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Finalized:
-    """Mined in a final block: the answer will not change."""
-
-    mined: Mined
-
-
-@dataclass(frozen=True, slots=True)
-class Superseded:
-    """At a final block its nonce belongs to another transaction: it will never be mined."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unknown:
-    """The node does not know it: never sent, dropped, or reorganized away. Broadcast the same bytes
-    again."""
-
-
-Outcome: TypeAlias = Pending | Mined | Finalized | Superseded | Unknown
-
-
-@dataclass(frozen=True, slots=True)
 class WouldDo:
     """The chain would carry the call out now."""
 
@@ -119,6 +85,8 @@ class WouldRevert:
 
 
 Simulation: TypeAlias = WouldDo | WouldRevert
+_Effect: TypeAlias = tuple[Address | None, bytes, int]
+"""What a call does: its contract, its data and its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +136,8 @@ class TransactionSender:
         """Whether a new transaction takes a nonce with which another program's waits. One of the
         two is mined then."""
         self._l1 = L1Fees(rpc)
+        self._unsettled: dict[_Effect, list[SignedTransaction]] = {}
+        """What `execute` sent for a call and saw no end of. All of one call have one nonce."""
 
     @cached_property
     def _w3(self) -> AsyncWeb3[Any]:
@@ -192,8 +162,17 @@ class TransactionSender:
             journaled=journaled,
         )
 
-    def resume(self, journaled: Iterable[SignedTransaction]) -> None:
-        """Count the nonces of transactions that an earlier process signed as taken."""
+    def resume(
+        self,
+        journaled: Iterable[SignedTransaction],
+        given_up: Iterable[SignedTransaction] = (),
+    ) -> None:
+        """Count the nonces of transactions that an earlier process signed as taken.
+
+        given_up: those that it gave up, as `give_up`.
+        """
+        for tx in given_up:
+            self.give_up(tx)
         for tx in journaled:
             invariant(tx.sender == self.signer.address, "a journaled transaction is another key's")
             invariant(
@@ -214,11 +193,18 @@ class TransactionSender:
         expected = await self.estimate(call)
         data = (await self._l1.price()).beside_gas(call.data)
         gas = GasNeed(expected, gas_limit(expected, call.gas_hint), data)
-        fees = choose_fees(await fee_market(self.rpc), gas, self.policy, value_at_stake)
-        require_balance(await self.balance(), gas, fees, call.value, to_hex(self.signer.address))
+        market = await fee_market(self.rpc)
+        fees = choose_fees(market, gas, self.policy, value_at_stake)
+        balance = await self.balance()
+        require_balance(balance, gas, fees, call.value, to_hex(self.signer.address))
         async with self._lock:
             if nonce is None:
-                nonce = await self.next_nonce(insist=self.insists)
+                counts = await self.nonce_counts()
+                nonce = self._next(counts, insist=self.insists)
+                old = self._nonces.given_up(nonce) if counts.pending > nonce else None
+                if old is not None:  # the pool has it
+                    fees = bump_fees(old, market, gas, self.policy, value_at_stake)
+                    require_balance(balance, gas, fees, call.value, to_hex(self.signer.address))
             self._nonces.hold(nonce)
         try:
             return await self._unsigned(call, nonce, gas.limit, fees).signed_by(self.signer)
@@ -227,8 +213,15 @@ class TransactionSender:
             raise
 
     def forget(self, tx: SignedTransaction) -> None:
-        """Free the nonce of a transaction that was never broadcast, or that is given up."""
+        """Free the nonce of a transaction that was never broadcast."""
         self._nonces.free(tx.nonce)
+
+    def give_up(self, tx: SignedTransaction) -> None:
+        """Free the nonce of a transaction that was broadcast and may still be mined.
+
+        What takes the nonce then outbids it. So one of the two is mined, whichever it is.
+        """
+        self._nonces.give_up(tx.nonce, tx.unsigned.fees)
 
     def finish(self, nonce: int) -> None:
         """A transaction with this nonce is final, whoever's it is."""
@@ -278,16 +271,23 @@ class TransactionSender:
     ) -> Mined:
         """Poll until a block holds it; `StuckTransaction` after the timeout (it may still be mined
         later)."""
+        return (await self._any_mined([tx_hash], timeout_s, poll_s))[1]
+
+    async def _any_mined(
+        self, hashes: Sequence[Bytes32], timeout_s: float, poll_s: float
+    ) -> tuple[Bytes32, Mined]:
+        """Poll until a block holds one of these, of which the last is the newest."""
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    mined = await self._receipt(tx_hash)
-                    if mined is not None:
-                        return mined
+                    for tx_hash in hashes:
+                        mined = await self._receipt(tx_hash)
+                        if mined is not None:
+                            return tx_hash, mined
                     await asyncio.sleep(poll_s)
         except TimeoutError:
             raise StuckTransaction(
-                f"transaction {to_hex(tx_hash)} was not mined in time. "
+                f"transaction {to_hex(hashes[-1])} was not mined in time. "
                 "Look again later, or replace it with higher fees."
             ) from None
 
@@ -350,39 +350,114 @@ class TransactionSender:
         timeout_s: float = DEFAULT_MINING_TIMEOUT_S,
         poll_s: float = DEFAULT_POLL_S,
     ) -> Mined:
-        """Prepare, broadcast and wait, for tools that keep no journal. `TransactionReverted` if it
-        failed."""
-        # A person or a tool asked for it, and the fee policy bounds it.
-        tx = await self.prepare(call, value_at_stake=None)
+        """Prepare, broadcast and wait, for tools that keep no journal.
+
+        After an error the transaction may still be mined. The error says so. The same call is then
+        carried out once, however often this sender is asked for it: it has the same nonce again
+        until that is used.
+
+        Raises:
+            TransactionReverted: it failed.
+            ChainError: it was not sent, or its end was not seen.
+        """
+        effect = call.to, call.data, call.value
+        sent = self._unsettled.pop(effect, [])
         try:
-            await self.broadcast(tx)
-            mined = await self._until_mined(tx, timeout_s, poll_s)
-        except BaseException:
-            # If it waits all the same, the node's own count of pending ones holds its nonce. If the
-            # node has dropped it, nobody sends it again, and what comes next must not wait for it.
-            self.forget(tx)
+            tx, mined = await self._carry_out(call, sent, timeout_s, poll_s)
+        except BaseException as error:
+            if sent:
+                # If it waits all the same, the node's own count of pending ones holds its nonce. If
+                # the node has dropped it, what comes next must not wait for it, and may have it.
+                self.give_up(sent[-1])
+                self._unsettled[effect] = sent
+            if sent and isinstance(error, ChainError):
+                # Its class says what can be done about the node, so it stays.
+                error.args = (f"{str(error).rstrip('.')}. {_what_waits(sent[-1])}",)
+                if isinstance(error, StuckTransaction):
+                    error.args = (f"{error}{await self._gap_below(sent[-1])}",)
             raise
+        # What else was sent with this nonce cannot be mined any more.
+        left = self._unsettled.items()
+        self._unsettled = {one: txs for one, txs in left if txs[0].nonce != tx.nonce}
         if not mined.success:
             raise await self.explain(tx, mined)
         return mined
 
-    async def _until_mined(self, tx: SignedTransaction, timeout_s: float, poll_s: float) -> Mined:
-        """Wait, and send it again now and then: a node may have dropped it, or replaced it by
-        another one of the same nonce (`NonceTaken`)."""
+    async def _carry_out(
+        self, call: Call, sent: list[SignedTransaction], timeout_s: float, poll_s: float
+    ) -> tuple[SignedTransaction, Mined]:
+        """Send a call, or again with the nonce of what was sent for it. `sent` grows with it."""
+        if sent:
+            self._nonces.hold(sent[-1].nonce)
+        found = await self._settled(sent)
+        if found is not None:
+            return found
+        earlier = bool(sent)
+        # A person or a tool asked for it, and the fee policy bounds it.
+        if not earlier:
+            sent.append(await self.prepare(call, value_at_stake=None))
+        else:
+            with contextlib.suppress(FeeTooHigh):
+                sent.append(await self.replace(sent[-1], value_at_stake=None))
+        try:
+            await self.broadcast(sent[-1])
+        except (FeeTooLow, InsufficientGas, NonceTaken):
+            if not earlier:
+                self.forget(sent.pop())  # no node holds it
+                raise
+        return await self._until_mined(sent, timeout_s, poll_s)
+
+    async def _settled(
+        self, sent: list[SignedTransaction]
+    ) -> tuple[SignedTransaction, Mined] | None:
+        """The one that is mined. Once another's transaction has their nonce, all are dropped."""
+        over = False
+        for tx in sent:
+            try:
+                outcome = await self.outcome(tx.hash, nonce=tx.nonce)
+            except NoFinality:
+                continue
+            if isinstance(outcome, Finalized):
+                return tx, outcome.mined
+            if isinstance(outcome, Mined):
+                return tx, outcome
+            over = over or isinstance(outcome, Superseded)
+        if over:
+            sent.clear()
+        return None
+
+    async def _gap_below(self, tx: SignedTransaction) -> str:
+        """Say which nonce below a transaction nobody uses, if that is so."""
+        with contextlib.suppress(ChainError):
+            missing = (await self.nonce_counts()).pending
+            if missing < tx.nonce:
+                return f" It waits for nonce {missing}, which nobody uses: a node counted wrongly."
+        return ""
+
+    async def _until_mined(
+        self, sent: Sequence[SignedTransaction], timeout_s: float, poll_s: float
+    ) -> tuple[SignedTransaction, Mined]:
+        """Wait, and send the newest again now and then: a node may have dropped it, or replaced it
+        by another one of the same nonce (`NonceTaken`)."""
+
+        async def wait(within_s: float) -> tuple[SignedTransaction, Mined]:
+            tx_hash, mined = await self._any_mined([tx.hash for tx in sent], within_s, poll_s)
+            return next(tx for tx in sent if tx.hash == tx_hash), mined
+
         for _ in range(int(timeout_s / RESEND_S)):
             with contextlib.suppress(StuckTransaction):
-                return await self.wait_mined(tx.hash, RESEND_S, poll_s)
+                return await wait(RESEND_S)
             try:
-                await self.broadcast(tx)
+                await self.broadcast(sent[-1])
             except FeeTooLow:
                 pass  # it waits in the pool, or what took its place does
             except NonceTaken:
                 # Perhaps by itself: one node behind an address has mined it, and the one that was
                 # asked does not know it yet. Who is told of a failure now does it a second time.
                 with contextlib.suppress(StuckTransaction):
-                    return await self.wait_mined(tx.hash, RESEND_S, poll_s)
+                    return await wait(RESEND_S)
                 raise
-        return await self.wait_mined(tx.hash, timeout_s % RESEND_S, poll_s)
+        return await wait(timeout_s % RESEND_S)
 
     async def explain(self, tx: SignedTransaction, mined: Mined) -> TransactionReverted:
         """Why a mined transaction failed, by running it again at the state after its block."""
@@ -422,7 +497,9 @@ class TransactionSender:
             NonceUnexplained: the node holds transactions of this key that are not ours.
             ChainError: the node does not say.
         """
-        counts = await self.nonce_counts()
+        return self._next(await self.nonce_counts(), insist=insist)
+
+    def _next(self, counts: NonceCounts, *, insist: bool) -> int:
         if not self._journaled:
             return self._nonces.beside_others(counts)
         return self._nonces.next(counts.mined) if insist else self._nonces.explained(counts)
@@ -499,6 +576,15 @@ def _call_of(tx: SignedTransaction) -> Call:
     """The call that a transaction makes, for another look at it."""
     u = tx.unsigned
     return Call("again", u.to, u.data, u.gas_limit, u.value)
+
+
+def _what_waits(tx: SignedTransaction) -> str:
+    """What may still be mined, and what can be done about it."""
+    return (
+        f"Transaction {to_hex(tx.hash)} has nonce {tx.nonce} of {to_hex(tx.sender)} and may still "
+        "be mined. Look for it first: asked for by a new command, the same would be done a second "
+        "time. To give it up, use its nonce for something else in a wallet."
+    )
 
 
 def _no_funds(signer: AsyncSigner) -> InsufficientGas:

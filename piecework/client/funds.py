@@ -124,6 +124,9 @@ class Funds:
     async def deposit(self, amount: TokenAmount | str) -> Mined:
         """Deposit from the payer's own tokens and gas.
 
+        After a `ChainError` it may still be mined. Asked for the same amount again, this client
+        goes on with that deposit. A new client makes another one.
+
         Args:
             amount: How much goes into the escrow.
 

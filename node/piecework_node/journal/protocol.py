@@ -102,6 +102,13 @@ class Journal(Protocol):
         """Return transactions whose outcome is not final, by nonce."""
         ...
 
+    async def given_up(self) -> tuple[StoredTx, ...]:
+        """Return those in state REPLACED with a nonce above each final one, by nonce.
+
+        Their bytes may still lie in a pool.
+        """
+        ...
+
     async def meta(self, key: str) -> str | None:
         """Return a small named value."""
         ...

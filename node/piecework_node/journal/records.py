@@ -162,6 +162,8 @@ class TxState(enum.Enum):
 
 
 OPEN_TX_STATES = frozenset({TxState.INTENDED, TxState.MINED})
+FINAL_TX_STATES = frozenset({TxState.FINAL, TxState.FAILED})
+"""Of those that used their nonce for good."""
 
 
 @dataclass(frozen=True, slots=True)

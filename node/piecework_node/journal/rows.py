@@ -101,6 +101,11 @@ _TXS = (
     "SELECT kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used, fee_wei "
     "FROM transactions WHERE state IN ({}) ORDER BY nonce, at"
 )
+_GIVEN_UP = (
+    "SELECT kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used, fee_wei "
+    "FROM transactions WHERE state = 'replaced' AND nonce > coalesce((SELECT max(nonce) "
+    "FROM transactions WHERE state IN ('final', 'failed')), -1) ORDER BY nonce, at"
+)
 _PAID_JOB = (
     "SELECT jobs.id, channels.id, accepted_at, amount, receipt, offer, frame FROM canvases "
     "JOIN jobs ON canvases.job = jobs.number JOIN channels ON jobs.channel = channels.number "
@@ -259,6 +264,11 @@ def _channel(row: Sequence[Any], owed: Sequence[Sequence[Any]]) -> StoredChannel
 def open_transactions(db: apsw.Connection) -> tuple[StoredTx, ...]:
     """Return transactions whose outcome is not final, by nonce."""
     return tuple(_transaction(row) for row in db.execute(_TXS.format(_OPEN_TX_STATES)).fetchall())
+
+
+def given_up(db: apsw.Connection) -> tuple[StoredTx, ...]:
+    """Return transactions in state REPLACED with a nonce above each final one, by nonce."""
+    return tuple(_transaction(row) for row in db.execute(_GIVEN_UP).fetchall())
 
 
 def _transaction(row: Sequence[Any]) -> StoredTx:

@@ -211,6 +211,9 @@ class SqliteJournal:
     async def transactions(self) -> tuple[StoredTx, ...]:
         return await self._run(lambda: rows.open_transactions(self._db))
 
+    async def given_up(self) -> tuple[StoredTx, ...]:
+        return await self._run(lambda: rows.given_up(self._db))
+
     async def meta(self, key: str) -> str | None:
         query = "SELECT value FROM meta WHERE key = ?"
         found: str | None = await self._run(lambda: self._db.execute(query, (key,)).get)

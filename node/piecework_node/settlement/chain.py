@@ -97,12 +97,14 @@ class ChainPort(ChannelReader, NodePort, Protocol):
 
     async def outcome(self, tx: SignedTransaction) -> Outcome: ...
 
-    def resume(self, txs: Iterable[SignedTransaction]) -> None:
-        """Count the nonces of journaled transactions as taken."""
+    def resume(
+        self, txs: Iterable[SignedTransaction], given_up: Iterable[SignedTransaction]
+    ) -> None:
+        """Count the nonces of journaled transactions as taken, and others as given up."""
         ...
 
-    def forget(self, tx: SignedTransaction) -> None:
-        """Count the nonce of a transaction that is given up as free."""
+    def give_up(self, tx: SignedTransaction) -> None:
+        """Count the nonce of a transaction as free. Its bytes may still lie in a pool."""
         ...
 
     def finish(self, nonce: int) -> None:
@@ -260,11 +262,13 @@ class ChainLink:
     async def outcome(self, tx: SignedTransaction) -> Outcome:
         return await self._sender.outcome(tx.hash, nonce=tx.nonce)
 
-    def resume(self, txs: Iterable[SignedTransaction]) -> None:
-        self._sender.resume(list(txs))
+    def resume(
+        self, txs: Iterable[SignedTransaction], given_up: Iterable[SignedTransaction]
+    ) -> None:
+        self._sender.resume(txs, given_up)
 
-    def forget(self, tx: SignedTransaction) -> None:
-        self._sender.forget(tx)
+    def give_up(self, tx: SignedTransaction) -> None:
+        self._sender.give_up(tx)
 
     def finish(self, nonce: int) -> None:
         self._sender.finish(nonce)

@@ -9,7 +9,8 @@ reorganization may take it back. They hold nothing up in the meantime.
 
 A nonce that nobody uses holds up everything above it. It comes from a node that has counted wrongly
 once. What waits above such a gap is given up in the end, and its effect is sent again with a nonce
-out of the gap.
+out of the gap. The old bytes may still be mined. They stay known as ours until a nonce above theirs
+is final.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ class TransactionTracker:
         self._journal, self._port, self._clock = journal, port, clock
         self._stuck_s, self._metrics, self._log = stuck_s, metrics, log
         self._open: dict[bytes, StoredTx] = {}
+        self._given_up: dict[int, list[SignedTransaction]] = {}
+        """By nonce: what was given up, and may be mined all the same."""
         self._floor = 0
         """The nonce after the highest one that is known to be used for good."""
         self._gap: tuple[int, float] | None = None
@@ -74,7 +77,10 @@ class TransactionTracker:
         """
         tracker = cls(journal, port, clock=clock, stuck_s=stuck_s, metrics=metrics, log=log)
         tracker._open = {stored.tx.hash: stored for stored in await journal.transactions()}
-        port.resume(stored.tx for stored in tracker)
+        given_up = [stored.tx for stored in await journal.given_up()]
+        for tx in given_up:
+            tracker._given_up.setdefault(tx.nonce, []).append(tx)
+        port.resume((stored.tx for stored in tracker), given_up)
         return tracker
 
     def __iter__(self) -> Iterator[StoredTx]:
@@ -191,14 +197,24 @@ class TransactionTracker:
     async def _replaced(self, stored: StoredTx) -> None:
         """Its nonce belongs to another transaction for good."""
         if not self._rivals(stored):
-            text = f"nonce {stored.tx.nonce} was used by a transaction that is not in the journal"
+            known = await self._is_given_up(stored.tx.nonce)
+            by = "that was given up" if known else "that is not in the journal"
+            text = f"nonce {stored.tx.nonce} was used by a transaction {by}"
             self._metrics.note(now(self._clock), "nonces", text)
             self._log.warning("nonce", kind=stored.kind.value, hash=stored.tx.hash, error=text)
         self._finished(stored.tx.nonce)
         await self._move(stored, TxState.REPLACED)
 
+    async def _is_given_up(self, nonce: int) -> bool:
+        """Whether a nonce was used by one of ours that was given up."""
+        for tx in self._given_up.get(nonce, ()):
+            if isinstance(await self._port.outcome(tx), Mined | Finalized):
+                return True
+        return False
+
     def _finished(self, nonce: int) -> None:
         self._floor = max(self._floor, nonce + 1)
+        self._given_up = {n: txs for n, txs in self._given_up.items() if n >= self._floor}
         self._port.finish(nonce)
 
     # --- gaps
@@ -232,7 +248,8 @@ class TransactionTracker:
             text = f"nonce {stored.tx.nonce} is out of reach: nobody uses nonce {lowest}"
             self._metrics.note(now(self._clock), "nonces", text)
             self._log.warning("nonce", kind=stored.kind.value, hash=stored.tx.hash, error=text)
-            self._port.forget(stored.tx)
+            self._port.give_up(stored.tx)
+            self._given_up.setdefault(stored.tx.nonce, []).append(stored.tx)
             await self._move(stored, TxState.REPLACED)
         return above
 

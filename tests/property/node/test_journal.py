@@ -54,7 +54,7 @@ async def life(seed: int) -> RecordingJournal:
     await world.settle_down()
     subjects = (TxSubject(world.client.id, Amount(2**100)),)
     txs: list[SignedTransaction] = []
-    for nonce in range(3):
+    for nonce in range(4):
         fees = Fees(2**70, 10**9)
         unsigned = UnsignedTransaction(DOMAIN.chain_id, nonce, fees, 21_000, None, 0, b"data")
         txs.append(unsigned.sign(OPERATOR))
@@ -69,6 +69,7 @@ async def life(seed: int) -> RecordingJournal:
         await journal.append([stored])
     await journal.append([TxMoved(txs[0].hash, TxState.FINAL, Timestamp(9), 50_000)])
     await journal.append([TxMoved(txs[1].hash, TxState.MINED, Timestamp(9), 50_000)])
+    await journal.append([TxMoved(txs[3].hash, TxState.REPLACED, Timestamp(9))])
     await journal.append([MetaSet("cursor", "1"), MetaSet("cursor", "2")])
     return journal
 
@@ -126,5 +127,6 @@ async def same(disk: SqliteJournal, model: MemoryJournal) -> None:
     for digest, signed in model.offers.items():
         assert await disk.offer(digest) == signed
     assert await disk.transactions() == await model.transactions()
+    assert await disk.given_up() == await model.given_up()
     assert await disk.earnings() == await model.earnings()
     assert await disk.meta("cursor") == await model.meta("cursor")

@@ -1,4 +1,4 @@
-"""One node of three lies, in each place and about each method of the money path.
+"""One node of three lies or hangs, in each place and about each method of the money path.
 
 The channel is closed in the end and jobs go on. With one node alone there is nobody to outvote it:
 then what it says is a fault with a code, and the state heals once it is honest again.
@@ -62,6 +62,16 @@ async def test_a_liar_of_three_in_any_place_holds_no_money_up(name: str, place: 
         lie(made, LIARS[name])
         assert await settled(made)
         assert made.board.stopping is None, "jobs go on"
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+async def test_a_node_of_three_that_says_nothing_holds_no_money_up(place: int) -> None:
+    async with watched_by_quorum(3, 2, place=place) as made:
+        await made.agree_to_close()
+        made.proxy.faults = {"*": Kind.HANGS}
+        assert await settled(made)
+        assert made.codes == set(), "jobs go on"
+        assert made.proxy.asked
 
 
 # --- one node alone

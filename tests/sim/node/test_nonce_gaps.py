@@ -53,6 +53,69 @@ async def test_what_waits_above_a_gap_is_sent_again_with_a_nonce_out_of_it(
     assert any("out of reach" in error.message for error in made.harness.metrics.errors)
 
 
+async def given_up_in_the_pool() -> tuple[Bank, Client]:
+    """A claim with nonce 1 was given up and sent again with nonce 0. Both lie in the pool."""
+    made, client = await with_gap(1)
+    made.harness.clock.advance(STUCK_S)
+    await made.settler.tick()
+    made.settler.ask()
+    await made.settler.tick()
+    assert [stored.tx.nonce for stored in made.settler.under_way] == [0]
+    assert sorted(tx.nonce for tx in made.port.pool.values()) == [0, 1]
+    return made, client
+
+
+async def a_claim_of_another(made: Bank) -> Client:
+    other = Client(made.harness, "other")
+    other.open_on_chain()
+    await made.trade(other, seed=5)
+    made.settler.ask()
+    await made.settler.tick()
+    return other
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_bytes_that_were_given_up_are_known_as_our_own_and_outbid(restarts: bool) -> None:
+    made, client = await given_up_in_the_pool()
+    if restarts:
+        await made.boot()
+    await made.settler.check()
+    made.harness.clock.advance(OUTAGE_S)
+    await made.settler.check()
+    assert not made.harness.faults.faults, "no other program has the key"
+    other = await a_claim_of_another(made)
+    assert not made.harness.faults.faults
+    assert [stored.tx.nonce for stored in made.settler.under_way] == [0, 1]
+    made.port.mine()
+    await made.settler.tick()
+    assert not made.settler.under_way
+    assert made.port.paid[client.id] == client.book.cumulative
+    assert made.port.paid[other.id] == other.book.cumulative
+    assert len(made.port.mined) == 2, "what was given up has no gas spent on it"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_bytes_that_were_given_up_and_win_are_not_another_programs(restarts: bool) -> None:
+    made, client = await given_up_in_the_pool()
+    (old,) = [tx for tx in made.port.pool.values() if tx.nonce == 1]
+    other = await a_claim_of_another(made)
+    (new,) = [s.tx for s in made.settler.under_way if s.tx.nonce == 1]
+    made.port.drop_from_pool(new.hash)
+    made.port.pool[old.hash] = old
+    if restarts:
+        await made.boot()
+    made.port.mine()
+    await made.settler.tick()
+    made.settler.ask()
+    await made.settler.tick()
+    made.port.mine()
+    await made.settler.tick()
+    assert made.port.paid[client.id] == client.book.cumulative
+    assert made.port.paid[other.id] == other.book.cumulative
+    assert not any("not in the journal" in error.message for error in made.harness.metrics.errors)
+    assert any("given up" in error.message for error in made.harness.metrics.errors)
+
+
 async def test_a_gap_that_is_short_is_left_to_what_comes_next() -> None:
     made, client = await with_gap(1)
     other = Client(made.harness, "other")

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from piecework.chain.calls import Claim
 from piecework.chain.errors import (
     FeeTooHigh,
+    FeeTooLow,
     LogRangeRefused,
     NodesDisagree,
     NonceTaken,
@@ -231,6 +232,8 @@ class FakePort(FakeEscrow):
                 self.nonces.next(counts.mined) if self.insists else self.nonces.explained(counts)
             )
             self.nonces.hold(nonce)
+            old = self.nonces.given_up(nonce) if counts.pending > nonce else None
+            fee = 0 if old is None else _raised(old.max_fee)
         fee = fee or FIRST_FEE
         body = {"kind": kind, "rows": [[c.hex(), a] for c, a in rows], "nonce": nonce, "fee": fee}
         data = json.dumps(body).encode()
@@ -244,13 +247,13 @@ class FakePort(FakeEscrow):
         rows = [(bytes.fromhex(c), a) for c, a in body["rows"]]
         if body["kind"] == "push" and not self.waiting:
             raise TransactionReverted("NothingToPush", {})
-        fee = tx.max_fee + tx.max_fee // 8 + 1
+        fee = _raised(tx.max_fee)
         self._weigh(fee, worth)
         return self._make(body["kind"], rows, tx.nonce, fee)
 
     async def cancel(self, tx: SignedTransaction, worth: Worth) -> SignedTransaction:
         self._answer()
-        fee = tx.max_fee + tx.max_fee // 8 + 1
+        fee = _raised(tx.max_fee)
         self._weigh(fee, worth)
         return self._make("cancel", [], tx.nonce, fee)
 
@@ -265,6 +268,9 @@ class FakePort(FakeEscrow):
         self._answer()
         if tx.nonce in self.used and self.used[tx.nonce] != tx.hash:
             raise NonceTaken("nonce used")
+        rivals = [o.max_fee for o in self.pool.values() if o.nonce == tx.nonce and o != tx]
+        if rivals and tx.max_fee < _raised(max(rivals)):
+            raise FeeTooLow("replacement transaction underpriced")
         self.broadcasts.append(tx.hash)
         self.sent[tx.hash] = tx
         if tx.hash not in self.mined:
@@ -281,13 +287,17 @@ class FakePort(FakeEscrow):
         winner = self.used.get(tx.nonce)
         return Superseded() if winner is not None and winner in self.final else Unknown()
 
-    def resume(self, txs: Iterable[SignedTransaction]) -> None:
+    def resume(
+        self, txs: Iterable[SignedTransaction], given_up: Iterable[SignedTransaction]
+    ) -> None:
         self.nonces = Nonces()  # what a process that starts knows
+        for tx in given_up:
+            self.give_up(tx)
         for tx in txs:
             self.nonces.hold(tx.nonce)
 
-    def forget(self, tx: SignedTransaction) -> None:
-        self.nonces.free(tx.nonce)
+    def give_up(self, tx: SignedTransaction) -> None:
+        self.nonces.give_up(tx.nonce, tx.unsigned.fees)
 
     def finish(self, nonce: int) -> None:
         self.nonces.finish(nonce)
@@ -384,3 +394,8 @@ class FakePort(FakeEscrow):
         super()._answer()
         if self.switch.dead:
             raise RpcUnavailable("dead")
+
+
+def _raised(fee: int) -> int:
+    """What replaces a transaction with this fee."""
+    return fee + fee // 8 + 1

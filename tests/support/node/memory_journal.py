@@ -10,6 +10,7 @@ from typing import Any
 
 from piecework_node.errors import JournalConflict, SaltUsed
 from piecework_node.journal.records import (
+    FINAL_TX_STATES,
     OPEN_TX_STATES,
     SEQUENCE_FLOOR,
     ChannelObserved,
@@ -31,6 +32,7 @@ from piecework_node.journal.records import (
     StoredSealingKey,
     StoredTx,
     TxMoved,
+    TxState,
     VoucherApplied,
 )
 from piecework_protocol.eip712 import Domain
@@ -287,6 +289,13 @@ class MemoryJournal:
 
     async def transactions(self) -> tuple[StoredTx, ...]:
         found = [tx for tx in self.txs.values() if tx.state in OPEN_TX_STATES]
+        return tuple(sorted(found, key=lambda tx: (tx.tx.nonce, tx.at)))
+
+    async def given_up(self) -> tuple[StoredTx, ...]:
+        ended = [tx.tx.nonce for tx in self.txs.values() if tx.state in FINAL_TX_STATES]
+        last = max(ended, default=-1)
+        found = [tx for tx in self.txs.values() if tx.state is TxState.REPLACED]
+        found = [tx for tx in found if tx.tx.nonce > last]
         return tuple(sorted(found, key=lambda tx: (tx.tx.nonce, tx.at)))
 
     async def meta(self, key: str) -> str | None:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.chain.errors import NonceUnexplained
+from piecework.chain.fees import Fees
 from piecework.chain.nonces import MAX_FOREIGN, NonceCounts, Nonces
 
 small = st.integers(0, 40)
@@ -35,6 +36,25 @@ def test_a_nonce_that_nobody_of_ours_explains_is_not_used() -> None:
         with pytest.raises(NonceUnexplained, match=f"nonce {len(held)} belongs to none"):
             holding(*held).explained(NonceCounts(0, 1000))
     assert holding().next(0) == 0, "unless somebody insists"
+
+
+OLD, NEWER = Fees(100, 10), Fees(120, 5)
+
+
+def test_a_nonce_that_was_given_up_is_free_and_what_lies_in_a_pool_with_it_is_ours() -> None:
+    nonces = holding(0, 1)
+    nonces.give_up(1, OLD)
+    assert nonces.explained(NonceCounts(0, 2)) == 1
+    assert nonces.given_up(1) == OLD
+    assert nonces.given_up(0) is None
+    nonces.give_up(1, NEWER)
+    assert nonces.given_up(1) == Fees(120, 10), "both lie there, perhaps"
+    with pytest.raises(NonceUnexplained, match="nonce 2 belongs to none"):
+        nonces.explained(NonceCounts(0, 3))
+    nonces.hold(1)
+    assert nonces.explained(NonceCounts(0, 2)) == 2
+    nonces.finish(1)
+    assert nonces.given_up(1) is None
 
 
 def test_a_tool_lets_a_few_of_another_process_pass_and_not_a_thousand() -> None:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from piecework.chain.errors import (
     BadAnswer,
+    ChainError,
+    LogRangeRefused,
     NodesDisagree,
     RpcRefused,
     RpcUnavailable,
     TransactionReverted,
 )
+from piecework.chain.limits import MAX_RPC_REST_S, RPC_GRACE_S, RPC_REST_S
 from piecework.chain.quorum import QuorumRpc
 from piecework_protocol.types import keccak256, to_hex
+from tests.support.virtual_time import simulate
+from tests.support.waiting import pass_time
 
 HASH, OTHER = "0x" + "aa" * 32, "0x" + "bb" * 32
 TAKEN = to_hex(keccak256(b"\0"))
@@ -390,3 +397,204 @@ async def test_a_node_that_denies_an_old_receipt_is_outvoted_too() -> None:
     rpc = QuorumRpc([Node(), Node(), Node({"eth_getTransactionReceipt": None})], 2)
     assert await rpc.call("eth_getTransactionReceipt", HASH) == RECEIPT
     assert rpc.odd == {2: "eth_getTransactionReceipt"}
+
+
+# --- nodes that say nothing, in virtual time
+
+NODE_TIMEOUT_S = 30.0
+EVERY: Mapping[str, tuple[Any, ...]] = {
+    **ASKED,
+    "eth_blockNumber": (),
+    "eth_estimateGas": ({},),
+    "eth_maxPriorityFeePerGas": (),
+    "eth_gasPrice": (),
+    "eth_feeHistory": ("0x5", "latest", [50]),
+    "eth_getTransactionByHash": (HASH,),
+    "eth_sendRawTransaction": ("0x00",),
+}
+"""Every method with a rule for several nodes."""
+MORE: Mapping[str, Any] = {
+    "eth_gasPrice": "0x7",
+    "eth_feeHistory": {"reward": [["0x1"]]},
+    "eth_getTransactionByHash": {"blockNumber": None},
+}
+
+
+class SlowNode(Node):
+    """Takes its time for an answer. One that takes too long is given up, as `HttpRpc` does it."""
+
+    def __init__(self, delay_s: float, answers: Mapping[str, Any] | None = None) -> None:
+        super().__init__({**MORE, **(answers or {})})
+        self.delay_s = delay_s
+        self.cancelled = 0
+
+    async def call(self, method: str, *params: Any) -> Any:
+        try:
+            await pass_time(min(self.delay_s, NODE_TIMEOUT_S))
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.delay_s >= NODE_TIMEOUT_S:
+            raise RpcUnavailable("it did not answer in time")
+        return await super().call(method, *params)
+
+
+def silent() -> SlowNode:
+    """Takes the question and says nothing."""
+    return SlowNode(NODE_TIMEOUT_S)
+
+
+def prompt(**answers: Any) -> SlowNode:
+    return SlowNode(0.1, answers)
+
+
+async def timed(asking: Awaitable[Any]) -> tuple[Any, float]:
+    """An answer or an error, and the seconds that it took."""
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    answer: Any
+    try:
+        answer = await asking
+    except ChainError as error:
+        answer = error
+    return answer, loop.time() - start
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("method", EVERY)
+def test_a_silent_node_of_three_costs_a_grace_once_and_then_nothing(
+    method: str, place: int
+) -> None:
+    async def ask_twice() -> None:
+        nodes: list[SlowNode] = [prompt(), prompt()]
+        nodes.insert(place, silent())
+        quorum = QuorumRpc(nodes, 2)
+        for most_s in (RPC_GRACE_S, 0.0):
+            answer, took_s = await timed(quorum.call(method, *EVERY[method]))
+            assert answer == {**TRUTH, **MORE}[method]
+            # Two questions at most: a height and what is asked for at it.
+            assert took_s <= most_s + 2 * 0.1 + 1e-6
+        assert quorum.odd == {}
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing goes on behind it"
+        assert nodes[place].cancelled >= 2
+
+    simulate(ask_twice())
+
+
+def test_a_node_that_is_a_little_late_is_still_noted_as_odd() -> None:
+    async def ask() -> None:
+        late = SlowNode(RPC_GRACE_S, {"eth_getCode": "0x"})
+        quorum = QuorumRpc([prompt(), late, prompt()], 2)
+        assert await quorum.call("eth_getCode", "0x01", "0x10") == "0xABCD"
+        assert quorum.odd == {1: "eth_getCode"}
+
+    simulate(ask())
+
+
+def test_a_silent_node_is_waited_for_again_after_a_rest_that_grows_up_to_a_bound() -> None:
+    async def ask() -> None:
+        mute = silent()
+        quorum = QuorumRpc([prompt(), prompt(), mute], 2)
+
+        async def waits() -> bool:
+            _, took_s = await timed(quorum.call("eth_chainId"))
+            return took_s >= RPC_GRACE_S
+
+        tries: list[float] = []
+        while len(tries) < 12:
+            if await waits():
+                tries.append(asyncio.get_running_loop().time())
+            await pass_time(1.0)
+        rests = [later - earlier for earlier, later in itertools.pairwise(tries)]
+        assert RPC_REST_S <= rests[0] <= RPC_REST_S + 3.0
+        assert rests[1] > rests[0]
+        assert all(MAX_RPC_REST_S <= rest <= MAX_RPC_REST_S + 3.0 for rest in rests[-2:])
+        await pass_time(MAX_RPC_REST_S)
+        mute.delay_s = 0.1
+        assert not await waits()
+        for _ in "12":
+            mute.delay_s = NODE_TIMEOUT_S
+            assert await waits(), "one that has answered begins anew"
+            await pass_time(RPC_REST_S)
+
+    simulate(ask())
+
+
+def test_where_fewer_than_the_quorum_answer_the_silent_are_waited_for_and_the_error_stays() -> None:
+    async def ask() -> None:
+        for nodes in ([prompt(), silent(), silent()], [prompt(), silent()]):
+            for _ in range(2):
+                asking = QuorumRpc(nodes, 2).call("eth_chainId")
+                answer, took_s = await timed(asking)
+                assert isinstance(answer, RpcUnavailable) and took_s == NODE_TIMEOUT_S
+
+    simulate(ask())
+
+
+@pytest.mark.parametrize("method", LIES)
+def test_a_slow_node_decides_where_the_others_differ_also_while_it_rests(method: str) -> None:
+    async def ask() -> None:
+        slow, liar = SlowNode(5.0), prompt()
+        quorum = QuorumRpc([prompt(), liar, slow], 2)
+        await quorum.call(method, *ASKED[method])
+        liar.answers[method] = LIES[method]
+        assert await quorum.call(method, *ASKED[method]) == TRUTH[method]
+        assert quorum.odd == {1: method}
+
+    simulate(ask())
+
+
+@pytest.mark.parametrize("lie", [REVERT, "0x1", "0xffffffffff", None])
+def test_a_slow_node_decides_about_an_estimate(lie: Any) -> None:
+    async def ask() -> None:
+        nodes = [prompt(), prompt(eth_estimateGas=lie), SlowNode(5.0)]
+        assert await QuorumRpc(nodes, 2).call("eth_estimateGas", {}) == "0x5208"
+
+    simulate(ask())
+
+
+def test_honest_estimates_a_block_apart_do_not_wait_for_a_silent_node() -> None:
+    async def ask() -> None:
+        def at_block(_: Any, *block: str) -> str:
+            if not block:
+                raise REVERT
+            return "0x5208"
+
+        nodes = [prompt(), silent(), prompt(eth_estimateGas=at_block)]
+        answer, took_s = await timed(QuorumRpc(nodes, 2).call("eth_estimateGas", {}))
+        assert answer == "0x5208" and took_s <= RPC_GRACE_S + 0.3 + 1e-6
+
+    simulate(ask())
+
+
+@pytest.mark.parametrize("method", ["eth_getLogs", "eth_sendRawTransaction"])
+def test_what_the_quorum_refuses_is_refused_without_the_silent_node(method: str) -> None:
+    async def ask() -> None:
+        refused = LogRangeRefused(method, -32005, "a range of one block")
+        nodes: Sequence[SlowNode] = [silent(), *(prompt(**{method: refused}) for _ in "12")]
+        answer, took_s = await timed(QuorumRpc(nodes, 2).call(method, *EVERY[method]))
+        assert answer is refused and took_s <= RPC_GRACE_S + 0.1 + 1e-6
+
+    simulate(ask())
+
+
+def test_a_transaction_waits_for_as_many_as_the_quorum_and_reaches_the_late_ones() -> None:
+    async def send() -> None:
+        method, late = "eth_sendRawTransaction", SlowNode(RPC_GRACE_S)
+        nodes = [prompt(), SlowNode(5.0), late]
+        assert await QuorumRpc(nodes, 2).call(method, "0x00") == TAKEN
+        assert late.asked == [(method, ("0x00",))]
+
+    simulate(send())
+
+
+def test_a_call_that_is_cancelled_leaves_no_question_behind() -> None:
+    async def ask() -> None:
+        nodes = [prompt(), silent(), silent()]
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(3.0):
+                await QuorumRpc(nodes, 2).call("eth_chainId")
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        assert [node.cancelled for node in nodes] == [0, 1, 1]
+
+    simulate(ask())
