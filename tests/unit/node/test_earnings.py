@@ -94,26 +94,69 @@ def paid_job(number: int, channel: int, gross: int, at: int = 10) -> PaidJob:
     return PaidJob(JobId(bytes([number]) * 32), name, Timestamp(at), 1, Amount(gross), None)
 
 
-def came(channel: int, *, settled: int = 0, fee: int = 0, at: int = 20, last: bool = False) -> Any:
-    name = ChannelId(Bytes32(bytes([channel]) * 32))
-    return ChainIncome(name, Timestamp(at), Amount(settled), Amount(fee), last)
+def came(
+    channel: int, *, settled: int = 0, fee: int = 0, at: int = 20, last: bool = False, **more: int
+) -> Any:
+    amounts = {name: Amount(value) for name, value in more.items()}
+    paid, brought = Amount(settled), Amount(fee)
+    return ChainIncome(named(channel), Timestamp(at), paid, brought, last, **amounts)
+
+
+def named(channel: int) -> ChannelId:
+    return ChannelId(Bytes32(bytes([channel]) * 32))
 
 
 def test_what_was_promised_is_settled_waits_or_is_lost() -> None:
     jobs = [paid_job(1, 1, 70), paid_job(2, 1, 30), paid_job(3, 2, 50), paid_job(4, 3, 8)]
     income = [
-        came(1, fee=5),
+        came(1, fee=5, funded=200),
         came(1, settled=70),
+        came(2, funded=50),
         came(2, settled=40),
         came(2, fee=2, last=True),
-        came(4, fee=3),
+        came(4, fee=3, funded=1),
     ]
-    held = balance(jobs, income)
-    assert held == EarnedBalance(158, settled=110, waiting=30 + 8, lost=10, fees=10, troubles=())
+    held = balance(jobs, income, {named(3): Amount(9)})
+    losses = (f"channel 0x{'02' * 32}: 10 lost, because it is closed",)
+    assert held == EarnedBalance(
+        158, settled=110, waiting=30 + 8, lost=10, fees=10, losses=losses, troubles=()
+    )
+
+
+@pytest.mark.parametrize(
+    ("income", "to_come", "lost", "why"),
+    [
+        ([], 0, 100, "its opening was never mined"),
+        ([], 100, 0, ""),
+        ([], 60, 40, "no deposit reaches that far"),
+        ([{"funded": 100}], 0, 0, ""),
+        ([{"funded": 70}], 0, 30, "no deposit reaches that far"),
+        ([{"funded": 70}], 100, 0, ""),
+        ([{"funded": 70}, {"settled": 70}], 50, 30, "no deposit reaches that far"),
+        ([{"funded": 70}, {"funded": 30}, {"settled": 60}], 0, 0, ""),
+        ([{"funded": 150}, {"withdrawn": 50}], 0, 0, ""),
+        ([{"funded": 150}, {"withdrawn": 60}], 0, 10, "the payer has withdrawn 60"),
+        ([{"funded": 150}, {"settled": 90}, {"withdrawn": 60}], 0, 10, "has withdrawn 60"),
+        ([{"funded": 100}, {"withdrawn": 60}], 140, 20, "the payer has withdrawn 60"),
+        ([{"funded": 100}, {"withdrawn": 100}, {"funded": 100}], 0, 0, ""),
+        ([{"funded": 100}, {"settled": 20}, {"last": True}], 200, 80, "it is closed"),
+    ],
+)
+def test_what_no_channel_can_pay_is_lost_and_says_why(
+    income: list[dict[str, Any]], to_come: int, lost: int, why: str
+) -> None:
+    events = [came(1, **event) for event in income]
+    held = balance([paid_job(1, 1, 100)], events, {named(1): Amount(to_come)} if to_come else {})
+    assert held.lost == lost and held.gross == held.settled + held.waiting + held.lost == 100
+    assert not held.troubles
+    assert [line.split(": ")[1].split(", because ")[0] for line in held.losses] == (
+        [f"{lost} lost"] if lost else []
+    )
+    assert all(line.endswith(why) for line in held.losses)
 
 
 def test_a_payment_without_receipts_in_the_journal_is_named() -> None:
-    held = balance([paid_job(1, 1, 70)], [came(1, settled=71), came(2, settled=4)])
+    held = balance([paid_job(1, 1, 70)], [came(1, settled=71), came(2, settled=4)], {})
     assert [line.split(": ")[1] for line in held.troubles] == [
         "the escrow has paid 71, this journal has receipts for 70",
         "the escrow has paid 4, this journal has receipts for 0",
@@ -121,7 +164,8 @@ def test_a_payment_without_receipts_in_the_journal_is_named() -> None:
 
 
 def test_a_fee_that_another_sender_brought_counts_on_its_day() -> None:
-    rows = by_day([paid_job(1, 1, 70)], (), COIN_PRICE, [came(1, fee=5, at=DAY_S), came(1)])
+    later = [came(1, funded=9, at=2 * DAY_S), came(1, withdrawn=9, at=3 * DAY_S)]
+    rows = by_day([paid_job(1, 1, 70)], (), COIN_PRICE, [came(1, fee=5, at=DAY_S), came(1), *later])
     assert rows == [
         ("1970-01-01", 1, 1, 70, 0, 0, 0, 70, 0),
         ("1970-01-02", 0, 0, 0, 5, 0, 0, 5, 0),
