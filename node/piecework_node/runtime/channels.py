@@ -198,8 +198,9 @@ class Channels:
 
     @property
     def unsettled(self) -> Amount:
-        """Base units that are accepted and not settled on chain."""
-        return Amount(sum(live.unsettled for live in self))
+        """Base units that are accepted, not settled on chain, and may still be."""
+        moment = now(self._runtime.clock)
+        return Amount(sum(live.unsettled_at(moment) for live in self))
 
     def pooled_for(self, live: LiveChannel) -> Amount:
         """The payer's pooled balance, less what its other channels here are about to take.
