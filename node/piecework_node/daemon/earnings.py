@@ -133,6 +133,25 @@ class EarnedBalance:
 
 
 @dataclass(slots=True)
+class _DaySums:
+    """What happened on a day. Base units, but for `wei`."""
+
+    jobs: int = 0
+    canvases: int = 0
+    gross: int = 0
+    fees: int = 0
+    wei: int = 0
+    settled: int = 0
+
+    def row(self, day: str, coin_price: int) -> Row:
+        """Return it in the order of `CHAIN_COLUMNS`."""
+        gas = -(-self.wei * coin_price // WEI)
+        net = self.gross + self.fees - gas
+        made = self.jobs, self.canvases, self.gross
+        return (day, *made, self.fees, self.wei, gas, net, self.settled)
+
+
+@dataclass(slots=True)
 class _ChannelSums:
     """A channel's vouchers and money. Base units. to_come: as `balance` has it."""
 
@@ -180,22 +199,25 @@ def by_day(
     Fees are what clients paid for transactions. `coin_price`: base units of one native coin.
     `income`: what the chain paid. Fees are from there then, and a row ends with what was settled.
     """
-    days = {_day(j.at) for j in jobs} | {_day(t.at) for t in spent}
-    days |= {_day(event.at) for event in income or () if event.settled or event.fee}
-    rows: list[Row] = []
-    for day in sorted(days):
-        mine = [job for job in jobs if _day(job.at) == day]
-        came = [event for event in income or () if _day(event.at) == day]
-        gross = sum(job.gross for job in mine)
-        wei = sum(tx.fee_wei for tx in spent if _day(tx.at) == day)
-        gas = -(-wei * coin_price // WEI)
-        canvases = sum(job.canvases for job in mine)
-        fees = sum(tx.earned for tx in spent if _day(tx.at) == day)
-        if income is not None:
-            fees = sum(event.fee for event in came)
-        row: Row = (day, len(mine), canvases, gross, fees, wei, gas, gross + fees - gas)
-        rows.append(row if income is None else (*row, sum(event.settled for event in came)))
-    return rows
+    days: defaultdict[str, _DaySums] = defaultdict(_DaySums)
+    for job in jobs:
+        day = days[_day(job.at)]
+        day.jobs += 1
+        day.canvases += job.canvases
+        day.gross += job.gross
+    for tx in spent:
+        day = days[_day(tx.at)]
+        day.wei += tx.fee_wei
+        day.fees += tx.earned if income is None else 0
+    for event in income or ():
+        if event.settled or event.fee:
+            day = days[_day(event.at)]
+            day.fees += event.fee
+            day.settled += event.settled
+    return [
+        sums.row(name, coin_price)[: len(DAY_COLUMNS) if income is None else None]
+        for name, sums in sorted(days.items())
+    ]
 
 
 def balance(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,23 @@ def test_a_fee_that_another_sender_brought_counts_on_its_day() -> None:
         ("1970-01-01", 1, 1, 70, 0, 0, 0, 70, 0),
         ("1970-01-02", 0, 0, 0, 5, 0, 0, 5, 0),
     ]
+
+
+class CountedJobs(list[PaidJob]):
+    """Counts how often somebody goes through it."""
+
+    walks = 0
+
+    def __iter__(self) -> Iterator[PaidJob]:
+        self.walks += 1
+        return super().__iter__()
+
+
+def test_the_table_goes_through_the_jobs_once_however_many_days_it_has() -> None:
+    jobs = CountedJobs(paid_job(n, 1, n, at=n // 2 * DAY_S) for n in range(100))
+    rows = by_day(jobs, (), COIN_PRICE)
+    assert [row[3] for row in rows] == [4 * n + 1 for n in range(50)]
+    assert jobs.walks == 1
 
 
 @pytest.mark.parametrize(
