@@ -12,7 +12,7 @@ from textwrap import indent
 from typing import Final, TextIO
 
 from piecework.base.repeats import DropRepeatedRecords
-from piecework.base.text import one_line, printable
+from piecework.base.text import both_ends, in_words, one_line
 
 MAX_MESSAGE_CHARS: Final = 2000
 MAX_TRACEBACK_CHARS: Final = 20_000
@@ -43,14 +43,18 @@ class JsonFormatter(logging.Formatter):
 
 
 def _message(record: logging.LogRecord) -> str:
-    return one_line(record.getMessage(), MAX_MESSAGE_CHARS)
+    try:
+        text = record.getMessage()
+    except Exception:  # noqa: BLE001  a library's mistake, or an argument that cannot be shown
+        text = f"{in_words(record.msg)} (its arguments cannot be shown)"
+    return one_line(text, MAX_MESSAGE_CHARS)
 
 
 def _trace(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     """The traceback of a record and the stack that it came with, of lines of code alone."""
     parts = [formatter.formatException(record.exc_info)] if record.exc_info else []
     parts += [formatter.formatStack(record.stack_info)] if record.stack_info else []
-    return printable("\n".join(parts), lines=True, limit=MAX_TRACEBACK_CHARS)
+    return both_ends("\n".join(parts), MAX_TRACEBACK_CHARS)
 
 
 def bound_library_logs(*, human: bool, stream: TextIO | None = None) -> None:

@@ -12,9 +12,13 @@ import structlog
 
 from piecework.base.library_logs import MAX_TRACEBACK_CHARS
 from piecework.base.repeats import Repeats
-from piecework.base.text import one_line, printable
+from piecework.base.text import both_ends, in_words, one_line
 
 MAX_VALUE_CHARS: Final = 300
+MAX_DEPTH: Final = 8
+"""Of lists and tables in a value. What is deeper, or holds itself, is shown as Python shows it."""
+MAX_DECIMAL_BITS: Final = 512
+"""A longer number is shown in hex: Python refuses to write thousands of decimals."""
 _KINDS: Final = ("clause", "code", "error_class", "kind", "reason", "state", "status")
 """Fields that tell two warnings apart. Others, such as a job or a text, vary with each repetition.
 """
@@ -35,7 +39,7 @@ class DropRepeats:
     ) -> MutableMapping[str, Any]:
         severe = event.get("level") in ("warning", "error", "critical", "exception")
         fields = [k for k in _KINDS if k in event] if severe else sorted(event)
-        key = (event.get("level"), event.get("event"), *((k, str(event[k])) for k in fields))
+        key = (event.get("level"), event.get("event"), *((k, in_words(event[k])) for k in fields))
         left_out = self._repeats.passes(key)
         if left_out is None:
             raise structlog.DropEvent
@@ -52,9 +56,9 @@ def plain(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[st
     """
     event = structlog.processors.format_exc_info(None, "", event)
     trace = event.pop("exception", None)
-    safe = {one_line(str(key), MAX_VALUE_CHARS): _safe(value) for key, value in event.items()}
+    safe = {one_line(in_words(k), MAX_VALUE_CHARS): _safe(value) for k, value in event.items()}
     if trace is not None:
-        safe["exception"] = printable(str(trace), lines=True, limit=MAX_TRACEBACK_CHARS)
+        safe["exception"] = both_ends(str(trace), MAX_TRACEBACK_CHARS)
     return safe
 
 
@@ -68,16 +72,25 @@ def indented(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping
     return event
 
 
-def _safe(value: Any) -> Any:
+def _is_long(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > MAX_DECIMAL_BITS
+
+
+def _safe(value: Any, depth: int = MAX_DEPTH) -> Any:
+    """Return a value that a renderer writes. Whatever the value is, this does not raise."""
     match value:
         case str():
             return one_line(value, MAX_VALUE_CHARS)
         case bytes():
             return value.hex()
-        case None | bool() | int() | float():
+        case None | bool() | float() | int() if not _is_long(value):
             return value
-        case dict():
-            return {one_line(str(k), MAX_VALUE_CHARS): _safe(v) for k, v in value.items()}
-        case list() | tuple():
-            return [_safe(one) for one in value]
-    return one_line(repr(value), MAX_VALUE_CHARS)
+        case dict() if depth:
+            return {
+                one_line(in_words(k), MAX_VALUE_CHARS): _safe(v, depth - 1)
+                for k, v in value.items()
+            }
+        case list() | tuple() if depth:
+            return [_safe(one, depth - 1) for one in value]
+    words = hex if _is_long(value) else repr
+    return one_line(in_words(value, words), MAX_VALUE_CHARS)

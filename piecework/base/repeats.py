@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Final
 
+from piecework.base.text import in_words
+
 INTERVAL_S: Final = 1.0
 MAX_KEYS: Final = 512
 """Kinds of lines that are remembered. The oldest is forgotten first, and may then be logged."""
@@ -45,7 +47,8 @@ class DropRepeatedRecords(logging.Filter):
         self._repeats = repeats or Repeats()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        left_out = self._repeats.passes((record.levelno, record.name, str(record.msg)[:200]))
+        message = in_words(record.msg)
+        left_out = self._repeats.passes((record.levelno, record.name, message[:200]))
         if left_out:
-            record.msg = f"{record.msg} (and {left_out} more like it)"
+            record.msg = f"{message} (and {left_out} more like it)"
         return left_out is not None

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import io
 import unicodedata
-from collections.abc import Iterator
-from typing import Final, TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TextIO
 
 MAX_EXTENDERS: Final = 8
 """Combining marks and invisible characters after one base. Tibetan and Hebrew need up to six."""
 ELLIPSIS: Final = "…"
+_GAP: Final = f"{ELLIPSIS}\n{ELLIPSIS}"
 
 _BREAKS: Final = frozenset("\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029")
 _INVISIBLE: Final = frozenset("\u00ad\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u2060")
@@ -61,9 +62,34 @@ def printable(text: str, *, lines: bool, limit: int) -> str:
     return _cut(_clean(text, lines=lines, squeeze=False, most=limit + 1), limit)
 
 
+def both_ends(text: str, limit: int) -> str:
+    """Return `text` with its lines, as `printable` does. Of a longer one both ends stay.
+
+    "…" ends the first part and begins the second, on a line of its own.
+
+    Raises:
+        ValueError: `limit` has no room for the two marks.
+    """
+    if limit < len(_GAP):
+        raise ValueError(f"the limit is at least {len(_GAP)}")
+    whole = _clean(text, lines=True, squeeze=False, most=limit + 1)
+    if len(whole) <= limit:
+        return whole
+    half = (limit - 1) // 2
+    return f"{_cut(whole, half)}\n{_cut_front(text, half)}"
+
+
 def one_line(text: str, limit: int) -> str:
     """Return `text` as one line for a message: as `printable`, with runs of spaces made one."""
     return _cut(_clean(text, lines=False, squeeze=True, most=limit + 1), limit)
+
+
+def in_words(value: object, words: Callable[[Any], str] = str) -> str:
+    """Return what `words` makes of a value, or the name of its type if that raises."""
+    try:
+        return words(value)
+    except Exception:  # noqa: BLE001  anything may raise here, and a report must not fail of it
+        return f"<{type(value).__name__} that cannot be shown>"
 
 
 def is_text(text: str) -> bool:
@@ -163,6 +189,15 @@ def _cut(text: str, limit: int) -> str:
     while end > 0 and not _may_cut(text, end):
         end -= 1
     return text[:end] + ELLIPSIS
+
+
+def _cut_front(text: str, limit: int) -> str:
+    # As many again come along in front: what belongs together is seen whole where it is cut.
+    tail = _clean(text[-2 * limit :], lines=True, squeeze=False, most=2 * limit)
+    start = max(0, len(tail) - limit + len(ELLIPSIS))
+    while start < len(tail) and not (start and _may_cut(tail, start)):
+        start += 1
+    return ELLIPSIS + tail[start:]
 
 
 def _may_cut(text: str, at: int) -> bool:

@@ -6,7 +6,7 @@ Everything else is read at "latest" unless a block is given.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -473,21 +473,37 @@ class ChainReader:
         parts = self.scan(names, from_block, to_block, **indexed)
         return tuple([event async for _, events in parts for event in events])
 
-    async def events_of(
-        self, names: Sequence[str], channels: Iterable[ChannelId], to_block: int
-    ) -> tuple[EscrowEvent, ...]:
-        """All events of these names about these channels up to a block, in chain order.
+    async def opening_blocks(self, operator: Address, to_block: int) -> dict[ChannelId, int]:
+        """The block in which each channel of an operator was opened, up to a block.
+
+        It walks the life of the deployment once.
 
         Raises:
             LogRangeRefused: the node does not give the logs of one block, or takes too long.
             ChainError: as the node answers.
         """
-        escrow, first = self.deployment.escrow, self.deployment.from_block or 0
-        known, found = sorted(channels), list[EscrowEvent]()
+        parts = self.scan(("ChannelOpened",), None, to_block, operator=operator)
+        opened = [e async for _, events in parts for e in events if isinstance(e, ChannelOpened)]
+        return {event.channel: event.log.block for event in opened}
+
+    async def events_of(
+        self, names: Sequence[str], opened: Mapping[ChannelId, int], to_block: int
+    ) -> tuple[EscrowEvent, ...]:
+        """All events of these names about channels up to a block, in chain order.
+
+        `opened` says in which block each was opened. Nothing is asked of the blocks before.
+
+        Raises:
+            LogRangeRefused: the node does not give the logs of one block, or takes too long.
+            ChainError: as the node answers.
+        """
+        escrow, found = self.deployment.escrow, list[EscrowEvent]()
+        # Those that opened about the same time are asked for together.
+        known = sorted(opened, key=lambda channel: (opened[channel], channel))
         for start in range(0, len(known), MAX_CHANNELS_PER_LOG_QUERY):
-            some = [to_hex(key) for key in known[start : start + MAX_CHANNELS_PER_LOG_QUERY]]
-            topics = [*event_topics(names, {}), some]
-            async for part in self.logs.scan(escrow, topics, first, to_block):
+            some = known[start : start + MAX_CHANNELS_PER_LOG_QUERY]
+            topics = [*event_topics(names, {}), [to_hex(key) for key in some]]
+            async for part in self.logs.scan(escrow, topics, opened[some[0]], to_block):
                 found += decode_events(escrow, part.logs)
         return tuple(sorted(found, key=lambda event: (event.log.block, event.log.index)))
 

@@ -3,7 +3,8 @@
 Ten thousand workers renew their offers twice a minute, and nobody waits for a look through them
 all. An offer is put at its place in each order when it comes, the sums of the market and of each
 model are changed by what it changes, and its JSON is written once. What has expired leaves before
-anything is read. Only a filter looks at every offer, once a second in a large market.
+anything is read. Only a filter and the spreads of a sample look at every offer, once a second in a
+large market.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import json
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from math import lcm
 from typing import Any, Final, TypeAlias
 
 from piecework.market.history import FiveNumbers, MarketSample
@@ -32,6 +35,7 @@ from piecework_protocol.types import Address, Timestamp
 
 Key: TypeAlias = tuple[int, Address, int]
 """What an order goes by, then the operator and the place in its offer, so that no two are equal."""
+_Item: TypeAlias = tuple[Key, Entry]
 MAX_KEPT_QUERIES: Final = 64
 EXACT_OFFERS: Final = 500
 """Up to so many offers, a reader sees each one at once."""
@@ -73,6 +77,8 @@ class _Second:
 
     now: Timestamp
     found: dict[Query, _Matching] = field(default_factory=dict)
+    spreads: tuple[FiveNumbers, FiveNumbers] | None = None
+    """Of prices and of speeds."""
 
 
 class Catalogue:
@@ -86,7 +92,7 @@ class Catalogue:
         """Sorted."""
         self._ends: list[tuple[Timestamp, Address]] = []
         """When offers expire, sorted."""
-        self._orders: dict[Sort, list[tuple[Key, Entry]]] = {sort: [] for sort in Sort}
+        self._orders: dict[Sort, list[_Item]] = {sort: [] for sort in Sort}
         self._firsts: dict[Sort, list[Key]] = {sort: [] for sort in Sort}
         """The first place of each worker in each order."""
         self._slots = self._slots_free = 0
@@ -204,18 +210,24 @@ class Catalogue:
         return {"models": self._models.page(limit, offset), "total": len(self._models)}
 
     def sample(self, now: Timestamp) -> MarketSample:
-        """Return the figures of the market."""
+        """Return the figures of the market. Its spreads may be a second old in a large one."""
         self.expire(now)
-        prices, speeds = self._orders[Sort.PRICE], self._orders[Sort.SPEED]
+        second = self._second_of(now)
+        if second.spreads is None:
+            # Fastest first, so speeds are counted from the end.
+            second.spreads = (
+                _spread(self._orders[Sort.PRICE], lambda at: at[0][0]),
+                _spread(self._orders[Sort.SPEED][::-1], lambda at: at[1].model.tokens_per_second),
+            )
+        prices, speeds = second.spreads
         return MarketSample(
             now,
             len(self._offers),
             len(self._models),
             self._slots,
             self._slots_free,
-            *_spread(len(prices), lambda at: prices[at][0][0]),
-            # Fastest first, so they are counted from the end.
-            *_spread(len(speeds), lambda at: speeds[-1 - at][1].model.tokens_per_second),
+            *prices,
+            *speeds,
         )
 
     def _matching(self, query: Query, now: Timestamp) -> _Matching:
@@ -246,19 +258,29 @@ class Catalogue:
         return text
 
 
-def _spread(count: int, value: Callable[[int], int]) -> FiveNumbers:
-    """Return the least, the quartiles and the most of `count` values, the least of which is 0."""
-    if not count:
+def _spread(items: Sequence[_Item], value: Callable[[_Item], int]) -> FiveNumbers:
+    """Return the least, the quartiles and the most of items in their order.
+
+    Each worker counts once: a model has its share of the worker's offer. Models cost nothing to
+    invent, and nobody moves the middle of the market by their number.
+    """
+    if not items:
         return (None,) * 5
-    least, lower, middle, upper, most = (value((count - 1) * part // 4) for part in range(5))
+    sizes = [len(entry.listed.signed.offer.models) for _, entry in items]
+    of_all = lcm(*set(sizes))
+    shares = {size: of_all // size for size in set(sizes)}
+    # How much lies before each. Of equal shares that is the item's number.
+    before = list(accumulate([shares[size] for size in sizes], initial=0))[:-1]
+    at = (bisect_right(before, before[-1] * part // 4) - 1 for part in range(5))
+    least, lower, middle, upper, most = (value(items[place]) for place in at)
     return least, lower, middle, upper, most
 
 
-def _items(sort: Sort, listed: Listed) -> list[tuple[Key, Entry]]:
+def _items(sort: Sort, listed: Listed) -> list[_Item]:
     value, offer = _VALUES[sort], listed.signed.offer
     entries = [Entry(listed, model) for model in offer.models]
     return [((value(e), offer.operator, place), e) for place, e in enumerate(entries)]
 
 
-def _key(item: tuple[Key, Entry]) -> Key:
+def _key(item: _Item) -> Key:
     return item[0]

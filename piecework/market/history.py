@@ -32,9 +32,9 @@ FiveNumbers: TypeAlias = tuple[int | None, int | None, int | None, int | None, i
 class MarketSample:
     """The market at one moment. Prices are blended ones in base units, speeds tokens a second.
 
-    Each model at each worker counts once. Quartiles and medians are values that somebody offers: of
-    two in the middle the lower one. A member is None if nothing was offered, or if the program that
-    took the sample did not keep it.
+    Each worker counts once, and its models share that. Quartiles and medians are values that
+    somebody offers: of two in the middle the lower one. A member is None if nothing was offered, or
+    if the program that took the sample did not keep it.
     """
 
     at: Timestamp

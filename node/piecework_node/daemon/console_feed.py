@@ -9,7 +9,7 @@ import asyncio
 import json
 from bisect import bisect
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, Protocol, TypeVar
@@ -64,7 +64,7 @@ ENERGY: Final = "joules_by_hour"
 class BookJournal(Protocol):
     """What the book reads (`SqliteJournal`)."""
 
-    async def paid_lately(self, since: int) -> tuple[PaidJob, ...]: ...
+    def paid_lately(self, since: int) -> AsyncIterator[tuple[PaidJob, ...]]: ...
 
     async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]: ...
 
@@ -143,11 +143,12 @@ class EarningsBook:
         hour = time // HOUR_S
         first = hour - WINDOW_HOURS + 1 if self._read_from is None else self._read_from
         sums: dict[tuple[int, str, str], _Sum] = defaultdict(_Sum)
-        for job in await self._journal.paid_lately(first * HOUR_S):
-            if job.at < first * HOUR_S:
-                continue  # the clock was set back: its hour is closed
-            key = job.at // HOUR_S, await self._model(job), await self._client(job.channel)
-            sums[key].add(_Sum(1, job.canvases, job.gross, job.tokens))
+        async for page in self._journal.paid_lately(first * HOUR_S):
+            for job in page:
+                if job.at < first * HOUR_S:
+                    continue  # the clock was set back: its hour is closed
+                key = job.at // HOUR_S, await self._model(job), await self._client(job.channel)
+                sums[key].add(_Sum(1, job.canvases, job.gross, job.tokens))
         spent: dict[int, tuple[int, int]] = {}
         for tx in await self._journal.spent(first * HOUR_S, time + HOUR_S):
             fees, wei = spent.get(tx.at // HOUR_S, (0, 0))

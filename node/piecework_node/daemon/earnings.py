@@ -10,8 +10,8 @@ closing, and its fee is the worker's all the same. So only the escrow's events k
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
@@ -19,23 +19,31 @@ from pathlib import Path
 from typing import Final
 
 from piecework.chain.deployment import Deployment
-from piecework.chain.events import ChannelClosed, ChannelFunded, Settled
+from piecework.chain.events import (
+    ChannelClosed,
+    ChannelFunded,
+    EscrowEvent,
+    Settled,
+    Withdrawn,
+)
 from piecework.chain.reader import ChainReader
 from piecework_node import config
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.assembly import connect
 from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
-from piecework_node.journal.records import PaidJob, SpentTx
+from piecework_node.journal.records import OneStepFunding, PaidJob, SpentTx
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address
-from piecework_protocol.types import Amount, ChannelId, Timestamp, parse_address, to_hex
+from piecework_node.runtime.funding import usable_funding
+from piecework_protocol.frames import FundingAuthorization
+from piecework_protocol.types import Address, Amount, ChannelId, Timestamp, parse_address, to_hex
 
 WEI: Final = 10**18
 DAY_COLUMNS: Final = ("date", "jobs", "canvases", "gross", "fees", "gas_wei", "gas", "net")
 CHAIN_COLUMNS: Final = (*DAY_COLUMNS, "settled")
-PAYING: Final = ("ChannelFunded", "Settled", "ChannelClosed")
-"""The events that bring a worker money."""
+MOVING: Final = ("ChannelFunded", "Settled", "ChannelClosed", "Withdrawn")
+"""The events that bring a worker money, or change what a channel can bring."""
 JOB_COLUMNS: Final = ("date", "job", "channel", "canvases", "gross")
 RUNNING: Final = (
     "the worker runs, and nobody else can read its journal meanwhile: one process holds it alone, "
@@ -77,9 +85,10 @@ class Period:
 
 @dataclass(frozen=True, slots=True)
 class ChainIncome:
-    """What one final event of the escrow brought. Base units. at: the time of its block.
+    """What one event of the escrow brought. Base units. at: the time of its block.
 
-    is_last: the channel is closed, and nothing comes any more.
+    It is final, unless all that it says is `funded`. is_last: the channel is closed, and nothing
+    comes any more. funded: what the payer put in. withdrawn: what the payer took out.
     """
 
     channel: ChannelId
@@ -87,15 +96,31 @@ class ChainIncome:
     settled: Amount = Amount(0)
     fee: Amount = Amount(0)
     is_last: bool = False
+    funded: Amount = Amount(0)
+    withdrawn: Amount = Amount(0)
+
+
+@dataclass(frozen=True, slots=True)
+class EscrowAccount:
+    """What the escrow says of a worker's channels.
+
+    opened: those that were opened, also in blocks that are not final. final_at: the time of the
+    newest final block.
+    """
+
+    income: tuple[ChainIncome, ...]
+    opened: frozenset[ChannelId]
+    final_at: Timestamp
 
 
 @dataclass(frozen=True, slots=True)
 class EarnedBalance:
     """Everything that vouchers promised, and where it is. Base units.
 
-    gross: promised. settled: paid by the escrow. waiting: in open channels. lost: not paid by
-    channels that are closed. fees: what clients paid for transactions. troubles: what does not
-    agree, one line each.
+    gross: promised. settled: paid by the escrow. waiting: what open channels hold for it, or will
+    once an authorization is mined that is still valid. lost: what no channel can pay. fees: what
+    clients paid for transactions. losses: why something is lost, one line a channel. troubles: what
+    does not agree, one line each.
     """
 
     gross: int
@@ -103,7 +128,64 @@ class EarnedBalance:
     waiting: int
     lost: int
     fees: int
+    losses: tuple[str, ...]
     troubles: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class _DaySums:
+    """What happened on a day. Base units, but for `wei`."""
+
+    jobs: int = 0
+    canvases: int = 0
+    gross: int = 0
+    fees: int = 0
+    wei: int = 0
+    settled: int = 0
+
+    def row(self, day: str, coin_price: int) -> Row:
+        """Return it in the order of `CHAIN_COLUMNS`."""
+        gas = -(-self.wei * coin_price // WEI)
+        net = self.gross + self.fees - gas
+        made = self.jobs, self.canvases, self.gross
+        return (day, *made, self.fees, self.wei, gas, net, self.settled)
+
+
+@dataclass(slots=True)
+class _ChannelSums:
+    """A channel's vouchers and money. Base units. to_come: as `balance` has it."""
+
+    promised: int = 0
+    settled: int = 0
+    funded: int = 0
+    withdrawn: int = 0
+    to_come: int = 0
+    is_closed: bool = False
+
+    def add(self, event: ChainIncome) -> None:
+        self.settled += event.settled
+        self.funded += event.funded
+        self.withdrawn += event.withdrawn
+        self.is_closed = self.is_closed or event.is_last
+
+    @property
+    def payable(self) -> int:
+        """What vouchers may still be paid, settled ones left out."""
+        if self.is_closed:
+            return 0
+        holds = max(self.funded, self.to_come) - self.withdrawn
+        return max(0, min(self.promised, holds) - self.settled)
+
+    @property
+    def why_not(self) -> str:
+        """Why it is not more."""
+        if self.is_closed:
+            return "it is closed"
+        if self.withdrawn:
+            return f"the payer has withdrawn {self.withdrawn}"
+        if not self.funded and not self.to_come:
+            return "its opening was never mined"
+        return "no deposit reaches that far"
 
 
 def by_day(
@@ -117,52 +199,65 @@ def by_day(
     Fees are what clients paid for transactions. `coin_price`: base units of one native coin.
     `income`: what the chain paid. Fees are from there then, and a row ends with what was settled.
     """
-    days = {_day(j.at) for j in jobs} | {_day(t.at) for t in spent}
-    days |= {_day(event.at) for event in income or ()}
-    rows: list[Row] = []
-    for day in sorted(days):
-        mine = [job for job in jobs if _day(job.at) == day]
-        came = [event for event in income or () if _day(event.at) == day]
-        gross = sum(job.gross for job in mine)
-        wei = sum(tx.fee_wei for tx in spent if _day(tx.at) == day)
-        gas = -(-wei * coin_price // WEI)
-        canvases = sum(job.canvases for job in mine)
-        fees = sum(tx.earned for tx in spent if _day(tx.at) == day)
-        if income is not None:
-            fees = sum(event.fee for event in came)
-        row: Row = (day, len(mine), canvases, gross, fees, wei, gas, gross + fees - gas)
-        rows.append(row if income is None else (*row, sum(event.settled for event in came)))
-    return rows
-
-
-def balance(jobs: Sequence[PaidJob], income: Sequence[ChainIncome]) -> EarnedBalance:
-    """Hold all that vouchers promised against all that the escrow paid, channel by channel."""
-    promised: Counter[ChannelId] = Counter()
-    settled: Counter[ChannelId] = Counter()
+    days: defaultdict[str, _DaySums] = defaultdict(_DaySums)
     for job in jobs:
-        promised[job.channel] += job.gross
+        day = days[_day(job.at)]
+        day.jobs += 1
+        day.canvases += job.canvases
+        day.gross += job.gross
+    for tx in spent:
+        day = days[_day(tx.at)]
+        day.wei += tx.fee_wei
+        day.fees += tx.earned if income is None else 0
+    for event in income or ():
+        if event.settled or event.fee:
+            day = days[_day(event.at)]
+            day.fees += event.fee
+            day.settled += event.settled
+    return [
+        sums.row(name, coin_price)[: len(DAY_COLUMNS) if income is None else None]
+        for name, sums in sorted(days.items())
+    ]
+
+
+def balance(
+    jobs: Sequence[PaidJob],
+    income: Sequence[ChainIncome],
+    to_come: Mapping[ChannelId, Amount],
+) -> EarnedBalance:
+    """Hold all that vouchers promised against all that the escrow paid, channel by channel.
+
+    to_come: what valid authorizations that may not be mined yet put into a channel in all.
+    """
+    channels: defaultdict[ChannelId, _ChannelSums] = defaultdict(_ChannelSums)
+    for job in jobs:
+        channels[job.channel].promised += job.gross
     for event in income:
-        settled[event.channel] += event.settled
-    closed = {event.channel for event in income if event.is_last}
-    troubles: list[str] = []
+        channels[event.channel].add(event)
+    for channel, amount in to_come.items():
+        channels[channel].to_come = amount
+    losses, troubles = list[str](), list[str]()
     waiting = lost = 0
-    for channel in sorted(promised.keys() | settled.keys()):
-        more = promised[channel] - settled[channel]
-        if more < 0:
+    for channel, sums in sorted(channels.items()):
+        open_ = sums.promised - sums.settled
+        if open_ < 0:
             troubles.append(
-                f"channel {to_hex(channel)}: the escrow has paid {settled[channel]}, "
-                f"this journal has receipts for {promised[channel]}"
+                f"channel {to_hex(channel)}: the escrow has paid {sums.settled}, "
+                f"this journal has receipts for {sums.promised}"
             )
-        elif channel in closed:
-            lost += more
-        else:
-            waiting += more
+            continue
+        waiting += sums.payable
+        gone = open_ - sums.payable
+        lost += gone
+        if gone:
+            losses.append(f"channel {to_hex(channel)}: {gone} lost, because {sums.why_not}")
     return EarnedBalance(
-        promised.total(),
-        settled.total(),
+        sum(sums.promised for sums in channels.values()),
+        sum(sums.settled for sums in channels.values()),
         waiting,
         lost,
         sum(event.fee for event in income),
+        tuple(losses),
         tuple(troubles),
     )
 
@@ -197,41 +292,72 @@ async def with_chain(root: Path, period: Period) -> tuple[list[Row], EarnedBalan
     async with _at_rest(root) as (journal, settings, deployment):
         every = await journal.paid_jobs(0, _FOREVER)
         channels = {job.channel for job in every}.union(await journal.channel_ids())
+        fundings = {one.id: one.funding for one in await journal.channels()}
         spent = await journal.spent(*period.seconds)
     # The journal is closed by now: the chain may take long, and a worker may start meanwhile.
     async with await connect(settings, deployment) as reader:
-        income = await read_income(reader, channels)
+        account = await read_income(reader, operator_of(Home(root)), channels)
     price = settings.amounts(deployment.payment_token).native_coin_price
     since, until = period.seconds
     paid = [job for job in every if since <= job.at < until]
-    came = [event for event in income if since <= event.at < until]
-    return [CHAIN_COLUMNS, *by_day(paid, spent, price, came)], balance(every, income)
+    came = [event for event in account.income if since <= event.at < until]
+    held = balance(every, account.income, still_to_come(fundings, account))
+    return [CHAIN_COLUMNS, *by_day(paid, spent, price, came)], held
+
+
+def still_to_come(
+    fundings: Mapping[ChannelId, FundingAuthorization | None], account: EscrowAccount
+) -> dict[ChannelId, Amount]:
+    """Return what each channel would hold in all by its authorization, if that may be mined yet.
+
+    One that had expired at the newest final block is in no later block.
+    """
+    found = {}
+    for channel, known in fundings.items():
+        funding = usable_funding(known, account.final_at)
+        # An opening out of the payer's own tokens opens. It raises nothing.
+        is_over = isinstance(funding, OneStepFunding) and channel in account.opened
+        if funding is not None and not is_over:
+            found[channel] = funding.authorization.funded
+    return found
 
 
 async def read_income(
-    reader: ChainReader, channels: Collection[ChannelId]
-) -> tuple[ChainIncome, ...]:
-    """Read what the escrow's final events brought for these channels.
+    reader: ChainReader, operator: Address, channels: Collection[ChannelId]
+) -> EscrowAccount:
+    """Read what the escrow's events brought for these channels of an operator.
+
+    The logs of a channel are read from its opening on.
 
     Raises:
         ChainError: the node does not answer.
     """
-    events = await reader.events_of(PAYING, channels, await reader.finalized_block())
-    blocks = {event.log.block for event in events}
-    times = {block: (await reader.block(block)).timestamp for block in blocks}
-    found = []
-    for event in events:
-        at = times[event.log.block]
-        match event:
-            case Settled(channel=channel, amount=amount):
-                found.append(ChainIncome(channel, at, settled=amount))
-            case ChannelFunded(channel=channel, fee=fee):
-                found.append(ChainIncome(channel, at, fee=fee))
-            case ChannelClosed(channel=channel, fee=fee):
-                found.append(ChainIncome(channel, at, fee=fee, is_last=True))
-            case _:
-                raise AssertionError(f"{event} was not asked for")
-    return tuple(found)
+    final = await reader.block(await reader.finalized_block())
+    head = max(final.number, await reader.latest_block())
+    blocks = await reader.opening_blocks(operator, head)
+    opened = {channel: blocks[channel] for channel in channels if channel in blocks}
+    events = await reader.events_of(MOVING, opened, head)
+    # What is not final may be undone. A funding counts all the same: it may stay.
+    counted = [e for e in events if e.log.block <= final.number or isinstance(e, ChannelFunded)]
+    times = {n: (await reader.block(n)).timestamp for n in {event.log.block for event in counted}}
+    income = [
+        _income(event, times[event.log.block], is_final=event.log.block <= final.number)
+        for event in counted
+    ]
+    return EscrowAccount(tuple(income), frozenset(opened), final.timestamp)
+
+
+def _income(event: EscrowEvent, at: Timestamp, *, is_final: bool) -> ChainIncome:
+    match event:
+        case Settled(channel=channel, amount=amount):
+            return ChainIncome(channel, at, settled=amount)
+        case ChannelFunded(channel=channel, added=added, fee=fee):
+            return ChainIncome(channel, at, fee=fee if is_final else Amount(0), funded=added)
+        case ChannelClosed(channel=channel, fee=fee):
+            return ChainIncome(channel, at, fee=fee, is_last=True)
+        case Withdrawn(channel=channel, amount=amount):
+            return ChainIncome(channel, at, withdrawn=amount)
+    raise AssertionError(f"{event} was not asked for")
 
 
 @asynccontextmanager
@@ -239,16 +365,20 @@ async def _at_rest(
     root: Path,
 ) -> AsyncIterator[tuple[SqliteJournal, WorkerConfig, Deployment]]:
     home, settings = Home(root), config.load(root)
-    operator = parse_address("0x" + keystore_address(home.operator))
     deployment = Deployment.load(home.deployment)
     try:
-        journal = await SqliteJournal.open(home.journal, deployment.domain, operator)
+        journal = await SqliteJournal.open(home.journal, deployment.domain, operator_of(home))
     except JournalLocked:
         raise JournalLocked(RUNNING) from None
     try:
         yield journal, settings, deployment
     finally:
         await journal.close()
+
+
+def operator_of(home: Home) -> Address:
+    """Return the address of a home's operator."""
+    return parse_address("0x" + keystore_address(home.operator))
 
 
 def _start(day: date) -> int:

@@ -7,7 +7,7 @@ the stake leaves. The last part belongs to the stake's owner and takes the unbon
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
@@ -34,10 +34,17 @@ from piecework_node.jobs.offers import (
     publish,
 )
 from piecework_node.jobs.rollback import last_offer
-from piecework_node.journal.records import OneStepFunding, StoredChannel
+from piecework_node.journal.records import (
+    JournalRecord,
+    MetaSet,
+    OneStepFunding,
+    StoredChannel,
+)
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.metrics import Metrics
+from piecework_node.runtime.channels import as_seen, observation
 from piecework_node.runtime.funding import usable_funding
+from piecework_node.settlement.payouts import META
 from piecework_node.times import now
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.states import ChannelState
@@ -219,11 +226,37 @@ class Leaver:
             if known.settled < payable:
                 claims.append(Claim(stored.channel, accepted.voucher, accepted.signature))
         paid = sum([await self._settle_batch(b) for b in settlement_batches(claims)])
+        await self._note_channels(channels)
         token = self._reader.deployment.payment_token
         detail = f"{token.format(paid)} of vouchers settled" if paid else "no voucher is unsettled"
         if lost:
             detail += f". {token.format(lost)} of vouchers is above what their channels pay"
         return StepReport(LeaveStep.SETTLE.value, detail, new=bool(paid))
+
+    async def _note_channels(self, channels: Sequence[StoredChannel]) -> None:
+        """Let the journal hear where its channels stand, as a worker that runs does.
+
+        Also of what an attempt before this one has settled.
+        """
+        moment = now(SystemClock())
+        words = [as_seen(stored, await self._reader.channel(stored.id)) for stored in channels]
+        new = [word for word, stored in zip(words, channels, strict=True) if word != stored]
+        await self._append([observation(word, moment) for word in new])
+
+    async def _note_waiting(self, tokens: Iterable[Address]) -> None:
+        """Let the journal hear what waits in the escrow now."""
+        receiver = self._config.receiver
+        found = {t: await self._reader.waiting_payout(t, receiver) for t in tokens}
+        await self._append([MetaSet(META + t.hex(), str(amount)) for t, amount in found.items()])
+
+    async def _append(self, records: Sequence[JournalRecord]) -> None:
+        if not (records and self._home.journal.exists()):
+            return
+        journal = await open_journal(self._home)
+        try:
+            await journal.append(records)
+        finally:
+            await journal.close()
 
     async def _fund_authorized(self, channels: Sequence[StoredChannel]) -> None:
         """Open and raise the channels whose vouchers would otherwise be lost, if the chain does."""
@@ -279,10 +312,12 @@ class Leaver:
     async def _push_earnings(self) -> StepReport:
         """Send what waits in the escrow for the payout address."""
         receiver, pushed = self._config.receiver, 0
-        for token in self._config.tokens(self._reader.deployment.token):
+        tokens = self._config.tokens(self._reader.deployment.token)
+        for token in tokens:
             if await self._reader.waiting_payout(token, receiver):
                 await self._send(calls.push_payout(self._reader.deployment, token, receiver))
                 pushed += 1
+        await self._note_waiting(tokens)
         found = f"pushed to {address_hex(receiver)}" if pushed else "nothing waits in the escrow"
         return StepReport(LeaveStep.EARNINGS.value, found, new=bool(pushed))
 

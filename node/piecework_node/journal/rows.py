@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Final, cast
 
 import apsw
 
@@ -116,12 +117,11 @@ _PAID = (
     f"{_PAID_JOB} accepted_at >= ? AND accepted_at < ? ORDER BY accepted_at, jobs.number, "
     "canvases.canvas"
 )
-_PAID_LATELY = (
-    # From the newest job backwards to the first that is older: its cost is that of what is new.
-    f"{_PAID_JOB} jobs.number > coalesce("  # noqa: S608  no value of anybody is in it
-    "(SELECT number FROM jobs WHERE accepted_at < ? ORDER BY number DESC LIMIT 1), 0) "
-    "ORDER BY jobs.number, canvases.canvas"
+_PAID_PAGE = (
+    f"{_PAID_JOB} jobs.number > ? AND jobs.number <= ? ORDER BY jobs.number, canvases.canvas"
 )
+_NEWEST_JOB = "SELECT coalesce(max(number), 0) FROM jobs"
+_NEWEST_OLDER = "SELECT max(number) FROM jobs WHERE number > ? AND number <= ? AND accepted_at < ?"
 # The newest numbers first, and no more of them than asked for: constant time in a long journal.
 _RECENT = (
     "SELECT frame, (SELECT receipt FROM outputs WHERE outputs.job = number "
@@ -301,35 +301,41 @@ def paid_jobs(db: apsw.Connection, since: int, until: int) -> tuple[PaidJob, ...
     return _paid(db, _PAID, (since, until))
 
 
-def paid_lately(db: apsw.Connection, since: int) -> tuple[PaidJob, ...]:
-    """Return what was paid of the newest jobs, back to the first that is older than `since`.
+def newest_job(db: apsw.Connection) -> int:
+    """Return the number of the newest job. 0: there is none."""
+    return int(db.execute(_NEWEST_JOB).get)
 
-    It takes as long as there are such jobs, however long the journal is.
-    """
-    return _paid(db, _PAID_LATELY, (since,))
+
+def newest_older(db: apsw.Connection, above: int, number: int, since: int) -> int | None:
+    """Return the newest job's number above one and up to another that is older than `since`."""
+    found: int | None = db.execute(_NEWEST_OLDER, (above, number, since)).get
+    return found
+
+
+def paid_page(db: apsw.Connection, above: int, number: int) -> tuple[PaidJob, ...]:
+    """Return what was paid of the jobs with a number above one and up to another."""
+    return _paid(db, _PAID_PAGE, (above, number))
 
 
 def _paid(db: apsw.Connection, sql: str, bounds: tuple[int, ...]) -> tuple[PaidJob, ...]:
-    found: dict[bytes, PaidJob] = {}
-    rows: list[Any] = db.execute(sql, bounds).fetchall()
-    for job, channel, at, amount, receipt, offer, frame in rows:
-        known = found.get(job)
-        if known is None:
-            named = Digest(offer) if offer is not None else None
-            entry = stored_entry(frame) if frame is not None else None
-            known = PaidJob(
-                JobId(job), ChannelId(channel), Timestamp(at), 0, Amount(0), named, entry, 0
-            )
-        tokens = known.tokens
-        if tokens is not None:
-            tokens = tokens + stored_units(receipt) if receipt is not None else None
-        found[job] = replace(
-            known,
-            canvases=known.canvases + 1,
-            gross=Amount(known.gross + amount_of(amount)),
-            tokens=tokens,
-        )
-    return tuple(found.values())
+    # Job by job, whose rows follow one another: each row holds a frame and a receipt.
+    rows = cast(Iterator[tuple[Any, ...]], db.execute(sql, bounds))
+    return tuple(_paid_job(list(canvases)) for _, canvases in groupby(rows, key=itemgetter(0)))
+
+
+def _paid_job(rows: Sequence[tuple[Any, ...]]) -> PaidJob:
+    job, channel, at, _, _, offer, frame = rows[0]
+    receipts = [row[4] for row in rows]
+    return PaidJob(
+        JobId(job),
+        ChannelId(channel),
+        Timestamp(at),
+        len(rows),
+        Amount(sum(amount_of(row[3]) for row in rows)),
+        Digest(offer) if offer is not None else None,
+        stored_entry(frame) if frame is not None else None,
+        None if None in receipts else sum(map(stored_units, receipts)),
+    )
 
 
 def spent(db: apsw.Connection, since: int, until: int) -> tuple[SpentTx, ...]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
@@ -87,6 +88,10 @@ SCHEMA: Final = Schema(
 )
 BUSY_TIMEOUT_MS: Final = 200
 """Wait this long for a daemon that is stopping before calling the journal locked."""
+PAID_JOBS_A_PAGE: Final = 500
+"""Each with its frame and the receipts of its canvases: some milliseconds between two commits."""
+JOBS_A_LOOK: Final = 20_000
+"""In which one of a time is looked for. It reads two numbers of each."""
 CommitObserver = Callable[[float], None]
 _UNFIT = (
     apsw.ConstraintError,
@@ -234,9 +239,30 @@ class SqliteJournal:
         """Return jobs that were accepted from `since` on and before `until`, with what was paid."""
         return await self._alone(lambda: rows.paid_jobs(self._db, since, until))
 
-    async def paid_lately(self, since: int) -> tuple[PaidJob, ...]:
-        """Return what was paid of the newest jobs, back to the first older than `since`."""
-        return await self._alone(lambda: rows.paid_lately(self._db, since))
+    async def paid_lately(
+        self, since: int, *, page: int = PAID_JOBS_A_PAGE, look: int = JOBS_A_LOOK
+    ) -> AsyncIterator[tuple[PaidJob, ...]]:
+        """Yield what was paid of the newest jobs, back to the first older than `since`.
+
+        The oldest come first. A commit may come between two pages, however many there are. A job
+        that is accepted meanwhile is not among them.
+
+        page: the most jobs of one page. look: jobs in which an older one is looked for at once.
+        """
+        newest = await self._alone(lambda: rows.newest_job(self._db))
+        above = await self._before(since, newest, look)
+        for start in range(above, newest, page):
+            end = min(newest, start + page)
+            yield await self._alone(partial(rows.paid_page, self._db, start, end))
+
+    async def _before(self, since: int, newest: int, look: int) -> int:
+        """Return the number of the newest job that is older than `since`. 0: there is none."""
+        for end in range(newest, 0, -look):
+            above = max(0, end - look)
+            found = await self._alone(partial(rows.newest_older, self._db, above, end, since))
+            if found is not None:
+                return found
+        return 0
 
     async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]:
         """Return transactions that were mined from `since` on and before `until`."""

@@ -39,7 +39,7 @@ from piecework_protocol.ledger import WorkerLedger, closing_of, empty_voucher
 from piecework_protocol.objects import Channel, CloseChannel, Voucher
 from piecework_protocol.signing import signed_by
 from piecework_protocol.states import ChannelState, JobState, channel_path
-from piecework_protocol.types import Address, Amount, ChannelId, Signature
+from piecework_protocol.types import Address, Amount, ChannelId, Signature, Timestamp
 from piecework_protocol.wire import encode_value
 from piecework_protocol.worker_session import AllowCanvases, Outcome, acknowledgement
 
@@ -198,8 +198,9 @@ class Channels:
 
     @property
     def unsettled(self) -> Amount:
-        """Base units that are accepted and not settled on chain."""
-        return Amount(sum(live.unsettled for live in self))
+        """Base units that are accepted, not settled on chain, and may still be."""
+        moment = now(self._runtime.clock)
+        return Amount(sum(live.unsettled_at(moment) for live in self))
 
     def pooled_for(self, live: LiveChannel) -> Amount:
         """The payer's pooled balance, less what its other channels here are about to take.
@@ -450,9 +451,7 @@ class Channels:
 
     def observed(self, live: LiveChannel) -> ChannelObserved:
         """Return the record of the chain's last word."""
-        s, time = live.stored, now(self._runtime.clock)
-        rest = (s.withdrawn, s.requested, s.requested_at, s.requests)
-        return ChannelObserved(live.id, s.state, s.deposit, s.settled, time, *rest)
+        return observation(live.stored, now(self._runtime.clock))
 
     async def _take_over(self, live: LiveChannel, seen: ChannelOnChain) -> None:
         async with live.lock:
@@ -460,16 +459,7 @@ class Channels:
             if not self._is_possible(live, seen):
                 return
             live.heard_at = self._runtime.clock.monotonic()
-            word = replace(
-                stored,
-                state=seen.state,
-                deposit=seen.funded,
-                settled=seen.settled,
-                withdrawn=seen.withdrawn,
-                requested=seen.requested,
-                requested_at=seen.withdrawal_requested_at,
-                requests=seen.requests,
-            )
+            word = as_seen(stored, seen)
             if word == stored:
                 return
             live.stored = replace(word, observed_at=now(self._runtime.clock))
@@ -532,6 +522,26 @@ class Channels:
     def _note_chain_error(self, error: PieceworkError) -> None:
         self._metrics.chain_error()
         self._metrics.note(now(self._runtime.clock), "chain", str(error))
+
+
+def as_seen(stored: StoredChannel, seen: ChannelOnChain) -> StoredChannel:
+    """Return a channel with the chain's word on it."""
+    return replace(
+        stored,
+        state=seen.state,
+        deposit=seen.funded,
+        settled=seen.settled,
+        withdrawn=seen.withdrawn,
+        requested=seen.requested,
+        requested_at=seen.withdrawal_requested_at,
+        requests=seen.requests,
+    )
+
+
+def observation(stored: StoredChannel, at: Timestamp) -> ChannelObserved:
+    """Return the record of the chain's last word on a channel."""
+    rest = (stored.withdrawn, stored.requested, stored.requested_at, stored.requests)
+    return ChannelObserved(stored.id, stored.state, stored.deposit, stored.settled, at, *rest)
 
 
 def _wants_more(live: LiveChannel, funding: FundingAuthorization | None) -> bool:

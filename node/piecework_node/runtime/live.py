@@ -255,13 +255,24 @@ class LiveChannel:
 
     @property
     def unsettled(self) -> Amount:
-        """Base units that are accepted and may still be paid on chain.
+        """Base units that are accepted, up to what was put in or was ever authorized.
 
         Of a closed channel nothing is: its settlement is over.
         """
+        return self._unsettled(self.backing)
+
+    def unsettled_at(self, now: int) -> Amount:
+        """Base units that are accepted and may still be paid on chain, as far as is known.
+
+        An authorization that has expired pays nothing.
+        """
+        stored = self.stored
+        return self._unsettled(stored.deposit + self.pending_funding(now) - stored.withdrawn)
+
+    def _unsettled(self, backing: int) -> Amount:
         if self.stored.state is ChannelState.CLOSED:
             return Amount(0)
-        return Amount(max(0, min(self.ledger.cumulative, self.backing) - self.stored.settled))
+        return Amount(max(0, min(self.ledger.cumulative, backing) - self.stored.settled))
 
     @property
     def _is_open(self) -> bool:

@@ -78,8 +78,8 @@ def _print_table(root: Path, first: str, last: str, *, jobs: bool, chain: bool) 
         f"{held.lost} lost, and {held.fees} of fees (base units)",
         err=True,
     )
-    for trouble in held.troubles:
-        common.say(trouble, err=True)
+    for line in (*held.losses, *held.troubles):
+        common.say(line, err=True)
     if held.troubles:
         raise typer.Exit(1)
 

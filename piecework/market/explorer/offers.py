@@ -85,9 +85,10 @@ SAMPLE_COLUMNS: Final = (
     Column("Free slots", number=True),
 )
 _SAMPLES_CAPTION: Final = (
-    "Of each sample the lowest value, the quartiles, the median and the highest one. Each model at "
-    f"each worker counts once. Prices are for 1M tokens at {MEAN_STEPS} steps. A dash: nothing was "
-    "offered, or it was not recorded then."
+    "Of each sample the lowest value, the quartiles, the median and the highest one. Each worker "
+    "counts once, and its models share that. "
+    f"Prices are for 1M tokens at {MEAN_STEPS} steps. A dash: nothing was offered, or it was not "
+    "recorded then."
 )
 _CAPTION: Final = (
     'One row for each model at each worker. Prices are for a million tokens. "With steps" is what '

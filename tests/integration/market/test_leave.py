@@ -9,8 +9,12 @@ import pytest
 from piecework.chain.calls import Call
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_node.daemon.leaving import LeaveStep
+from piecework_node.daemon.running import open_journal
+from piecework_node.journal.records import MetaSet
+from piecework_node.settlement.payouts import META
+from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Timestamp, parse_address
-from tests.support.chain.chains import MIN_STAKE, UNBONDING_DELAY_S, TestMarket, deployed
+from tests.support.chain.chains import MIN_STAKE, UNBONDING_DELAY_S, USD, TestMarket, deployed
 from tests.support.node.leaving import killed, leave, leave_here
 from tests.support.node.owed import (
     FEE,
@@ -47,12 +51,23 @@ async def killed_until_it_ends(owed: OwedWorker) -> int:
     pytest.fail("leaving never came to its end")
 
 
+async def heard(owed: OwedWorker) -> tuple[int, int]:
+    """What the journal knows as settled, and as waiting in the escrow."""
+    journal = await open_journal(owed.worker.home)
+    try:
+        waiting = await journal.metas(META)
+        return (await journal.earnings()).settled, sum(map(int, waiting.values()))
+    finally:
+        await journal.close()
+
+
 async def test_a_kill_at_any_point_costs_nothing_and_the_next_run_goes_on(tmp_path: Path) -> None:
     async with EmbeddedChain() as chain, deployed(chain) as market:
         owed = await owed_worker(tmp_path, market, chain.url)
         before = await tokens(market)
         assert await killed_until_it_ends(owed) > 8
         assert await tokens(market) == (before[0] + OWED + FEE, before[1])
+        assert await heard(owed) == (OWED, 0)
 
         waiting = await leave(owed.hands)
         assert waiting.next is LeaveStep.WAIT and waiting.at is not None and waiting.call is None
@@ -67,6 +82,27 @@ async def test_a_kill_at_any_point_costs_nothing_and_the_next_run_goes_on(tmp_pa
         assert done.next is None and any("coin" in line for line in done.left)
         assert await tokens(market) == (before[0] + OWED + FEE, before[1] + MIN_STAKE)
         assert await market.reader.worker(OPERATOR.address) is None
+
+
+async def test_the_journal_hears_what_leaving_has_settled_and_pushed(tmp_path: Path) -> None:
+    async with EmbeddedChain() as chain, deployed(chain) as market:
+        owed = await owed_worker(tmp_path, market, chain.url)
+        journal = await open_journal(owed.worker.home)
+        # As the worker had last seen it.
+        await journal.append([MetaSet(META + market.token.hex(), str(FEE))])
+        await journal.close()
+        assert await heard(owed) == (0, FEE)
+        await leave(owed.hands)
+        assert await heard(owed) == (OWED, 0)
+        command = ("worker", "earnings", "--json", "--home", str(owed.hands.home))
+        sums = (await piecework(*command, environment=ENVIRONMENT)).json()
+        assert (sums["accepted"], sums["settled"], sums["waiting"]) == (OWED, OWED, 0)
+        journal = await open_journal(owed.worker.home)
+        (stored,) = [await journal.channel(one) for one in await journal.channel_ids()]
+        assert await journal.verify(deep=False) > 0
+        await journal.close()
+        assert stored is not None and stored.state is ChannelState.OPEN
+        assert (stored.deposit, stored.settled) == (5 * USD, OWED)
 
 
 async def test_a_top_up_that_vouchers_count_on_is_sent_before_they_are_settled(

@@ -8,7 +8,14 @@ import regex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from piecework.base.text import ELLIPSIS, MAX_EXTENDERS, is_extender, one_line, printable
+from piecework.base.text import (
+    ELLIPSIS,
+    MAX_EXTENDERS,
+    both_ends,
+    is_extender,
+    one_line,
+    printable,
+)
 
 FORBIDDEN = (
     {*range(0x09), *range(0x0B, 0x20), *range(0x7F, 0xA0)}
@@ -52,6 +59,18 @@ def test_nothing_forbidden_comes_out_and_utf8_takes_it(text: str, limit: int) ->
         assert lines or not {"\n", "\t"} & set(shown)
         assert len(shown) <= limit
         shown.encode()
+
+
+@given(TEXTS, st.integers(3, 40))
+def test_both_ends_of_a_text_are_as_clean_and_within_the_limit(text: str, limit: int) -> None:
+    shown, whole = both_ends(text, limit), printable(text, lines=True, limit=1000)
+    assert not {ord(c) for c in shown} & FORBIDDEN
+    assert len(shown) <= limit
+    if len(whole) <= limit:
+        assert shown == whole
+    else:
+        head, tail = shown.split(f"{ELLIPSIS}\n{ELLIPSIS}")[0], shown.rpartition(ELLIPSIS)[2]
+        assert whole.startswith(head) and whole.endswith(tail)
 
 
 @given(TEXTS)

@@ -226,6 +226,26 @@ async def test_a_closed_channel_is_neither_unsettled_nor_waiting_for_funding() -
     assert not any(channel.wants_funding for channel in made.harness.channels)
 
 
+async def test_what_only_an_expired_authorization_would_pay_is_not_unsettled() -> None:
+    made = await priced_bank()
+    client = Client(made.harness)
+    made.port.pooled[client.channel.token, client.channel.payer] = client.deposit + 100
+    line = client.job(3, 20)
+    funding = client.funding(fee=100)
+    await client.submit(line, funding=funding)
+    await client.finish(line)
+    promised, clock = client.book.cumulative, made.harness.clock
+    assert made.harness.channels.unsettled == promised > 0
+    clock.advance(funding.authorization.deadline - clock.now() - 1)
+    assert made.harness.channels.unsettled == promised
+    clock.advance(1)
+    assert made.harness.channels.unsettled == 0
+    # Its payer opened it in another way: then it may be claimed.
+    client.open_on_chain()
+    await made.harness.channels.observe(client.id)
+    assert made.harness.channels.unsettled == promised
+
+
 async def test_the_port_of_the_tests_holds_a_replacement_to_its_worth() -> None:
     made = await priced_bank()
     await made.owe("payer", 3)

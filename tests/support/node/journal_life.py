@@ -7,9 +7,10 @@ from pathlib import Path
 
 from piecework_node.journal.records import ChannelSeen, StoredJob, VoucherApplied
 from piecework_node.journal.sqlite import SqliteJournal
+from piecework_protocol.eip712 import Domain
 from piecework_protocol.frames import LeafRef, PayVoucher, SubmitJob
 from piecework_protocol.ledger import PayerLedger, WorkerLedger
-from piecework_protocol.objects import Finish, Receipt
+from piecework_protocol.objects import Channel, Finish, Receipt
 from piecework_protocol.states import JobState
 from piecework_protocol.types import (
     Amount,
@@ -68,42 +69,61 @@ def paid_ledger(ledger: WorkerLedger, paid: Sequence[LeafRef]) -> WorkerLedger:
 
 
 class Life:
-    """A worker's journal with paid jobs of one canvas."""
+    """A worker's journal with paid jobs on one channel."""
 
-    def __init__(self, journal: SqliteJournal, clock: FakeClock) -> None:
+    def __init__(
+        self,
+        journal: SqliteJournal,
+        clock: FakeClock,
+        channel: Channel = CHANNEL,
+        domain: Domain = DOMAIN,
+    ) -> None:
         self.journal, self.clock = journal, clock
-        self.ledger = WorkerLedger(KEY)
+        self.channel, self._domain = channel, domain
+        self.key = channel.id(domain)
+        self.ledger = WorkerLedger(self.key)
         self.jobs = 0
 
     async def begin(self) -> None:
-        await self.journal.append([ChannelSeen(KEY, CHANNEL)])
+        await self.journal.append([ChannelSeen(self.key, self.channel)])
 
-    async def job(self, *, pay: bool = True, entry: int = 0) -> LeafRef:
-        """A job as a worker writes it: three commits."""
+    async def job(
+        self, *, pay: bool = True, entry: int = 0, amounts: Sequence[int] = (55,)
+    ) -> LeafRef:
+        """A job as a worker writes it: three commits.
+
+        amounts: one a canvas.
+
+        Returns:
+            Its first canvas.
+        """
         self.jobs += 1
         deadline = Timestamp(int(self.clock.wall()) + 600)
-        job = pair.job(self.jobs, 4).replace(channel=KEY, deadline=deadline, entry=Uint32(entry))
-        key = job.id(DOMAIN)
+        terms = {"channel": self.key, "deadline": deadline, "entry": Uint32(entry)}
+        job = pair.job(self.jobs, 4).replace(**terms)
+        key = job.id(self._domain)
         at = Timestamp(int(self.clock.wall()))
-        stored = StoredJob(key, SubmitJob(job, UNSIGNED, CHANNEL, CONTENT), 7, at)
+        stored = StoredJob(key, SubmitJob(job, UNSIGNED, self.channel, CONTENT), 7, at)
         await self.journal.append([stored, StateRecord(key, JobState.RUNNING)])
-        canvas = canvas_record(key, 0, 55)
-        done = StateRecord(key, JobState.DELIVERED)
         leaves = made_up_leaves(key, 3)
-        await self.journal.append([StoredCanvas(canvas.receipt, SEALED, b"", leaves), done])
-        ref = LeafRef(key, 0)
-        self.ledger = self.ledger.issue(
-            ref, Digest(DOMAIN.digest(canvas.receipt)), canvas.receipt.amount
-        )
+        receipts = [canvas_record(key, n, amount).receipt for n, amount in enumerate(amounts)]
+        done = StateRecord(key, JobState.DELIVERED)
+        await self.journal.append([*(StoredCanvas(r, SEALED, b"", leaves) for r in receipts), done])
+        refs = [LeafRef(key, receipt.canvas) for receipt in receipts]
+        for ref, receipt in zip(refs, receipts, strict=True):
+            self.ledger = self.ledger.issue(
+                ref, Digest(self._domain.digest(receipt)), receipt.amount
+            )
         if pay:
-            await self.pay(ref)
-        return ref
+            await self.pay(*refs)
+        return refs[0]
 
-    async def pay(self, ref: LeafRef) -> None:
+    async def pay(self, *refs: LeafRef) -> None:
+        """Pay for canvases of one job, which is over then."""
         base = self.ledger.accumulator.count
-        self.ledger = paid_ledger(self.ledger, [ref])
-        paid = StateRecord(ref.job, JobState.PAID)
-        await self.journal.append([VoucherApplied(self.ledger, (ref,), base), paid])
+        self.ledger = paid_ledger(self.ledger, refs)
+        paid = StateRecord(refs[0].job, JobState.PAID)
+        await self.journal.append([VoucherApplied(self.ledger, refs, base), paid])
 
     async def prune(self) -> int:
         """Prune until there is nothing left to let go of. Return the steps."""

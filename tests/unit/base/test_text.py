@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from piecework.base.text import MAX_EXTENDERS, one_line, printable, tolerate, write
+from piecework.base.text import MAX_EXTENDERS, both_ends, one_line, printable, tolerate, write
 
 WRITTEN = {
     "French narrow space": "Ça va\u202f?",
@@ -157,6 +157,23 @@ def test_a_first_character_longer_than_the_limit_leaves_the_ellipsis() -> None:
 def test_a_limit_below_one_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         printable("a", lines=False, limit=0)
+
+
+def test_of_a_long_text_both_ends_stay_with_a_mark_between() -> None:
+    text = "first\n" + "middle\n" * 1000 + "last"
+    shown = both_ends(text, 40)
+    assert shown.startswith("first\nmiddle\n") and shown.endswith("\nmiddle\nlast")
+    assert "…\n…" in shown and len(shown) <= 40
+
+
+def test_a_text_that_fits_is_whole_and_its_ends_hide_nothing() -> None:
+    assert both_ends("first\r\n\x1b[2Jlast", 40) == "first\n[2Jlast"
+    assert both_ends("a\x1b[2J" * 100, 20) == "a[2Ja[2J…\n…a[2Ja[2J"
+
+
+@pytest.mark.parametrize("limit", [5, 6])
+def test_neither_end_is_cut_inside_of_what_a_reader_sees_as_one(limit: int) -> None:
+    assert both_ends("🇫🇷" * 9, limit) == "…\n…"
 
 
 def test_writing_replaces_what_an_encoding_lacks() -> None:

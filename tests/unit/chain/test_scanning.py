@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from piecework.chain.deployment import Deployment
 from piecework.chain.errors import (
     AnswerTooLarge,
     BadAnswer,
@@ -20,13 +21,19 @@ from piecework.chain.errors import (
     RpcUnavailable,
 )
 from piecework.chain.events import event_topics, topic
-from piecework.chain.limits import MAX_LOG_RANGE_BLOCKS, MAX_LOG_SEARCH_BLOCKS
+from piecework.chain.limits import (
+    MAX_CHANNELS_PER_LOG_QUERY,
+    MAX_LOG_RANGE_BLOCKS,
+    MAX_LOG_SEARCH_BLOCKS,
+)
 from piecework.chain.logs import LogSearch, Scanned
+from piecework.chain.reader import ChainReader
 from piecework_protocol.errors import InvariantBroken
-from piecework_protocol.types import Address, to_hex
+from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Seconds, to_hex
 
 ESCROW = Address(b"\x01" * 20)
 TOPIC = "0x" + "07" * 32
+DEPLOYMENT = Deployment(31337, ESCROW, "tUSDC", 6, Amount(10**8), Seconds(7 * 24 * 3600))
 
 
 class Node:
@@ -231,6 +238,41 @@ async def test_logs_that_were_not_asked_for_are_a_bad_answer(change: dict[str, A
     node.change = change
     with pytest.raises(BadAnswer):
         await scanned(node, 0, 10)
+
+
+# --- channels from their openings on
+
+
+def channel_at(number: int) -> ChannelId:
+    return ChannelId(Bytes32(number.to_bytes(32, "big")))
+
+
+async def test_the_logs_of_channels_are_asked_for_from_their_openings_on() -> None:
+    node = Node(set())
+    # The later a channel opened the smaller is its name.
+    opened = {channel_at(1000 - n): 10_000 + n for n in range(MAX_CHANNELS_PER_LOG_QUERY + 1)}
+    opened[channel_at(7)] = 90_000
+    reader = ChainReader(node, DEPLOYMENT)
+    assert await reader.events_of(("Settled",), opened, 91_000) == ()
+    firsts = [first for first, _ in node.asked if first - 1 not in {last for _, last in node.asked}]
+    assert firsts == [10_000, 10_000 + MAX_CHANNELS_PER_LOG_QUERY]
+    assert max(last for _, last in node.asked) == 91_000
+    assert not (await reader.events_of(("Settled",), {}, 91_000))
+
+
+async def test_the_openings_of_an_operator_are_found_in_one_walk() -> None:
+    node = Node({5, 3_000})
+    one = bytes(12) + ESCROW
+    members = [*(one,) * 5, (1).to_bytes(32, "big"), bytes(32)]
+    node.change = {
+        "topics": [to_hex(topic("ChannelOpened")), "0x" + "09" * 32, *[to_hex(Bytes32(one))] * 2],
+        "data": "0x" + b"".join(members).hex(),
+        "address": to_hex(DEPLOYMENT.escrow),
+    }
+    reader = ChainReader(node, DEPLOYMENT)
+    found = await reader.opening_blocks(ESCROW, 4_000)
+    assert found == {ChannelId(Bytes32(b"\x09" * 32)): 3_000}
+    assert node.asked == [(0, 1_999), (2_000, 4_000)]
 
 
 # --- what is asked for

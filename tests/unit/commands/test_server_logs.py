@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
+from piecework.base.library_logs import MAX_TRACEBACK_CHARS
 from piecework.base.text import printable
 from piecework.commands._server import logs_to_stderr
 
@@ -122,3 +123,62 @@ def test_a_traceback_shows_no_local_variables(stream: io.StringIO) -> None:
             structlog.get_logger("gateway").error("fault", exc_info=error)
     assert "KeyError" in stream.getvalue()
     assert secret not in stream.getvalue()
+
+
+class Unspeakable:
+    """Whatever is asked what it is raises."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no words")
+
+    __str__ = __repr__
+
+
+def deep() -> list[object]:
+    """A list in itself."""
+    found: list[object] = [1]
+    found.append(found)
+    return found
+
+
+@pytest.mark.parametrize("stream", [Terminal(), io.StringIO()])
+@pytest.mark.parametrize(
+    "value",
+    [Unspeakable(), [Unspeakable()], {Unspeakable(): 1}, deep(), 10**5000],
+    ids=["one", "listed", "named", "deep", "long"],
+)
+def test_a_value_that_cannot_be_shown_costs_no_line(stream: io.StringIO, value: object) -> None:
+    with logging_to(stream):
+        log = structlog.get_logger("index")
+        log.warning("before", peer=value)
+        log.warning("a kind", kind=value)
+        for arguments in (("request %r", value), ("one too many", value), (value,)):
+            logging.getLogger("aiohttp").error(*arguments)
+    text = stream.getvalue()
+    assert "before" in text and "a kind" in text and "request" in text and "one too many" in text
+    assert "Traceback" not in text and is_safe(text)
+
+
+def failing_deep(depth: int) -> None:
+    """Fail below many different lines."""
+    if depth == 0:
+        raise KeyError("what went wrong")
+    try:
+        failing_deep(depth - 1)
+    except KeyError as error:
+        raise KeyError(f"at {depth}") from error
+
+
+def test_a_long_traceback_keeps_its_beginning_and_its_end() -> None:
+    stream = io.StringIO()
+    with logging_to(stream):
+        try:
+            failing_deep(200)
+        except KeyError as error:
+            structlog.get_logger("index").error("fault", exc_info=error)
+            logging.getLogger("asyncio").error("Task exception", exc_info=error)
+    for line in stream.getvalue().splitlines():
+        trace = json.loads(line)["exception"]
+        assert trace.startswith("Traceback") and "what went wrong" in trace
+        assert trace.rstrip().endswith("KeyError: 'at 200'") and "…\n…" in trace
+        assert len(trace) <= MAX_TRACEBACK_CHARS

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from statistics import quantiles
+from fractions import Fraction
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,11 +26,14 @@ from piecework.market.listing import (
 )
 from piecework_protocol.index_pages import parse_page
 from piecework_protocol.limits import MAX_OFFER_MODELS
+from piecework_protocol.objects import Offer
 from piecework_protocol.types import Address, Amount, Timestamp, Uint32, to_hex
 from piecework_protocol.wire import encode_offer
 from tests.support.market.offers import model, offer, operator
 
 NAMES = ("a", "b", "c", "d", "e")
+A_WORKER = 100
+"""From the price or the speed of one worker to that of the next."""
 START = 1_800_000_000
 ORDERS: dict[Sort, Callable[[Entry], int]] = {
     Sort.PRICE: lambda e: blended_price(e.model),
@@ -55,15 +59,69 @@ def listed(name: str, prices: tuple[int, ...], life: int, speed: int, stake: int
     return Listed(signed, encode_offer(signed), Amount(stake), Timestamp(START))
 
 
-def spread(values: Sequence[int]) -> list[int | None]:
-    """The five numbers, where somebody offers each. The module `statistics` would interpolate."""
-    if not values:
+def spread(offers: Sequence[Offer], sort: Sort) -> list[int | None]:
+    """The five numbers, where somebody offers each. A model counts by its share of its offer."""
+    rows = [
+        (blended_price(m) if sort is Sort.PRICE else -m.tokens_per_second, o.operator, place, o)
+        for o in offers
+        for place, m in enumerate(o.models)
+    ]
+    rows.sort(key=lambda row: row[:3])
+    if sort is Sort.SPEED:  # kept from the fastest on, and counted from the slowest on
+        rows = [(-speed, key, place, o) for speed, key, place, o in reversed(rows)]
+    if not rows:
         return [None] * 5
-    cuts = quantiles(
-        [*values, max(values)] if len(values) == 1 else values, n=4, method="inclusive"
+    shares = [Fraction(1, len(offer.models)) for *_, offer in rows]
+    before = [sum(shares[:place]) for place in range(len(rows))]
+    return [
+        max(row[0] for row, at in zip(rows, before, strict=True) if at <= before[-1] * part / 4)
+        for part in range(5)
+    ]
+
+
+def priced(name: str, *prices: int) -> Listed:
+    """An offer of models that have their prices for names."""
+    models = tuple(
+        model(
+            f"model of {price}",
+            price_per_million_output_tokens=Amount(price),
+            price_per_thousand_steps=Amount(0),
+            price_per_million_prompt_tokens=Amount(0),
+            tokens_per_second=Uint32(price),
+        )
+        for price in prices
     )
-    quarters = [max(value for value in values if value <= cut) for cut in cuts]
-    return [min(values), *quarters, max(values)]
+    signed = offer(name, models=models, expires_at=Timestamp(START + 9))
+    return Listed(signed, encode_offer(signed), Amount(1), Timestamp(START))
+
+
+@pytest.mark.parametrize("invented", [range(1, 65), range(10**6, 10**6 + 64), range(397, 461)])
+def test_a_worker_moves_the_bands_no_further_with_many_invented_models_than_with_one(
+    invented: range,
+) -> None:
+    samples = []
+    for models in (invented, invented[:1]):
+        catalogue = Catalogue()
+        for number in range(1, 17):
+            catalogue.put(priced(f"worker {number}", 100 * number))
+        catalogue.put(priced("inventor", *models))
+        samples.append(catalogue.sample(Timestamp(START)))
+    many, one = samples
+    assert many.models > one.models == 17
+    for found, fair in ((many.speeds, one.speeds), (many.prices, one.prices)):
+        for moved, still in zip(found[1:4], fair[1:4], strict=True):
+            assert moved is not None and still is not None and abs(moved - still) <= A_WORKER
+
+
+def test_a_figure_of_a_large_market_is_that_of_its_second() -> None:
+    catalogue = Catalogue(exact=1)
+    for number in (1, 2):
+        catalogue.put(priced(f"worker {number}", number))
+    assert catalogue.sample(Timestamp(START)).speeds[-1] == 2
+    catalogue.put(priced("worker 3", 3))
+    assert catalogue.sample(Timestamp(START)).workers == 3
+    assert catalogue.sample(Timestamp(START)).speeds[-1] == 2
+    assert catalogue.sample(Timestamp(START + 1)).speeds[-1] == 3
 
 
 def test_large_offers_make_more_pages_and_none_is_larger_than_a_client_reads() -> None:
@@ -143,15 +201,14 @@ def test_the_sums_are_those_of_a_look_through_all(offers: list[Listed], passed: 
     now = Timestamp(START + passed)
     live = [x.signed.offer for x in known.values() if x.signed.offer.expires_at > now]
     models = [m for o in live for m in o.models]
-    prices, speeds = [blended_price(m) for m in models], [m.tokens_per_second for m in models]
     assert catalogue.sample(now) == MarketSample(
         now,
         len(live),
         len({m.digest for m in models}),
         sum(o.slots for o in live),
         sum(o.slots_free for o in live),
-        *spread(prices),
-        *spread(speeds),
+        *spread(live, Sort.PRICE),
+        *spread(live, Sort.SPEED),
     )
     expected = []
     for digest in {m.digest for m in models}:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
@@ -220,9 +220,11 @@ class FakeBookJournal:
         self.txs: list[SpentTx] = []
         self.asked: list[int] = []
 
-    async def paid_lately(self, since: int) -> tuple[PaidJob, ...]:
+    async def paid_lately(self, since: int) -> AsyncIterator[tuple[PaidJob, ...]]:
         self.asked.append(since)
-        return tuple(job for job in self.jobs if job.at >= since)
+        for job in self.jobs:
+            if job.at >= since:
+                yield (job,)
 
     async def spent(self, since: int, until: int) -> tuple[SpentTx, ...]:
         return tuple(tx for tx in self.txs if since <= tx.at < until)
