@@ -33,8 +33,6 @@ MAX_DIALS: Final = 256
 ENOUGH_WORKERS: Final = 8
 # Once somebody has answered, the others have this long in all.
 SEARCH_GRACE_S: Final = 1.0
-# A stranger that asks less is waited for this seldom, if it has no connection afterwards.
-STRANGER_REST_S: Final = 300.0
 # When all that was said is "nothing", slower sources get this long in all.
 EMPTY_GRACE_S: Final = 3.0
 # A source that failed rests, twice as long after each failure in a row.

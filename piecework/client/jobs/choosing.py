@@ -16,15 +16,8 @@ from piecework.client.jobs.requests import Filters, JobRequest
 from piecework.client.jobs.selection import Choice, Ranking, least_of, rank, within_cap
 from piecework.client.jobs.spending import Allowance
 from piecework.client.journal.learning import is_resting
-from piecework.client.journal.memory import MAX_REMEMBERED_WORKERS
 from piecework.client.journal.records import Memories
-from piecework.client.limits import (
-    ANSWER_COUNTS_S,
-    ENOUGH_WORKERS,
-    FIRST_DIALS,
-    SEARCH_GRACE_S,
-    STRANGER_REST_S,
-)
+from piecework.client.limits import ANSWER_COUNTS_S, ENOUGH_WORKERS, FIRST_DIALS, SEARCH_GRACE_S
 from piecework.client.network.dialing import Background, first_answers
 from piecework.client.network.discovery import Discovery
 from piecework.client.network.links import Links
@@ -58,8 +51,6 @@ class Chooser:
         self._discovery, self._links, self._reachability = discovery, links, reachability
         self._clock, self._filters = clock, filters
         self._background = Background()
-        self._waited_for: dict[Address, float] = {}
-        """When a request last waited for a worker's connection, by the monotonic clock."""
 
     async def close(self) -> None:
         """End the dials that still run."""
@@ -96,7 +87,7 @@ class Chooser:
             found = await self._discovery.newer_offers(request.model)
             ranking, memories, filters = await self._rank(request, found.offers, allowance)
         untried = tuple(c for c in ranking.choices if c.operator not in tried)
-        dials = await self._dial(untried, filters.price_cap)
+        dials = await self._dial(untried)
         usable = [c for c in untried if c.operator not in dials.failed]
         usable.sort(key=lambda c: c.operator not in dials.answered)  # stable: best first in each
         silent = [
@@ -139,29 +130,24 @@ class Chooser:
             and not is_resting(memory, now)
         )
 
-    async def _dial(self, choices: Collection[Choice], cap: float | None) -> _Dials:
+    async def _dial(self, choices: Collection[Choice]) -> _Dials:
         """Find out who answers, in the order of the choices.
 
         With a connection to any of them nothing is waited for. Better ones that are not known yet
         are dialed beside it, for the next request. But a worker that asks far more than another
         offer is not taken for its connection: it may have raised its price since.
-
-        cap: so many times what others ask is far more. None: nothing is, as the request has a limit
-        of its own.
         """
         offers = {choice.operator: choice.signed.offer for choice in choices}
         connected = frozenset(op for op, offer in offers.items() if self._links.has(offer))
         unknown = [offer for op, offer in offers.items() if op not in connected]
         awake = {c.operator: c for c in choices if not c.resting}
-        if connected & self._fair(awake.values(), connected, cap):
+        if connected & self._fair(awake.values()):
             for offer in [o for o in unknown if o.operator in awake][:FIRST_DIALS]:
                 self._background.start(self._answers(offer, set()))
             return _Dials(connected, frozenset())
         failed: set[Address] = set()
 
         async def ask(offer: Offer) -> Address | None:
-            self._waited_for.pop(offer.operator, None)  # the longest ago stands first
-            self._waited_for[offer.operator] = self._clock.monotonic()
             return await self._answers(offer, failed)
 
         # One with a connection answers at once, so that the others have no more than the grace.
@@ -173,22 +159,11 @@ class Chooser:
             grace_s=SEARCH_GRACE_S,
             background=self._background,
         )
-        while len(self._waited_for) > MAX_REMEMBERED_WORKERS:
-            del self._waited_for[next(iter(self._waited_for))]
         return _Dials(connected | set(answers), frozenset(failed))
 
-    def _fair(
-        self, awake: Collection[Choice], connected: Collection[Address], cap: float | None
-    ) -> frozenset[Address]:
-        """Who asks at most `cap` times what the cheapest of those that are worth a wait asks.
-
-        A stranger that was waited for a while ago and has no connection is not worth another one.
-        Else it could take a second of every request: it shows a price and keeps no connection.
-        """
-        since = self._clock.monotonic() - STRANGER_REST_S
-        rests = {operator for operator, at in self._waited_for.items() if at > since}
-        worth = (c.expected for c in awake if c.operator in connected or c.operator not in rests)
-        cheapest = min(worth, default=0)
+    def _fair(self, awake: Collection[Choice]) -> frozenset[Address]:
+        """Who asks at most `price_cap` times what the cheapest of those that are awake asks."""
+        cap, cheapest = self._filters.price_cap, min((c.expected for c in awake), default=0)
         return frozenset(c.operator for c in awake if cap is None or c.expected <= cap * cheapest)
 
     async def _answers(self, offer: Offer, failed: set[Address]) -> Address | None:

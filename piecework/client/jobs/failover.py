@@ -11,7 +11,6 @@ from piecework.client.errors import (
     BudgetExceeded,
     InsufficientFunds,
     JobFailed,
-    JobInterrupted,
     NoWorkerFits,
     RequestRefused,
     WorkerUnreachable,
@@ -222,16 +221,12 @@ class FailOver:
                 attempts.declined(current, unreachable)
                 self._context.reachability.silent(current.operator, since)
                 return False
-            except JobInterrupted:
-                self._context.reachability.silent(current.operator, since)
-                raise
             except (Refusal, JobFailed) as refused:
                 declined = refused
             row = await self._context.store.run(self._context.store.channel, job.channel_id)
             step = await self._after(job, current, declined)
             attempts.declined(current, declined)
-            if step in mended:  # it was done, and the worker asks for the same: no progress
-                self._context.reachability.silent(current.operator, since)
+            if step in mended:
                 return False
             mended.add(step)
             if step is Next.OPEN_ITSELF:

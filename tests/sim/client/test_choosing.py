@@ -12,7 +12,7 @@ from piecework.client.jobs.selection import Ranking
 from piecework.client.journal.store import Store
 from piecework.client.limits import OFFERS_STALE_S, SEARCH_GRACE_S
 from piecework_protocol.objects import ModelOffer
-from piecework_protocol.types import Address, Amount, Digest
+from piecework_protocol.types import Address, Amount
 from tests.support.chain.fake_chain import TOKEN_INFO
 from tests.support.client.client_side import PAYER, ask
 from tests.support.market.offers import model, operator
@@ -116,51 +116,5 @@ def test_a_bait_that_never_answers_costs_a_second_now_and_then(tmp_path: Path) -
             await pass_time(OFFERS_STALE_S / 2)
         assert max(waited) <= SEARCH_GRACE_S + 0.1
         assert sum(waited) <= 5 * SEARCH_GRACE_S + 0.5, "it rests, longer each time"
-
-    play(tmp_path, scene)
-
-
-def test_a_bait_that_keeps_no_connection_is_waited_for_now_and_then(tmp_path: Path) -> None:
-    async def scene(net: SimulatedNet, chooser: Chooser) -> None:
-        show(net, eve=1)
-        await chooser.choose(ask())
-        loop = asyncio.get_running_loop()
-        waited = []
-        for number in range(20):
-            await pass_time(OFFERS_STALE_S / 2 + 1)
-            # Its connection is worth nothing any more: it shows another certificate each time.
-            certificate = Digest(bytes([number]) * 32)
-            net.indexes[INDEX].offers = [
-                net.worker("eve", models=(priced(1),)),
-                net.worker(
-                    "bait", models=(priced(0.001),), delay_s=0.9, tls_certificate=certificate
-                ),
-            ]
-            began = loop.time()
-            await chooser.choose(ask())
-            waited.append(loop.time() - began)
-        assert 0.8 <= max(waited) <= SEARCH_GRACE_S + 0.1
-        assert sum(waited) <= 3 * SEARCH_GRACE_S + 0.5
-
-    play(tmp_path, scene)
-
-
-def test_a_request_with_a_limit_of_its_own_waits_for_nobody_cheaper(tmp_path: Path) -> None:
-    async def scene(net: SimulatedNet, chooser: Chooser) -> None:
-        limited = ask(max_price=Amount(10**12))
-        show(net, eve=1)
-        await chooser.choose(limited)
-        net.indexes[INDEX].offers = [
-            net.worker("eve", models=(priced(1),)),
-            net.worker("bait", models=(priced(0.001),), delay_s=0.9),
-        ]
-        await pass_time(OFFERS_STALE_S / 2)
-        await chooser.choose(limited)  # by the offers of before. The search goes on beside it
-        await pass_time(1)
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        ranking = await chooser.choose(limited)
-        assert len(ranking.choices) == 2 and best(ranking) == operator("eve").address
-        assert loop.time() == began
 
     play(tmp_path, scene)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from piecework.client.config import load_config
-from piecework.client.errors import JobInterrupted, NoWorkerFits
+from piecework.client.errors import NoWorkerFits
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
@@ -132,46 +132,6 @@ def test_requests_at_once_leave_a_silent_worker_together(tmp_path: Path) -> None
             assert seconds <= 3
         await scene.market.close()
         assert silent.paid() == 0
-
-    simulate(play())
-
-
-def test_a_worker_that_leaves_a_paid_job_lying_is_not_the_first_for_the_next_one(
-    tmp_path: Path,
-) -> None:
-    async def play() -> None:
-        scene = Scene(tmp_path)
-        cheap = scene.worker("cheap", "honest", 900_000)
-        cheap.script.drop_after = [1] * 99
-        scene.worker("other", "honest", 1_000_000)
-        async with scene.client() as client:
-            with pytest.raises(JobInterrupted):
-                await timed_request(client, "x")
-            presented = len(cheap.submissions)
-            events, seconds = await timed_request(client, "y")
-            assert text_of(events) == WHOLE
-            assert seconds <= 3 and len(cheap.submissions) == presented
-        await scene.market.close()
-
-    simulate(play())
-
-
-def test_a_refusal_that_nothing_mends_is_not_met_by_every_request(tmp_path: Path) -> None:
-    async def play() -> None:
-        scene = Scene(tmp_path)
-        cheap = scene.worker("cheap", "honest", 400_000)
-        cheap.script.drop_after = [0] * 99  # then it waits for the payment of what nobody got
-        scene.worker("other", "honest", 1_000_000)
-        async with scene.client() as client:
-            asked = []
-            for text in ("x", "y", "z"):
-                before = len(cheap.submissions)
-                events, _ = await timed_request(client, text)
-                assert text_of(events) == WHOLE
-                asked.append(len(cheap.submissions) - before)
-                await pass_time(31)
-        await scene.market.close()
-        assert asked[0] and asked[1] and not asked[2], asked
 
     simulate(play())
 
