@@ -16,6 +16,9 @@ RPC_GRACE_S: Final = 1.0
 # most it is longer than a round of the worker's watch, and shorter than anybody waits for a repair.
 RPC_REST_S: Final = 5.0
 MAX_RPC_REST_S: Final = 300.0
+# So far a quorum's latest block may fall behind one that it once had: nodes behind one address and
+# short reorganizations. More is what a node says that lies.
+MAX_HEIGHT_LOSS_BLOCKS: Final = 32
 # The largest answer that we ask for is a page of logs or workers, well under a MiB.
 MAX_RPC_RESPONSE_BYTES: Final = 16 * 1024 * 1024
 # Public nodes refuse wider eth_getLogs ranges (2,000 to 10,000 blocks).

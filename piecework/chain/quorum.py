@@ -38,7 +38,12 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.limits import MAX_RPC_REST_S, RPC_GRACE_S, RPC_REST_S
+from piecework.chain.limits import (
+    MAX_HEIGHT_LOSS_BLOCKS,
+    MAX_RPC_REST_S,
+    RPC_GRACE_S,
+    RPC_REST_S,
+)
 from piecework.chain.refusals import Answer, classify
 from piecework.chain.rpc import HttpRpc, JsonRpc, data_bytes, member, quantity
 from piecework_protocol.types import keccak256, to_hex
@@ -121,6 +126,8 @@ class QuorumRpc:
         if not 1 <= quorum <= len(nodes):
             raise ValueError(f"a quorum of {quorum} out of {len(nodes)} nodes cannot be reached")
         self._nodes, self._quorum = tuple(nodes), quorum
+        self._highest = 0
+        """The highest block that the quorum has said it has."""
         self._silences: dict[int, _Rest] = {}
         """By place in the list: nodes that were silent and have answered nothing since."""
         self.odd: dict[int, str] = {}
@@ -180,7 +187,13 @@ class QuorumRpc:
         )
 
     async def _height(self, tag: str) -> int:
-        """The highest block of this tag that as many nodes have as must agree."""
+        """The highest block of this tag that as many nodes have as must agree.
+
+        Where a node is silent, one that lies would be the lowest of those that count. So the latest
+        block does not fall far behind what the quorum once had, and before it would, everybody is
+        waited for.
+        """
+        least = self._highest - MAX_HEIGHT_LOSS_BLOCKS if tag == "latest" else 0
 
         def number(block: Any) -> int:
             return 0 if block is None else quantity(block.get("number"), "a block number")
@@ -192,17 +205,21 @@ class QuorumRpc:
                 read = [_or_none(number, one.value) for one in said]
             return sorted((height for height in read if height is not None), reverse=True)
 
+        def decided(said: Sequence[_Said]) -> bool:
+            known = heights(said)
+            return self._suffice(known) and known[self._quorum - 1] >= least
+
         method = "eth_blockNumber" if tag == "latest" else "eth_getBlockByNumber"
         params = () if tag == "latest" else (tag, False)
-        said, errors = await self._ask_all(
-            method, params, lambda said: self._suffice(heights(said)), raw=True
-        )
+        said, errors = await self._ask_all(method, params, decided, raw=True)
         known = heights(said)
         if not self._suffice(known):
             if errors:
                 raise errors[0]
             raise BadAnswer(f"fewer than {self._quorum} nodes say how high the chain is")
-        return known[self._quorum - 1]
+        height = max(known[self._quorum - 1], least)
+        self._highest = max(self._highest, height)
+        return height
 
     async def _receipt(self, method: str, params: Sequence[Any]) -> Any:
         """A receipt that the quorum has. A node that lags has none yet, and that is not a lie.
@@ -226,7 +243,7 @@ class QuorumRpc:
             self._note_odd(method, [*found, *late], agreed[0].key)
             return agreed[0].value
         invented = [one for one in found if await self._is_old(one.value)]
-        if invented and len(none) < self._quorum:
+        if invented and not self._suffice(none):
             raise self._disagree(method)
         self._note_odd(method, [*none, *invented], "null")
         return None
@@ -343,7 +360,8 @@ class QuorumRpc:
         """Give a transaction to every node. One that takes it is enough.
 
         A node that returns another hash than the bytes have took something else, or nothing. One
-        that lies may keep the bytes to itself, so as many as must agree are waited for.
+        that lies may keep the bytes to itself, so as many as must agree are waited for. Before it
+        counts as refused, everybody is: who takes it decides, however late.
         """
 
         async def send(place: int) -> Any:
@@ -352,20 +370,21 @@ class QuorumRpc:
             except ChainError as error:
                 return error
 
+        expected = to_hex(keccak256(data_bytes(params[0], "a transaction")))
+
         def decided(given: Sequence[Any]) -> bool:
-            return self._suffice([1 for one in given if not isinstance(one, RpcUnavailable)])
+            return self._suffice([1 for one in given if _lower(one) == expected or _holds(one)])
 
         answers = await self._side_by_side(send, decided)
         errors = [one for one in answers.values() if isinstance(one, ChainError)]
         taken = {n: one for n, one in answers.items() if not isinstance(one, ChainError)}
-        expected = to_hex(keccak256(data_bytes(params[0], "a transaction")))
         odd = {node for node, value in taken.items() if _lower(value) != expected}
         self._note_others(method, answers, odd)
         if len(odd) < len(taken):
             return expected
         # What a node says of the transaction is worth more than that another one is away.
         refused = [error for error in errors if not isinstance(error, RpcUnavailable)]
-        if any(isinstance(e, RpcRefused) and classify(e.message) is Answer.KNOWN for e in refused):
+        if any(map(_holds, refused)):
             return expected  # a node holds it, whatever the others think of its fee
         if refused:
             raise refused[0]
@@ -499,6 +518,11 @@ def _or_none(read: Callable[..., int], *arguments: Any) -> int | None:
         return read(*arguments)
     except (BadAnswer, AttributeError):
         return None
+
+
+def _holds(answer: Any) -> bool:
+    """Whether a node refused a transaction because it has it."""
+    return isinstance(answer, RpcRefused) and classify(answer.message) is Answer.KNOWN
 
 
 def _lower_middle(numbers: Sequence[int]) -> int:

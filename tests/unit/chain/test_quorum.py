@@ -19,7 +19,12 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.limits import MAX_RPC_REST_S, RPC_GRACE_S, RPC_REST_S
+from piecework.chain.limits import (
+    MAX_HEIGHT_LOSS_BLOCKS,
+    MAX_RPC_REST_S,
+    RPC_GRACE_S,
+    RPC_REST_S,
+)
 from piecework.chain.quorum import QuorumRpc
 from piecework_protocol.types import keccak256, to_hex
 from tests.support.virtual_time import simulate
@@ -567,9 +572,9 @@ def test_honest_estimates_a_block_apart_do_not_wait_for_a_silent_node() -> None:
     simulate(ask())
 
 
-@pytest.mark.parametrize("method", ["eth_getLogs", "eth_sendRawTransaction"])
-def test_what_the_quorum_refuses_is_refused_without_the_silent_node(method: str) -> None:
+def test_what_the_quorum_refuses_is_refused_without_the_silent_node() -> None:
     async def ask() -> None:
+        method = "eth_getLogs"
         refused = LogRangeRefused(method, -32005, "a range of one block")
         nodes: Sequence[SlowNode] = [silent(), *(prompt(**{method: refused}) for _ in "12")]
         answer, took_s = await timed(QuorumRpc(nodes, 2).call(method, *EVERY[method]))
@@ -586,6 +591,53 @@ def test_a_transaction_waits_for_as_many_as_the_quorum_and_reaches_the_late_ones
         assert late.asked == [(method, ("0x00",))]
 
     simulate(send())
+
+
+def test_a_transaction_is_refused_only_when_no_node_can_have_it() -> None:
+    """Who is told of a refusal uses the nonce again. A node that had it would mine both."""
+
+    async def send() -> None:
+        method = "eth_sendRawTransaction"
+        refused = RpcRefused(method, -32000, "insufficient funds for gas * price + value")
+        late = SlowNode(5.0)
+        nodes = [prompt(**{method: refused}), late, prompt(**{method: refused})]
+        quorum = QuorumRpc(nodes, 2)
+        for _ in "12":  # also while it rests
+            assert await quorum.call(method, "0x00") == TAKEN
+        late.answers[method] = refused
+        answer, _ = await timed(quorum.call(method, "0x00"))
+        assert answer is refused
+
+    simulate(send())
+
+
+def test_a_liar_beside_a_resting_node_neither_lowers_the_chain_nor_denies_a_receipt() -> None:
+    async def ask() -> None:
+        liar, slow = prompt(), SlowNode(0.1)
+        quorum = QuorumRpc([liar, prompt(), slow], 2)
+        assert await quorum.call("eth_blockNumber") == "0x40"
+        slow.delay_s = NODE_TIMEOUT_S
+        await quorum.call("eth_chainId")
+        slow.delay_s = 2.0
+        liar.answers |= {"eth_blockNumber": "0x0", "eth_getTransactionReceipt": None}
+        assert await quorum.call("eth_blockNumber") == "0x40", "it is waited for"
+        assert await quorum.call("eth_getTransactionReceipt", HASH) == RECEIPT
+
+    simulate(ask())
+
+
+def test_a_liar_beside_a_silent_node_lowers_the_chain_by_little_and_denies_nothing_old() -> None:
+    async def ask() -> None:
+        liar, mute = prompt(), SlowNode(0.1)
+        quorum = QuorumRpc([liar, prompt(), mute], 2)
+        assert await quorum.call("eth_blockNumber") == "0x40"
+        mute.delay_s = NODE_TIMEOUT_S
+        liar.answers |= {"eth_blockNumber": "0x0", "eth_getTransactionReceipt": None}
+        assert await quorum.call("eth_blockNumber") == hex(0x40 - MAX_HEIGHT_LOSS_BLOCKS)
+        with pytest.raises(NodesDisagree):
+            await quorum.call("eth_getTransactionReceipt", HASH)
+
+    simulate(ask())
 
 
 def test_a_call_that_is_cancelled_leaves_no_question_behind() -> None:
