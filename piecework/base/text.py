@@ -192,8 +192,14 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _cut_front(text: str, limit: int) -> str:
-    # As many again come along in front: what belongs together is seen whole where it is cut.
-    tail = _clean(text[-2 * limit :], lines=True, squeeze=False, most=2 * limit)
+    # As many again come along in front: what belongs together is seen whole where it is cut. And
+    # as many more as it takes, if most of them are dropped.
+    window, tail = 2 * limit, ""
+    while len(tail) < 2 * limit:
+        tail = _clean(text[-window:], lines=True, squeeze=False, most=window)
+        if window >= len(text):
+            break
+        window *= 4
     start = max(0, len(tail) - limit + len(ELLIPSIS))
     while start < len(tail) and not (start and _may_cut(tail, start)):
         start += 1

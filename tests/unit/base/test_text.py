@@ -171,6 +171,10 @@ def test_a_text_that_fits_is_whole_and_its_ends_hide_nothing() -> None:
     assert both_ends("a\x1b[2J" * 100, 20) == "a[2Ja[2J…\n…a[2Ja[2J"
 
 
+def test_the_end_is_there_also_behind_much_that_is_dropped() -> None:
+    assert both_ends("x" * 30 + "the end" + "\0" * 500, 20).endswith("…xthe end")
+
+
 @pytest.mark.parametrize("limit", [5, 6])
 def test_neither_end_is_cut_inside_of_what_a_reader_sees_as_one(limit: int) -> None:
     assert both_ends("🇫🇷" * 9, limit) == "…\n…"
