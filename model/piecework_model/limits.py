@@ -101,6 +101,9 @@ CPU_PASS_TOKENS = 512
 CPU_AUDIT_TOKENS = 2048
 # Of one pass: 64 canvases, whose intermediates take some 2 GB at 2,816 wide.
 GPU_PASS_TOKENS = 16_384
+# Committed tokens that are copied at once for canvases of an audit that attend together: 1.1 GB in
+# the full layers of the released model, as one canvas behind its longest prompt takes.
+COPIED_CACHE_TOKENS = 262_144
 # Without running out of memory. After these, passes may be twice as large again.
 CALM_STEPS = 512
 # Logits that exist at once, 2 MB in float32, but at least those of one sequence.

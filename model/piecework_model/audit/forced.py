@@ -25,7 +25,7 @@ from torch import Tensor
 from piecework_model import bounds, limits, templates
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.checkpoint.loading import LoadedModel
-from piecework_model.engine.scheduler import PrefillChunk, known_chunks
+from piecework_model.engine.scheduler import joined_chunks, known_chunks
 from piecework_model.errors import NonFiniteError, OpeningError
 from piecework_model.layers.backbone import Backbone, CanvasesSegment, Segment
 from piecework_model.layers.cache import CanvasesCache, SequenceCache
@@ -162,7 +162,7 @@ class ForcedPass:
 
     def _prefilled(self, request: GenerationRequest) -> SequenceCache:
         """Make the cache that all steps read, chunk by chunk."""
-        chunks = _joined(known_chunks(request, self._limits.chunk_tokens), self._chunk_tokens)
+        chunks = joined_chunks(known_chunks(request, self._limits.chunk_tokens), self._chunk_tokens)
         tokens = sum(map(len, chunks))
         cache = SequenceCache(self._layout, tokens, self._device, self._dtype)
         for chunk in chunks:
@@ -190,7 +190,7 @@ class ForcedPass:
         embedded = self._backbone.embed(torch.from_numpy(before).to(self._device))
         zeros = torch.zeros_like(embedded[:size])
         given = torch.cat([zeros if step.given is None else step.given for step in steps])
-        segment = CanvasesSegment(CanvasesCache(cache, len(steps)), 0, width)
+        segment = CanvasesSegment(CanvasesCache(cache), 0, len(steps), size)
         states = self._backbone.run(self._backbone.condition(embedded, given), [segment], width)
         rows = _rows(request, steps, free, self._limits.vocab_size)
         tiles = [
@@ -229,18 +229,6 @@ class ForcedPass:
         )
         soft = self._soft_product(output.probabilities) * self._scale
         return torch.stack([number.to(torch.float64) for number in numbers], dim=-1), soft
-
-
-def _joined(chunks: Sequence[PrefillChunk], most: int) -> list[PrefillChunk]:
-    """Join neighbours to chunks of at most `most` tokens. One with images stays as it is."""
-    joined: list[PrefillChunk] = []
-    for chunk in chunks:
-        last = joined[-1] if joined else chunk
-        if joined and not (last.images or chunk.images) and len(last) + len(chunk) <= most:
-            joined[-1] = PrefillChunk(last.ids + chunk.ids)
-        else:
-            joined.append(chunk)
-    return joined
 
 
 @dataclass(frozen=True, slots=True)

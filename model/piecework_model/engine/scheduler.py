@@ -93,6 +93,20 @@ def known_chunks(request: GenerationRequest, chunk_tokens: int) -> list[PrefillC
     return [*prompt, *map(PrefillChunk, committed)]
 
 
+def joined_chunks(chunks: Sequence[PrefillChunk], most: int) -> list[PrefillChunk]:
+    """Join neighbours to chunks of at most `most` tokens. One that is longer, or has images, stays
+    as it is.
+    """
+    joined: list[PrefillChunk] = []
+    for chunk in chunks:
+        last = joined[-1] if joined else chunk
+        if joined and not (last.images or chunk.images) and len(last) + len(chunk) <= most:
+            joined[-1] = PrefillChunk(last.ids + chunk.ids)
+        else:
+            joined.append(chunk)
+    return joined
+
+
 @dataclass(frozen=True, slots=True)
 class SequenceWork:
     """The work of one sequence in a step: prefill the first `chunks` pending chunks, then denoise

@@ -13,7 +13,7 @@ and weights these are. With matrix products that do not depend on the number of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -47,22 +47,29 @@ Blocks = tuple[tuple[int, int], ...]
 class CanvasesSegment:
     """Several canvases behind the same committed tokens in a pass. None sees another.
 
-    start: where the first of them is in the batch. tokens: of all of them.
+    start: where the first of them is in the batch. size: tokens of each.
     """
 
     cache: CanvasesCache
     start: int
-    tokens: int
+    canvases: int
+    size: int
 
     @property
-    def span(self) -> slice:
-        return slice(self.start, self.start + self.tokens)
+    def tokens(self) -> int:
+        return self.canvases * self.size
 
     @property
     def places(self) -> list[tuple[int, int]]:
         """Absolute position of the first token and number of tokens, of each canvas."""
-        count = self.cache.canvases
-        return [(self.cache.length, self.tokens // count)] * count
+        return [(self.cache.length, self.size)] * self.canvases
+
+    def groups(self, most: int) -> Iterator[slice]:
+        """Yield where in the batch canvases are that see at most `most` tokens in all, or one."""
+        width = max(1, most // (self.cache.length + self.size)) * self.size
+        end = self.start + self.tokens
+        for start in range(self.start, end, width):
+            yield slice(start, min(end, start + width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,13 +356,13 @@ class Backbone:
             if isinstance(segment, Segment):
                 segment.cache.write(index, segment.offset, keys[segment.span], values[segment.span])
         for segment in segments:
-            span = segment.span
             if isinstance(segment, Segment):
-                attended[span] = self._attend_one(index, queries[span], segment)
+                attended[segment.span] = self._attend_one(index, queries[segment.span], segment)
             else:
-                seen = segment.cache.view(index, keys[span], values[span])
-                asking = queries[span].view(segment.cache.canvases, -1, *queries.shape[1:])
-                attended[span] = attend_each(asking, *seen).flatten(0, 1)
+                for some in segment.groups(limits.COPIED_CACHE_TOKENS):
+                    seen = segment.cache.view(index, keys[some], values[some], segment.size)
+                    asking = queries[some].view(-1, segment.size, *queries.shape[1:])
+                    attended[some] = attend_each(asking, *seen).flatten(0, 1)
         return attended.view(tokens, layer.heads * layer.head_dim)
 
     def _attend_one(self, index: int, queries: Tensor, segment: Segment) -> Tensor:

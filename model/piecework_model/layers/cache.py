@@ -132,28 +132,28 @@ class SequenceCache:
 class CanvasesCache:
     """Canvases behind the committed tokens of another cache, which they read and never change.
 
-    Each stands directly behind those, and none sees another. The committed tokens are stored once.
+    Each stands directly behind those, and none sees another.
     """
 
-    def __init__(self, committed: SequenceCache, canvases: int) -> None:
+    def __init__(self, committed: SequenceCache) -> None:
         self._committed = committed
-        self.canvases = canvases
 
     @property
     def length(self) -> int:
         """Committed tokens, as in `SequenceCache`."""
         return self._committed.length
 
-    def view(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each canvas sees: keys and values [canvases, heads, visible + tokens,
-        head_dim].
+    def view(self, layer: int, keys: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Return what each canvas sees: keys and values [canvases, heads, visible + size,
+        head_dim]. The committed ones are copied for each.
 
-        keys, values: the canvases' own, [canvases * tokens, heads, head_dim].
+        keys, values: the canvases' own, [canvases * size, heads, head_dim].
         """
         seen_keys, seen_values, _ = self._committed.view(layer, 0, 0)
-        return self._behind(seen_keys, keys), self._behind(seen_values, values)
+        return _behind(seen_keys, keys, size), _behind(seen_values, values, size)
 
-    def _behind(self, committed: Tensor, own: Tensor) -> Tensor:
-        heads, _, dim = committed.shape
-        parted = own.view(self.canvases, -1, heads, dim).transpose(1, 2)
-        return torch.cat([committed.expand(self.canvases, -1, -1, -1), parted], dim=2)
+
+def _behind(committed: Tensor, own: Tensor, size: int) -> Tensor:
+    heads, _, dim = committed.shape
+    parted = own.view(-1, size, heads, dim).transpose(1, 2)
+    return torch.cat([committed.expand(len(parted), -1, -1, -1), parted], dim=2)
