@@ -62,7 +62,7 @@ WORKERS: Final = {
     "cached": "the answer to another prompt",
     "other-seed": "another seed",
     "edited": "one token edited",
-    "invented": "invented trace that keeps the rules",
+    "invented": "invented trace",
     "forged-numbers": "int4, fingerprints recomputed in bfloat16",
 }
 CLAIMS: Final = {"float32": "float32", "fp8": "bfloat16+fp8"}

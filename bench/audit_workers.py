@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Final
 
 import numpy as np
@@ -146,12 +146,8 @@ class _OtherChunks(ModelLimits):
 def cut_otherwise(loaded: LoadedModel) -> LoadedModel:
     """The same model, whose prompts are cut at one canvas instead of two."""
     known = loaded.limits
-    return replace(
-        loaded,
-        limits=_OtherChunks(
-            known.max_context, known.canvas_size, known.max_steps, known.vocab_size
-        ),
-    )
+    members = {field.name: getattr(known, field.name) for field in fields(known)}
+    return replace(loaded, limits=_OtherChunks(**members))
 
 
 @contextmanager
