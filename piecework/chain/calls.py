@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from piecework.chain.abi import interface
 from piecework.chain.addresses import FACTORY, SALT
@@ -28,6 +28,10 @@ BY_PAYER = PayerSignature(b"")
 NO_FEE = Amount(0)
 NO_DEADLINE = Timestamp(2**64 - 1)
 """For calls by the payer itself, which need no signature and so no deadline."""
+_COUNT_TWICE: Final = frozenset(
+    {"addStake", "deposit", "mint", "send", "transfer", "withdrawBalance"}
+)
+"""Calls that move a sum, and have no number or signature that can be used only once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +44,14 @@ class Call:
     data: bytes
     gas_hint: int
     value: int = 0
+
+    @property
+    def counts_twice(self) -> bool:
+        """Whether its effect is twice as much when it is carried out twice.
+
+        Other calls change nothing the second time, or the contract refuses them.
+        """
+        return self.what in _COUNT_TWICE
 
 
 @dataclass(frozen=True, slots=True)

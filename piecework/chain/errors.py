@@ -24,7 +24,12 @@ class RpcLimited(RpcUnavailable):
 
 
 class RpcRefused(ChainError):
-    """The node answered with a JSON-RPC error that has no more precise class here."""
+    """The node answered with a JSON-RPC error that has no more precise class here.
+
+    `by_all` False: of several nodes one did not refuse. It was silent, and may have done it.
+    """
+
+    by_all = True
 
     def __init__(self, method: str, code: int, message: str, data: Any = None) -> None:
         why = one_line(message, MAX_SHOWN_CHARACTERS)
@@ -109,6 +114,11 @@ class NonceUnexplained(ChainError):
 
 class StuckTransaction(ChainError):
     """A transaction was not mined in the time given. It may still be: look again, or replace it."""
+
+
+class EarlierCallMined(ChainError):
+    """The same was asked for before, its end was not seen, and it is done. Nothing was sent now.
+    Ask again if it is wanted once more."""
 
 
 class SignerError(ChainError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from piecework.chain.events import Log
+from piecework.chain.logs import parse_logs
+from piecework.chain.rpc import hash_of, member, quantity
 from piecework_protocol.types import Bytes32
 
 
@@ -25,6 +27,26 @@ class Mined:
     gas_price: int
     success: bool
     logs: tuple[Log, ...]
+
+    @classmethod
+    def of(cls, receipt: Any) -> Mined:
+        """Read a node's receipt.
+
+        Raises:
+            BadAnswer: it is not one.
+        """
+
+        def field(name: str) -> Any:
+            return member(receipt, name, "a receipt")
+
+        return cls(
+            block=quantity(field("blockNumber"), "a receipt's block"),
+            block_hash=hash_of(field("blockHash"), "a receipt's block hash"),
+            gas_used=quantity(field("gasUsed"), "the gas used"),
+            gas_price=quantity(field("effectiveGasPrice"), "the gas price"),
+            success=quantity(field("status"), "a receipt's status") == 1,
+            logs=tuple(parse_logs(field("logs"))),
+        )
 
 
 @dataclass(frozen=True, slots=True)

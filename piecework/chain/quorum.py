@@ -387,7 +387,11 @@ class QuorumRpc:
         if any(map(_holds, refused)):
             return expected  # a node holds it, whatever the others think of its fee
         if refused:
-            raise refused[0]
+            first = refused[0]
+            if isinstance(first, RpcRefused):
+                by = sum(isinstance(error, RpcRefused) for error in refused)
+                first.by_all = by == len(self._nodes)
+            raise first
         if odd:
             return taken[min(odd)]
         raise errors[0]

@@ -5,15 +5,15 @@ looks. One effect never gets two nonces here: to try again is to broadcast the j
 to `replace` them with the same nonce. Whoever restarts calls `resume` with the journaled
 transactions that are not final yet. Which nonce a new transaction gets: see `nonces`.
 
-`execute` is for tools without a journal. It remembers what it sent and saw no end of. The same call
-is then asked for again with the same nonce, so that it is carried out once.
+`execute` is for tools without a journal. It remembers what it sent and saw no end of, if it would
+count twice. Who asks for the same again goes on with that, or is told that it is done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
@@ -22,10 +22,10 @@ from piecework.chain.calls import Call, send_native
 from piecework.chain.errors import (
     BadAnswer,
     ChainError,
+    EarlierCallMined,
     FeeTooHigh,
     FeeTooLow,
     InsufficientGas,
-    NoFinality,
     NonceTaken,
     RpcRefused,
     SignerError,
@@ -44,7 +44,6 @@ from piecework.chain.fees import (
 from piecework.chain.finality import FINALIZED, Finality, finalized_height
 from piecework.chain.l1_fees import NO_L1, L1Fees, L1Price
 from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S, RESEND_S
-from piecework.chain.logs import parse_logs
 from piecework.chain.market import fee_market
 from piecework.chain.nonces import NonceCounts, Nonces
 from piecework.chain.outcomes import Finalized, Mined, Outcome, Pending, Superseded, Unknown
@@ -54,7 +53,7 @@ from piecework.chain.refusals import Answer, classify
 from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
 from piecework_protocol.errors import invariant
 from piecework_protocol.signing import AsyncSigner
-from piecework_protocol.types import Address, Bytes32, to_hex
+from piecework_protocol.types import Bytes32, to_hex
 
 if TYPE_CHECKING:
     from web3 import AsyncWeb3
@@ -85,8 +84,6 @@ class WouldRevert:
 
 
 Simulation: TypeAlias = WouldDo | WouldRevert
-_Effect: TypeAlias = tuple[Address | None, bytes, int]
-"""What a call does: its contract, its data and its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +133,8 @@ class TransactionSender:
         """Whether a new transaction takes a nonce with which another program's waits. One of the
         two is mined then."""
         self._l1 = L1Fees(rpc)
-        self._unsettled: dict[_Effect, list[SignedTransaction]] = {}
-        """What `execute` sent for a call and saw no end of. All of one call have one nonce."""
+        self._unsettled: list[list[SignedTransaction]] = []
+        """What `execute` sent and saw no end of. Those of one attempt have one nonce."""
 
     @cached_property
     def _w3(self) -> AsyncWeb3[Any]:
@@ -217,7 +214,7 @@ class TransactionSender:
         self._nonces.free(tx.nonce)
 
     def give_up(self, tx: SignedTransaction) -> None:
-        """Free the nonce of a transaction that was broadcast and may still be mined.
+        """Free the nonce of a journaled transaction that was broadcast and may still be mined.
 
         What takes the nonce then outbids it. So one of the two is mined, whichever it is.
         """
@@ -280,16 +277,23 @@ class TransactionSender:
         try:
             async with asyncio.timeout(timeout_s):
                 while True:
-                    for tx_hash in hashes:
-                        mined = await self._receipt(tx_hash)
-                        if mined is not None:
-                            return tx_hash, mined
+                    found = await self._found(hashes)
+                    if found is not None:
+                        return found
                     await asyncio.sleep(poll_s)
         except TimeoutError:
             raise StuckTransaction(
                 f"transaction {to_hex(hashes[-1])} was not mined in time. "
                 "Look again later, or replace it with higher fees."
             ) from None
+
+    async def _found(self, hashes: Sequence[Bytes32]) -> tuple[Bytes32, Mined] | None:
+        """The one of these that a block holds now."""
+        for tx_hash in hashes:
+            mined = await self._receipt(tx_hash)
+            if mined is not None:
+                return tx_hash, mined
+        return None
 
     async def replace(
         self, tx: SignedTransaction, *, value_at_stake: int | None
@@ -352,79 +356,89 @@ class TransactionSender:
     ) -> Mined:
         """Prepare, broadcast and wait, for tools that keep no journal.
 
-        After an error the transaction may still be mined. The error says so. The same call is then
-        carried out once, however often this sender is asked for it: it has the same nonce again
-        until that is used.
+        After an error the transaction may still be mined. The error says so. Asked for the same
+        again, and if it would count twice, this sender goes on with what waits. It sends a new one
+        when the old one failed or cannot be mined any more.
 
         Raises:
             TransactionReverted: it failed.
+            EarlierCallMined: the same was asked for before, and is done. Nothing was sent.
             ChainError: it was not sent, or its end was not seen.
         """
-        effect = call.to, call.data, call.value
-        sent = self._unsettled.pop(effect, [])
+        sent = await self._still_waiting(call, poll_s)
+        async with self._remembering(call, sent):
+            await self._submit(call, sent)
+            tx_hash, mined = await self._until_mined(sent, timeout_s, poll_s)
+        if not mined.success:
+            raise await self.explain(next(tx for tx in sent if tx.hash == tx_hash), mined)
+        return mined
+
+    @contextlib.asynccontextmanager
+    async def _remembering(self, call: Call, sent: list[SignedTransaction]) -> AsyncIterator[None]:
+        """Remember what was sent for a call if its end is not seen, and say so in the error."""
         try:
-            tx, mined = await self._carry_out(call, sent, timeout_s, poll_s)
+            yield
         except BaseException as error:
             if sent:
                 # If it waits all the same, the node's own count of pending ones holds its nonce. If
                 # the node has dropped it, what comes next must not wait for it, and may have it.
-                self.give_up(sent[-1])
-                self._unsettled[effect] = sent
+                self._nonces.free(sent[-1].nonce)
+                if call.counts_twice:
+                    self._unsettled.append(sent)
             if sent and isinstance(error, ChainError):
                 # Its class says what can be done about the node, so it stays.
-                error.args = (f"{str(error).rstrip('.')}. {_what_waits(sent[-1])}",)
-                if isinstance(error, StuckTransaction):
-                    error.args = (f"{error}{await self._gap_below(sent[-1])}",)
+                text = str(error) if str(error).endswith((".", "?")) else f"{error}."
+                gap = await self._gap_below(sent[-1]) if isinstance(error, StuckTransaction) else ""
+                error.args = (f"{text} {_what_waits(call, sent[-1])}{gap}",)
             raise
-        # What else was sent with this nonce cannot be mined any more.
-        left = self._unsettled.items()
-        self._unsettled = {one: txs for one, txs in left if txs[0].nonce != tx.nonce}
-        if not mined.success:
-            raise await self.explain(tx, mined)
-        return mined
 
-    async def _carry_out(
-        self, call: Call, sent: list[SignedTransaction], timeout_s: float, poll_s: float
-    ) -> tuple[SignedTransaction, Mined]:
-        """Send a call, or again with the nonce of what was sent for it. `sent` grows with it."""
-        if sent:
-            self._nonces.hold(sent[-1].nonce)
-        found = await self._settled(sent)
-        if found is not None:
-            return found
-        earlier = bool(sent)
-        # A person or a tool asked for it, and the fee policy bounds it.
-        if not earlier:
-            sent.append(await self.prepare(call, value_at_stake=None))
-        else:
-            with contextlib.suppress(FeeTooHigh):
-                sent.append(await self.replace(sent[-1], value_at_stake=None))
+    async def _still_waiting(self, call: Call, poll_s: float) -> list[SignedTransaction]:
+        """Take an earlier attempt at a call that still waits. Empty: there is none.
+
+        An attempt that is over is forgotten. `EarlierCallMined` if it did what was wanted.
+        """
+        while sent := next((txs for txs in self._unsettled if _makes(txs[0], call)), None):
+            self._unsettled.remove(sent)
+            hashes = [tx.hash for tx in sent]
+            async with self._remembering(call, sent):
+                used = await self._count("latest") > sent[-1].nonce
+                found = await self._found(hashes)
+                if used and found is None:  # perhaps by one of these: a node may lag
+                    with contextlib.suppress(StuckTransaction):
+                        found = await self._any_mined(hashes, RESEND_S, poll_s)
+            if found is not None and found[1].success:
+                raise EarlierCallMined(
+                    f"an earlier call of this kind was mined in block {found[1].block} "
+                    f"({to_hex(found[0])}). Ask again if it is wanted once more."
+                )
+            if not used and found is None:
+                return sent
+        return []
+
+    async def _submit(self, call: Call, sent: list[SignedTransaction]) -> None:
+        """Send a call, or what was sent for it before. `sent` grows with it."""
+        if not sent:
+            sent.append(await self.prepare(call, value_at_stake=None))  # the fee policy bounds it
+            try:
+                await self.broadcast(sent[0])
+            except (FeeTooLow, InsufficientGas, NonceTaken) as error:
+                if isinstance(error.__cause__, RpcRefused) and error.__cause__.by_all:
+                    self.forget(sent.pop())  # no node holds it
+                raise
+            return
+        self._nonces.hold(sent[-1].nonce)
+        too_low = sent[-1].max_fee < (await fee_market(self.rpc)).base_fee
         try:
             await self.broadcast(sent[-1])
-        except (FeeTooLow, InsufficientGas, NonceTaken):
-            if not earlier:
-                self.forget(sent.pop())  # no node holds it
-                raise
-        return await self._until_mined(sent, timeout_s, poll_s)
-
-    async def _settled(
-        self, sent: list[SignedTransaction]
-    ) -> tuple[SignedTransaction, Mined] | None:
-        """The one that is mined. Once another's transaction has their nonce, all are dropped."""
-        over = False
-        for tx in sent:
-            try:
-                outcome = await self.outcome(tx.hash, nonce=tx.nonce)
-            except NoFinality:
-                continue
-            if isinstance(outcome, Finalized):
-                return tx, outcome.mined
-            if isinstance(outcome, Mined):
-                return tx, outcome
-            over = over or isinstance(outcome, Superseded)
-        if over:
-            sent.clear()
-        return None
+        except FeeTooLow:
+            too_low = True
+        except NonceTaken:
+            return  # perhaps by itself
+        if too_low:
+            # Also when the old one is mined meanwhile, the wait finds out.
+            with contextlib.suppress(FeeTooHigh, FeeTooLow, NonceTaken):
+                sent.append(await self.replace(sent[-1], value_at_stake=None))
+                await self.broadcast(sent[-1])
 
     async def _gap_below(self, tx: SignedTransaction) -> str:
         """Say which nonce below a transaction nobody uses, if that is so."""
@@ -435,18 +449,14 @@ class TransactionSender:
         return ""
 
     async def _until_mined(
-        self, sent: Sequence[SignedTransaction], timeout_s: float, poll_s: float
-    ) -> tuple[SignedTransaction, Mined]:
+        self, sent: list[SignedTransaction], timeout_s: float, poll_s: float
+    ) -> tuple[Bytes32, Mined]:
         """Wait, and send the newest again now and then: a node may have dropped it, or replaced it
-        by another one of the same nonce (`NonceTaken`)."""
-
-        async def wait(within_s: float) -> tuple[SignedTransaction, Mined]:
-            tx_hash, mined = await self._any_mined([tx.hash for tx in sent], within_s, poll_s)
-            return next(tx for tx in sent if tx.hash == tx_hash), mined
-
+        by another one of the same nonce (`NonceTaken`, and `sent` is empty if that is mined)."""
+        hashes = [tx.hash for tx in sent]
         for _ in range(int(timeout_s / RESEND_S)):
             with contextlib.suppress(StuckTransaction):
-                return await wait(RESEND_S)
+                return await self._any_mined(hashes, RESEND_S, poll_s)
             try:
                 await self.broadcast(sent[-1])
             except FeeTooLow:
@@ -454,10 +464,13 @@ class TransactionSender:
             except NonceTaken:
                 # Perhaps by itself: one node behind an address has mined it, and the one that was
                 # asked does not know it yet. Who is told of a failure now does it a second time.
+                used = await self._count("latest") > sent[-1].nonce
                 with contextlib.suppress(StuckTransaction):
-                    return await wait(RESEND_S)
+                    return await self._any_mined(hashes, RESEND_S, poll_s)
+                if used:
+                    sent.clear()
                 raise
-        return await wait(timeout_s % RESEND_S)
+        return await self._any_mined(hashes, timeout_s % RESEND_S, poll_s)
 
     async def explain(self, tx: SignedTransaction, mined: Mined) -> TransactionReverted:
         """Why a mined transaction failed, by running it again at the state after its block."""
@@ -547,7 +560,7 @@ class TransactionSender:
         raw = await self.rpc.call("eth_getTransactionReceipt", to_hex(tx_hash))
         if raw is None or member(raw, "blockNumber", "a receipt") is None:
             return None
-        return _mined(raw)
+        return Mined.of(raw)
 
     async def _refused(self, tx: SignedTransaction, error: RpcRefused) -> None:
         """Return when the refusal means that the node already has this very transaction, else
@@ -578,30 +591,23 @@ def _call_of(tx: SignedTransaction) -> Call:
     return Call("again", u.to, u.data, u.gas_limit, u.value)
 
 
-def _what_waits(tx: SignedTransaction) -> str:
+def _makes(tx: SignedTransaction, call: Call) -> bool:
+    """Whether a transaction makes this call."""
+    u = tx.unsigned
+    return (u.to, u.data, u.value) == (call.to, call.data, call.value)
+
+
+def _what_waits(call: Call, tx: SignedTransaction) -> str:
     """What may still be mined, and what can be done about it."""
+    look = "Look for it first: asked for by a new command, the same would be done a second time. "
     return (
         f"Transaction {to_hex(tx.hash)} has nonce {tx.nonce} of {to_hex(tx.sender)} and may still "
-        "be mined. Look for it first: asked for by a new command, the same would be done a second "
-        "time. To give it up, use its nonce for something else in a wallet."
+        f"be mined. {look if call.counts_twice else ''}"
+        "To give it up, use its nonce for something else in a wallet."
     )
 
 
 def _no_funds(signer: AsyncSigner) -> InsufficientGas:
     return InsufficientGas(
         f"{to_hex(signer.address)} cannot pay for gas. Send it some of the chain's native coin."
-    )
-
-
-def _mined(raw: Any) -> Mined:
-    def field(name: str) -> Any:
-        return member(raw, name, "a receipt")
-
-    return Mined(
-        block=quantity(field("blockNumber"), "a receipt's block"),
-        block_hash=hash_of(field("blockHash"), "a receipt's block hash"),
-        gas_used=quantity(field("gasUsed"), "the gas used"),
-        gas_price=quantity(field("effectiveGasPrice"), "the gas price"),
-        success=quantity(field("status"), "a receipt's status") == 1,
-        logs=tuple(parse_logs(field("logs"))),
     )

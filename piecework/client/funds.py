@@ -125,7 +125,7 @@ class Funds:
         """Deposit from the payer's own tokens and gas.
 
         After a `ChainError` it may still be mined. Asked for the same amount again, this client
-        goes on with that deposit. A new client makes another one.
+        goes on with that deposit, or says that it is done. A new client makes another one.
 
         Args:
             amount: How much goes into the escrow.
@@ -136,6 +136,8 @@ class Funds:
         Raises:
             AmountError: The text is not an amount of this market's token.
             InsufficientFunds: The payer's account holds fewer tokens.
+            EarlierCallMined: An earlier deposit of this amount ended in an error and was mined
+                since. Nothing was sent. Ask again for another one.
             ChainError: The transaction was not mined, or there is no gas for it.
 
         Example:
@@ -408,7 +410,8 @@ class Funds:
     ) -> Withdrawal:
         """Finish due withdrawals of channels, then send pooled tokens out of the escrow.
 
-        What channels may still take stays in the escrow.
+        What channels may still take stays in the escrow. After a `ChainError` it may still be
+        mined, as with `deposit`.
 
         Args:
             amount: How much, or None for all that is free.
@@ -417,6 +420,8 @@ class Funds:
         Raises:
             AmountError: The text is not an amount of this market's token.
             InsufficientFunds: Less than `amount` is free.
+            EarlierCallMined: An earlier withdrawal of this amount to this account ended in an
+                error and was mined since. Nothing was sent. Ask again for another one.
             ChainError: A transaction was not mined, or there is no gas for it.
 
         Example:

@@ -42,7 +42,7 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.metrics import Metrics
-from piecework_node.runtime.channels import as_seen, observation
+from piecework_node.runtime.channels import as_seen, is_possible, observation
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.settlement.payouts import META
 from piecework_node.times import now
@@ -236,12 +236,15 @@ class Leaver:
     async def _note_channels(self, channels: Sequence[StoredChannel]) -> None:
         """Let the journal hear where its channels stand, as a worker that runs does.
 
-        Also of what an attempt before this one has settled.
+        Also of what an attempt before this one has settled. Each channel is heard on its own, so
+        that a node that goes away costs nothing that it has said.
         """
         moment = now(SystemClock())
-        words = [as_seen(stored, await self._reader.channel(stored.id)) for stored in channels]
-        new = [word for word, stored in zip(words, channels, strict=True) if word != stored]
-        await self._append([observation(word, moment) for word in new])
+        for stored in channels:
+            seen = await self._reader.channel(stored.id)
+            word = as_seen(stored, seen)
+            if word != stored and is_possible(seen):
+                await self._append([observation(word, moment)])
 
     async def _note_waiting(self, tokens: Iterable[Address]) -> None:
         """Let the journal hear what waits in the escrow now."""

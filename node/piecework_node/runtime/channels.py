@@ -478,7 +478,7 @@ class Channels:
         same, because it is where a claim would be paid. What no escrow can say is not taken over.
         """
         stored = live.stored
-        if seen.settled + seen.withdrawn > seen.funded:
+        if not is_possible(seen):
             self._log.error(
                 "the chain says what no escrow can",
                 channel=live.id,
@@ -536,6 +536,11 @@ def as_seen(stored: StoredChannel, seen: ChannelOnChain) -> StoredChannel:
         requested_at=seen.withdrawal_requested_at,
         requests=seen.requests,
     )
+
+
+def is_possible(seen: ChannelOnChain) -> bool:
+    """Whether an escrow can say this of a channel."""
+    return seen.settled + seen.withdrawn <= seen.funded
 
 
 def observation(stored: StoredChannel, at: Timestamp) -> ChannelObserved:

@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from piecework.chain.calls import Call
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework_node.daemon.leaving import LeaveStep
+from piecework.chain.errors import ChainError, RpcUnavailable
+from piecework.chain.reader import ChainReader
+from piecework.chain.rpc import JsonRpc
+from piecework_node import config
+from piecework_node.daemon.leaving import Leaver, LeaveStep
+from piecework_node.daemon.owning import OwnerHands
 from piecework_node.daemon.running import open_journal
-from piecework_node.journal.records import MetaSet
+from piecework_node.journal.records import ChannelObserved, ChannelSeen, MetaSet
 from piecework_node.settlement.payouts import META
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Timestamp, parse_address
-from tests.support.chain.chains import MIN_STAKE, UNBONDING_DELAY_S, USD, TestMarket, deployed
-from tests.support.node.leaving import killed, leave, leave_here
+from piecework_protocol.types import Amount, ChannelId, Timestamp, parse_address
+from tests.support.chain.chains import (
+    MIN_STAKE,
+    UNBONDING_DELAY_S,
+    USD,
+    TestMarket,
+    channel_of,
+    deployed,
+)
+from tests.support.node.leaving import SENDING, killed, leave, leave_here
 from tests.support.node.owed import (
     FEE,
     OPERATOR,
@@ -26,7 +39,7 @@ from tests.support.node.owed import (
     owed_worker,
 )
 from tests.support.system.commands import piecework
-from tests.support.system.worker_process import PASSWORD, RECEIVER
+from tests.support.system.worker_process import PASSWORD, POLL_S, RECEIVER
 
 pytestmark = pytest.mark.process
 
@@ -103,6 +116,54 @@ async def test_the_journal_hears_what_leaving_has_settled_and_pushed(tmp_path: P
         await journal.close()
         assert stored is not None and stored.state is ChannelState.OPEN
         assert (stored.deposit, stored.settled) == (5 * USD, OWED)
+
+
+class OddRpc:
+    """A node that answers otherwise about one channel once a transaction was sent."""
+
+    def __init__(self, inner: JsonRpc, channel: ChannelId, answer: str | ChainError) -> None:
+        self._inner, self._channel, self._answer = inner, channel, answer
+        self._odd = False
+
+    async def call(self, method: str, *params: Any) -> Any:
+        if self._odd and method == "eth_call" and self._channel.hex() in params[0]["data"]:
+            if isinstance(self._answer, ChainError):
+                raise self._answer
+            return self._answer
+        self._odd = self._odd or method == SENDING
+        return await self._inner.call(method, *params)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+
+IMPOSSIBLE = "0x" + "".join(f"{word:064x}" for word in (1, 7 * USD, 0, 0, 0, 0, 0))
+"""More settled than was ever put in."""
+
+
+@pytest.mark.parametrize("answer", [IMPOSSIBLE, RpcUnavailable("the node is away")])
+async def test_what_is_settled_is_heard_whatever_a_node_says_of_another_channel(
+    tmp_path: Path, answer: str | ChainError
+) -> None:
+    async with EmbeddedChain() as chain, deployed(chain) as market:
+        owed = await owed_worker(tmp_path, market, chain.url)
+        other = channel_of(market, OWNER, OPERATOR, receiver=RECEIVER)
+        id_ = other.id(market.reader.domain)
+        journal = await open_journal(owed.worker.home)
+        seen = ChannelObserved(id_, ChannelState.OPEN, Amount(USD), Amount(0), Timestamp(1))
+        await journal.append([ChannelSeen(id_, other), seen])
+        await journal.close()
+        reader = ChainReader(OddRpc(market.reader.rpc, id_, answer), market.deployment)
+        settings = config.load(owed.worker.home.root, environment={})
+        leaver = Leaver(
+            owed.worker.home, settings, OPERATOR, OwnerHands(reader, poll_s=POLL_S), poll_s=POLL_S
+        )
+        if isinstance(answer, ChainError):
+            with pytest.raises(RpcUnavailable):
+                await leaver.run(LeaveStep.SETTLE)
+        else:
+            await leaver.run(LeaveStep.SETTLE)
+        assert (await heard(owed))[0] == OWED
 
 
 async def test_a_top_up_that_vouchers_count_on_is_sent_before_they_are_settled(

@@ -243,3 +243,25 @@ def test_a_class_that_is_passed_as_a_struct_has_the_members_of_the_struct_in_the
         for kind, cls in STRUCTS.items()
     }
     assert named == {kind: found[kind] for kind in STRUCTS}
+
+
+def test_a_call_counts_twice_if_nothing_refuses_its_repetition() -> None:
+    me, sum_ = WORKER.address, Amount(5)
+    again = [
+        calls.deposit(MARKET, TOKEN, sum_, me),
+        calls.withdraw_balance(MARKET, TOKEN, sum_, me),
+        calls.add_stake(MARKET, me, sum_),
+        calls.transfer(TOKEN, me, sum_),
+        calls.mint(TOKEN, me, sum_),
+        calls.send_native(me, 5),
+    ]
+    once = [
+        calls.approve(TOKEN, ESCROW, sum_),
+        calls.fund(MARKET, CHANNEL, sum_),
+        calls.request_withdrawal(MARKET, CHANNEL, sum_, Uint64(0)),
+        calls.withdraw(MARKET, CHANNEL),
+        calls.push_payout(MARKET, TOKEN, me),
+        calls.set_payout(MARKET, me, me),
+    ]
+    assert all(call.counts_twice for call in again)
+    assert not any(call.counts_twice for call in once)

@@ -606,7 +606,10 @@ def test_a_transaction_is_refused_only_when_no_node_can_have_it() -> None:
             assert await quorum.call(method, "0x00") == TAKEN
         late.answers[method] = refused
         answer, _ = await timed(quorum.call(method, "0x00"))
-        assert answer is refused
+        assert answer is refused and refused.by_all
+        late.answers[method] = RpcUnavailable("no answer in time")
+        answer, _ = await timed(quorum.call(method, "0x00"))
+        assert answer is refused and not refused.by_all, "it may have it all the same"
 
     simulate(send())
 

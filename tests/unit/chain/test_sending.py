@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
 
-from piecework.chain.calls import Call, mint, send_native
+from piecework.chain.calls import mint, send_native
 from piecework.chain.errors import (
     BadAnswer,
-    ChainError,
     FeeTooHigh,
     InsufficientGas,
     MethodMissing,
@@ -48,7 +46,6 @@ from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.types import Address, Amount, keccak256, to_hex
 from tests.support.chain.chains import signer
 from tests.support.virtual_time import simulate
-from tests.support.waiting import pass_time
 
 WORKER, OTHER = signer("worker"), signer("other")
 TOKEN = Address(bytes([3]) * 20)
@@ -263,199 +260,6 @@ def test_a_nonce_that_a_slow_node_calls_taken_is_looked_at_again_before_it_is_a_
     assert simulate(node(4).execute(call, poll_s=1.0)).success
     with pytest.raises(NonceTaken):
         simulate(node(1000).execute(call, poll_s=1.0))
-
-
-# --- a call that is asked for again
-
-
-class Ledger(ScriptedRpc):
-    """A node with a pool. It mines the nonces in order, and each at once if `mines`."""
-
-    def __init__(self) -> None:
-        super().__init__({})
-        self.mines = True
-        self.counts_wrongly: int | None = None
-        self.pool: dict[int, SignedTransaction] = {}
-        self.mined: dict[int, SignedTransaction] = {}
-        self.answers |= {
-            "eth_getTransactionCount": self._count,
-            "eth_sendRawTransaction": self._take,
-            "eth_getTransactionReceipt": self._receipt,
-            "eth_getTransactionByHash": self._known,
-        }
-
-    def effects(self, call: Call) -> int:
-        """How often a call was carried out."""
-        unsigned = [tx.unsigned for tx in self.mined.values()]
-        return [(u.to, u.data, u.value) for u in unsigned].count((call.to, call.data, call.value))
-
-    def mine(self) -> None:
-        while len(self.mined) in self.pool:
-            nonce = len(self.mined)
-            self.mined[nonce] = self.pool.pop(nonce)
-
-    def _count(self, _: str, block: str) -> str:
-        count = len(self.mined) if self.counts_wrongly is None else self.counts_wrongly
-        while block == "pending" and count in self.pool:
-            count += 1
-        return hex(count)
-
-    def _take(self, raw: str) -> str:
-        tx = SignedTransaction.from_raw(bytes.fromhex(raw[2:]))
-        old = self.pool.get(tx.nonce)
-        if tx.nonce in self.mined:
-            raise refusal("nonce too low")
-        if old is not None and old != tx and tx.max_fee * 8 < old.max_fee * 9:
-            raise refusal("replacement transaction underpriced")
-        self.pool[tx.nonce] = tx
-        if self.mines:
-            self.mine()
-        return to_hex(tx.hash)
-
-    def _receipt(self, tx_hash: str) -> Any:
-        return RECEIPT if tx_hash in {to_hex(tx.hash) for tx in self.mined.values()} else None
-
-    def _known(self, tx_hash: str) -> Any:
-        waits = tx_hash in {to_hex(tx.hash) for tx in self.pool.values()}
-        return {"blockNumber": None} if waits else None
-
-
-DEPOSIT = mint(TOKEN, WORKER.address, Amount(5))
-"""Carried out twice, it counts twice."""
-
-
-def test_a_call_that_waits_above_a_gap_is_not_done_twice_when_it_is_asked_for_again() -> None:
-    async def ask() -> None:
-        node = Ledger()
-        tool = TransactionSender(node, WORKER, 31337)
-        node.counts_wrongly = 2
-        with pytest.raises(StuckTransaction, match="has nonce 2 of 0x"):
-            await tool.execute(DEPOSIT, poll_s=1.0)
-        node.counts_wrongly = None
-        with pytest.raises(StuckTransaction, match="waits for nonce 0, which nobody uses"):
-            await tool.execute(DEPOSIT, poll_s=1.0)
-        assert list(node.pool) == [2], "it would be mined beside the first one"
-        for wei in (1, 2):
-            await tool.execute(send_native(OTHER.address, wei), poll_s=1.0)
-        assert (await tool.execute(DEPOSIT, poll_s=1.0)).success
-        assert node.effects(DEPOSIT) == 1
-        await tool.execute(DEPOSIT, poll_s=1.0)
-        assert node.effects(DEPOSIT) == 2, "what is over is asked for anew"
-
-    simulate(ask())
-
-
-def test_a_call_that_waits_in_the_pool_is_outbid_when_it_is_asked_for_again() -> None:
-    async def ask() -> None:
-        node = Ledger()
-        tool = TransactionSender(node, WORKER, 31337)
-        node.mines = False
-        with pytest.raises(StuckTransaction, match="would be done a second time"):
-            await tool.execute(DEPOSIT, poll_s=1.0)
-        first = node.pool[0]
-        node.mines = True
-        assert (await tool.execute(DEPOSIT, poll_s=1.0)).success
-        assert node.effects(DEPOSIT) == len(node.mined) == 1
-        assert node.mined[0].max_fee >= first.max_fee * 9 // 8
-
-    simulate(ask())
-
-
-@pytest.mark.parametrize("error", [StuckTransaction, RpcUnavailable, asyncio.CancelledError])
-def test_a_call_that_was_mined_after_its_error_is_not_done_again(
-    error: type[BaseException],
-) -> None:
-    async def ask() -> None:
-        node = Ledger()
-        tool = TransactionSender(node, WORKER, 31337)
-        node.mines = False
-        if error is RpcUnavailable:
-            node.answers["eth_getTransactionReceipt"] = RpcUnavailable("away")
-        work = asyncio.create_task(tool.execute(DEPOSIT, poll_s=1.0))
-        await pass_time(10.0)
-        if error is asyncio.CancelledError:
-            work.cancel()
-        with pytest.raises(error):
-            await work
-        node.mine()
-        node.answers["eth_getTransactionReceipt"] = node._receipt
-        assert (await tool.execute(DEPOSIT, poll_s=1.0)).success
-        assert node.effects(DEPOSIT) == 1
-
-    simulate(ask())
-
-
-def test_an_error_while_a_transaction_may_be_mined_says_which_and_what_to_do() -> None:
-    async def ask() -> None:
-        node = Ledger()
-        node.answers["eth_sendRawTransaction"] = RpcUnavailable("the node is away")
-        text = r"^the node is away\. Transaction 0x[0-9a-f]{64} has nonce 0 of 0x.*wallet"
-        with pytest.raises(RpcUnavailable, match=text):
-            await TransactionSender(node, WORKER, 31337).execute(DEPOSIT)
-
-    simulate(ask())
-
-
-def test_a_call_whose_nonce_another_transaction_has_used_for_good_is_sent_anew() -> None:
-    async def ask(by_us: bool) -> None:
-        node = Ledger()
-        tool = TransactionSender(node, WORKER, 31337)
-        node.mines = False
-        with pytest.raises(StuckTransaction):
-            await tool.execute(DEPOSIT, poll_s=1.0)
-        node.pool.clear()
-        node.mines = True
-        sender = tool if by_us else TransactionSender(node, WORKER, 31337)
-        await sender.execute(send_native(OTHER.address, 1), poll_s=1.0)
-        assert (await tool.execute(DEPOSIT, poll_s=1.0)).success
-        assert node.effects(DEPOSIT) == 1 and len(node.mined) == 2
-
-    for by_us in (True, False):
-        simulate(ask(by_us))
-
-
-def test_a_dropped_call_is_sent_again_with_its_nonce_also_where_nothing_is_ever_final() -> None:
-    async def ask() -> None:
-        node = Ledger()
-        tool = TransactionSender(node, WORKER, 31337)
-        node.mines = False
-        with pytest.raises(StuckTransaction):
-            await tool.execute(DEPOSIT, poll_s=1.0)
-        node.pool.clear()
-
-        def latest_alone(tag: str, _: bool) -> Any:
-            if tag == "finalized":
-                raise RpcRefused("eth_getBlockByNumber", -32602, "unknown block tag")
-            return block(tag, False)
-
-        node.answers["eth_getBlockByNumber"] = latest_alone
-        work = asyncio.create_task(tool.execute(DEPOSIT, poll_s=1.0))
-        await pass_time(1.5)
-        assert list(node.pool) == [0]
-        node.pool.clear()
-        node.mines = True
-        other = await tool.execute(send_native(OTHER.address, 1), poll_s=1.0)
-        assert other.success and (await work).success
-        assert node.mined[0].unsigned.data == DEPOSIT.data and len(node.mined) == 2
-
-    simulate(ask())
-
-
-def test_what_no_node_took_is_forgotten() -> None:
-    async def ask() -> None:
-        node = Ledger()
-        tool = TransactionSender(node, WORKER, 31337)
-        taking = node.answers["eth_sendRawTransaction"]
-        for message in ("transaction underpriced", "insufficient funds", "nonce too low"):
-            node.answers["eth_sendRawTransaction"] = refusal(message)
-            with pytest.raises(ChainError) as refused:
-                await tool.execute(DEPOSIT)
-            assert "may still be mined" not in str(refused.value)
-        node.answers["eth_sendRawTransaction"] = taking
-        await TransactionSender(node, WORKER, 31337).execute(send_native(OTHER.address, 1))
-        assert (await tool.execute(DEPOSIT)).success
-
-    simulate(ask())
 
 
 async def test_a_silent_node_leaves_the_outcome_open() -> None:
