@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from piecework.base.amounts import AmountError, TokenAmount, TokenMismatch
 from piecework.base.errors import PieceworkError, SettingsError, UsageError
 from piecework.base.text import one_line
-from piecework.chain.errors import ChainError
+from piecework.chain.errors import ChainError, EarlierCallMined
 from piecework_protocol.errors import (
     EvidenceRefused,
     MalformedInput,
@@ -28,6 +28,7 @@ __all__ = [
     "ChainError",
     "ClientError",
     "DisputeError",
+    "EarlierCallMined",
     "EvidenceRefused",
     "FeeOverLimit",
     "HomeError",

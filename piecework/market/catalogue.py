@@ -269,12 +269,11 @@ def _spread(items: Sequence[_Item], value: Callable[[_Item], int]) -> FiveNumber
     sizes = [len(entry.listed.signed.offer.models) for _, entry in items]
     of_all = lcm(*set(sizes))
     shares = {size: of_all // size for size in set(sizes)}
-    ends = list(accumulate(shares[size] for size in sizes))
-    # A place among the workers, as if each had a single model. The last one has all of its own.
-    span = max(0, ends[-1] - of_all)
-    at = (bisect_right(ends, span * part // 4) for part in range(4))
-    least, lower, middle, upper = (value(items[place]) for place in at)
-    return least, lower, middle, upper, value(items[-1])
+    # How much lies before each. Of equal shares that is the item's number.
+    before = list(accumulate([shares[size] for size in sizes], initial=0))[:-1]
+    at = (bisect_right(before, before[-1] * part // 4) - 1 for part in range(5))
+    least, lower, middle, upper, most = (value(items[place]) for place in at)
+    return least, lower, middle, upper, most
 
 
 def _items(sort: Sort, listed: Listed) -> list[_Item]:
