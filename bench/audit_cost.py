@@ -39,6 +39,7 @@ def audited(models: Models, worker: Numerics, auditor: Numerics, jobs: int) -> d
     loaded, draw = models.of(worker), random.Random(1)  # noqa: S311  a workload, no secret
     forced: list[float] = []
     replayed: list[float] = []
+    job_times: list[float] = []
     canvases: list[int] = []
     steps: list[int] = []
     number = 0
@@ -54,6 +55,7 @@ def audited(models: Models, worker: Numerics, auditor: Numerics, jobs: int) -> d
         opened, claimed = one.opened(models.of(auditor).limits), one.request
         count = len(one.records)
         work = cpu_s(lambda: models.forced(auditor).figures(claimed, opened))  # noqa: B023
+        job_times.append(job_s)
         forced.append(work / job_s)
         work = cpu_s(lambda: models.replayer(worker).replay(claimed, steps=count))  # noqa: B023
         replayed.append(work / job_s)
@@ -65,16 +67,18 @@ def audited(models: Models, worker: Numerics, auditor: Numerics, jobs: int) -> d
         "jobs": jobs,
         "canvases_median": statistics.median(canvases),
         "steps_median": statistics.median(steps),
-        "forced": shares(forced),
-        "replay": shares(replayed),
+        "forced": shares(forced, job_times),
+        "replay": shares(replayed, job_times),
         "goal": GOAL,
     }
 
 
-def shares(found: list[float]) -> dict[str, float]:
-    """Least, median, nine of ten, and most."""
-    figures = (min(found), statistics.median(found), percentile(found, 0.9), max(found))
-    names = ("least", "median", "p90", "most")
+def shares(found: list[float], job_times: list[float]) -> dict[str, float]:
+    """Least, median, nine of ten, and most of the shares, and that of all audits in all jobs."""
+    work = sum(share * job_s for share, job_s in zip(found, job_times, strict=True))
+    middle, high = statistics.median(found), percentile(found, 0.9)
+    figures = (min(found), middle, high, max(found), work / sum(job_times))
+    names = ("least", "median", "p90", "most", "of_all")
     return {name: round(share, 4) for name, share in zip(names, figures, strict=True)}
 
 
