@@ -30,6 +30,8 @@ GOAL_CHEATS: Final = 300
 """Canvases of each worker that the page is to rest on."""
 BEGIN: Final = "<!-- bench.audit: begin -->"
 END: Final = "<!-- bench.audit: end -->"
+PLOT: Final = "audits/logits.svg"
+"""Where the plot lies beside the page."""
 TEN: Final = 10
 DRAWS: Final = 2000
 LEAST_CANVASES: Final = 40
@@ -376,11 +378,11 @@ class Places:
         """Those of the repository, or copies of them in a folder, which is made."""
         page = ROOT / "docs" / "audits.md"
         if folder is None:
-            return cls(page, page.parent / "audits" / "logits.svg", THRESHOLDS_FILE)
+            return cls(page, page.parent / PLOT, THRESHOLDS_FILE)
         folder.mkdir(parents=True, exist_ok=True)
         copy = folder / page.name
         copy.write_text(page.read_text(encoding="utf-8"), encoding="utf-8")
-        return cls(copy, folder / "audits" / "logits.svg", folder / THRESHOLDS_FILE.name)
+        return cls(copy, folder / PLOT, folder / THRESHOLDS_FILE.name)
 
 
 def write(folder: Path, model: str, places: Places) -> None:
@@ -452,6 +454,8 @@ def tables(figures: Mapping[str, list[Canvas]], rows: Sequence[AuditedRow]) -> I
         yield f"| {WORKERS[name]} | {auditor} | {share} |"
     yield ""
     yield "### Forced"
+    yield ""
+    yield f"![Each worker's score of the test logits, and the threshold]({PLOT})"
     yield ""
     yield (
         "| worker | kind | auditor | failed, one canvas | wrong, ten, from one "
