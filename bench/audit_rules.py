@@ -16,21 +16,20 @@ from typing import Any, Final
 
 import torch
 
+from bench.audit import OLDER
 from bench.audit_measure import BFLOAT16, CONDITIONS, Measuring, Models
 from bench.audit_workers import ServedCanvas
 from bench.report import environment
-from piecework_model import templates
 from piecework_model.checkpoint.loading import LoadedModel
-from piecework_model.requests import HOLE
 from piecework_protocol.objects import Finish, Kind, Receipt
 from piecework_protocol.rules import Case
 from piecework_protocol.rules.steps import check_steps
 from piecework_protocol.trace import CanvasRecord, StepField, pinned_root, trace_root
-from piecework_protocol.types import Amount, Digest, Micros, Uint32, Uint64
+from piecework_protocol.types import Amount, Digest, JobId, Micros, Uint32, Uint64
+from tests.support.model.traced_jobs import pins_of
 from tests.support.protocol import pair
 
 MICRO: Final = 1_000_000
-OLDER: Final = "older-checkpoint"
 NO_AMOUNT: Final = Amount(0)
 
 
@@ -38,9 +37,7 @@ def case_of(canvas: ServedCanvas, loaded: LoadedModel) -> Case:
     """Put a canvas as its worker shows it before the rules of its steps."""
     request, index = canvas.request, len(canvas.request.committed)
     size = loaded.limits.canvas_size
-    end = templates.end_before(request, request.committed, loaded.eos_ids)
-    held = templates.held(request, index, size, end)
-    pins = {place: token for place, token in enumerate(held) if token != HOLE}
+    pins = pins_of(request, request.committed, size, loaded.eos_ids)
     blank = pair.job(0, request.max_tokens)
     parameters = blank.parameters.replace(
         seed=Uint64(request.seed),
@@ -83,7 +80,7 @@ def _micros(value: float) -> Micros:
     return Micros(round(value * MICRO))
 
 
-def _receipt(job: Any, index: int, leaves: tuple[Digest, ...]) -> Receipt:
+def _receipt(job: JobId, index: int, leaves: tuple[Digest, ...]) -> Receipt:
     """What a worker signs for a canvas that goes on. No rule of its steps reads the amounts."""
     none, steps = Uint32(0), Uint32(len(leaves) - 1)
     return Receipt(

@@ -28,7 +28,7 @@ from piecework_model.checkpoint.loading import LoadedModel
 from piecework_model.engine.scheduler import joined_chunks, known_chunks
 from piecework_model.errors import NonFiniteError, OpeningError
 from piecework_model.layers.backbone import Backbone, CanvasesSegment, Segment
-from piecework_model.layers.cache import CanvasesCache, SequenceCache
+from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.projections import product, projection
 from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
@@ -190,7 +190,7 @@ class ForcedPass:
         embedded = self._backbone.embed(torch.from_numpy(before).to(self._device))
         zeros = torch.zeros_like(embedded[:size])
         given = torch.cat([zeros if step.given is None else step.given for step in steps])
-        segment = CanvasesSegment(CanvasesCache(cache), 0, len(steps), size)
+        segment = CanvasesSegment(cache, 0, len(steps), size)
         states = self._backbone.run(self._backbone.condition(embedded, given), [segment], width)
         rows = _rows(request, steps, free, self._limits.vocab_size)
         tiles = [

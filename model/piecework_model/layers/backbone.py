@@ -28,7 +28,7 @@ from piecework_model.bounds import kept_angle_bytes
 from piecework_model.elementwise import by_rows
 from piecework_model.fast_paths import FastPath
 from piecework_model.layers.attention import attend, attend_each, why_device_is_unfused
-from piecework_model.layers.cache import CanvasesCache, SequenceCache
+from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import (
     CudaRecorder,
     EagerPieceRunner,
@@ -45,12 +45,13 @@ Blocks = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class CanvasesSegment:
-    """Several canvases behind the same committed tokens in a pass. None sees another.
+    """Several canvases behind the same committed tokens in a pass. None sees another, and the cache
+    stays as it is.
 
     start: where the first of them is in the batch. size: tokens of each.
     """
 
-    cache: CanvasesCache
+    cache: SequenceCache
     start: int
     canvases: int
     size: int
@@ -360,7 +361,7 @@ class Backbone:
                 attended[segment.span] = self._attend_one(index, queries[segment.span], segment)
             else:
                 for some in segment.groups(limits.COPIED_CACHE_TOKENS):
-                    seen = segment.cache.view(index, keys[some], values[some], segment.size)
+                    seen = segment.cache.view_behind(index, keys[some], values[some], segment.size)
                     asking = queries[some].view(-1, segment.size, *queries.shape[1:])
                     attended[some] = attend_each(asking, *seen).flatten(0, 1)
         return attended.view(tokens, layer.heads * layer.head_dim)

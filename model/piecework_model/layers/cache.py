@@ -105,6 +105,18 @@ class SequenceCache:
             end - start,
         )
 
+    def view_behind(
+        self, layer: int, keys: Tensor, values: Tensor, size: int
+    ) -> tuple[Tensor, Tensor]:
+        """Return what canvases see that stand directly behind the committed tokens, none of which
+        sees another: keys and values [canvases, heads, visible + size, head_dim]. The committed
+        ones are copied for each, and nothing is written.
+
+        keys, values: the canvases' own, [canvases * size, heads, head_dim].
+        """
+        seen_keys, seen_values, _ = self.view(layer, 0, 0)
+        return _behind(seen_keys, keys, size), _behind(seen_values, values, size)
+
     def commit(self, tokens: int) -> None:
         """Commit the next `tokens` tokens, which are already written."""
         self.length += tokens
@@ -127,30 +139,6 @@ class SequenceCache:
         for layer, (keys, values) in enumerate(zip(chunk.keys, chunk.values, strict=True)):
             self.write(layer, 0, keys.transpose(0, 1), values.transpose(0, 1))
         self.commit(chunk.tokens)
-
-
-class CanvasesCache:
-    """Canvases behind the committed tokens of another cache, which they read and never change.
-
-    Each stands directly behind those, and none sees another.
-    """
-
-    def __init__(self, committed: SequenceCache) -> None:
-        self._committed = committed
-
-    @property
-    def length(self) -> int:
-        """Committed tokens, as in `SequenceCache`."""
-        return self._committed.length
-
-    def view(self, layer: int, keys: Tensor, values: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return what each canvas sees: keys and values [canvases, heads, visible + size,
-        head_dim]. The committed ones are copied for each.
-
-        keys, values: the canvases' own, [canvases * size, heads, head_dim].
-        """
-        seen_keys, seen_values, _ = self._committed.view(layer, 0, 0)
-        return _behind(seen_keys, keys, size), _behind(seen_values, values, size)
 
 
 def _behind(committed: Tensor, own: Tensor, size: int) -> Tensor:

@@ -11,6 +11,7 @@ import apsw
 
 from piecework.chain.rawtx import SignedTransaction
 from piecework_node.journal.records import (
+    FINAL_TX_STATES,
     OPEN_TX_STATES,
     EndedJob,
     PaidJob,
@@ -61,7 +62,10 @@ OPEN_CHANNELS: Final = (
     "state <> 'closed' OR settled < cumulative "
     "OR EXISTS (SELECT 1 FROM canvases WHERE channel = number AND leaf_index IS NULL)"
 )
-_OPEN_TX_STATES = ", ".join(repr(s.value) for s in TxState if s in OPEN_TX_STATES)
+_OPEN_TX_STATES, _FINAL_TX_STATES = (
+    ", ".join(repr(s.value) for s in TxState if s in states)
+    for states in (OPEN_TX_STATES, FINAL_TX_STATES)
+)
 _JOBS = (
     "SELECT number, id, frame, prompt_tokens, accepted_at, state, reason "
     "FROM jobs JOIN submissions ON submissions.job = number WHERE {} ORDER BY accepted_at, id"
@@ -100,12 +104,11 @@ _OWED = (
 )
 _TXS = (
     "SELECT kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used, fee_wei "
-    "FROM transactions WHERE state IN ({}) ORDER BY nonce, at"
+    "FROM transactions WHERE {} ORDER BY nonce, at"
 )
 _GIVEN_UP = (
-    "SELECT kind, raw, subjects, value, value_wei, at, state, moved_at, gas_used, fee_wei "
-    "FROM transactions WHERE state = 'replaced' AND nonce > coalesce((SELECT max(nonce) "
-    "FROM transactions WHERE state IN ('final', 'failed')), -1) ORDER BY nonce, at"
+    f"state = {TxState.REPLACED.value!r} AND nonce > coalesce((SELECT max(nonce) "  # noqa: S608  ours
+    f"FROM transactions WHERE state IN ({_FINAL_TX_STATES})), -1)"
 )
 _PAID_JOB = (
     "SELECT jobs.id, channels.id, accepted_at, amount, receipt, offer, frame FROM canvases "
@@ -263,12 +266,16 @@ def _channel(row: Sequence[Any], owed: Sequence[Sequence[Any]]) -> StoredChannel
 
 def open_transactions(db: apsw.Connection) -> tuple[StoredTx, ...]:
     """Return transactions whose outcome is not final, by nonce."""
-    return tuple(_transaction(row) for row in db.execute(_TXS.format(_OPEN_TX_STATES)).fetchall())
+    return _transactions(db, f"state IN ({_OPEN_TX_STATES})")
 
 
 def given_up(db: apsw.Connection) -> tuple[StoredTx, ...]:
     """Return transactions in state REPLACED with a nonce above each final one, by nonce."""
-    return tuple(_transaction(row) for row in db.execute(_GIVEN_UP).fetchall())
+    return _transactions(db, _GIVEN_UP)
+
+
+def _transactions(db: apsw.Connection, which: str) -> tuple[StoredTx, ...]:
+    return tuple(_transaction(row) for row in db.execute(_TXS.format(which)).fetchall())
 
 
 def _transaction(row: Sequence[Any]) -> StoredTx:

@@ -135,7 +135,7 @@ def honest_cases(loaded: LoadedModel, asked: TracedJob) -> list[Case]:
                 step.step: dict(zip(StepField, step.fields(), strict=True))
                 for step in records.steps[index]
             },
-            pins=_pins(request, committed[:index], model.canvas_size, loaded.eos_ids),
+            pins=pins_of(request, committed[:index], model.canvas_size, loaded.eos_ids),
             output=outputs[index],
             vocabulary=Vocabulary(loaded.eos_ids, loaded.tokenizer.control_ids),
         )
@@ -175,12 +175,13 @@ def _output(event: CanvasEvent | StoppedEvent, kind: Kind) -> Output:
     return TextOutput((), ())
 
 
-def _pins(
+def pins_of(
     request: GenerationRequest,
     committed: Sequence[tuple[int, ...]],
     size: int,
     end_ids: frozenset[int],
 ) -> dict[int, int]:
+    """The pinned positions of the canvas behind those that are committed, with their ids."""
     end = templates.end_before(request, committed, end_ids)
     entries = templates.held(request, len(committed), size, end)
     return {place: token for place, token in enumerate(entries) if token != HOLE}

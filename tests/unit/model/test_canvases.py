@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from piecework_model.engine.scheduler import PrefillChunk, joined_chunks
 from piecework_model.layers.attention import attend, attend_each
 from piecework_model.layers.backbone import CanvasesSegment
-from piecework_model.layers.cache import CanvasesCache, SequenceCache
+from piecework_model.layers.cache import SequenceCache
 from piecework_model.layout import CacheLayout, LayerLayout
 from piecework_model.requests import PromptImage
 
@@ -36,7 +36,7 @@ def committed(tokens: int) -> SequenceCache:
 def test_groups_of_canvases_are_all_of_them_in_order_and_bounded(
     tokens: int, canvases: int, size: int, most: int
 ) -> None:
-    segment = CanvasesSegment(CanvasesCache(committed(tokens)), 7, canvases, size)
+    segment = CanvasesSegment(committed(tokens), 7, canvases, size)
     groups = list(segment.groups(most))
     seen = [place for group in groups for place in range(group.start, group.stop)]
     assert seen == list(range(7, 7 + canvases * size))
@@ -53,7 +53,7 @@ def test_a_canvas_sees_the_committed_tokens_and_itself(
     size, cache = 4, committed(tokens)
     generator = torch.Generator().manual_seed(canvases)
     asked, keys, values = torch.randn((3, canvases * size, HEADS, DIM), generator=generator)
-    seen = CanvasesCache(cache).view(layer, keys, values, size)
+    seen = cache.view_behind(layer, keys, values, size)
     together = attend_each(asked.view(canvases, size, HEADS, DIM), *seen)
     before_keys, before_values, _ = cache.view(layer, 0, 0)
     if layer:
