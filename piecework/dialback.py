@@ -64,7 +64,7 @@ def chain_unavailable() -> DialRefused:
     return DialRefused("chain_unavailable", "the chain does not answer", retry_after_s=BUSY_S)
 
 
-class DialDesk:
+class DialBackServer:
     """Answers requests to dial."""
 
     def __init__(

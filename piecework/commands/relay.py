@@ -120,7 +120,7 @@ async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None
     from piecework.chain.reader import ChainReader
     from piecework.commands._server import logs_to_stderr, until_told_to_stop
     from piecework.relay.joined import Gatekeeper
-    from piecework.relay.operators import RegisteredOperators, dial_desk
+    from piecework.relay.operators import RegisteredOperators, dial_back_server
     from piecework.relay.server import Relay
     from piecework_protocol.relaying import relay_domain
 
@@ -135,8 +135,8 @@ async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None
         operators = RegisteredOperators(reader, clock)
         gatekeeper = Gatekeeper(name, domain, operators, clock)
         dialler = Dialler(public_only=deployment.chain_id not in DEVELOPMENT_CHAIN_IDS)
-        desk = dial_desk(operators, dialler, deployment.domain, clock)
-        relay = Relay(gatekeeper, desk, limits, clock=clock, log=structlog.get_logger())
+        dials = dial_back_server(operators, dialler, deployment.domain, clock)
+        relay = Relay(gatekeeper, dials, limits, clock=clock, log=structlog.get_logger())
         relay.start(sockets)
         try:
             async with _watched(relay, place.metrics) as url:

@@ -37,8 +37,8 @@ from piecework.base.http_server import BodyReader, BodyRefused, client_address
 from piecework.base.rates import Rate, RateLimiter, peer_key
 from piecework.chain.errors import ChainError
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
-from piecework.dialback import DialDesk, DialRefused, chain_unavailable
-from piecework.market.audit_desk import AuditDesk, ChannelSource
+from piecework.dialback import DialBackServer, DialRefused, chain_unavailable
+from piecework.market.audit_reports import AuditReports, ChannelSource
 from piecework.market.errors import Declined, OfferStoreError
 from piecework.market.explorer import layout, offers, worker
 from piecework.market.history import DAY_S
@@ -160,7 +160,7 @@ class IndexServer:
         self._trusted = trusted_proxies
         self._bodies = BodyReader(max_bytes=MAX_OFFER_BYTES, trusted=trusted_proxies)
         self._clock = clock or SystemClock()
-        self._audits = AuditDesk(store, registry, self._clock, trusted_proxies)
+        self._audits = AuditReports(store, registry, self._clock, trusted_proxies)
         self.metrics = MarketMetrics()
         self._posts = _limiter(ADDRESS_POSTS_PER_MINUTE, ADDRESS_POST_BURST)
         self._reads = _limiter(ADDRESS_READS_PER_MINUTE, ADDRESS_READ_BURST)
@@ -170,7 +170,7 @@ class IndexServer:
         self._log = structlog.get_logger("market")
         market = registry.domain
         public_only = market.chain_id not in DEVELOPMENT_CHAIN_IDS
-        self.dials = DialDesk(
+        self.dials = DialBackServer(
             dialler or Dialler(public_only=public_only), market, self._is_bonded, self._clock
         )
 

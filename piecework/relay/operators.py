@@ -12,7 +12,7 @@ from piecework.base.dialling import Dialler
 from piecework.base.errors import PieceworkError
 from piecework.chain.errors import ChainError
 from piecework.chain.reader import RegisteredWorker
-from piecework.dialback import DialDesk, chain_unavailable
+from piecework.dialback import DialBackServer, chain_unavailable
 from piecework.relay.limits import (
     MAX_OPERATORS,
     REGISTERED_S,
@@ -75,9 +75,9 @@ class RegisteredOperators:
         return registered
 
 
-def dial_desk(
+def dial_back_server(
     operators: RegisteredOperators, dialler: Dialler, market: Domain, clock: Clock
-) -> DialDesk:
+) -> DialBackServer:
     """Build what dials for these operators. market: the domain of its escrow."""
 
     async def is_bonded(operator: Address) -> bool:
@@ -86,4 +86,4 @@ def dial_desk(
         except RegistryAway:
             raise chain_unavailable() from None
 
-    return DialDesk(dialler, market, is_bonded, clock)
+    return DialBackServer(dialler, market, is_bonded, clock)

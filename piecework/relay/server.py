@@ -19,7 +19,7 @@ from piecework.base.clock import Clock
 from piecework.base.connections import MAX_ADDRESSES, ConnectionTable
 from piecework.base.listener import Listener
 from piecework.base.rates import Rate, RateLimiter
-from piecework.dialback import DialDesk, DialRefused
+from piecework.dialback import DialBackServer, DialRefused
 from piecework.relay.connection import RelayConnection
 from piecework.relay.joined import Gatekeeper, JoinedWorker, LinkEnded
 from piecework.relay.limits import (
@@ -44,15 +44,21 @@ class Relay:
     """Implements `Switchboard`. `start` accepts and `close` ends everything."""
 
     def __init__(
-        self, gatekeeper: Gatekeeper, desk: DialDesk, limits: RelayLimits, *, clock: Clock, log: Any
+        self,
+        gatekeeper: Gatekeeper,
+        dials: DialBackServer,
+        limits: RelayLimits,
+        *,
+        clock: Clock,
+        log: Any,
     ) -> None:
-        """desk: dials the addresses of workers that ask for it."""
+        """dials: dials the addresses of workers that ask for it."""
         self.buffer = memoryview(bytearray(READ_BYTES))
         self.counts: Counter[str] = Counter()
         """Connections that were ended, by reason."""
         self.dials: Counter[str] = Counter()
         """Addresses that were dialled for workers, by what became of it."""
-        self._desk = desk
+        self._dials = dials
         self.joins = self._passed_before = 0
         self._gatekeeper, self.limits = gatekeeper, limits
         self._clock, self._log = clock, log
@@ -200,7 +206,7 @@ class Relay:
                 data = await reader.readuntil(b"\n")
             link.disarm()
             try:
-                answer = await self._desk.answer(data)
+                answer = await self._dials.answer(data)
             except DialRefused as error:
                 self.refused(f"dial_{error.code}")
                 answer = error.body()

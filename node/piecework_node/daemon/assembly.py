@@ -28,7 +28,7 @@ from piecework_node.errors import ConfigError
 from piecework_node.evidence.steps import StepStore
 from piecework_node.home import Home
 from piecework_node.jobs.offers import OfferBoard
-from piecework_node.jobs.opening import OpeningDesk
+from piecework_node.jobs.opening import OpeningServer
 from piecework_node.jobs.terms import JobTimeouts, OperatorTerms
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.sqlite import SqliteJournal
@@ -51,7 +51,7 @@ from piecework_node.runtime.openings import OpeningCheck
 from piecework_node.runtime.signing import ARRIVES_S, PatientSigner
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainLink
-from piecework_node.settlement.fees import FeeDesk, FeeSettings
+from piecework_node.settlement.fees import FeeSchedule, FeeSettings
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.payouts import Payouts
 from piecework_node.settlement.policy import SettlePolicy
@@ -104,7 +104,7 @@ class Components:
     board: OfferBoard
     owners: Mapping[str, OwnerWatch]
     """By the name of the card."""
-    fees: FeeDesk
+    fees: FeeSchedule
 
     def owners_of(self, card: str | None) -> tuple[OwnerWatch, ...]:
         """Return who watches a card. None: all cards."""
@@ -238,10 +238,10 @@ async def assemble(base: Foundations) -> Components:
     """Join the parts. Whoever laid the foundations closes them. Raises `PieceworkError`."""
     config, journal, operator = base.config, base.journal, base.operator
     clock, log, metrics, domain = base.clock, base.log, base.metrics, base.deployment.domain
-    fees = FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI))
+    gas = FeePolicy(max_fee_wei=int(config.max_fee_gwei * GWEI))
     faults = FaultBoard(clock, metrics, log, patience_s=config.chain_outage_s)
     signer = _patient(operator, faults)
-    port = ChainLink(base.reader, signer, fees)
+    port = ChainLink(base.reader, signer, gas)
     keyring = await SealingKeyring.load(
         journal,
         base.secrets,
@@ -262,7 +262,7 @@ async def assemble(base: Foundations) -> Components:
     )
     write_offs = WriteOffs(runtime, channels, every_s=config.write_off_s, log=log)
     leaves = JournalLeaves(journal, base.engines.cards, keyring, domain, steps)
-    settler, desk, check = await _settlement(
+    settler, fees, check = await _settlement(
         base, port, channels, faults, write_offs=write_offs, leaves=leaves
     )
     terms = operator_terms(config, base.amounts, base.deployment.token)
@@ -282,7 +282,7 @@ async def assemble(base: Foundations) -> Components:
         domain=domain,
         signer=operator,
         clock=clock,
-        fees=desk.asked,
+        fees=fees.asked,
     )
     owners = await watch_cards(
         base.engines,
@@ -293,7 +293,7 @@ async def assemble(base: Foundations) -> Components:
         clock=clock,
         log=log,
     )
-    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owners, desk)
+    return Components(base, keyring, steps, runtime, channels, settler, worker, board, owners, fees)
 
 
 def _patient(operator: AsyncSigner, faults: FaultBoard) -> AsyncSigner:
@@ -316,7 +316,7 @@ def _runtime(
         metrics=base.metrics,
         log=base.log,
         steps=steps if base.config.evidence_bytes else None,
-        openings=OpeningDesk(opener, base.journal),
+        openings=OpeningServer(opener, base.journal),
     )
 
 
@@ -366,7 +366,7 @@ async def _settlement(
     *,
     write_offs: WriteOffs,
     leaves: JournalLeaves,
-) -> tuple[Settler, FeeDesk, OpeningCheck]:
+) -> tuple[Settler, FeeSchedule, OpeningCheck]:
     """Build what brings money to the chain: settlement, its fees, and its word on openings."""
     config, journal = base.config, base.journal
     clock, log, metrics = base.clock, base.log, base.metrics
@@ -378,8 +378,8 @@ async def _settlement(
     )
     limits = WatchLimits.of(base.deployment.chain_id, config.block_time_s)
     watch = NodeWatch(port, faults, clock=clock, limits=limits, metrics=metrics)
-    desk = FeeDesk(fee_settings(base.amounts), policy, lambda: watch.price)
-    openings = Openings(journal, channels, OpeningSimulations(port, lambda: watch.height), desk)
+    fees = FeeSchedule(fee_settings(base.amounts), policy, lambda: watch.price)
+    openings = Openings(journal, channels, OpeningSimulations(port, lambda: watch.height), fees)
     settler = Settler(
         channels,
         transactions,
@@ -403,7 +403,7 @@ async def _settlement(
         log=log,
         defence=_defence(base, port, leaves, transactions, faults),
     )
-    return settler, desk, openings.check
+    return settler, fees, openings.check
 
 
 def operator_terms(

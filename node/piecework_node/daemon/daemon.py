@@ -589,11 +589,11 @@ class Daemon:
         metrics.pause.set(int(p.worker.cards.pause is not None))
         for one in self._base.engines:
             show_card(metrics, one.card, p.runtime.load[one.card.name], p.owners[one.card.name])
-        desk = p.runtime.credit
-        if desk is not None:
-            totals = desk.totals()
+        credit = p.runtime.credit
+        if credit is not None:
+            totals = credit.totals()
             metrics.strangers.set(totals.strangers)
-            metrics.strangers_limit.set(desk.terms.strangers)
+            metrics.strangers_limit.set(credit.terms.strangers)
             metrics.left.set(totals.left)
             metrics.at_limit.set(totals.at_limit)
 

@@ -100,13 +100,13 @@ def _card_status(p: Components, one: KeptCard) -> dict[str, Any]:
 
 def _credit_status(p: Components, totals: CreditTotals | None) -> dict[str, int] | None:
     """What payers owe, with limits. `per_day`: the most that the bound can grow by in a day."""
-    desk, every_s = p.runtime.credit, p.base.config.write_off_s
-    if desk is None or totals is None:
+    credit, every_s = p.runtime.credit, p.base.config.write_off_s
+    if credit is None or totals is None:
         return None
     return {
         **members(totals, "owed", "strangers", "left", "at_limit"),
-        "strangers_limit": desk.terms.strangers,
-        "per_day": most_written_off(desk.terms, every_s, DAY_S),
+        "strangers_limit": credit.terms.strangers,
+        "per_day": most_written_off(credit.terms, every_s, DAY_S),
     }
 
 
@@ -118,8 +118,8 @@ def exposure_bound(p: Components) -> int | None:
 
 def credit_totals(p: Components) -> CreditTotals | None:
     """Add up what all payers owe (clause 9.3). None: the worker gives no credit."""
-    desk = p.runtime.credit
-    return desk.totals() if desk is not None else None
+    credit = p.runtime.credit
+    return credit.totals() if credit is not None else None
 
 
 def _endpoints(one: KeptCard) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, BinaryIO, Final, Protocol
 from piecework.base.files import FileError
 from piecework_model.requests import EncodedContent
 from piecework_node.engine.link import EngineFacts, EnginePaused, EngineResumed
-from piecework_node.engine.replays import PreparedAudit, ReplayDesk, prepare
+from piecework_node.engine.replays import PreparedAudit, ReplayRunner, prepare
 from piecework_node.engine.wire import (
     MAX_LINE_BYTES,
     Allow,
@@ -203,7 +203,7 @@ def run(
     commands: queue.Queue[Ordered],
     reports: Reports,
     brake: Brake,
-    replays: ReplayDesk,
+    replays: ReplayRunner,
 ) -> None:
     """Carry out commands and denoise until the parent is gone."""
     while True:
@@ -358,7 +358,7 @@ def main(arguments: list[str], loads: Loads | None = None) -> int:
     )
     reader.start()
     reports.send(Ready(facts))
-    replays = ReplayDesk(Replayer(loaded, executor), executor, engine, reports.send)
+    replays = ReplayRunner(Replayer(loaded, executor), executor, engine, reports.send)
     run(engine, commands, reports, Brake(executor, reports), replays)
     return 0
 

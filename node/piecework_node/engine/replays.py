@@ -50,7 +50,7 @@ class PreparedAudit:
     refused: str = ""
 
 
-class ReplayDesk:
+class ReplayRunner:
     """At most one replay. One that comes while another waits or runs ends that one."""
 
     def __init__(

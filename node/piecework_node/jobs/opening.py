@@ -69,7 +69,7 @@ class _Opening:
     task: asyncio.Task[None] | None = None
 
 
-class OpeningDesk:
+class OpeningServer:
     """Implements `OpeningService`. `sink` takes the events of what is served here."""
 
     def __init__(self, opener: CanvasOpener, journal: Journal) -> None:

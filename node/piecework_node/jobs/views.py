@@ -14,7 +14,7 @@ from piecework_node.jobs.prompts import TokenLimit
 from piecework_node.jobs.terms import OperatorTerms
 from piecework_node.runtime.cards import EngineEntry, entry_of
 from piecework_node.runtime.channels import Channels
-from piecework_node.runtime.credit import CreditDesk
+from piecework_node.runtime.credit import CreditAccounts
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel
@@ -49,7 +49,7 @@ class AdmissionViews:
     """Makes the values that `admission` decides by."""
 
     def __init__(
-        self, runtime: JobRuntime, channels: Channels, credit: CreditDesk, terms: OperatorTerms
+        self, runtime: JobRuntime, channels: Channels, credit: CreditAccounts, terms: OperatorTerms
     ) -> None:
         self._runtime, self._channels = runtime, channels
         self._credit, self.terms = credit, terms

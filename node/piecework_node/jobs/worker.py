@@ -48,7 +48,7 @@ from piecework_node.journal.records import (
 from piecework_node.keys.sealing import SealingKeyring
 from piecework_node.runtime.cards import EngineCard, EngineCards, EngineEntry
 from piecework_node.runtime.channels import Channels
-from piecework_node.runtime.credit import CreditDesk
+from piecework_node.runtime.credit import CreditAccounts
 from piecework_node.runtime.faults import Code
 from piecework_node.runtime.funding import authorization_in, better_funding, usable_funding
 from piecework_node.runtime.jobs import JobRuntime
@@ -100,7 +100,7 @@ class Worker:
         self._engine_events = EngineEventHandler(runtime, keyring)
         if runtime.openings is not None:
             runtime.openings.sink = self._engine_events.reported
-        self._credit = runtime.credit = CreditDesk(channels, terms.credit)
+        self._credit = runtime.credit = CreditAccounts(channels, terms.credit)
         runtime.contradicted = partial(channels.faults.failed, JOURNAL, Code.JOURNAL_OLD)
         self._limits = TimeLimits(runtime, timeouts)
         self._log = log

@@ -52,7 +52,7 @@ class HeldChannels(Protocol):
         ...
 
 
-class CreditDesk:
+class CreditAccounts:
     """The accounts of all payers. It looks at the channels, and keeps only who was written off."""
 
     def __init__(self, channels: HeldChannels, terms: CreditTerms) -> None:

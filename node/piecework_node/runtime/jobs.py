@@ -28,7 +28,7 @@ from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import ROLLED_BACK, JournalRecord, MetaSet
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.cards import EngineCard, EngineCards
-from piecework_node.runtime.credit import BLOCK_S, CreditDesk
+from piecework_node.runtime.credit import BLOCK_S, CreditAccounts
 from piecework_node.runtime.live import NO_CONTENT, LiveJob
 from piecework_node.runtime.pause import Pause
 from piecework_node.runtime.recent import RecentJobs
@@ -50,7 +50,7 @@ NO_CARD: Final = "no card with the profile of this job has a place for it"
 
 
 class OpeningService(Protocol):
-    """Where openings and audits are served (`jobs.opening.OpeningDesk`).
+    """Where openings and audits are served (`jobs.opening.OpeningServer`).
 
     Its sequences are named as those of an engine, and their events are the same.
     """
@@ -109,7 +109,7 @@ class JobRuntime:
         self.clock, self.metrics = clock, metrics
         self.sequences: dict[str, LiveJob] = {}
         """Jobs by the name of their sequence in the engine."""
-        self.credit: CreditDesk | None = None
+        self.credit: CreditAccounts | None = None
         """What payers may owe. The worker sets it."""
         self.contradicted: Callable[[str], None] | None = None
         """Told that a signer knows better than the journal. The worker sets it."""

@@ -69,32 +69,32 @@ class WriteOffs:
 
     async def carry_out(self, due: Iterable[ChannelId]) -> None:
         """Write off what the payers of these channels still owe without a deposit."""
-        desk, held = self._runtime.credit, map(self._channels.get, due)
-        if desk is None:
+        credit, held = self._runtime.credit, map(self._channels.get, due)
+        if credit is None:
             return
         self._round_at = self._runtime.clock.monotonic()
-        accounts = desk.accounts()
+        accounts = credit.accounts()
         owing = self._owing(live for live in held if live is not None)
         payers = {live.stored.channel.payer for live in owing}
         if payers:
             marks = [MetaSet(_KEY + payer.hex(), str(accounts[payer].owed)) for payer in payers]
             await self._runtime.journal.append(marks)
-            desk.write_off(payers)
+            credit.write_off(payers)
             self._log.warning("debts of strangers were written off", count=len(payers))
 
     async def forgive(self) -> None:
         """Take the mark off the payers whose deposit is final."""
-        desk = self._runtime.credit
-        redeemed = desk.redeemed if desk is not None else []
-        if desk is not None and redeemed:
+        credit = self._runtime.credit
+        redeemed = credit.redeemed if credit is not None else []
+        if credit is not None and redeemed:
             await self._runtime.journal.append([MetaSet(_KEY + p.hex(), "") for p in redeemed])
-            desk.forgive(redeemed)
+            credit.forgive(redeemed)
             self._log.info("strangers with a debt have a final deposit now", count=len(redeemed))
 
     def _owing(self, channels: Iterable[LiveChannel]) -> list[LiveChannel]:
         """Those of the channels whose payers owe something on openings, without a deposit."""
-        desk = self._runtime.credit
-        accounts = desk.accounts() if desk is not None else {}
+        credit = self._runtime.credit
+        accounts = credit.accounts() if credit is not None else {}
         debtors = {p for p, a in accounts.items() if a.is_stranger and a.on_openings}
         return [
             live

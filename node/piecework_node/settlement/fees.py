@@ -73,7 +73,7 @@ def worth_of_fee(policy: SettlePolicy, fee: int) -> Worth:
     return worth if worth.wei is None else Worth(worth.units, worth.wei * 100 // COVER_PERCENT)
 
 
-class FeeDesk:
+class FeeSchedule:
     """The fees of one worker at the gas price of now."""
 
     def __init__(

@@ -15,7 +15,7 @@ from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, OneStepFunding
 from piecework_node.runtime.channels import Channels
 from piecework_node.runtime.live import LiveChannel
-from piecework_node.settlement.fees import Errand, FeeDesk
+from piecework_node.settlement.fees import Errand, FeeSchedule
 from piecework_node.settlement.simulations import OpeningSimulations
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.frames import FundingAuthorization
@@ -37,10 +37,10 @@ class Openings:
         journal: Journal,
         channels: Channels,
         simulations: OpeningSimulations,
-        desk: FeeDesk,
+        fees: FeeSchedule,
     ) -> None:
         self._journal, self._channels = journal, channels
-        self._simulations, self.desk = simulations, desk
+        self._simulations, self.fees = simulations, fees
 
     async def check(
         self, live: LiveChannel, funding: FundingAuthorization, *, taken: bool = False
@@ -64,7 +64,7 @@ class Openings:
             raise Refusal(
                 Reason.FUND_YOURSELF, "an opening in one step opens a channel and raises none"
             )
-        least = self.desk.settings.min_top_up if deposit else 0
+        least = self.fees.settings.min_top_up if deposit else 0
         if terms.funded - deposit < least:
             raise Refusal(
                 Reason.UNDERFUNDED,
@@ -72,8 +72,8 @@ class Openings:
                 metadata={"min_top_up": str(least)},
             )
         errand = Errand.TOP_UP if deposit else Errand.OPEN
-        if not self.desk.covers(errand, terms.fee):
-            asked = self.desk.asked()
+        if not self.fees.covers(errand, terms.fee):
+            asked = self.fees.asked()
             fee = asked.top_up if deposit else asked.open
             raise Refusal(
                 Reason.FUND_YOURSELF,

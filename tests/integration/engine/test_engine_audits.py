@@ -16,7 +16,7 @@ from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.machine.probe import engine_profile, probe, short_profile
-from piecework_node.engine.replays import ReplayDesk, prepare
+from piecework_node.engine.replays import ReplayRunner, prepare
 from piecework_node.engine.wire import (
     Audit,
     Audited,
@@ -40,7 +40,7 @@ from tests.support.model.audited import AuditedJob, audited_job, sold_audit
 
 @dataclass
 class Bench:
-    """One engine with its desk. Everything goes over the pipe's own bytes."""
+    """One engine with its runner. Everything goes over the pipe's own bytes."""
 
     loaded: LoadedModel
     reports: list[Audited] = field(default_factory=list)
@@ -50,7 +50,9 @@ class Bench:
         executor = BatchedExecutor(self.loaded.model, self.loaded.limits)
         engine = Engine(self.loaded, max_sequences=1, memory_bytes=1 << 28, executor=executor)
         self.replayer = Replayer(self.loaded, executor)
-        self.desk = ReplayDesk(self.replayer, executor, engine, self.hear, monotonic=lambda: 0.0)
+        self.runner = ReplayRunner(
+            self.replayer, executor, engine, self.hear, monotonic=lambda: 0.0
+        )
         self.profile = short_profile(engine_profile(self.loaded, probe(), executor.kernels))
 
     def hear(self, report: Prefilled | ShownStep | Replayed | Audited) -> None:
@@ -64,14 +66,14 @@ class Bench:
             self.reports.append(read)
 
     def audit(self, content: AuditContent) -> tuple[Audited, tuple[Digest, ...]]:
-        """Let the desk go on until it says what it found. Returns the step leaves too."""
+        """Let the runner go on until it says what it found. Returns the step leaves too."""
         self.records.clear()
         command = decode_command(encode_command(Audit(7, content)))
         assert isinstance(command, Audit)
-        self.desk.take(prepare(command, self.loaded))
+        self.runner.take(prepare(command, self.loaded))
         while not self.reports:
-            assert self.desk.is_due
-            self.desk.step()
+            assert self.runner.is_due
+            self.runner.step()
         return self.reports.pop(), tuple(record.leaf() for record in self.records)
 
 
@@ -144,7 +146,7 @@ def test_a_claim_with_parameters_out_of_range_harms_nothing(
     good = claim(honest, 0)
     hostile = replace(good, parameters=replace(good.parameters, **parameters))
     found, records = bench.audit(hostile)
-    assert found.refused and not records and not bench.desk.is_due
+    assert found.refused and not records and not bench.runner.is_due
     found, _ = bench.audit(good)
     assert found.report.outcome is AuditOutcome.PASS
 
@@ -158,7 +160,7 @@ def test_a_claim_with_ids_and_canvases_that_cannot_be_harms_nothing(
         {"canvas": 200, "committed": ((7,) * size,) * 200},
     ):
         found, records = bench.audit(replace(good, **changed))
-        assert found.refused and not records and not bench.desk.is_due
+        assert found.refused and not records and not bench.runner.is_due
     strange = TextOutput((MOST,) * size, ()).encode()
     for finish in (good.finish, Finish.CANCELLED):
         found, _ = bench.audit(
@@ -175,7 +177,7 @@ def test_what_the_engine_cannot_run_is_no_report(bench: Bench, honest: AuditedJo
     found, _ = bench.audit(short)
     assert found.refused == "a canvas before it is not known in full"
     assert found.report.outcome is AuditOutcome.NO_VERDICT
-    assert not bench.desk.is_due
+    assert not bench.runner.is_due
 
 
 def judged(
@@ -227,9 +229,9 @@ def test_an_audit_that_is_given_up_while_its_prompt_is_encoded_is_not_begun(
     prepared, other = prepare(Audit(9, claim(honest, 0)), bench.loaded), Bench(bench.loaded)
     assert prepared.job is not None
     for number in range(9, 99):  # as many are given up while the images of one are decoded
-        other.desk.drop(number)
-    other.desk.take(prepared)
-    assert not other.desk.is_due
+        other.runner.drop(number)
+    other.runner.take(prepared)
+    assert not other.runner.is_due
     assert other.reports == []
 
 
@@ -237,8 +239,8 @@ def test_an_audit_that_cannot_be_prepared_is_answered_without_a_step(
     bench: Bench, honest: AuditedJob
 ) -> None:
     prepared = prepare(Audit(10, claim(honest, 0)), bench.loaded)
-    bench.desk.take(replace(prepared, job=None, refused="this model cannot be asked that"))
-    assert not bench.desk.is_due
+    bench.runner.take(replace(prepared, job=None, refused="this model cannot be asked that"))
+    assert not bench.runner.is_due
     (found,) = bench.reports
     bench.reports.clear()
     assert found.refused == "this model cannot be asked that"

@@ -1,4 +1,4 @@
-"""The desk that replays a canvas on the real engine, beside its jobs."""
+"""The runner that replays a canvas on the real engine, beside its jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.engine.engine import Engine
 from piecework_model.requests import CanvasEvent, GenerationRequest
-from piecework_node.engine.replays import PATIENCE_S, ReplayDesk
+from piecework_node.engine.replays import PATIENCE_S, ReplayRunner
 from piecework_node.engine.wire import Audited, Prefilled, Replay, Replayed, ShownStep
 from piecework_protocol.openings import StepOpening
 from piecework_protocol.trace import EmbeddingType, StepField, leaf_of, soft_field
@@ -41,7 +41,7 @@ def loaded() -> LoadedModel:
 
 @dataclass
 class Workplace:
-    """One engine, its desk, and what the desk said."""
+    """One engine, its runner, and what the runner said."""
 
     loaded: LoadedModel
     memory_bytes: int = 1 << 28
@@ -55,7 +55,7 @@ class Workplace:
         self.engine = Engine(
             self.loaded, max_sequences=2, memory_bytes=self.memory_bytes, executor=executor
         )
-        self.desk = ReplayDesk(
+        self.runner = ReplayRunner(
             Replayer(self.loaded, executor),
             executor,
             self.engine,
@@ -73,21 +73,21 @@ class Workplace:
             self.said.append(report)
 
     def serve(self, request: GenerationRequest) -> list[CanvasEvent]:
-        """Run a job to its end, with the desk at work wherever it may."""
+        """Run a job to its end, with the runner at work wherever it may."""
         self.engine.submit(request)
         events: list[CanvasEvent] = []
         while self.engine.has_runnable:
             events += [e for e in self.engine.step() if isinstance(e, CanvasEvent)]
-            if self.desk.is_due:
-                self.desk.step()
+            if self.runner.is_due:
+                self.runner.step()
         return events
 
     def answer(self) -> Replayed:
-        """Let the desk go on until it says how a replay ends."""
+        """Let the runner go on until it says how a replay ends."""
         self.shown.clear()
         while not self.said:
-            assert self.desk.is_due
-            self.desk.step()
+            assert self.runner.is_due
+            self.runner.step()
         said = self.said.pop()
         assert isinstance(said, Replayed)
         return said
@@ -103,7 +103,7 @@ def test_a_replayed_canvas_has_the_leaves_of_the_job(loaded: LoadedModel) -> Non
     canvases = place.serve(JOB)
     for canvas in range(len(canvases)):
         for step in {0, canvases[canvas].steps - 1}:
-            place.desk.take(asked(canvases, canvas, step))
+            place.runner.take(asked(canvases, canvas, step))
             answer = place.answer()
             assert answer.step_leaves == canvases[canvas].step_leaves
             (opening,) = place.shown
@@ -117,7 +117,7 @@ def test_a_replay_shows_the_soft_embeddings_of_the_steps_that_are_wanted(
     place = Workplace(loaded)
     canvases = place.serve(JOB)
     wanted = tuple(range(canvases[0].steps))
-    place.desk.take(replace(asked(canvases, 0, 0), wanted=wanted, soft=True))
+    place.runner.take(replace(asked(canvases, 0, 0), wanted=wanted, soft=True))
     assert place.answer().step_leaves == canvases[0].step_leaves
     assert [leaf_of(opening.fields) for opening in place.shown] == [*canvases[0].step_leaves]
     for opening in place.shown:
@@ -131,11 +131,11 @@ def test_a_replay_waits_for_the_jobs_and_then_goes_on_beside_them(loaded: Loaded
     canvases = place.serve(JOB)
     other = replace(JOB, request_id="job-2", seed=8)
     alone = Workplace(loaded).serve(other)
-    place.desk.take(asked(canvases, 0, 0))
+    place.runner.take(asked(canvases, 0, 0))
     place.engine.submit(replace(other, request_id="job-3"))
-    assert not place.desk.is_due
+    assert not place.runner.is_due
     place.time += PATIENCE_S
-    assert place.desk.is_due
+    assert place.runner.is_due
     beside = place.serve(other)
     assert [e.step_leaves for e in beside if e.request_id == "job-2"] == [
         e.step_leaves for e in alone
@@ -148,13 +148,13 @@ def test_a_replay_that_cannot_be_done_says_why_and_leaves_the_desk_free(
 ) -> None:
     place = Workplace(loaded)
     canvases = place.serve(JOB)
-    place.desk.take(replace(asked(canvases, 0, 0), wanted=(0, 200)))
+    place.runner.take(replace(asked(canvases, 0, 0), wanted=(0, 200)))
     assert "it ends after" in place.answer().refused
-    place.desk.take(Replay(6, replace(JOB, prompt_ids=()), 1, (0,)))
+    place.runner.take(Replay(6, replace(JOB, prompt_ids=()), 1, (0,)))
     assert place.answer().refused
-    place.desk.take(asked(canvases, 0, 0))
-    place.desk.step()
-    place.desk.take(asked(canvases, 1, 0))
+    place.runner.take(asked(canvases, 0, 0))
+    place.runner.step()
+    place.runner.take(asked(canvases, 1, 0))
     assert "another canvas" in place.said.pop().refused
     assert place.answer().step_leaves == canvases[1].step_leaves
 
@@ -162,10 +162,10 @@ def test_a_replay_that_cannot_be_done_says_why_and_leaves_the_desk_free(
 def test_a_replay_that_has_begun_stands_still_for_no_job(loaded: LoadedModel) -> None:
     place = Workplace(loaded)
     canvases = place.serve(JOB)
-    place.desk.take(asked(canvases, 1, 0))
-    place.desk.step()
+    place.runner.take(asked(canvases, 1, 0))
+    place.runner.step()
     place.engine.submit(replace(JOB, request_id="job-6", canvas_limit=1))
-    assert place.engine.has_runnable and place.desk.is_due
+    assert place.engine.has_runnable and place.runner.is_due
     assert place.answer().step_leaves == canvases[1].step_leaves
     beside = [e for e in place.serve(replace(JOB, request_id="job-7")) if e.request_id == "job-6"]
     assert [e.step_leaves for e in beside] == [canvases[0].step_leaves]
@@ -177,14 +177,14 @@ def test_a_replay_that_is_dropped_says_nothing_more_and_holds_nothing(
     place = Workplace(loaded)
     canvases = place.serve(JOB)
     second = asked(canvases, 1, 0)
-    place.desk.take(second)
+    place.runner.take(second)
     while not place.prefilled:
-        place.desk.step()
-    place.desk.drop(second.number + 1)
-    assert place.desk.is_due, "it is another one that was dropped"
-    place.desk.drop(second.number)
-    assert not place.desk.is_due and not place.said
-    place.desk.take(second)
+        place.runner.step()
+    place.runner.drop(second.number + 1)
+    assert place.runner.is_due, "it is another one that was dropped"
+    place.runner.drop(second.number)
+    assert not place.runner.is_due and not place.said
+    place.runner.take(second)
     assert place.answer().step_leaves == canvases[1].step_leaves
     known = len(JOB.prompt_ids) + len(canvases[0].token_ids)
     assert place.prefilled[-1] == Prefilled(second.number, known)
@@ -200,11 +200,11 @@ def test_a_replay_takes_no_memory_that_the_jobs_hold(loaded: LoadedModel) -> Non
     place.engine.submit(waiting)
     while place.engine.has_runnable:
         place.engine.step()
-    place.desk.take(asked(canvases, 0, 0))
+    place.runner.take(asked(canvases, 0, 0))
     assert "memory" in place.answer().refused
     place.engine.stop("job-4")
-    place.desk.take(asked(canvases, 0, 0))
-    place.desk.step()
+    place.runner.take(asked(canvases, 0, 0))
+    place.runner.step()
     place.engine.submit(replace(JOB, request_id="job-5"))
     place.engine.step()
     assert place.engine.queued == 1, "what the replay reserved is not given to a job"

@@ -216,10 +216,10 @@ async def test_a_client_that_returns_while_its_audit_is_being_stopped_gets_it_wh
     await client.submit(line)
     await until(lambda: bool(harness.runtime.sequences))
     (sequence,) = harness.runtime.sequences
-    desk = harness.runtime.openings
-    assert desk is not None
-    desk.stop(sequence, finish_canvas=True)
-    desk.allow(sequence, 1)
+    openings = harness.runtime.openings
+    assert openings is not None
+    openings.stop(sequence, finish_canvas=True)
+    openings.allow(sequence, 1)
     harness.engine.halts_at = None
     await follow(client, line)
     (receipt,) = line.receipts

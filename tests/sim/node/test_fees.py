@@ -68,7 +68,7 @@ async def test_an_opening_whose_fee_does_not_cover_the_gas_is_left_to_its_payer(
     refusal = await refused(made.client(), OPENING - 1)
     assert refusal.reason is Reason.FUND_YOURSELF
     assert made.harness.openings is not None
-    assert refusal.metadata["fee"] == str(made.harness.openings.desk.asked().open)
+    assert refusal.metadata["fee"] == str(made.harness.openings.fees.asked().open)
     assert made.port.simulations == 0, "what is not paid for costs the node no question"
 
 

@@ -69,7 +69,7 @@ async def begun(client: Client, content: OpenContent) -> JobStream:
 
 
 async def follow(client: Client, line: JobStream) -> None:
-    """Trade until the job is over and paid. The desk works in tasks of its own."""
+    """Trade until the job is over and paid. Openings are served in tasks of their own."""
     async with asyncio.timeout(30):
         while line.ended is None or client.harness.journal.books[client.id].ledger.unpaid:
             if not (client.read(line) or await client.deliver(line)):

@@ -118,16 +118,16 @@ async def test_after_a_restart_the_first_round_learns_how_deep_every_open_deposi
     made, client = await bank()
     await made.trade(client)
     await made.settler.tick()
-    desk = made.harness.runtime.credit
-    assert desk is not None and desk.totals().owed == 0
+    credit = made.harness.runtime.credit
+    assert credit is not None and credit.totals().owed == 0
     await made.boot()
     made.port.down = True
     await made.settler.tick()
     made.port.down = False
     await made.settler.tick()
-    desk = made.harness.runtime.credit
-    assert desk is not None and not desk.is_stranger(client.channel.payer)
-    assert (desk.totals().owed, desk.strangers) == (0, 0)
+    credit = made.harness.runtime.credit
+    assert credit is not None and not credit.is_stranger(client.channel.payer)
+    assert (credit.totals().owed, credit.strangers) == (0, 0)
     assert not made.harness.channels.to_ask
 
 

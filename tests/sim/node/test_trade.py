@@ -198,9 +198,9 @@ class OwedAtEveryPoint(KillSwitch):
 
     def point(self) -> None:
         super().point()
-        desk = self._harness.runtime.credit if hasattr(self._harness, "worker") else None
-        if desk is not None:
-            self.owed.append(desk.totals().owed)
+        credit = self._harness.runtime.credit if hasattr(self._harness, "worker") else None
+        if credit is not None:
+            self.owed.append(credit.totals().owed)
             self.committed.append(sum(live.committed for live in self._harness.channels))
 
 
@@ -219,8 +219,8 @@ async def test_a_canvas_is_owed_while_its_receipt_is_being_made_durable() -> Non
     charged = [c.receipt.amount for c in harness.journal.jobs[line.id].canvases]
     assert len(charged) == MAX_CANVASES_AHEAD
     assert seen.owed and min(seen.owed) >= charged[0]
-    desk = harness.runtime.credit
-    assert desk is not None and min(seen.owed) >= desk.totals().owed == sum(charged)
+    credit = harness.runtime.credit
+    assert credit is not None and min(seen.owed) >= credit.totals().owed == sum(charged)
     assert min(seen.committed) == seen.committed[-1]
 
 
@@ -323,9 +323,9 @@ async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_depos
     await client.submit(line, funding=client.funding())
     assert [live.id for live in harness.channels if live.wants_funding] == [client.id]
     await client.finish(line)
-    desk = harness.runtime.credit
-    assert desk is not None
-    account = desk.payer(client.channel.payer)
+    credit = harness.runtime.credit
+    assert credit is not None
+    account = credit.payer(client.channel.payer)
     assert not line.finished and account.owed <= account.limit == NARROW.credit.first
     harness.worker.heartbeat()
     assert line.sink is not None
@@ -336,7 +336,7 @@ async def test_a_stranger_is_served_within_its_credit_and_goes_on_when_its_depos
     await harness.channels.observe(client.id)
     await harness.worker.tick()
     await client.finish(line)
-    assert line.finished and desk.totals().owed == 0
+    assert line.finished and credit.totals().owed == 0
 
 
 async def test_a_voucher_lets_another_job_of_its_channel_go_on_at_once() -> None:
@@ -387,10 +387,11 @@ async def test_what_one_payer_leaves_unpaid_when_its_channel_closes_keeps_no_new
     await harness.run_engine()
     harness.chain.channels[leaver.id].state = ChannelState.CLOSED
     await harness.channels.observe(leaver.id)
-    desk = harness.runtime.credit
-    assert desk is not None and desk.totals().owed > 0
+    credit = harness.runtime.credit
+    assert credit is not None and credit.totals().owed > 0
     assert (
-        desk.strangers == 0 and desk.totals().bound == terms.credit.strangers + desk.totals().owed
+        credit.strangers == 0
+        and credit.totals().bound == terms.credit.strangers + credit.totals().owed
     )
     client = Client(harness, "newcomer")
     harness.chain.pooled[client.channel.token, client.channel.payer] = client.deposit
@@ -409,8 +410,8 @@ async def test_a_payer_whose_channel_was_closed_comes_back_as_a_stranger() -> No
     harness.chain.pooled[again.channel.token, again.channel.payer] = again.deposit
     harness.chain.shallow[again.id] = Amount(0)
     await again.submit(again.job(4, 64), funding=again.funding())
-    desk = harness.runtime.credit
-    assert desk is not None and desk.is_stranger(client.channel.payer)
+    credit = harness.runtime.credit
+    assert credit is not None and credit.is_stranger(client.channel.payer)
 
 
 async def test_an_authorization_is_not_believed_beyond_what_the_payer_has_pooled() -> None:

@@ -63,15 +63,15 @@ class Trade:
         return line
 
     def standing(self, client: Client) -> PayerStanding:
-        desk = self.harness.runtime.credit
-        assert desk is not None
-        return desk.payer(client.channel.payer).standing
+        credit = self.harness.runtime.credit
+        assert credit is not None
+        return credit.payer(client.channel.payer).standing
 
     @property
     def strangers(self) -> int:
-        desk = self.harness.runtime.credit
-        assert desk is not None
-        return desk.strangers
+        credit = self.harness.runtime.credit
+        assert credit is not None
+        return credit.strangers
 
     async def later(self, seconds: float = EVERY_S) -> None:
         self.harness.clock.advance(seconds)
@@ -105,28 +105,28 @@ async def test_an_old_debt_without_an_opening_makes_room_for_new_payers_and_stay
     await made.later(2)
     assert made.strangers == 0
     assert made.standing(thief) is PayerStanding.FALLEN
-    desk = made.harness.runtime.credit
-    assert desk is not None
-    assert desk.totals().bound == NARROW.credit.strangers + owed
-    assert (desk.totals().left, desk.totals().at_limit) == (owed, 0)
+    credit = made.harness.runtime.credit
+    assert credit is not None
+    assert credit.totals().bound == NARROW.credit.strangers + owed
+    assert (credit.totals().left, credit.totals().at_limit) == (owed, 0)
     await fresh.submit(fresh.job(9, 64), funding=fresh.funding())
 
 
 async def test_payers_at_their_limit_are_counted() -> None:
     made = await trade()
-    desk = made.harness.runtime.credit
-    assert desk is not None and desk.totals().at_limit == 0
+    credit = made.harness.runtime.credit
+    assert credit is not None and credit.totals().at_limit == 0
     slow = made.client("slow")
     line = slow.job(3, 64)
     await slow.submit(line, funding=slow.funding())
     await made.harness.run_engine()
     assert line.live is not None and line.live.waits_for_credit
-    assert (desk.totals().at_limit, desk.totals().left) == (1, 0)
+    assert (credit.totals().at_limit, credit.totals().left) == (1, 0)
     slow.open_on_chain()
     await made.harness.channels.observe(slow.id)
     await made.harness.worker.tick()
     await slow.finish(line)
-    assert line.finished and desk.totals().at_limit == 0
+    assert line.finished and credit.totals().at_limit == 0
 
 
 async def test_who_was_written_off_gets_no_credit_again_after_a_restart_either() -> None:
@@ -148,9 +148,9 @@ async def test_who_was_written_off_and_opens_its_channel_is_a_payer_as_any_other
     late.open_on_chain()
     await made.harness.channels.observe(late.id)
     assert made.standing(late) is PayerStanding.FINAL
-    desk = made.harness.runtime.credit
-    assert desk is not None
-    account = desk.payer(late.channel.payer)
+    credit = made.harness.runtime.credit
+    assert credit is not None
+    account = credit.payer(late.channel.payer)
     assert account.owed > 0 and account.room == FIRST - account.owed
 
 
@@ -173,10 +173,10 @@ async def test_the_mark_goes_once_a_deposit_is_final_and_stays_gone_after_a_rest
     for _ in range(2):
         assert list((await made.harness.journal.metas("written_off/")).values()) == [""]
         other = made.client("late", salt=2)
-        desk = made.harness.runtime.credit
-        assert desk is not None and desk.redeemed == []
+        credit = made.harness.runtime.credit
+        assert credit is not None and credit.redeemed == []
         assert await written_off(made.harness.journal) == set()
-        assert desk.payer(other.channel.payer).room > 0
+        assert credit.payer(other.channel.payer).room > 0
         await made.boot()
         await made.harness.channels.observe(late.id)
 

@@ -14,7 +14,7 @@ from piecework.base.dialling import Dialler
 from piecework.base.listener import bind
 from piecework.relay.joined import Gatekeeper
 from piecework.relay.limits import RelayLimits
-from piecework.relay.operators import RegisteredOperators, WorkerRegistry, dial_desk
+from piecework.relay.operators import RegisteredOperators, WorkerRegistry, dial_back_server
 from piecework.relay.server import Relay
 from piecework_node import logs
 from piecework_node.daemon.front import Front, FrontLimits
@@ -63,8 +63,8 @@ async def running_relay(
     name = f"127.0.0.1:{sockets[0].getsockname()[1]}"
     operators = RegisteredOperators(registry, clock)
     gatekeeper = Gatekeeper(name, MARKET, operators, clock)
-    desk = dial_desk(operators, dialler or Dialler(public_only=False), DOMAIN, clock)
-    relay = Relay(gatekeeper, desk, limits, clock=clock, log=logs.silent())
+    dials = dial_back_server(operators, dialler or Dialler(public_only=False), DOMAIN, clock)
+    relay = Relay(gatekeeper, dials, limits, clock=clock, log=logs.silent())
     relay.start(sockets)
     running = RunningRelay(relay, name)
     try:

@@ -20,7 +20,7 @@ from piecework_node.daemon.offered import offered
 from piecework_node.engine.link import EngineEvent
 from piecework_node.evidence.steps import StepStore
 from piecework_node.jobs.offers import OfferAddress, OfferEntry, build_offer
-from piecework_node.jobs.opening import OpeningDesk
+from piecework_node.jobs.opening import OpeningServer
 from piecework_node.jobs.terms import JobTimeouts, OperatorTerms
 from piecework_node.jobs.worker import Worker
 from piecework_node.journal.records import OfferIssued
@@ -196,7 +196,7 @@ class WorkerHarness:
             metrics=self.metrics,
             log=log,
             steps=self.steps,
-            openings=OpeningDesk(
+            openings=OpeningServer(
                 CanvasOpener(self.journal, self.cards, self.keyring, DOMAIN, self.steps),
                 self.journal,
             ),

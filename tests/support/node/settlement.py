@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from piecework_node import logs
 from piecework_node.runtime.write_offs import WriteOffs
-from piecework_node.settlement.fees import FeeDesk, FeeSettings
+from piecework_node.settlement.fees import FeeSchedule, FeeSettings
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.payouts import Payouts
 from piecework_node.settlement.policy import SettlePolicy
@@ -59,9 +59,9 @@ async def make_settler(
         limits=limits or WatchLimits.of(DOMAIN.chain_id, 12.0),
         metrics=harness.metrics,
     )
-    desk = FeeDesk(fees or FeeSettings(), policy, lambda: watch.price)
+    schedule = FeeSchedule(fees or FeeSettings(), policy, lambda: watch.price)
     simulations = OpeningSimulations(port, lambda: watch.height)
-    harness.openings = Openings(harness.journal, harness.channels, simulations, desk)
+    harness.openings = Openings(harness.journal, harness.channels, simulations, schedule)
     return Settler(
         harness.channels,
         transactions,

@@ -30,7 +30,7 @@ from piecework_node.runtime.jobs import JobRuntime
 from piecework_node.runtime.live import LiveChannel
 from piecework_node.runtime.write_offs import WriteOffs
 from piecework_node.settlement.chain import ChainLink
-from piecework_node.settlement.fees import FeeDesk, FeeSettings
+from piecework_node.settlement.fees import FeeSchedule, FeeSettings
 from piecework_node.settlement.openings import Openings
 from piecework_node.settlement.payouts import Payouts
 from piecework_node.settlement.settler import Settler
@@ -195,8 +195,8 @@ async def _assemble(chain: SharedChain, proxy: NodeProxy, reader: ChainReader) -
         journal, port, clock=clock, stuck_s=STUCK_S, metrics=metrics, log=log
     )
     watch = NodeWatch(port, board, clock=clock, limits=LIMITS, metrics=metrics)
-    desk = FeeDesk(FeeSettings(), FREE, lambda: watch.price)
-    openings = Openings(journal, channels, OpeningSimulations(port, lambda: watch.height), desk)
+    fees = FeeSchedule(FeeSettings(), FREE, lambda: watch.price)
+    openings = Openings(journal, channels, OpeningSimulations(port, lambda: watch.height), fees)
     settler = Settler(
         channels,
         tracker,

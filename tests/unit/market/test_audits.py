@@ -227,7 +227,7 @@ SECONDS = itertools.count()
 
 
 async def put(store: AuditStore, file: ReportFile) -> bool:
-    """Keep a report as the desk does, each later than the one before.
+    """Keep a report as the index does, each later than the one before.
 
     Returns whether it was there already.
     """

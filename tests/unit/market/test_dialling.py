@@ -14,7 +14,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler, LookupsBusy
-from piecework.dialback import BUSY_S, MAX_DIALS, DialDesk
+from piecework.dialback import BUSY_S, MAX_DIALS, DialBackServer
 from piecework.market.server import IndexServer
 from piecework_protocol.dialling import (
     MAX_DIAL_BYTES,
@@ -202,7 +202,7 @@ class BusyFor:
 async def served_busy(index: DiallingIndex, lookups: int) -> AsyncIterator[Http]:
     async with served(index) as http:
         dialler = Dialler(public_only=False, resolve=BusyFor(lookups))
-        index.server.dials = DialDesk(dialler, DOMAIN, bonded, index.clock)
+        index.server.dials = DialBackServer(dialler, DOMAIN, bonded, index.clock)
         yield http
 
 

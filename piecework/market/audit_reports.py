@@ -46,7 +46,7 @@ class PaidChannel(Protocol):
 
 
 class ChannelSource(Protocol):
-    """What the desk asks of the chain; `chain.reader.ChainReader` is one."""
+    """What the audit reports ask of the chain; `chain.reader.ChainReader` is one."""
 
     @property
     def domain(self) -> Domain: ...
@@ -54,7 +54,7 @@ class ChannelSource(Protocol):
     async def channel(self, channel_id: ChannelId) -> PaidChannel: ...
 
 
-class AuditDesk:
+class AuditReports:
     """Takes audits in, and gives them out.
 
     Checks run cheapest first: rate of the address, size, form, market, worker, then signatures and

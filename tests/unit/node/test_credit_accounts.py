@@ -9,7 +9,7 @@ import pytest
 
 from piecework_node.jobs.offers import OfferAddress, build_offer
 from piecework_node.journal.records import StoredChannel
-from piecework_node.runtime.credit import CreditDesk
+from piecework_node.runtime.credit import CreditAccounts
 from piecework_node.runtime.live import LiveChannel
 from piecework_protocol.credit import FIRST_PROMPT_TOKENS, CreditTerms, PayerStanding, ceiling
 from piecework_protocol.ledger import WorkerLedger
@@ -62,18 +62,18 @@ def channel(payer: int, number: int, mined: int = 0) -> LiveChannel:
 
 def test_the_accounts_of_all_payers_take_one_pass_over_the_channels() -> None:
     channels = CountedChannels([channel(n // 2, n) for n in range(200)])
-    desk = CreditDesk(channels, TERMS)
-    assert len(desk.accounts()) == 100
+    credit = CreditAccounts(channels, TERMS)
+    assert len(credit.accounts()) == 100
     assert channels.looked_at == 200
-    assert desk.totals().bound == TERMS.strangers
+    assert credit.totals().bound == TERMS.strangers
     assert channels.looked_at == 400
 
 
 def test_what_strangers_owe_asks_no_payer_that_has_a_deposit() -> None:
     paid = [channel(n, n, mined=1_000) for n in range(100)]
     channels = CountedChannels([*paid, channel(100, 100), channel(100, 101), channel(101, 102)])
-    desk = CreditDesk(channels, TERMS)
-    assert desk.strangers == desk.totals().strangers
+    credit = CreditAccounts(channels, TERMS)
+    assert credit.strangers == credit.totals().strangers
     assert channels.asked_for == 2
 
 
@@ -81,8 +81,8 @@ def test_what_strangers_owe_asks_no_payer_that_has_a_deposit() -> None:
 def test_only_a_stranger_is_held_to_what_all_strangers_owe(payer: int, passes: int) -> None:
     mined = [channel(0, 0, mined=1_000)]
     channels = CountedChannels(mined + [channel(n, n) for n in range(1, 100)])
-    desk = CreditDesk(channels, TERMS)
-    assert desk.fault(Address(payer.to_bytes(20, "big")), 1) is None
+    credit = CreditAccounts(channels, TERMS)
+    assert credit.fault(Address(payer.to_bytes(20, "big")), 1) is None
     assert channels.looked_at == passes * 100
 
 
@@ -91,10 +91,10 @@ def test_a_key_that_signed_for_a_debtor_still_signs_for_others() -> None:
     shared = first.stored.channel.authorizer
     terms = replace(second.stored.channel, authorizer=shared)
     second.stored = replace(second.stored, channel=terms)
-    desk = CreditDesk(CountedChannels([first, second]), TERMS)
-    desk.write_off([first.stored.channel.payer])
-    assert desk.payer(first.stored.channel.payer).standing is PayerStanding.FALLEN
-    assert desk.payer(second.stored.channel.payer).standing is PayerStanding.SIMULATED
+    credit = CreditAccounts(CountedChannels([first, second]), TERMS)
+    credit.write_off([first.stored.channel.payer])
+    assert credit.payer(first.stored.channel.payer).standing is PayerStanding.FALLEN
+    assert credit.payer(second.stored.channel.payer).standing is PayerStanding.SIMULATED
 
 
 def test_a_model_whose_first_canvas_nobody_new_could_begin_is_named_with_the_least_credit() -> None:
