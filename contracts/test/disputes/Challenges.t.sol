@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 pragma solidity 0.8.37;
 
+import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
 import {DisputeTerms, IDisputes, Status} from "../../src/interfaces/IDisputes.sol";
 import {
     Challenge,
@@ -25,6 +26,26 @@ contract Reentering {
 
     receive() external payable {
         _disputes.pushCredits(address(this));
+    }
+}
+
+/// @notice A payer that makes one call while it is paid, and keeps why it was refused.
+contract Calling {
+    address private immutable _target;
+    bytes private _call;
+    bytes4 public reason;
+
+    constructor(address target) {
+        _target = target;
+    }
+
+    function arm(bytes calldata call_) external {
+        (_call, reason) = (call_, 0);
+    }
+
+    receive() external payable {
+        (bool done, bytes memory why) = _target.call(_call);
+        if (!done) reason = bytes4(why);
     }
 }
 
@@ -351,6 +372,18 @@ contract ChallengesTest is DisputesBase {
         vm.assertEq(stakeOf(operator), STAKE - STAKE / 10, "stake");
     }
 
+    function test_dear_silences_of_days_beside_each_other_cost_a_tenth_together() public {
+        for (uint256 i = 0; i < 2; ++i) {
+            (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 1, 0);
+            signed.receipt.amount = 50_000;
+            (, Challenge memory asked) = ask(subject, signReceipt(signed.receipt), 1, 1);
+            vm.warp(disputes.getChallenge(disputes.challengeId(asked)).answerBy + 1);
+            disputes.conclude(asked);
+            uint128 taken = 1000 * 50_000 + 20 * PROVING_COST;
+            vm.assertEq(STAKE - stakeOf(operator), i == 0 ? taken : STAKE / 10, "taken");
+        }
+    }
+
     function test_three_silences_in_seven_days_suspend_until_all_are_answered() public {
         (Challenge[] memory asked, OpenedLeaf[] memory leaves) = _silences(3);
         later(DAY + 1);
@@ -390,6 +423,38 @@ contract ChallengesTest is DisputesBase {
         disputes.conclude(third);
         disputes.conclude(second);
         vm.assertTrue(registry.isActive(operator), "eight days are more than seven");
+    }
+
+    /// @dev In that order the first one is due before both that are on record.
+    function test_silences_count_by_their_days_also_if_the_first_is_concluded_last() public {
+        (, Challenge memory first,) = challenged();
+        later(DAY);
+        (, Challenge memory second,) = challenged();
+        later(7 * DAY);
+        (, Challenge memory third,) = challenged();
+        later(DAY + 1);
+        disputes.conclude(second);
+        disputes.conclude(third);
+        disputes.conclude(first);
+        vm.assertTrue(registry.isActive(operator), "eight days are more than seven");
+    }
+
+    function test_three_silences_suspend_up_to_seven_days_to_the_second() public {
+        uint256 clean = vm.snapshotState();
+        for (uint64 more = 0; more < 2; ++more) {
+            vm.revertToState(clean);
+            clean = vm.snapshotState();
+            (, Challenge memory first,) = challenged();
+            later(DAY);
+            (, Challenge memory second,) = challenged();
+            later(6 * DAY + more);
+            (, Challenge memory third,) = challenged();
+            later(DAY + 1);
+            disputes.conclude(first);
+            disputes.conclude(second);
+            disputes.conclude(third);
+            vm.assertTrue(registry.isActive(operator) == (more == 1), "seven days");
+        }
     }
 
     function test_a_suspension_dies_with_the_registration() public {
@@ -535,6 +600,46 @@ contract ChallengesTest is DisputesBase {
         vm.assertEq(stakeOf(operator), 0, "the stake");
     }
 
+    /// @dev A dear verdict leaves three units of a million. Of the next one the members take all.
+    function test_what_members_take_is_no_reward_and_no_more_than_the_slash() public {
+        for (uint256 i = 0; i < 2; ++i) {
+            (JobOfChannel memory subject, Trace memory trace, SignedReceipt memory signed) =
+                served(0, 1, 1, 0);
+            signed.receipt.amount = i == 0 ? 997_000 : AMOUNT;
+            signed = signReceipt(signed.receipt);
+            (bytes32 id, Challenge memory asked) = ask(subject, signed, 1, 1);
+            disputes.answer(asked, TraceBuilder.open(trace, 1, 1));
+            approveEscalation();
+            vm.prank(payer);
+            disputes.escalate(asked);
+            (uint256 before,) = disputes.creditsOf(payer);
+            if (i == 1) challenged();
+            disputes.judge(asked, true, ROOT, SOON, votes(id, true, SOON));
+            (uint256 credited,) = disputes.creditsOf(payer);
+            uint256 reward = i == 0 ? 20 * PROVING_COST : 0;
+            vm.assertEq(credited - before, 3 * VERDICT_FEE + reward, "credited");
+            vm.assertEq(stakeOf(operator), i == 0 ? 3_000_000 : 2_000_000, "stake");
+        }
+        expectCredits(vm.addr(memberKeys[0]), VERDICT_FEE + 500_000, 0);
+        vm.expectRevert();
+        disputes.endReward(1);
+    }
+
+    function test_an_escalation_comes_until_the_last_second() public {
+        (bytes32 id, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        disputes.answer(asked, leaf);
+        approveEscalation();
+        uint64 latest = disputes.getChallenge(id).answerBy + 12 hours;
+        vm.warp(latest + 1);
+        vm.expectRevert(abi.encodeWithSelector(IDisputes.TooLate.selector, latest, latest + 1));
+        vm.prank(payer);
+        disputes.escalate(asked);
+        vm.warp(latest);
+        vm.prank(payer);
+        disputes.escalate(asked);
+        expectStatus(id, Status.Escalated);
+    }
+
     function test_members_of_a_worker_without_stake_get_what_there_is() public {
         (bytes32 id, Challenge memory asked) = _escalated();
         convict();
@@ -646,5 +751,48 @@ contract ChallengesTest is DisputesBase {
         disputes.pushCredits(payer);
         expectCredits(payer, 0, bond);
         vm.assertEq(address(disputes).balance, 2 * uint256(bond), "coins");
+    }
+
+    function test_a_receiver_that_takes_no_coins_gets_its_tokens() public {
+        payer = address(token);
+        vm.deal(payer, 1 ether);
+        (bytes32 id, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        disputes.answer(asked, leaf);
+        approveEscalation();
+        vm.prank(payer);
+        disputes.escalate(asked);
+        disputes.judge(asked, true, ROOT, SOON, votes(id, true, SOON));
+        (uint256 tokens, uint256 coins) = disputes.creditsOf(payer);
+        vm.assertEq(coins, 0, "coins");
+        disputes.pushCredits(payer);
+        vm.assertEq(token.balanceOf(payer), tokens, "tokens");
+    }
+
+    function test_nothing_is_called_while_a_payer_is_paid() public {
+        Calling caller = new Calling(address(disputes));
+        payer = address(caller);
+        vm.deal(payer, 1 ether);
+        (, Challenge memory asked, OpenedLeaf memory leaf) = challenged();
+        bytes[7] memory calls = [
+            abi.encodeCall(IDisputes.prove, ("")),
+            abi.encodeCall(IDisputes.challenge, ("")),
+            abi.encodeCall(IDisputes.answer, (asked, leaf)),
+            abi.encodeCall(IDisputes.conclude, (asked)),
+            abi.encodeCall(IDisputes.escalate, (asked)),
+            abi.encodeCall(IDisputes.judge, (asked, true, ROOT, SOON, new bytes[](0))),
+            abi.encodeCall(IDisputes.pushCredits, (payer))
+        ];
+        for (uint256 i = 0; i < calls.length; ++i) {
+            (, Challenge memory silent,) = challenged();
+            vm.warp(disputes.getChallenge(disputes.challengeId(silent)).answerBy + 1);
+            disputes.conclude(silent);
+            caller.arm(calls[i]);
+            disputes.pushCredits(payer);
+            vm.assertEq(
+                bytes32(caller.reason()),
+                bytes32(ReentrancyGuardTransient.ReentrancyGuardReentrantCall.selector),
+                "refused"
+            );
+        }
     }
 }

@@ -85,6 +85,32 @@ contract ProofsTest is DisputesBase {
         newDisputes(t);
     }
 
+    function test_costs_of_96_bits_and_committees_of_32_are_the_most() public {
+        DisputeTerms memory t = terms();
+        (t.provingCost, t.verdictFee) = (type(uint96).max, type(uint96).max);
+        vm.assertEq(newDisputes(t).provingCost(), type(uint96).max, "the most");
+        t.provingCost += 1;
+        vm.expectPartialRevert(IDisputes.BadTerms.selector);
+        newDisputes(t);
+        (t.provingCost, t.verdictFee) = (PROVING_COST, uint128(type(uint96).max) + 1);
+        vm.expectPartialRevert(IDisputes.BadTerms.selector);
+        newDisputes(t);
+        t = terms();
+        t.threshold = 17;
+        t.committee = _members(32);
+        vm.assertEq(newDisputes(t).threshold(), 17, "32 members");
+        t.committee = _members(33);
+        vm.expectPartialRevert(IDisputes.BadCommittee.selector);
+        newDisputes(t);
+    }
+
+    function _members(uint256 count) private pure returns (address[] memory members) {
+        members = new address[](count);
+        for (uint160 i = 0; i < count; ++i) {
+            members[i] = address(i + 1);
+        }
+    }
+
     function test_a_verifier_needs_an_escrow() public {
         bytes memory code =
             bytes.concat(vm.getCode("EvidenceVerifier.sol:EvidenceVerifier"), abi.encode(stranger));

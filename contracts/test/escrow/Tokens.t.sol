@@ -226,14 +226,19 @@ contract TokensTest is EscrowBase {
         (Channel memory channel, bytes32 id) = open(1);
         bytes memory call = abi.encodeCall(IEscrow.settle, (one(claimOf(channel, 5, 1))));
         uint256 paid = 0;
+        uint256 refused = 0;
         for (uint256 limit = 20_000; limit < 320_000; limit += 2_500) {
-            (bool done,) = address(escrow).call{gas: limit}(call);
-            if (!done) continue;
+            (bool done, bytes memory why) = address(escrow).call{gas: limit}(call);
+            if (!done) {
+                if (bytes4(why) == IEscrow.TooLittleGas.selector) ++refused;
+                continue;
+            }
             ++paid;
             vm.assertEq(escrow.getChannel(id).settled, 5, "settled");
             vm.assertEq(token.balanceOf(receiver), 5, "paid, and does not wait");
             vm.assertEq(waiting(receiver), 0, "nothing waits");
         }
+        vm.assertTrue(refused > 0, "it says so");
         vm.assertTrue(paid > 0, "enough gas settles");
     }
 
@@ -273,7 +278,7 @@ contract TokensTest is EscrowBase {
         Channel memory channel = channelOf(7);
         channel.token = address(evil);
         Claim memory claim = claimOf(channel, 5, 1);
-        calls = new bytes[](13);
+        calls = new bytes[](14);
         calls[0] = abi.encodeCall(IEscrow.deposit, (address(evil), 5, stranger));
         calls[1] = abi.encodeCall(IEscrow.depositWithPermit, (address(evil), payer, 5, SOON, ""));
         calls[2] = abi.encodeCall(
@@ -291,6 +296,7 @@ contract TokensTest is EscrowBase {
         calls[10] = abi.encodeCall(IEscrow.close, (claim, 0, ""));
         calls[11] = abi.encodeCall(IEscrow.requestWithdrawal, (channel, 5, 0, SOON, ""));
         calls[12] = abi.encodeCall(IEscrow.withdraw, (channel));
+        calls[13] = abi.encodeCall(IEscrow.cancelWithdrawal, (channel, 0, SOON, ""));
     }
 
     /// @dev A call in which the escrow calls the token, with everything prepared for it to succeed.
