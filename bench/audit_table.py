@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from bench.audit_figures import WorkerFigures, whole_lines
 from bench.report import ROOT, percentile
+from piecework.client.suspicion import MOST_CANVASES, chance_of_verdict, is_verdict
 from piecework_model.audit import judgement
 from piecework_model.audit.judgement import (
+    AVERAGED,
     FALSE_REJECTS,
     THRESHOLDS_FILE,
     Pairing,
@@ -25,6 +27,7 @@ from piecework_model.audit.judgement import (
     threshold,
 )
 
+DECIDING: Final = tuple(test for test in judgement.TESTS if test not in AVERAGED)
 GOAL_HONEST: Final = 2000
 GOAL_CHEATS: Final = 300
 """Canvases of each worker that the page is to rest on."""
@@ -33,12 +36,15 @@ END: Final = "<!-- bench.audit: end -->"
 PLOT: Final = "audits/logits.svg"
 """Where the plot lies beside the page."""
 TEN: Final = 10
+"""Audits of different jobs, one after the other."""
 DRAWS: Final = 2000
+COMMON: Final = 0.05
+"""Share of honest canvases beyond a lower threshold, to see whether they come together in jobs."""
 LEAST_CANVASES: Final = 40
 """Of a calibration half. Fewer show no tail."""
 CONFIDENCE: Final = 0.95
 FALSE_ACCEPTS: Final = 1e-3
-"""Goal: tens of canvases of a cheat of `GOAL_FOR` that pass."""
+"""Goal: tens of audits of a cheat of `GOAL_FOR` that pass."""
 GOAL_FOR: Final = (
     "fp8-for-bfloat16",
     "int4",
@@ -246,21 +252,33 @@ def _fitted(seen: Sequence[Scores]) -> Iterator[tuple[str, judgement.Tail]]:
 
 
 @dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a forced audit says of one canvas. decides: it fails without others."""
+
+    wrong: bool
+    decides: bool
+
+
+@dataclass(frozen=True, slots=True)
 class AuditedRow:
     """One worker, one kind, one auditor: on the half that did not make the thresholds.
 
-    found: by forced audits of one canvas. found_ten: of the drawn tens, as a share. missed_ten: of
-    tens, extrapolated. failed_one: of canvases, extrapolated as if the worker was honest. tests:
-    which of them found how many.
+    decided: canvases that fail without others. wrong: those and the ones that look wrong. beside:
+    of the canvases beside one that looks wrong, in the same job, how many do too. found_ten: of the
+    drawn tens of audits, as a share. wrong_one, missed_one: extrapolated, how many canvases of an
+    honest worker look wrong or decide, and how many of a cheat look wrong. tests: which of them
+    found how many.
     """
 
     worker: str
     kind: str
     auditor: str
-    found: Share
+    decided: Share
+    wrong: Share
+    beside: Share
     found_ten: float
-    missed_ten: float
-    failed_one: float
+    decided_one: float
+    wrong_one: float
     tests: Mapping[str, int]
 
     @property
@@ -268,22 +286,35 @@ class AuditedRow:
         """Whether a failure is wrong. Of a cheat, a pass is."""
         return self.worker in HONEST
 
+    def pairing(self, model: str) -> Pairing:
+        """Return what its thresholds are for."""
+        return Pairing(model, self.kind, CLAIMS.get(self.worker, "bfloat16"), self.auditor)
+
+    @property
+    def extrapolated(self) -> float:
+        """How often an audit of an honest worker fails, or ten audits of a cheat pass."""
+        if self.honest:
+            return self.decided_one + chance_of_verdict(self.wrong_one)
+        return (1 - chance_of_verdict(self.wrong_one)) ** TEN
+
     @property
     def wrong_ten(self) -> tuple[float, float]:
-        """The bounds of how often ten canvases of different jobs, each judged alone, are judged
-        wrong: an honest worker fails one of them, or a cheat passes all.
+        """The bounds of how often ten audits of different jobs are judged wrong: an honest worker
+        fails one of them, or a cheat passes all.
         """
-        low, high = ((1 - bound) ** TEN for bound in reversed(self.found.bounds))
+        decided, looks = self.decided.bounds, self.wrong.bounds
+        found = [max(decided[end], chance_of_verdict(looks[end])) for end in (0, 1)]
+        low, high = ((1 - share) ** TEN for share in reversed(found))
         return (1 - high, 1 - low) if self.honest else (low, high)
 
     @property
     def reached(self) -> bool | None:
         """Whether the goal is reached: for honest workers, and for the cheats that have one."""
         if self.honest:
-            return None if math.isnan(self.failed_one) else self.failed_one < FALSE_REJECTS
+            return None if math.isnan(self.extrapolated) else self.extrapolated < FALSE_REJECTS
         if self.worker not in GOAL_FOR:
             return None
-        shown = [value for value in (self.missed_ten, self.wrong_ten[1]) if not math.isnan(value)]
+        shown = [value for value in (self.extrapolated, self.wrong_ten[1]) if not math.isnan(value)]
         return min(shown) < FALSE_ACCEPTS
 
 
@@ -303,61 +334,127 @@ def count(
 def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tails) -> AuditedRow:
     seen = [(c.number, s) for c in held if (s := c.scores(auditor)) is not None]
     alone = [scores for _, scores in seen]
+    jobs: dict[int, list[Verdict]] = {}
+    for number, scores in seen:
+        jobs.setdefault(number, []).append(_verdict(scores, tails))
+    verdicts = [verdict for job in jobs.values() for verdict in job]
     tests = {
-        test: sum(test in {f.test for f in judge([s], tails).failures} for s in alone)
+        test: sum(test in {f.test for f in judge(s, tails).failures} for s in alone)
         for test in judgement.TESTS
     }
     draw = random.Random(len(seen))  # noqa: S311  resampling, no secret
-    tens = [_fails(_ten(seen, draw), tails) for _ in range(DRAWS)]
+    decided = Share(sum(v.decides for v in verdicts), len(verdicts))
+    wrong = Share(sum(v.wrong for v in verdicts), len(verdicts))
+    if name in HONEST:
+        decided_one = _beyond(alone, tails, DECIDING)
+        wrong_one = _beyond(alone, tails, AVERAGED)
+    else:
+        decided_one, wrong_one = math.nan, _looks_wrong(alone, tails)
     return AuditedRow(
         name,
         kind,
         auditor,
-        Share(sum(_fails([s], tails) for s in alone), len(alone)),
-        sum(tens) / DRAWS,
-        _missed(alone, tails),
-        _failed(alone, tails),
+        decided,
+        wrong,
+        _beside(jobs),
+        sum(_ten_fail(jobs, draw) for _ in range(DRAWS)) / DRAWS,
+        decided_one,
+        wrong_one,
         tests,
     )
 
 
-def _fails(scores: Sequence[Scores], tails: Tails) -> bool:
-    return any(s.impossible for s in scores) or not judge(scores, tails).passed
+def together(
+    figures: Mapping[str, list[Canvas]], table: Mapping[Pairing, Tails], model: str
+) -> tuple[Share, Share]:
+    """Count honest texts beyond what a twentieth of them exceeds, and those beside one in its job.
+
+    Shares of each of `AVERAGED`, of all canvases. If canvases look wrong independently, the two
+    shares are alike. Few canvases look wrong by the thresholds themselves, so these are lower.
+    """
+    hits = of = beside_hits = beside_of = 0
+    for name in HONEST:
+        canvases = [c for c in figures.get(name, []) if c.row["kind"] == "text"]
+        for auditor in auditors(canvases):
+            claim = CLAIMS.get(name, "bfloat16")
+            tails = table.get(Pairing(model, "text", claim, auditor))
+            if tails is None or auditor == claim:  # most of those differ in nothing
+                continue
+            jobs: dict[int, list[Verdict]] = {}
+            for canvas in canvases:
+                if (scores := canvas.scores(auditor)) is not None:
+                    far = any(
+                        in_unit(test, value) > tails[test].quantile(COMMON)
+                        for test in AVERAGED & set(tails)
+                        if (value := getattr(scores, test)) is not None
+                    )
+                    jobs.setdefault(canvas.number, []).append(Verdict(far, decides=False))
+            beside = _beside(jobs)
+            hits += sum(v.wrong for job in jobs.values() for v in job)
+            of += sum(map(len, jobs.values()))
+            beside_hits, beside_of = beside_hits + beside.hits, beside_of + beside.of
+    return Share(hits, of), Share(beside_hits, beside_of)
 
 
-def _ten(seen: Sequence[tuple[int, Scores]], draw: random.Random) -> list[Scores]:
-    """Draw ten canvases, of different requests while there are enough."""
-    numbers = sorted({number for number, _ in seen})
-    chosen = draw.sample(numbers, TEN) if len(numbers) >= TEN else numbers
-    return [draw.choice([s for n, s in seen if n == number]) for number in chosen]
+def _verdict(scores: Scores, tails: Tails) -> Verdict:
+    judged = judge(scores, tails)
+    return Verdict(scores.impossible or not judged.passed, scores.impossible or judged.decides)
 
 
-def _missed(alone: Sequence[Scores], tails: Tails) -> float:
-    """Extrapolate how many tens pass the test of the logits.
+def _beside(jobs: Mapping[int, Sequence[Verdict]]) -> Share:
+    """Count the canvases beside one that looks wrong, and those of them that do too."""
+    hits = of = 0
+    for job in jobs.values():
+        looks = sum(v.wrong for v in job)
+        hits, of = hits + looks * (looks - 1), of + looks * (len(job) - 1)
+    return Share(hits, of)
 
-    The model: logarithms of the scores of different jobs are independent, and the mean of ten of
-    them is normal, with the cheat's own mean and deviation.
+
+def _ten_fail(jobs: Mapping[int, Sequence[Verdict]], draw: random.Random) -> bool:
+    """Draw ten audits, and say whether one of them fails. The canvases of an audit are drawn from
+    different jobs, while there are enough.
+    """
+    numbers = sorted(jobs)
+    for _ in range(TEN):
+        wrong = 0
+        some = draw.sample(numbers, min(MOST_CANVASES, len(numbers)))
+        for seen, number in enumerate(some, 1):
+            verdict = draw.choice(jobs[number])
+            wrong += verdict.wrong
+            if verdict.decides or (verdict.wrong and is_verdict(wrong, seen)):
+                return True
+            if not wrong:
+                break
+    return False
+
+
+def _looks_wrong(alone: Sequence[Scores], tails: Tails) -> float:
+    """Extrapolate how many canvases of a cheat fail the test of the logits.
+
+    The model: the logarithms of the scores are normal.
     """
     logs = [in_unit("logits", s.logits) for s in alone if s.logits is not None]
     if len(logs) < TEN or "logits" not in tails:
-        return 0.0 if not logs else math.nan
-    limit = math.log(threshold("logits", tails["logits"], TEN))
-    spread = statistics.stdev(logs) / math.sqrt(TEN)
-    return statistics.NormalDist(statistics.fmean(logs), max(spread, 1e-9)).cdf(limit)
+        return 1.0 if not logs else math.nan
+    limit = math.log(threshold("logits", tails["logits"]))
+    normal = statistics.NormalDist(statistics.fmean(logs), max(statistics.stdev(logs), 1e-9))
+    return 1 - normal.cdf(limit)
 
 
-def _failed(alone: Sequence[Scores], tails: Tails) -> float:
-    """Extrapolate how many canvases fail, from the tails of these canvases themselves.
+def _beyond(alone: Sequence[Scores], tails: Tails, tests: Iterable[str]) -> float:
+    """Extrapolate how many canvases fail some tests, from the tails of these canvases themselves.
 
     The model: beyond its upper tenth each score is Pareto, as in `fit_tail`. The tests are added
     up.
     """
     shares = []
-    for test, tail in tails.items():
+    for test in tests:
         values = [value for s in alone if (value := getattr(s, test)) is not None]
+        if test not in tails:
+            continue
         if len(values) < LEAST_CANVASES:
             return math.nan
-        limit = in_unit(test, threshold(test, tail, 1))
+        limit = in_unit(test, threshold(test, tails[test]))
         shares.append(fit_tail(test, values).beyond(limit))
     return sum(shares)
 
@@ -389,17 +486,38 @@ def write(folder: Path, model: str, places: Places) -> None:
     """Write thresholds, table and plot, of the figures in a folder."""
     figures = read(folder, model)
     table = fit(figures, model)
-    source = f"python -m bench.audit --write, {_honest_canvases(figures)} honest canvases"
-    places.thresholds.write_text(dump_table(table, source), encoding="utf-8")
     rows = list(count(figures, table, model))
+    source = f"python -m bench.audit --write, {_honest_canvases(figures)} honest canvases"
+    places.thresholds.write_text(dump_table(shipped(table, rows, model), source), encoding="utf-8")
     places.plot.parent.mkdir(parents=True, exist_ok=True)
     places.plot.write_text(plot(figures, table, model), encoding="utf-8")
     page = places.page.read_text(encoding="utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    lines = (*counts(figures, model, machines(folder)), *tables(figures, rows))
+    far, beside = together(figures, table, model)
+    lines = (
+        *counts(figures, model, machines(folder)),
+        *tables(figures, rows),
+        "",
+        f"Of honest texts, {far.hits} of {far.of} are beyond a value that {COMMON:.0%} exceed. Of",
+        f"the canvases beside one of them in its job, {beside.hits} of {beside.of} are.",
+    )
     made = "\n".join([BEGIN, "", *lines, "", END])
     places.page.write_text(before + made + after, encoding="utf-8")
+
+
+def shipped(
+    table: Mapping[Pairing, Tails], rows: Sequence[AuditedRow], model: str
+) -> dict[Pairing, Tails]:
+    """Return the thresholds that may blame a worker: of pairs whose honest workers all reach the
+    goal. The others stay out, and an audit of such a pair says that there is no verdict.
+    """
+    reached: dict[Pairing, bool] = {}
+    for row in rows:
+        if row.honest:
+            pairing = row.pairing(model)
+            reached[pairing] = reached.get(pairing, True) and row.reached is True
+    return {pairing: tails for pairing, tails in table.items() if reached.get(pairing)}
 
 
 def _honest_canvases(figures: Mapping[str, list[Canvas]]) -> int:
@@ -458,22 +576,25 @@ def tables(figures: Mapping[str, list[Canvas]], rows: Sequence[AuditedRow]) -> I
     yield f"![Each worker's score of the test logits, and the threshold]({PLOT})"
     yield ""
     yield (
-        "| worker | kind | auditor | failed, one canvas | wrong, ten, from one "
-        "| failed, ten, resampled | wrong, extrapolated | goal | tests that failed |"
+        "| worker | kind | auditor | decided by one | looks wrong | beside one that does "
+        "| wrong, ten, from one | failed, ten, resampled | wrong, extrapolated | goal "
+        "| tests that failed |"
     )
-    yield "|---|---|---|---|---|---|---|---|---|"
+    yield "|---|---|---|---|---|---|---|---|---|---|---|"
     yield from map(_forced, rows)
 
 
 def _forced(row: AuditedRow) -> str:
     tests = ", ".join(f"{name} {hits}" for name, hits in row.tests.items() if hits) or "–"
     low, high = row.wrong_ten
-    of, value = ("one", row.failed_one) if row.honest else ("ten", row.missed_ten)
+    of, value = "one" if row.honest else "ten", row.extrapolated
     wrong = "–" if math.isnan(value) else f"{_small(value)} of {of}"
     goal = {None: "–", True: "reached", False: "**missed**"}[row.reached]
+    beside = f"{row.beside.hits} of {row.beside.of}" if row.beside.of else "–"
     return (
-        f"| {WORKERS[row.worker]} | {row.kind} | {row.auditor} | {row.found} "
-        f"| {_small(low)} to {_small(high)} | {row.found_ten:.1%} | {wrong} | {goal} | {tests} |"
+        f"| {WORKERS[row.worker]} | {row.kind} | {row.auditor} | {row.decided} | {row.wrong} "
+        f"| {beside} | {_small(low)} to {_small(high)} | {row.found_ten:.1%} | {wrong} | {goal} "
+        f"| {tests} |"
     )
 
 
@@ -486,7 +607,7 @@ _LINE: Final = 26
 
 def plot(figures: Mapping[str, list[Canvas]], table: Mapping[Pairing, Tails], model: str) -> str:
     """Draw the logits score of every worker's texts, audited in float32: from the first to the 99th
-    percentile, the middle half thick, beside the thresholds of one canvas and of ten.
+    percentile, the middle half thick, beside the threshold.
     """
     shown: list[tuple[str, list[float]]] = []
     for name, canvases in figures.items():
@@ -500,7 +621,7 @@ def plot(figures: Mapping[str, list[Canvas]], table: Mapping[Pairing, Tails], mo
             shown.append((name, values))
     tails = table.get(Pairing(model, "text", "bfloat16", "float32"), {})
     tail = tails.get("logits")
-    limits = [threshold("logits", tail, n) for n in (1, TEN)] if tail else []
+    limits = [threshold("logits", tail)] if tail else []
     every = [v for _, values in shown for v in (percentile(values, 0.01), max(values))] + limits
     low, high = math.log(max(1e-4, min(every, default=0.01))), math.log(max(every, default=1.0))
 
@@ -514,12 +635,12 @@ def plot(figures: Mapping[str, list[Canvas]], table: Mapping[Pairing, Tails], mo
         f'<svg xmlns="http://www.w3.org/2000/svg" {size}>',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
     ]
-    for number, limit in zip((1, TEN), limits, strict=False):
+    for limit in limits:
         parts.append(
             f'<line x1="{x(limit):.1f}" x2="{x(limit):.1f}" y1="{_LINE}" y2="{height - 8}" '
-            f'stroke="#b00" stroke-dasharray="{4 if number == 1 else 1} 3"/>'
+            f'stroke="#b00" stroke-dasharray="4 3"/>'
             f'<text x="{x(limit):.1f}" y="{_LINE - 8}" text-anchor="middle" fill="#b00">'
-            f"{number}: {limit:.3g}</text>"
+            f"{limit:.3g}</text>"
         )
     for index, (name, values) in enumerate(shown):
         parts.append(_bar(_LINE * (index + 1) + _LINE / 2, name, values, x))

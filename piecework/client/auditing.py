@@ -12,11 +12,11 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.base.explain import install_hint
@@ -36,6 +36,7 @@ from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.learning import learn_broken
 from piecework.client.journal.records import Part
 from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
+from piecework.client.suspicion import MOST_CANVASES, is_verdict
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import broken_rules, check_evidence, unopened
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
@@ -67,6 +68,8 @@ class CanvasReport:
             shows it.
         remarks: What there is to say about auditors: who gave no report, who is trusted no more.
         leaves: The step leaves that a replay here has computed.
+        statistical: Whether an honest canvas shows such findings now and then. Then they are no
+            verdict before other canvases of the worker show them too.
     """
 
     level: AuditLevel
@@ -82,6 +85,19 @@ class CanvasReport:
     confirmed: bool = False
     remarks: tuple[str, ...] = ()
     leaves: tuple[bytes, ...] = ()
+    statistical: bool = False
+
+
+class OpenedCanvas(NamedTuple):
+    """A canvas of a job, with the openings file of its steps, or nothing."""
+
+    evidence: EvidenceFile
+    canvas: int
+    openings: bytes = b""
+
+    def __str__(self) -> str:
+        job = self.evidence.job.job.id(self.evidence.domain)
+        return f"canvas {self.canvas} of job {job.hex()[:16]}"
 
 
 class Auditor(Protocol):
@@ -168,6 +184,7 @@ def _report(line: bytes, level: AuditLevel, canvas: int) -> CanvasReport:
             int(body["steps"]),
             float(body["seconds"]),
             leaves=tuple(parse_hex(one, 32, "leaf") for one in body["leaves"]),
+            statistical=bool(body["statistical"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) if line else "the engine process ended without a report"
@@ -214,11 +231,15 @@ async def confirmed_audit(
     *,
     purse: AuditPurse | None = None,
     outline: Outline | None = None,
+    others: AsyncIterator[OpenedCanvas] | None = None,
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
 
-    If the second audit does not fail, there is no verdict. `purse` is as `Auditor.audit` has it,
-    `outline` as `audit_rules` has it.
+    If the second audit does not fail, there is no verdict. A statistical failure is no verdict
+    either before other canvases of the worker look wrong too.
+
+    purse: as `Auditor.audit` has it. outline: as `audit_rules` has it. others: gives more canvases
+        of the same worker, opened, and is asked for them if this one looks wrong.
 
     Raises:
         EvidenceRefused: Level RULES alone: the evidence does not hold.
@@ -226,19 +247,70 @@ async def confirmed_audit(
     """
     if level is AuditLevel.RULES:
         return await asyncio.to_thread(audit_rules, evidence, canvas, openings, outline)
-    data = await asyncio.to_thread(write_evidence, evidence)
-    report = await auditor.audit(data, canvas, level, openings, purse=purse)
+    shown = OpenedCanvas(evidence, canvas, openings)
+    report = await _twice(auditor, shown, level, purse)
+    if report.outcome is AuditOutcome.FAIL and report.statistical:
+        return await _beside_others(auditor, report, others, purse)
+    return report
+
+
+async def _twice(
+    auditor: Auditor, shown: OpenedCanvas, level: AuditLevel, purse: AuditPurse | None
+) -> CanvasReport:
+    """Audit a canvas, and once more if it fails and nobody has confirmed that."""
+    data, canvas = await asyncio.to_thread(write_evidence, shown.evidence), shown.canvas
+    report = await auditor.audit(data, canvas, level, shown.openings, purse=purse)
     if report.outcome is AuditOutcome.PASS and level is AuditLevel.FORCED:
-        return await asyncio.to_thread(_only_whole, report, evidence, openings)
+        return await asyncio.to_thread(_only_whole, report, shown.evidence, shown.openings)
     if report.outcome is not AuditOutcome.FAIL or report.confirmed:
         return report
-    again = await auditor.audit(data, canvas, level, openings, purse=purse)
+    again = await auditor.audit(data, canvas, level, shown.openings, purse=purse)
     if again.outcome is AuditOutcome.FAIL:
         return replace(report, confirmed=True)
     reason = (
         f"the first {level.name.lower()} failed and the second did not, so this machine is unsure"
     )
     return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason, steps=report.steps)
+
+
+async def _beside_others(
+    auditor: Auditor,
+    report: CanvasReport,
+    others: AsyncIterator[OpenedCanvas] | None,
+    purse: AuditPurse | None,
+) -> CanvasReport:
+    """Hold a canvas that looks wrong beside others of its worker. Those without a verdict do not
+    count.
+
+    A finding among the others that is certain needs no more of them.
+    """
+    findings, seen, wrong = report.findings, 1, 1
+    if others is not None:
+        async for other in others:
+            found = await _twice(auditor, other, report.level, purse)
+            seen += found.outcome is not AuditOutcome.NO_VERDICT
+            if found.outcome is AuditOutcome.FAIL:
+                wrong += 1
+                findings += tuple(f"{other}: {line}" for line in found.findings)
+                if not found.statistical or is_verdict(wrong, seen):
+                    return replace(report, findings=findings, statistical=False)
+            if seen >= MOST_CANVASES:
+                break
+    beside = (
+        f"{wrong - 1} of {seen - 1} other canvases of this worker do too, which are too few"
+        if seen > 1
+        else "there is no other canvas of this worker to hold beside it"
+    )
+    looks = ". ".join(findings)
+    reason = f"it looks wrong, as an honest canvas does now and then, and {beside}. {looks}"
+    return replace(
+        report,
+        outcome=AuditOutcome.NO_VERDICT,
+        findings=(),
+        reason=reason,
+        confirmed=False,
+        statistical=False,
+    )
 
 
 def _only_whole(report: CanvasReport, evidence: EvidenceFile, openings: bytes) -> CanvasReport:
@@ -344,17 +416,25 @@ class Audits:
         *,
         purse: AuditPurse | None = None,
         outline: Outline | None = None,
+        others: AsyncIterator[OpenedCanvas] | None = None,
     ) -> CanvasReport:
         """Audit a canvas. A failure that is confirmed ends the relation with its worker.
 
-        `purse` and `outline` are as `confirmed_audit` has them.
+        `purse`, `outline` and `others` are as `confirmed_audit` has them.
 
         Raises:
             EvidenceRefused: Level RULES alone: the evidence does not hold.
             MalformedInput: Level RULES alone: the openings are malformed, or of another canvas.
         """
         report = await confirmed_audit(
-            self.auditor, evidence, canvas, level, openings, purse=purse, outline=outline
+            self.auditor,
+            evidence,
+            canvas,
+            level,
+            openings,
+            purse=purse,
+            outline=outline,
+            others=others,
         )
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:

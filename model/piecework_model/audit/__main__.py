@@ -165,6 +165,7 @@ def _nothing(chosen: argparse.Namespace, reason: str) -> dict[str, Any]:
         "seconds": 0.0,
         "profile": "",
         "leaves": [],
+        "statistical": False,
     }
 
 
@@ -179,6 +180,7 @@ def _report(found: CanvasAudit, started: float, profile: str) -> dict[str, Any]:
         "seconds": round(time.perf_counter() - started, 3),
         "profile": profile,
         "leaves": [leaf.hex() for leaf in found.leaves],
+        "statistical": found.statistical,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from piecework_model import kinds, templates
 from piecework_model.audit.claims import ClaimedCanvas, ClaimedJob, Ids
 from piecework_model.audit.forced import ForcedPass
-from piecework_model.audit.judgement import Pairing, Table, Tails, judge
+from piecework_model.audit.judgement import Failure, Judgement, Pairing, Table, judge
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import scores
@@ -51,7 +51,8 @@ class CanvasAudit:
     """What an audit of a canvas found.
 
     findings: what is wrong, one line each, if the outcome is FAIL. reason: why there is no verdict.
-    steps: of the canvas. leaves: of the steps that a replay has computed.
+    steps: of the canvas. leaves: of the steps that a replay has computed. statistical: honest
+    canvases show such findings now and then, so one canvas is not enough.
     """
 
     level: AuditLevel
@@ -61,6 +62,7 @@ class CanvasAudit:
     findings: tuple[str, ...] = ()
     reason: str = ""
     leaves: tuple[bytes, ...] = ()
+    statistical: bool = False
 
 
 class JobAudit:
@@ -178,18 +180,21 @@ class JobAudit:
         request = replace(
             self._request, committed=tuple(ids for ids in committed if ids is not None)
         )
-        try:
-            lines = _forced_findings(auditor, table[pairing], request, opened)
-        except OpeningError as error:  # whoever saved the file may have left steps out
-            return self._no_verdict(level, canvas, str(error))
+        certain = _misplaced(opened, canvas)
+        judged = Judgement(())
+        if not certain:
+            try:
+                judged = judge(scores(auditor.figures(request, opened)), table[pairing])
+            except OpeningError as error:  # whoever saved the file may have left steps out
+                return self._no_verdict(level, canvas, str(error))
         shown, last = self._shown(canvas), opened[-1]
         if last.step + 1 == shown.steps and shown.finish is not Finish.CANCELLED:
             ids = tuple(int(token) for token in last.argmax)
-            lines += self._output_differences(shown, ids, None, request.committed)
-        if lines:
-            return self._failed(level, canvas, lines)
-        steps = int(self._shown(canvas).steps)
-        return CanvasAudit(level, AuditOutcome.PASS, canvas, steps)
+            certain += self._output_differences(shown, ids, None, request.committed)
+        found = (*map(_words_of, judged.failures), *certain)
+        outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
+        statistical = not (certain or judged.passed or judged.decides)
+        return CanvasAudit(level, outcome, canvas, int(shown.steps), found, statistical=statistical)
 
     def _shown(self, canvas: int) -> ClaimedCanvas:
         return self._claimed.canvas(canvas)
@@ -308,10 +313,6 @@ class JobAudit:
         stream.append(tuple(itertools.chain.from_iterable(charged)), final=False)
         return stream
 
-    def _failed(self, level: AuditLevel, canvas: int, found: Sequence[str]) -> CanvasAudit:
-        steps = int(self._shown(canvas).steps)
-        return CanvasAudit(level, AuditOutcome.FAIL, canvas, steps, tuple(found))
-
     def _no_verdict(self, level: AuditLevel, canvas: int, reason: str) -> CanvasAudit:
         steps = int(self._shown(canvas).steps)
         return CanvasAudit(level, AuditOutcome.NO_VERDICT, canvas, steps, reason=reason)
@@ -325,28 +326,20 @@ _TESTS: Final = {
 }
 
 
-def _forced_findings(
-    auditor: ForcedPass, tails: Tails, request: GenerationRequest, opened: Sequence[OpenedStep]
-) -> list[str]:
-    """List what the opened steps of a canvas show.
-
-    Raises:
-        OpeningError: No step can be computed from these openings.
-    """
-    canvas = len(request.committed)
-    strange = [
+def _misplaced(opened: Sequence[OpenedStep], canvas: int) -> list[str]:
+    """List the steps that are committed as those of another canvas."""
+    return [
         f"step {step.step} is committed as one of canvas {step.canvas}"
         for step in opened
         if step.canvas != canvas
     ]
-    if strange:
-        return strange
-    found = judge([scores(auditor.figures(request, opened))], tails)
-    return [
-        f"{_TESTS[failure.test]}: {failure.score:.4g}, and honest canvases stay below "
+
+
+def _words_of(failure: Failure) -> str:
+    return (
+        f"{_TESTS[failure.test]}: {failure.score:.4g}, and nearly all honest canvases stay below "
         f"{failure.threshold:.4g}"
-        for failure in found.failures
-    ]
+    )
 
 
 def _trace_difference(ours: Sequence[bytes], theirs: Sequence[bytes] | None) -> str:

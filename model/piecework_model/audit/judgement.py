@@ -3,6 +3,12 @@
 A threshold belongs to a model, a kind of job, the worker's precision and the auditor's. They are in
 thresholds.json, which `python -m bench.audit` makes. Where there is no row there is no verdict: a
 worker is never blamed for a pair that was not measured.
+
+Two kinds of tests look at a canvas. A token that was changed stands in one canvas, and moves one
+position farther than any honest engine does. So `argmax` and `sampling` decide by one canvas. Other
+weights are in every canvas, and move all positions a little. Honest canvases do so too now and
+then. So `logits` and `soft` make a canvas look wrong, and only several such canvases of a worker
+are a verdict (`piecework.client.suspicion`).
 """
 
 from __future__ import annotations
@@ -19,16 +25,24 @@ from piecework_model.errors import AuditError
 
 TESTS: Final = ("logits", "soft", "argmax", "sampling")
 AVERAGED: Final = frozenset({"logits", "soft"})
-"""Of several canvases the mean logarithm is compared. Of the others it is the largest value."""
+"""Means over all positions. One canvas beyond them looks wrong, and is no verdict."""
 FALSE_REJECTS: Final = 1e-4
-"""Share of honest audits that may fail, all tests together."""
+"""Share of honest audits that may fail."""
+SUSPECTS: Final = 3e-4
+"""Share of honest canvases that look wrong by the averaged tests together, by extrapolation."""
+_ALLOWED: Final = {
+    test: SUSPECTS / len(AVERAGED) if test in AVERAGED else FALSE_REJECTS / len(TESTS)
+    for test in TESTS
+}
+"""Of each test. The two that decide by one canvas take half of the audits that may fail."""
 THRESHOLDS_FILE: Final = Path(__file__).with_name("thresholds.json")
-LEAST_THRESHOLDS: Final = {"argmax": 2.0, "sampling": 0.1}
+LEAST_THRESHOLDS: Final = {"argmax": 4.0, "sampling": 0.3}
 """Of the tests that look at one position. Now and then an honest engine takes another expert there,
-and moves a logit or a distribution far. A token that was changed is moved farther."""
+and moves a logit or a distribution far: by 0.94 and 0.15 at most in 7,000 canvases. A token that
+was changed is moved by 11 at least."""
 MOST_SHAPE: Final = 0.5
 """A tail of more has no variance. From some hundred canvases such a shape is noise."""
-_FORMAT: Final = "piecework-audit-thresholds/1"
+_FORMAT: Final = "piecework-audit-thresholds/2"
 _LEAST: Final = 1e-9
 
 
@@ -64,15 +78,13 @@ class Tail:
     """The upper tail of a score over honest canvases: a generalized Pareto distribution.
 
     start: where it begins. share: of canvases beyond. scale, shape: its parameters, shape >= 0.
-    center: the median. All but `share` and `shape` are in the score's unit, or its logarithm if
-    the test is averaged.
+    `start` and `scale` are in the score's unit, or its logarithm if the test is averaged.
     """
 
     start: float
     share: float
     scale: float
     shape: float
-    center: float
 
     def quantile(self, beyond: float) -> float:
         """Return the value that this share of honest canvases exceeds, by extrapolation."""
@@ -106,9 +118,8 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The result over some canvases. failures: empty if all tests passed."""
+    """What the tests say of a canvas. failures: empty if all passed."""
 
-    canvases: int
     failures: tuple[Failure, ...]
 
     @property
@@ -116,50 +127,38 @@ class Judgement:
         """Whether nothing was found."""
         return not self.failures
 
+    @property
+    def decides(self) -> bool:
+        """Whether this canvas alone shows that it is not the model's."""
+        return any(failure.test not in AVERAGED for failure in self.failures)
+
 
 Tails = Mapping[str, Tail]
 """One for each test."""
 Table = Mapping[Pairing, Tails]
 
 
-def judge(canvases: Sequence[Scored], tails: Tails) -> Judgement:
-    """Judge canvases of one worker, of different jobs if they are several.
-
-    Raises:
-        ValueError: There is no canvas.
-    """
-    if not canvases:
-        raise ValueError("no canvas to judge")
+def judge(canvas: Scored, tails: Tails) -> Judgement:
+    """Hold the scores of a canvas to their thresholds, where there is a score and a tail."""
     failures = []
     for test in TESTS:
-        values = [value for scored in canvases if (value := getattr(scored, test)) is not None]
-        if not values or test not in tails:
-            continue
-        score, limit = _score(test, values), threshold(test, tails[test], len(values))
-        if score > limit:
-            failures.append(Failure(test, score, limit))
-    return Judgement(len(canvases), tuple(failures))
+        score = getattr(canvas, test)
+        if score is not None and test in tails:
+            limit = threshold(test, tails[test])
+            if score > limit:
+                failures.append(Failure(test, score, limit))
+    return Judgement(tuple(failures))
 
 
-def threshold(test: str, tail: Tail, canvases: int) -> float:
-    """Compute the largest value of a test that passes, over so many canvases."""
-    allowed = FALSE_REJECTS / len(TESTS)
-    if test not in AVERAGED:
-        return max(tail.quantile(allowed / canvases), LEAST_THRESHOLDS[test])
-    # A mean of n strays by 1 / sqrt(n) of what one canvas does.
-    single = tail.quantile(allowed)
-    return math.exp(tail.center + (single - tail.center) / math.sqrt(canvases))
+def threshold(test: str, tail: Tail) -> float:
+    """Compute the largest value of a test that passes."""
+    limit = tail.quantile(_ALLOWED[test])
+    return math.exp(limit) if test in AVERAGED else max(limit, LEAST_THRESHOLDS[test])
 
 
 def in_unit(test: str, value: float) -> float:
     """Return a score in the unit of its tail."""
     return math.log(max(value, _LEAST)) if test in AVERAGED else value
-
-
-def _score(test: str, values: Sequence[float]) -> float:
-    if test not in AVERAGED:
-        return max(values)
-    return math.exp(fmean(in_unit(test, value) for value in values))
 
 
 def fit_tail(test: str, values: Sequence[float], share: float = 0.1) -> Tail:
@@ -178,7 +177,7 @@ def fit_tail(test: str, values: Sequence[float], share: float = 0.1) -> Tail:
     start = ordered[-beyond - 1]
     excess = [value - start for value in ordered[-beyond:]]
     scale, shape = _pareto(excess)
-    return Tail(start, beyond / len(ordered), scale, shape, ordered[len(ordered) // 2])
+    return Tail(start, beyond / len(ordered), scale, shape)
 
 
 def _pareto(excess: Sequence[float]) -> tuple[float, float]:

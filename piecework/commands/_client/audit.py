@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, NoReturn
 
@@ -55,7 +56,11 @@ def audit(
     ] = "replay",
     by: Auditor = None,
     openings: Annotated[
-        Path | None, typer.Option(help="Steps that the worker opened, instead of bought ones.")
+        list[Path] | None,
+        typer.Option(
+            help="Steps of a canvas that the worker opened, instead of bought ones. Once for each "
+            "canvas."
+        ),
     ] = None,
     buy: Buy = True,
     model: Annotated[
@@ -82,6 +87,10 @@ def audit(
     The levels rules and forced need all steps of the canvas. The worker that made it opens them,
     for the price of the prompt and of one denoising step for each. Without them nothing passes.
 
+    A forced audit that finds other weights takes more than one canvas: an honest canvas looks wrong
+    now and then. It looks at up to five others of the worker, of this job and of jobs whose text is
+    kept. The worker is paid for opening each.
+
     With --by market another worker replays the canvas, for a price. It reads the prompt and the
     answer. A failure that no second audit confirms is not a verdict. A confirmed one ends the
     relation with the worker, and its evidence is kept in the home.
@@ -95,19 +104,17 @@ def audit(
         common.fail("give a JOB, or --evidence FILE", 2)
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
     _check_by(by, job, level)
-    bought = job is not None and buy and openings is None and level != "replay"
-    wish = Wish(level, job or "", canvas, by, bought, _opened(openings, level, bought=bought))
+    bought = job is not None and buy and not openings and level != "replay"
+    wish = Wish(level, job or "", canvas, by, bought, _opened(openings or (), level, bought=bought))
     found = _audited(wish, evidence, EngineChoice(model, device), (home, password_file))
     _finish(found, telling, json=json)
 
 
-def _opened(openings: Path | None, level: str, *, bought: bool) -> bytes:
-    """Return the openings file, or nothing. End the command if a forced audit gets none."""
-    if openings is not None:
-        return read_opened(openings)
-    if level == "forced" and not bought:
+def _opened(openings: Sequence[Path], level: str, *, bought: bool) -> dict[int, bytes]:
+    """Return the openings files by canvas. End the command if a forced audit gets none."""
+    if level == "forced" and not (bought or openings):
         common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
-    return b""
+    return read_opened(openings)
 
 
 def _audited(

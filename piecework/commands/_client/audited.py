@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -10,6 +12,7 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.client.auditing import Auditor, CanvasReport
+    from piecework.client.openings import BoughtSteps
     from piecework.client.sdk import PieceworkClient
     from piecework_protocol.evidence.file import EvidenceFile
     from piecework_protocol.types import JobId
@@ -22,7 +25,7 @@ NO_VERDICT: Final = 3
 class Wish:
     """What is to be audited, by whom, and whether the worker is to open it.
 
-    canvas: None draws one. by: None takes the setting. opened: an openings file, or nothing.
+    canvas: None draws one. by: None takes the setting. opened: openings files, by canvas.
     """
 
     level: str
@@ -30,7 +33,7 @@ class Wish:
     canvas: int | None = None
     by: str | None = None
     buy: bool = False
-    opened: bytes = b""
+    opened: Mapping[int, bytes] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> AuditDone:
     from piecework.base.errors import PieceworkError
     from piecework.base.files import read
     from piecework.client.auditing import confirmed_audit
+    from piecework.client.more_canvases import opened_beside
     from piecework_protocol.evidence.file import read_evidence
     from piecework_protocol.limits import MAX_EVIDENCE_BYTES
     from piecework_protocol.objects import AuditLevel, AuditOutcome
@@ -63,12 +67,14 @@ async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> AuditDone:
     try:
         file = read_evidence(await asyncio.to_thread(read, place, MAX_EVIDENCE_BYTES))
         level = AuditLevel[wish.level.upper()]
-        drawn = _drawn(file, wish.canvas)
-        report = await confirmed_audit(auditor, file, drawn, level, wish.opened)
+        drawn = _drawn(file, wish)
+        opened = wish.opened.get(drawn, b"")
+        others = opened_beside(file, drawn, wish.opened)
+        report = await confirmed_audit(auditor, file, drawn, level, opened, others=others)
     except PieceworkError as error:  # what cannot be read or checked blames no worker
         common.fail(str(error), NO_VERDICT)
     kept = place if report.outcome is AuditOutcome.FAIL else None
-    return AuditDone(file, wish.opened, report, kept=kept)
+    return AuditDone(file, opened, report, kept=kept)
 
 
 async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> AuditDone:
@@ -83,13 +89,14 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     from piecework.base.errors import PieceworkError
     from piecework.client.auditing import Audits
     from piecework.client.config import SELF
+    from piecework.client.more_canvases import bought_beside, opened_beside
     from piecework_protocol.objects import AuditLevel, AuditOutcome
 
     key = await asyncio.to_thread(client.store.job_named, wish.job)
     file, missing = await client.evidence(key)
-    drawn = _drawn(file, wish.canvas)
+    drawn = _drawn(file, wish)
     by = wish.by or client.config.audit_by
-    refused, opened = "", wish.opened
+    refused, opened = "", wish.opened.get(drawn, b"")
     if by != SELF and wish.level == "replay":
         auditor = await _others(client, file, by)
     elif wish.buy:
@@ -98,11 +105,16 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
         common.fail(f"{missing} and {refused}" if missing else refused, NO_VERDICT)
     kept: list[Path | None] = []
     audits = Audits(client.context, auditor, on_report=lambda report, place: kept.append(place))
-    # A client that keeps no text still knows the shape of what it asked.
-    outline = (await asyncio.to_thread(client.store.job, key)).outline
+    row = await asyncio.to_thread(client.store.job, key)
+    others = (
+        bought_beside(client, key, file, drawn, partial(_say_cost, client))
+        if wish.buy
+        else opened_beside(file, drawn, wish.opened)
+    )
     try:
         level = AuditLevel[wish.level.upper()]
-        report = await audits.audit(file, drawn, level, opened, outline=outline)
+        # A client that keeps no text still knows the shape of what it asked.
+        report = await audits.audit(file, drawn, level, opened, outline=row.outline, others=others)
     except PieceworkError as error:
         common.fail(str(error), NO_VERDICT)
     if report.cost:
@@ -125,9 +137,14 @@ async def _bought(
         bought = await buy_steps(client, job, canvas, soft=soft)
     except PieceworkError as error:
         return b"", f"the worker opens no steps: {error}"
-    cost = client.payment_token.format(bought.cost)
-    common.say(f"the worker opened {len(bought.steps)} steps for {cost}", err=True)
+    _say_cost(client, bought)
     return bought.file, ""
+
+
+def _say_cost(client: PieceworkClient, bought: BoughtSteps) -> None:
+    cost, canvas = client.payment_token.format(bought.cost), bought.canvas.canvas
+    steps = f"{len(bought.steps)} steps of canvas {canvas}"
+    common.say(f"the worker opened {steps} for {cost}", err=True)
 
 
 async def _others(client: PieceworkClient, file: EvidenceFile, by: str) -> Auditor:
@@ -140,27 +157,40 @@ async def _others(client: PieceworkClient, file: EvidenceFile, by: str) -> Audit
     return auditor_of(client, config, canvases)
 
 
-def _drawn(file: EvidenceFile, canvas: int | None) -> int:
-    """Return the canvas that is asked for, or draw one."""
+def _drawn(file: EvidenceFile, wish: Wish) -> int:
+    """Return the canvas that is asked for, or draw one. If some are opened, draw among them."""
     import secrets
 
     from piecework.client.auditing import choose_canvas
 
-    drawn = choose_canvas(file, secrets.token_bytes) if canvas is None else canvas
+    given = [number for number in wish.opened if number < len(file.canvases)]
+    drawn = wish.canvas
+    if drawn is None:
+        drawn = secrets.choice(given) if given else choose_canvas(file, secrets.token_bytes)
     if drawn is None:
         common.fail("this job has no canvas with a trace", NO_VERDICT)
     if drawn >= len(file.canvases):
         common.fail(f"the job has {len(file.canvases)} canvases, and none of index {drawn}", 2)
+    if wish.opened and drawn not in wish.opened:
+        opened = ", ".join(map(str, sorted(wish.opened)))
+        common.fail(f"the openings are of canvas {opened}, and not of canvas {drawn}", NO_VERDICT)
     return drawn
 
 
-def read_opened(place: Path) -> bytes:
-    """Read an openings file. What cannot be read blames no worker."""
+def read_opened(places: Sequence[Path]) -> dict[int, bytes]:
+    """Read openings files, by the canvas that each is of. What cannot be read blames no worker."""
     from piecework.base.errors import PieceworkError
     from piecework.base.files import read
-    from piecework_protocol.openings import MAX_OPENINGS_BYTES
+    from piecework_protocol.openings import MAX_OPENINGS_BYTES, read_openings
 
+    found: dict[int, bytes] = {}
     try:
-        return read(place, MAX_OPENINGS_BYTES)
+        for place in places:
+            data = read(place, MAX_OPENINGS_BYTES)
+            canvas = read_openings(data).canvas
+            if canvas is None:
+                common.fail(f"{place.name} does not say which canvas it is of", NO_VERDICT)
+            found[canvas.canvas] = data
     except PieceworkError as error:
         common.fail(str(error), NO_VERDICT)
+    return found

@@ -4,6 +4,8 @@ worker."""
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from piecework.client.auditing import (
     AUDIT_CLAUSE,
     RULES_CLAUSE,
     CanvasReport,
+    OpenedCanvas,
     audit_rules,
     choose_canvas,
     confirmed_audit,
@@ -26,9 +29,9 @@ from piecework.client.journal.records import Experience
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
-from piecework.commands._client.audited import AuditDone, Wish, audit_job
+from piecework.commands._client.audited import AuditDone, Wish, audit_file, audit_job
 from piecework_protocol.evidence.check import check_evidence
-from piecework_protocol.evidence.file import read_evidence
+from piecework_protocol.evidence.file import read_evidence, write_evidence
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import write_openings
 from piecework_protocol.trace import CanvasRecord
@@ -47,11 +50,15 @@ Told = list[tuple[CanvasReport, Path | None]]
 
 
 class ScriptedAuditor:
-    """Implements `Auditor` with outcomes that a test chose. The last one stays."""
+    """Implements `Auditor` with outcomes that a test chose. The last one stays.
 
-    def __init__(self, *outcomes: AuditOutcome) -> None:
-        self._outcomes = list(outcomes)
+    statistical: whether its findings are of the kind that honest canvases show now and then.
+    """
+
+    def __init__(self, *outcomes: AuditOutcome, statistical: bool = False) -> None:
+        self._outcomes, self._statistical = list(outcomes), statistical
         self.asked: list[bytes] = []
+        self.canvases: list[int] = []
 
     async def audit(
         self,
@@ -62,11 +69,13 @@ class ScriptedAuditor:
         purse: AuditPurse | None = None,
     ) -> CanvasReport:
         self.asked.append(evidence)
+        self.canvases.append(canvas)
         await pass_time(1)
         outcome = self._outcomes[0] if len(self._outcomes) == 1 else self._outcomes.pop(0)
         found = ("the trace differs from step 3 on",) if outcome is AuditOutcome.FAIL else ()
         why = "another profile" if outcome is AuditOutcome.NO_VERDICT else ""
-        return CanvasReport(level, outcome, canvas, found, why, steps=4)
+        statistical = self._statistical and outcome is AuditOutcome.FAIL
+        return CanvasReport(level, outcome, canvas, found, why, steps=4, statistical=statistical)
 
 
 class PinningWorker(FakeWorker):
@@ -231,11 +240,109 @@ def on_demand(folder: Path, auditor: ScriptedAuditor, wish: Wish) -> tuple[Audit
 @pytest.mark.parametrize("level", ["replay", "forced"])
 def test_an_audit_on_demand_is_confirmed_and_ends_the_relation(tmp_path: Path, level: str) -> None:
     auditor = ScriptedAuditor(AuditOutcome.FAIL)
-    found, known = on_demand(tmp_path, auditor, Wish(level, opened=b"{}"))
+    found, known = on_demand(tmp_path, auditor, Wish(level, canvas=0, opened={0: b"{}"}))
     assert len(auditor.asked) == 2 and found.report.confirmed and found.ended
     assert known.broken_clause == AUDIT_CLAUSE
     assert found.kept is not None and found.kept.parent == tmp_path
     assert check_evidence(read_evidence(found.kept.read_bytes())).traced
+
+
+PASS, FAIL, NONE = AuditOutcome.PASS, AuditOutcome.FAIL, AuditOutcome.NO_VERDICT
+
+
+def beside(
+    auditor: ScriptedAuditor, others: int, *, openings: bytes = b""
+) -> tuple[CanvasReport, list[int]]:
+    """Hold canvas 0 of a job beside others of it. Returns the report and what was asked for."""
+    file, given = evidence(Story(steps=(2,) * 9, sentences=tuple("abcdefghi"))), list[int]()
+
+    async def more() -> AsyncIterator[OpenedCanvas]:
+        for canvas in range(1, others + 1):
+            given.append(canvas)
+            yield OpenedCanvas(file, canvas, openings)
+
+    async def work() -> CanvasReport:
+        return await confirmed_audit(auditor, file, 0, AuditLevel.FORCED, openings, others=more())
+
+    return simulate(work()), given
+
+
+def outcomes(*looks: AuditOutcome) -> list[AuditOutcome]:
+    """What an auditor says of canvases, each failure twice."""
+    return [said for one in looks for said in ([one] * 2 if one is FAIL else [one])]
+
+
+@pytest.mark.parametrize(
+    ("looks", "asked"),
+    [
+        ((FAIL, FAIL), 1),
+        ((FAIL, NONE, FAIL), 2),
+        ((FAIL, PASS, FAIL, FAIL), 3),
+        ((FAIL, PASS, PASS, PASS, FAIL, FAIL), 5),
+    ],
+)
+def test_canvases_that_look_wrong_are_a_verdict_together(
+    looks: tuple[AuditOutcome, ...], asked: int
+) -> None:
+    openings = whole_openings()
+    auditor = ScriptedAuditor(*outcomes(*looks), statistical=True)
+    report, given = beside(auditor, 8, openings=openings)
+    assert (report.outcome, report.confirmed, report.statistical) == (FAIL, True, False)
+    assert given == list(range(1, asked + 1)) and set(auditor.canvases) == {0, *given}
+    first, *more = report.findings
+    assert first == "the trace differs from step 3 on"
+    assert len(more) == looks.count(FAIL) - 1
+    assert all(re.fullmatch(r"canvas \d of job [0-9a-f]{16}: .*", line) for line in more)
+
+
+@pytest.mark.parametrize(
+    ("looks", "others", "why"),
+    [
+        ((FAIL, PASS), 8, "and 0 of 5 other canvases of this worker do too, which are too few"),
+        ((FAIL, PASS, FAIL, PASS), 8, "and 1 of 5 other canvases of this worker do too"),
+        ((FAIL, PASS, FAIL, PASS), 2, "and 1 of 2 other canvases of this worker do too"),
+        ((FAIL, NONE), 8, "and there is no other canvas of this worker to hold beside it"),
+        ((FAIL,), 0, "and there is no other canvas of this worker to hold beside it"),
+    ],
+)
+def test_too_few_canvases_that_look_wrong_blame_nobody(
+    looks: tuple[AuditOutcome, ...], others: int, why: str
+) -> None:
+    auditor = ScriptedAuditor(*outcomes(*looks), statistical=True)
+    report, _ = beside(auditor, others, openings=whole_openings())
+    assert (report.outcome, report.findings, report.confirmed) == (NONE, (), False)
+    assert report.reason.startswith("it looks wrong, as an honest canvas does now and then, " + why)
+    assert "the trace differs from step 3 on" in report.reason
+
+
+def test_a_certain_finding_needs_no_other_canvas() -> None:
+    report, given = beside(ScriptedAuditor(FAIL), 8)
+    assert (report.outcome, report.confirmed, given) == (FAIL, True, [])
+
+
+def test_a_canvas_that_looks_wrong_only_once_asks_for_no_other() -> None:
+    auditor = ScriptedAuditor(FAIL, PASS, statistical=True)
+    report, given = beside(auditor, 8, openings=whole_openings())
+    assert (report.outcome, given) == (NONE, [])
+    assert "unsure" in report.reason
+
+
+def test_a_canvas_is_drawn_among_those_that_are_opened(tmp_path: Path) -> None:
+    place = tmp_path / "evidence.json"
+    story = Story(steps=(2,) * 60, sentences=("a",) * 60)
+    place.write_bytes(write_evidence(evidence(story)))
+    auditor = ScriptedAuditor(FAIL, statistical=True)
+    opened = dict.fromkeys((7, 50), whole_openings())
+    found = simulate(audit_file(Wish("forced", opened=opened), place, auditor))
+    assert set(auditor.canvases) == {7, 50} and found.report.canvas == auditor.canvases[0]
+    assert found.report.outcome is FAIL and found.kept == place
+
+
+def whole_openings() -> bytes:
+    """An openings file of two steps, with soft embeddings."""
+    _, body = opened_canvas(Story())
+    steps = [{**one, "soft": "0x00"} for one in body["steps"]]
+    return json.dumps({**body, "steps": steps}).encode()
 
 
 def test_an_audit_on_demand_that_nobody_confirms_ends_nothing(tmp_path: Path) -> None:
@@ -293,7 +400,7 @@ def test_a_client_that_keeps_no_text_knows_that_a_job_had_no_template(tmp_path: 
         async with scene.client() as client:
             job = (await collect(client.run(ask("first", max_tokens=1))))[0]
             assert isinstance(job, JobStarted)
-            wish = Wish("rules", job=job.job.hex(), opened=worker.opened)
+            wish = Wish("rules", job=job.job.hex(), opened={0: worker.opened})
             found = await audit_job(client, wish, scene.auditor)
         await scene.market.close()
         return found

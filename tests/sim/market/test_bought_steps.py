@@ -10,14 +10,16 @@ import pytest
 
 from piecework.client.auditing import audit_rules
 from piecework.client.errors import JobFailed
-from piecework.client.evidence import NO_TEXTS, make_evidence
+from piecework.client.evidence import NO_TEXTS, Texts, make_evidence
 from piecework.client.jobs.events import JobFinished, StepOpened
 from piecework.client.jobs.preparing import prepare
 from piecework.client.jobs.requests import Filters, JobRequest, OpenRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import rank
 from piecework.client.journal.records import Memories
-from piecework.client.openings import NothingToOpen, buy_steps
+from piecework.client.more_canvases import bought_beside
+from piecework.client.openings import BoughtSteps, NothingToOpen, buy_steps
+from piecework_protocol.evidence.file import EvidenceFile
 from piecework_protocol.limits import MAX_OPENED_STEPS
 from piecework_protocol.objects import AuditOutcome
 from piecework_protocol.openings import read_openings
@@ -37,7 +39,7 @@ TOKENS = 40
 
 
 class ShippedBuyer:
-    """Implements `openings.Buyer` over a market in one process."""
+    """Implements `more_canvases.EvidenceKeeper` over a market in one process."""
 
     def __init__(self, market: ShippedMarket) -> None:
         self.market = market
@@ -60,10 +62,17 @@ class ShippedBuyer:
 
         return JobRun(drive, lambda run: None)
 
+    async def evidence(self, job: JobId) -> tuple[EvidenceFile, str]:
+        kept = self.store.texts(job)
+        missing = "" if kept.content is not None else "its text"
+        texts = NO_TEXTS if kept.content is None else Texts(kept.content, kept.outputs)
+        return await make_evidence(self.market.context(), job, texts), missing
+
 
 async def traded(market: ShippedMarket) -> JobId:
     """A job of several canvases that was paid."""
-    await market.open_channel()
+    if not market.store.jobs():
+        await market.open_channel()
     job = await market.prepare(ask(max_tokens=TOKENS, seed=3))
     await market.driver(job, EventList()).run()
     return job.id
@@ -142,3 +151,39 @@ async def test_a_client_that_follows_an_opening_again_sees_all_of_its_steps(
         assert len(steps) == market.store.receipts(job=job)[0].receipt.steps
         assert all(event.again and event.soft is not None for event in steps)
         assert isinstance(caller.events[-1], JobFinished)
+
+
+async def test_more_canvases_of_a_worker_are_those_of_its_job_and_then_of_others(
+    tmp_path: Path,
+) -> None:
+    async with ShippedMarket(tmp_path, keep_text=True) as market, asyncio.timeout(60):
+        jobs = [await traded(market) for _ in range(3)]
+        buyer, paid = ShippedBuyer(market), list[BoughtSteps]()
+        file, _ = await buyer.evidence(jobs[1])
+        beside = bought_beside(buyer, jobs[1], file, 0, paid.append)
+        first = await anext(beside)
+        assert len(paid) == 1, "the next one is bought when it is asked for"
+        found = [first, *[other async for other in beside]]
+        mine = [one.canvas for one in found if one.evidence == file]
+        assert sorted(mine) == list(range(1, len(file.canvases)))
+        others = found[len(mine) :]
+        assert {one.evidence.job.job.id(file.domain) for one in others} == {jobs[0], jobs[2]}
+        for one, steps in zip(found, paid, strict=True):
+            assert one.openings == steps.file
+            opened = read_openings(one.openings)
+            assert opened.canvas is not None and opened.canvas.canvas == one.canvas
+            assert all(step.soft is not None for step in opened.steps)
+
+
+async def test_a_job_whose_text_is_not_kept_and_steps_that_are_not_opened_are_left_out(
+    tmp_path: Path,
+) -> None:
+    async with ShippedMarket(tmp_path) as market, asyncio.timeout(60):
+        job, _ = [await traded(market) for _ in range(2)]
+        buyer = ShippedBuyer(market)
+        file, missing = await buyer.evidence(job)
+        assert missing
+        found = [one async for one in bought_beside(buyer, job, file, 0, lambda steps: None)]
+        assert [one.evidence for one in found] == [file] * (len(file.canvases) - 1)
+        market.harness.engine.numerics = b"another kernel"
+        assert [one async for one in bought_beside(buyer, job, file, 0, lambda steps: None)] == []

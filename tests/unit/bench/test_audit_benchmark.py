@@ -34,6 +34,7 @@ from bench.audit_table import (
     read,
 )
 from bench.audit_workers import ask, serve
+from piecework.client.suspicion import chance_of_verdict
 from piecework_model.audit.judgement import TESTS, Pairing, load_table
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.errors import ModelError
@@ -288,17 +289,49 @@ def test_thresholds_come_from_one_half_and_figures_from_the_other(
     table = fit(measured, MODEL)
     assert set(table) == {Pairing(MODEL, "text", "bfloat16", "float32")}
     honest, cheat = count(measured, table, MODEL)
-    assert (honest.found.hits, honest.found.of) == (0, 200)
-    assert (cheat.found.hits, cheat.found.of) == (30, 30)
-    assert (cheat.found_ten, honest.found_ten) == (1.0, 0.0)
-    assert cheat.missed_ten < 1e-6 < honest.missed_ten
-    assert honest.failed_one < 1e-3
-    assert math.isnan(cheat.failed_one), "30 canvases show no tail"
-    # Ten from one: each has the bounds of Clopper and Pearson.
-    assert honest.wrong_ten == pytest.approx((0.0, 1 - (1 - 0.01828) ** 10), abs=1e-3)
-    assert cheat.wrong_ten == pytest.approx((0.0, 0.11570**10), abs=1e-9)
-    assert (honest.reached, cheat.reached) == (honest.failed_one < 1e-4, True)
+    assert (honest.wrong.hits, honest.wrong.of) == (0, 200)
+    assert (cheat.wrong.hits, cheat.wrong.of) == (30, 30)
+    assert (cheat.decided.hits, cheat.found_ten, honest.found_ten) == (0, 1.0, 0.0)
+    assert cheat.extrapolated < 1e-6 and honest.wrong_one < 1e-3
+    # Ten from one: each canvas has the bounds of Clopper and Pearson, and an audit takes several.
+    none, all_of = clopper_pearson(0, 200)[1], clopper_pearson(30, 30)[0]
+    assert honest.wrong_ten == pytest.approx((0.0, 1 - (1 - none) ** 10), rel=1e-6)
+    assert cheat.wrong_ten == pytest.approx((0.0, (1 - chance_of_verdict(all_of)) ** 10), rel=1e-6)
+    assert (honest.reached, cheat.reached) == (honest.extrapolated < 1e-4, True)
     assert cheat.tests["logits"] == 30
+
+
+def test_a_pair_whose_honest_workers_fail_too_often_is_not_shipped() -> None:
+    """Nobody is blamed by thresholds that miss their goal."""
+    none = Share(0, 9)
+    row_ = audit_table.AuditedRow(
+        "bfloat16", "text", "float32", none, none, none, 0.0, 1e-5, 0.005, {}
+    )
+    pairing, other = row_.pairing(MODEL), Pairing(MODEL, "text", "bfloat16", "bfloat16")
+    cheat = replace(row_, worker="int4", wrong_one=math.nan)
+    table: dict[Pairing, Any] = {pairing: {}, other: {}}
+    assert set(audit_table.shipped(table, [row_, cheat], MODEL)) == {pairing}
+    too_often = replace(row_, worker="two-threads", wrong_one=0.02)
+    unknown = replace(row_, worker="other-chunks", wrong_one=math.nan)
+    for worse in (too_often, unknown):
+        for rows in ([row_, worse], [worse, row_]):
+            assert audit_table.shipped(table, rows, MODEL) == {}
+
+
+def test_canvases_of_a_job_that_look_wrong_together_are_counted(tmp_path: Path) -> None:
+    draw = random.Random(6)
+    write(tmp_path, "bfloat16", [row(0.034 * draw.lognormvariate(0, 0.08)) for _ in range(400)])
+    figures = WorkerFigures(tmp_path / "int4.jsonl")
+    figures.begin(SETTING)
+    for number in range(40):
+        second = 0.09 if number % 4 == 1 else 0.034
+        rows = [{"request": number, **row(0.09)}, {"request": number, **row(second)}]
+        figures.add(block(number, rows))
+    found = read(tmp_path, MODEL)
+    _, cheat = count(found, fit(found, MODEL), MODEL)
+    # Twenty jobs count. In each the first canvas looks wrong, and in ten the second one too.
+    assert (cheat.wrong.hits, cheat.wrong.of) == (30, 40)
+    assert (cheat.beside.hits, cheat.beside.of) == (20, 30)
 
 
 def test_a_pair_of_one_precision_is_judged_no_finer_than_one_of_two(tmp_path: Path) -> None:
@@ -313,7 +346,7 @@ def test_a_pair_of_one_precision_is_judged_no_finer_than_one_of_two(tmp_path: Pa
     table = fit(figures, MODEL)
     same, other = (Pairing(MODEL, "text", "bfloat16", name) for name in ("bfloat16", "float32"))
     assert table[same] == table[other]
-    assert [one.found.hits for one in count(figures, table, MODEL)] == [0, 0]
+    assert [one.wrong.hits for one in count(figures, table, MODEL)] == [0, 0]
 
 
 def test_an_opening_that_is_impossible_counts_as_found(tmp_path: Path) -> None:
@@ -328,7 +361,7 @@ def test_an_opening_that_is_impossible_counts_as_found(tmp_path: Path) -> None:
     write(tmp_path, "invented", [refused] * 30)
     figures = read(tmp_path, MODEL)
     table = fit(figures, MODEL)
-    found = {one.worker: one.found for one in count(figures, table, MODEL)}
+    found = {one.worker: one.decided for one in count(figures, table, MODEL)}
     assert (found["invented"].hits, found["invented"].of) == (15, 15)
 
 

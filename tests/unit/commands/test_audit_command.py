@@ -124,6 +124,17 @@ async def test_an_openings_file_of_another_form_is_one_line(file: str, tmp_path:
     assert "this is not an openings file" in said.err
 
 
+async def test_openings_of_another_canvas_are_one_line(tmp_path: Path) -> None:
+    flags = _flags(tmp_path, *opened_canvas(Story()))
+    several = tmp_path / "several.json"
+    several.write_bytes(write_evidence(evidence(Story(steps=(3, 5)))))
+    said = await piecework(
+        *("client", "audit", *flags, "--evidence", str(several), "--canvas", "1")
+    )
+    assert said.code == 3
+    assert "the openings are of canvas 0, and not of canvas 1" in said.err
+
+
 async def test_what_cannot_be_read_or_does_not_hold_blames_no_worker(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.json"
     text = write_evidence(evidence(Story(steps=(3, 5)))).decode()

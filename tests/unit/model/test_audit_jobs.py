@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from bench.audit_workers import ServedCanvas, claiming, int8, other_seed, serve
-from piecework.client.auditing import EngineAuditor, audit_rules
+from piecework.client.auditing import CanvasReport, EngineAuditor, audit_rules, confirmed_audit
+from piecework.client.more_canvases import opened_beside
 from piecework_model.audit.claims import ClaimedJob
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
@@ -36,12 +38,12 @@ from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish
 from piecework_protocol.openings import StepOpening, write_openings
 from tests.support.model.audited import AuditedJob, audited_job
 
-TAIL = Tail(start=0.08, share=0.1, scale=0.04, shape=0.0, center=0.0)
+TAIL = Tail(start=0.08, share=0.1, scale=0.04, shape=0.0)
 TAILS = {
     "logits": TAIL,
-    "soft": Tail(0.05, 0.1, 0.02, 0.0, 0.0),
-    "argmax": Tail(0.1, 0.1, 0.05, 0.0, 0.05),
-    "sampling": Tail(0.01, 0.1, 0.01, 0.0, 0.0),
+    "soft": Tail(0.05, 0.1, 0.02, 0.0),
+    "argmax": Tail(0.1, 0.1, 0.05, 0.0),
+    "sampling": Tail(0.01, 0.1, 0.01, 0.0),
 }
 
 
@@ -221,6 +223,7 @@ def test_a_forced_audit_judges_with_the_pair_s_thresholds(
     opened = cheat.canvases[0].opened(bundled.limits)
     found = audit(cheat, bundled).forced(by, table, 0, opened)
     assert found.outcome is AuditOutcome.FAIL
+    assert found.statistical, "other weights move all positions a little, and decide by no canvas"
     assert set(TAILS) == set(TESTS)
 
 
@@ -236,6 +239,7 @@ def test_openings_that_lack_steps_are_held_against_nobody(
     found = audit(honest, bundled).forced(ForcedPass(bundled), table, 0, [other])
     assert found.outcome is AuditOutcome.FAIL
     assert found.findings == ("step 1 is committed as one of canvas 1",)
+    assert not found.statistical
 
 
 def test_a_forced_audit_sees_edited_tokens_and_text(
@@ -254,7 +258,7 @@ def test_a_forced_audit_sees_edited_tokens_and_text(
         steps = job.canvases[0].opened(bundled.limits)
         found = audit(job, bundled).forced(ForcedPass(bundled), table, 0, steps)
         assert found.outcome is AuditOutcome.FAIL
-        assert found.findings[0].startswith(what)
+        assert found.findings[0].startswith(what) and not found.statistical
         without = audit(job, bundled).forced(ForcedPass(bundled), table, 0, steps[:-1])
         assert without.outcome is AuditOutcome.PASS
 
@@ -327,6 +331,34 @@ def test_the_process_replays_and_never_blames_another_profile(
     outcome, why = told(other, AuditLevel.REPLAY)
     assert outcome is AuditOutcome.NO_VERDICT
     assert "forced audit works on any" in why
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_other_sampling_than_was_paid_for_is_a_verdict_of_two_canvases(
+    worker: LoadedModel, profile: str, bundled: LoadedModel
+) -> None:
+    def colder(request: GenerationRequest) -> GenerationRequest:
+        start, end = request.temperature_start / 2, request.temperature_end / 2
+        return replace(request, temperature_start=start, temperature_end=end)
+
+    cheat = audited_job(worker, profile, served=claiming(partial(serve, worker), colder))
+    assert len(cheat.canvases) > 1
+    openings = {canvas: opened(cheat, bundled, canvas) for canvas in (0, 1)}
+
+    async def audited(given: Mapping[int, bytes]) -> CanvasReport:
+        auditor, file = EngineAuditor(device="cpu"), cheat.evidence
+        others = opened_beside(file, 0, given)
+        return await confirmed_audit(
+            auditor, file, 0, AuditLevel.FORCED, openings[0], others=others
+        )
+
+    found = asyncio.run(audited(openings))
+    assert found.outcome is AuditOutcome.FAIL and found.confirmed, found.reason
+    assert found.findings[-1].startswith("canvas 1 of job ")
+    alone = asyncio.run(audited({0: openings[0]}))
+    assert alone.outcome is AuditOutcome.NO_VERDICT
+    assert "there is no other canvas of this worker" in alone.reason
 
 
 @pytest.mark.process
