@@ -297,7 +297,8 @@ def _serve(wanted: argparse.Namespace, older: Path | None, chosen: Sequence[str]
 
     said = environment("torch")
     card = torch.cuda.get_device_name() if wanted.device == "cuda" else said["cpu"]
-    machine = f"{card}, torch {said['torch']}"
+    # The first word is what thresholds are told apart by.
+    machine = f"{wanted.device} {card}, torch {said['torch']}"
     measuring = Measuring(Models(wanted.device, wanted.model, older))
     for name in chosen:
         canvases = block = 0

@@ -6,7 +6,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +20,7 @@ from piecework_model.audit.judgement import (
     THRESHOLDS_FILE,
     Pairing,
     Tails,
+    arithmetic,
     dump_table,
     fit_tail,
     in_unit,
@@ -96,6 +97,10 @@ class Share:
 
     hits: int
     of: int
+
+    @property
+    def share(self) -> float:
+        return self.hits / self.of
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -303,15 +308,19 @@ class AuditedRow:
         fails one of them, or a cheat passes all.
         """
         decided, looks = self.decided.bounds, self.wrong.bounds
-        found = [max(decided[end], chance_of_verdict(looks[end])) for end in (0, 1)]
-        low, high = ((1 - share) ** TEN for share in reversed(found))
+        least = max(decided[0], chance_of_verdict(looks[0]))
+        most = min(1.0, decided[1] + chance_of_verdict(looks[1]))
+        low, high = ((1 - share) ** TEN for share in (most, least))
         return (1 - high, 1 - low) if self.honest else (low, high)
 
     @property
     def reached(self) -> bool | None:
         """Whether the goal is reached: for honest workers, and for the cheats that have one."""
         if self.honest:
-            return None if math.isnan(self.extrapolated) else self.extrapolated < FALSE_REJECTS
+            if math.isnan(self.extrapolated):
+                return None
+            counted = self.decided.share + chance_of_verdict(self.wrong.share)
+            return max(self.extrapolated, counted) < FALSE_REJECTS
         if self.worker not in GOAL_FOR:
             return None
         shown = [value for value in (self.extrapolated, self.wrong_ten[1]) if not math.isnan(value)]
@@ -488,7 +497,8 @@ def write(folder: Path, model: str, places: Places) -> None:
     table = fit(figures, model)
     rows = list(count(figures, table, model))
     source = f"python -m bench.audit --write, {_honest_canvases(figures)} honest canvases"
-    places.thresholds.write_text(dump_table(shipped(table, rows, model), source), encoding="utf-8")
+    usable = placed(shipped(table, rows, model), *devices(folder))
+    places.thresholds.write_text(dump_table(usable, source), encoding="utf-8")
     places.plot.parent.mkdir(parents=True, exist_ok=True)
     places.plot.write_text(plot(figures, table, model), encoding="utf-8")
     page = places.page.read_text(encoding="utf-8")
@@ -520,6 +530,31 @@ def shipped(
     return {pairing: tails for pairing, tails in table.items() if reached.get(pairing)}
 
 
+def placed(table: Mapping[Pairing, Tails], worker: str, auditor: str) -> dict[Pairing, Tails]:
+    """Say of each pair on which kinds of device it was measured, as an audit asks for it."""
+    return {
+        replace(
+            pairing,
+            worker=arithmetic(pairing.worker, worker),
+            auditor=arithmetic(pairing.auditor, auditor),
+        ): tails
+        for pairing, tails in table.items()
+    }
+
+
+def devices(folder: Path) -> tuple[str, str]:
+    """Say on which kinds of device the workers and auditors of a folder computed."""
+    said = [
+        line["setting"]
+        for file in sorted(folder.glob("*.jsonl"))
+        for line in whole_lines(file)
+        if "setting" in line
+    ]
+    auditor = said[0]["device"] if said else "cpu"
+    shown_by = said[0].get("shown_by", "") if said else ""
+    return (shown_by.partition(" ")[0] if shown_by else auditor), auditor
+
+
 def _honest_canvases(figures: Mapping[str, list[Canvas]]) -> int:
     return sum(len(figures.get(name, [])) for name in HONEST)
 
@@ -530,7 +565,9 @@ def counts(
     """Say what was measured, how much of it, and what is missing."""
     honest = _honest_canvases(figures)
     cheats = sum(map(len, figures.values())) - honest
+    asked = len({c.number for canvases in figures.values() for c in canvases})
     yield f"{honest} honest canvases and {cheats} of cheats, model `{model[:16]}…`."
+    yield f"All workers answer the same requests. {asked} are different."
     for place in measured_on:
         yield f"Measured on {place}."
     yield ""

@@ -12,9 +12,8 @@ import importlib.util
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -36,7 +35,7 @@ from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.learning import learn_broken
 from piecework.client.journal.records import Part
 from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
-from piecework.client.suspicion import MOST_CANVASES, is_verdict
+from piecework.client.suspicion import MOST_CANVASES, MOST_TRIES, is_verdict
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import broken_rules, check_evidence, unopened
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
@@ -70,6 +69,7 @@ class CanvasReport:
         leaves: The step leaves that a replay here has computed.
         statistical: Whether an honest canvas shows such findings now and then. Then they are no
             verdict before other canvases of the worker show them too.
+        beside: The other canvases that failed with it.
     """
 
     level: AuditLevel
@@ -86,6 +86,7 @@ class CanvasReport:
     remarks: tuple[str, ...] = ()
     leaves: tuple[bytes, ...] = ()
     statistical: bool = False
+    beside: tuple[OpenedCanvas, ...] = ()
 
 
 class OpenedCanvas(NamedTuple):
@@ -98,6 +99,17 @@ class OpenedCanvas(NamedTuple):
     def __str__(self) -> str:
         job = self.evidence.job.job.id(self.evidence.domain)
         return f"canvas {self.canvas} of job {job.hex()[:16]}"
+
+
+@dataclass(frozen=True, slots=True)
+class NotOpened:
+    """A canvas that could not be looked at, and why."""
+
+    reason: str
+
+
+More = AsyncGenerator[OpenedCanvas | NotOpened, None]
+"""More canvases of one worker. It is closed when no more are wanted."""
 
 
 class Auditor(Protocol):
@@ -231,7 +243,7 @@ async def confirmed_audit(
     *,
     purse: AuditPurse | None = None,
     outline: Outline | None = None,
-    others: AsyncIterator[OpenedCanvas] | None = None,
+    others: More | None = None,
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
 
@@ -260,8 +272,9 @@ async def _twice(
     """Audit a canvas, and once more if it fails and nobody has confirmed that."""
     data, canvas = await asyncio.to_thread(write_evidence, shown.evidence), shown.canvas
     report = await auditor.audit(data, canvas, level, shown.openings, purse=purse)
-    if report.outcome is AuditOutcome.PASS and level is AuditLevel.FORCED:
-        return await asyncio.to_thread(_only_whole, report, shown.evidence, shown.openings)
+    passed, failed = (report.outcome is one for one in (AuditOutcome.PASS, AuditOutcome.FAIL))
+    if level is AuditLevel.FORCED and (passed or (failed and report.statistical)):
+        report = await asyncio.to_thread(_only_whole, report, shown.evidence, shown.openings)
     if report.outcome is not AuditOutcome.FAIL or report.confirmed:
         return report
     again = await auditor.audit(data, canvas, level, shown.openings, purse=purse)
@@ -274,43 +287,59 @@ async def _twice(
 
 
 async def _beside_others(
-    auditor: Auditor,
-    report: CanvasReport,
-    others: AsyncIterator[OpenedCanvas] | None,
-    purse: AuditPurse | None,
+    auditor: Auditor, report: CanvasReport, others: More | None, purse: AuditPurse | None
 ) -> CanvasReport:
     """Hold a canvas that looks wrong beside others of its worker. Those without a verdict do not
-    count.
+    count. After `MOST_TRIES` of all kinds no more are asked for.
 
     A finding among the others that is certain needs no more of them.
     """
-    findings, seen, wrong = report.findings, 1, 1
-    if others is not None:
-        async for other in others:
-            found = await _twice(auditor, other, report.level, purse)
-            seen += found.outcome is not AuditOutcome.NO_VERDICT
-            if found.outcome is AuditOutcome.FAIL:
-                wrong += 1
-                findings += tuple(f"{other}: {line}" for line in found.findings)
-                if not found.statistical or is_verdict(wrong, seen):
-                    return replace(report, findings=findings, statistical=False)
-            if seen >= MOST_CANVASES:
+    findings, beside, lacking = list(report.findings), list[OpenedCanvas](), list[str]()
+    seen = tries = 1
+    async with contextlib.aclosing(others or _none()) as more:
+        async for other in more:
+            tries += 1
+            if isinstance(other, NotOpened):
+                lacking.append(other.reason)
+            else:
+                found = await _twice(auditor, other, report.level, purse)
+                if found.outcome is AuditOutcome.NO_VERDICT:
+                    lacking.append(f"{other} has no verdict: {found.reason}")
+                else:
+                    seen += 1
+                if found.outcome is AuditOutcome.FAIL:
+                    beside.append(other)
+                    findings += [f"{other}: {line}" for line in found.findings]
+                    if not found.statistical or is_verdict(1 + len(beside), seen):
+                        return replace(report, findings=tuple(findings), beside=tuple(beside))
+            if seen >= MOST_CANVASES or tries >= MOST_TRIES:
                 break
-    beside = (
-        f"{wrong - 1} of {seen - 1} other canvases of this worker do too, which are too few"
-        if seen > 1
-        else "there is no other canvas of this worker to hold beside it"
-    )
-    looks = ". ".join(findings)
-    reason = f"it looks wrong, as an honest canvas does now and then, and {beside}. {looks}"
     return replace(
         report,
         outcome=AuditOutcome.NO_VERDICT,
         findings=(),
-        reason=reason,
+        reason=_too_few(findings, seen, len(beside), lacking),
         confirmed=False,
         statistical=False,
     )
+
+
+async def _none() -> More:
+    nothing: tuple[OpenedCanvas, ...] = ()
+    for one in nothing:
+        yield one
+
+
+def _too_few(findings: Sequence[str], seen: int, beside: int, lacking: Sequence[str]) -> str:
+    """Say why a canvas that looks wrong is no verdict."""
+    lines = ["it looks wrong, as an honest canvas does now and then"]
+    if seen > 1:
+        lines.append(f"{beside} of {seen - 1} other canvases of this worker do too: too few")
+    elif not lacking:
+        lines.append("there is no other canvas of this worker to hold beside it")
+    if lacking:
+        lines.append(f"{len(lacking)} others were not judged. The last: {lacking[-1]}")
+    return ". ".join((*lines, *findings))
 
 
 def _only_whole(report: CanvasReport, evidence: EvidenceFile, openings: bytes) -> CanvasReport:
@@ -416,7 +445,7 @@ class Audits:
         *,
         purse: AuditPurse | None = None,
         outline: Outline | None = None,
-        others: AsyncIterator[OpenedCanvas] | None = None,
+        others: More | None = None,
     ) -> CanvasReport:
         """Audit a canvas. A failure that is confirmed ends the relation with its worker.
 
@@ -438,28 +467,42 @@ class Audits:
         )
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:
-            report, file = await self._end(evidence, report)
+            failed = OpenedCanvas(evidence, report.canvas, openings)
+            report, file = await self._end(failed, report)
         self.on_report(report, file)
         return report
 
     async def _end(
-        self, evidence: EvidenceFile, report: CanvasReport
+        self, failed: OpenedCanvas, report: CanvasReport
     ) -> tuple[CanvasReport, Path | None]:
-        """Give this worker no more jobs and keep the evidence. The report says if that failed."""
-        operator = Address(evidence.channel.operator)
+        """Give this worker no more jobs and keep the evidence. The report says if that failed.
+
+        Returns the file of the canvas that was audited first. Of several canvases the evidence of
+        every job is kept, and the steps that were opened.
+        """
+        operator = Address(failed.evidence.channel.operator)
         now, workers = self.context.now(), self.context.store.workers
         clause = RULES_CLAUSE if report.level is AuditLevel.RULES else AUDIT_CLAUSE
         await workers.run(
             workers.remember, operator, lambda memory: learn_broken(memory, now, clause)
         )
-        job = evidence.job.job.id(evidence.domain)
-        file = self.context.store.folder / f"audit-{job.hex()[:16]}.json"
         try:
-            data = await asyncio.to_thread(write_evidence, evidence)
-            await asyncio.to_thread(partial(write_private, file, data, replace=True))
+            for other in report.beside:
+                await asyncio.to_thread(self._keep, other, steps=True)
+            file = await asyncio.to_thread(self._keep, failed, steps=bool(report.beside))
         except (FileError, MalformedInput) as error:
             return replace(report, reason=f"the evidence was not written: {error}"), None
         return report, file
+
+    def _keep(self, canvas: OpenedCanvas, *, steps: bool) -> Path:
+        """Write the evidence of a canvas's job, and its openings if told so."""
+        job = canvas.evidence.job.job.id(canvas.evidence.domain)
+        file = self.context.store.folder / f"audit-{job.hex()[:16]}.json"
+        write_private(file, write_evidence(canvas.evidence), replace=True)
+        if steps:
+            opened = file.with_name(f"{file.stem}-openings-{canvas.canvas}.json")
+            write_private(opened, canvas.openings, replace=True)
+        return file
 
 
 class _Watched:

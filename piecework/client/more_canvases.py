@@ -2,92 +2,129 @@
 
 The worker learns that another canvas is opened, and not which one comes next: the order is drawn.
 It has committed to all of them before.
+
+How far off an honest canvas is depends on its prompt. So at most one job of each content is taken
+beside the audited one, and none of the same content.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import OpenedCanvas, choose_canvas
+from piecework.client.auditing import More, NotOpened, OpenedCanvas, choose_canvas
+from piecework.client.evidence import Texts, make_evidence
+from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import JobRow
 from piecework.client.openings import BoughtSteps, Buyer, buy_steps
 from piecework_protocol.evidence.file import EvidenceFile
+from piecework_protocol.kinds.text import TextContent
+from piecework_protocol.objects import Kind
 from piecework_protocol.types import JobId
 
 RECENT_JOBS: Final = 64
-"""Of the journal. Canvases of other jobs are drawn among so many."""
+"""The latest jobs of the worker, of which canvases are drawn."""
 T = TypeVar("T")
 
 
-class EvidenceKeeper(Buyer, Protocol):
+class JobKeeper(Buyer, Protocol):
     """The client whose jobs they are: `PieceworkClient`."""
 
-    async def evidence(self, job: JobId) -> tuple[EvidenceFile, str]: ...
+    @property
+    def context(self) -> JobContext: ...
 
 
-async def opened_beside(
-    evidence: EvidenceFile, canvas: int, opened: Mapping[int, bytes]
-) -> AsyncIterator[OpenedCanvas]:
-    """Yield the other canvases of a job whose openings files are there, in a drawn order.
+async def opened_beside(evidence: EvidenceFile, canvas: int, opened: Mapping[int, bytes]) -> More:
+    """Yield the other canvases of a job, whose openings files were given, in a drawn order.
+
+    All of them must be there. Whoever chose some may have left out those that look right.
 
     opened: openings files, by canvas.
     """
-    for other in shuffled([number for number in opened if number != canvas]):
-        if other < len(evidence.canvases):
-            yield OpenedCanvas(evidence, other, opened[other])
+    others = _beside(evidence, canvas)
+    for number in others:
+        if number not in opened:
+            yield NotOpened(f"the openings of canvas {number} were not given")
+            return
+    for number in others:
+        yield OpenedCanvas(evidence, number, opened[number])
 
 
 async def bought_beside(
-    client: EvidenceKeeper,
+    client: JobKeeper,
     job: JobId,
     evidence: EvidenceFile,
     canvas: int,
     bought: Callable[[BoughtSteps], None],
-) -> AsyncIterator[OpenedCanvas]:
+) -> More:
     """Yield more canvases of the worker of a job, and buy the steps of each before.
 
-    First come those of this job, then one of each other recent job of the same worker and kind
-    whose text is kept. What the worker does not open is left out.
+    First come those of this job. Then comes one of each other recent job of the same worker, model
+    and kind whose text is kept.
 
     bought: told of the steps of each.
     """
 
-    async def opened(of: JobId, file: EvidenceFile, number: int) -> OpenedCanvas | None:
+    async def opened(of: JobId, file: EvidenceFile, number: int) -> OpenedCanvas | NotOpened:
         try:
             steps = await buy_steps(client, of, number, soft=True)
-        except PieceworkError:
-            return None
+        except PieceworkError as error:
+            return NotOpened(f"canvas {number} of job {of.hex()[:16]} was not opened: {error}")
         bought(steps)
         return OpenedCanvas(file, number, steps.file)
 
-    traced = [shown.receipt.canvas for shown in evidence.canvases if shown.receipt.steps]
-    for number in shuffled([one for one in traced if one != canvas]):
-        if (found := await opened(job, evidence, number)) is not None:
-            yield found
+    for number in _beside(evidence, canvas):
+        yield await opened(job, evidence, number)
+    asked = {evidence.content}
     for row in shuffled(await asyncio.to_thread(_alike, client, job)):
-        try:
-            file, missing = await client.evidence(row.id)
-        except PieceworkError:  # a job without a receipt, say
+        file = await _evidence_of(client, row)
+        if file is None or file.content in asked:
             continue
-        drawn = None if missing else choose_canvas(file, secrets.token_bytes)
-        if drawn is not None and (found := await opened(row.id, file, drawn)) is not None:
-            yield found
+        asked.add(file.content)
+        drawn = choose_canvas(file, secrets.token_bytes)
+        if drawn is not None:
+            yield await opened(row.id, file, drawn)
+
+
+def _beside(evidence: EvidenceFile, canvas: int) -> list[int]:
+    """Draw an order of the other canvases of a job that a forced audit can judge.
+
+    Of an answer with a form that is the first one: the evidence does not tell the ids before the
+    others.
+    """
+    traced = [int(shown.receipt.canvas) for shown in evidence.canvases if shown.receipt.steps]
+    content, kind = evidence.content, evidence.job.job.kind
+    if kind is Kind.TEXT and content is not None and TextContent.decode(content).template:
+        traced = [0] if 0 in traced else []
+    return shuffled([number for number in traced if number != canvas])
 
 
 def _alike(client: Buyer, job: JobId) -> list[JobRow]:
-    """List recent jobs of the same worker and kind as a job, without it."""
+    """List recent jobs of the same worker, model and kind as a job, without it."""
     mine = client.store.job(job).submission
-    return [
+    found = [
         row
-        for row in client.store.jobs()[-RECENT_JOBS:]
+        for row in client.store.jobs()
         if row.id != job
         and row.submission.channel.operator == mine.channel.operator
+        and row.submission.job.model == mine.job.model
         and row.submission.job.kind == mine.job.kind
     ]
+    return found[-RECENT_JOBS:]
+
+
+async def _evidence_of(client: JobKeeper, row: JobRow) -> EvidenceFile | None:
+    """Make the evidence of a job whose text is kept in full, without asking anybody."""
+    kept = await asyncio.to_thread(client.store.texts, row.id)
+    if kept.content is None or not kept.outputs:
+        return None
+    try:
+        return await make_evidence(client.context, row.id, Texts(kept.content, kept.outputs))
+    except PieceworkError:  # a job without a receipt, say
+        return None
 
 
 def shuffled(items: Sequence[T]) -> list[T]:

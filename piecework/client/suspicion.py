@@ -6,7 +6,9 @@ beside others of the same worker. The verdict is a failure if the first of them 
 if three of six do.
 
 If one honest canvas in 100 looks wrong, an honest worker fails one audit in 9,400. If it is one in
-200, one audit in 38,000. These shares take canvases to be independent.
+200, one audit in 39,000. These shares take canvases to be independent. Those of one prompt are not:
+how far off a canvas is depends on its prompt. So an auditor makes the canvas itself as a control
+(`piecework_model.audit.job`), and other jobs are of other prompts.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from math import comb
 from typing import Final
 
 MOST_CANVASES: Final = 6
-"""Of one audit."""
+"""That are judged in one audit."""
+MOST_TRIES: Final = 10
+"""Canvases of one audit, with those that are not opened or have no verdict."""
 _OF_TWO: Final = 2
 _OF_MORE: Final = 3
 

@@ -13,6 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,7 +28,10 @@ from piecework_protocol.openings import MAX_OPENINGS_BYTES, StepOpening, read_op
 
 if TYPE_CHECKING:
     from piecework_model.audit.job import CanvasAudit, JobAudit
+    from piecework_model.audit.opening import OpenedStep
     from piecework_model.checkpoint.loading import LoadedModel
+    from piecework_model.machine.probe import ProfilePrecision
+    from piecework_model.requests import GenerationRequest
     from piecework_protocol.evidence.check import ProvenJob
     from piecework_protocol.evidence.file import EvidenceFile
 
@@ -96,8 +100,21 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
     width = loaded.model.config.text_config.hidden_size
     opened = opened_steps(openings, shown.leaves, loaded.limits, width)
     started = time.perf_counter()
-    found = job.forced(ForcedPass(loaded), load_table(), chosen.canvas, opened)
+    control = partial(_control, chosen, said)
+    found = job.forced(ForcedPass(loaded), load_table(), chosen.canvas, opened, control)
     return _report(found, started, "")
+
+
+def _control(
+    chosen: argparse.Namespace, said: ProfilePrecision, request: GenerationRequest
+) -> list[OpenedStep]:
+    """Make a canvas as an honest worker of this precision makes it here."""
+    from piecework_model.audit.opening import OpenedStep
+    from piecework_model.audit.replay import Replayer
+
+    loaded = _load(chosen, said.dtype, said.quantization, AuditLevel.REPLAY)
+    made = Replayer(loaded).replay(request)
+    return [OpenedStep.of_replay(step, loaded.limits) for step in made.steps]
 
 
 def _openings(data: bytes) -> tuple[StepOpening, ...]:

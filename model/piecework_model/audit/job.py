@@ -7,14 +7,21 @@ by replay or by a forced pass, and says when this machine cannot say anything.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from piecework_model import kinds, templates
 from piecework_model.audit.claims import ClaimedCanvas, ClaimedJob, Ids
 from piecework_model.audit.forced import ForcedPass
-from piecework_model.audit.judgement import Failure, Judgement, Pairing, Table, judge
+from piecework_model.audit.judgement import (
+    Failure,
+    Judgement,
+    Pairing,
+    Table,
+    arithmetic,
+    judge,
+)
 from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import scores
@@ -31,6 +38,9 @@ from piecework_protocol.kinds.read import ReadOutput
 from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind
 from piecework_protocol.trace import CanvasRecord, StepRecord, pinned_root, read_ids, trace_root
+
+Control = Callable[[GenerationRequest], Sequence[OpenedStep]]
+"""Makes the canvas that a request goes on with, in the worker's precision, and opens its steps."""
 
 
 class ComputedCanvas(Protocol):
@@ -156,9 +166,18 @@ class JobAudit:
         return CanvasAudit(level, outcome, canvas, steps, tuple(found), leaves=leaves)
 
     def forced(
-        self, auditor: ForcedPass, table: Table, canvas: int, opened: Sequence[OpenedStep]
+        self,
+        auditor: ForcedPass,
+        table: Table,
+        canvas: int,
+        opened: Sequence[OpenedStep],
+        control: Control | None = None,
     ) -> CanvasAudit:
         """Judge the opened steps of a canvas. Their leaves were compared by the caller.
+
+        control: makes the canvas here, if this one looks wrong. How far off a canvas is depends on
+            its prompt more than on anything else. So one whose control looks wrong too has no
+            verdict.
 
         Raises:
             AuditError: The model failed here.
@@ -167,8 +186,12 @@ class JobAudit:
         said = read_precision(self.profile)
         if said is None:
             return self._no_verdict(level, canvas, "the worker's profile names no precision")
-        worker = precision_name(said.dtype, said.quantization)
-        here = precision_name(self._loaded.dtype, self._loaded.quantization)
+        worker = arithmetic(
+            precision_name(said.dtype, said.quantization), "cpu" if said.threads else "cuda"
+        )
+        here = arithmetic(
+            precision_name(self._loaded.dtype, self._loaded.quantization), self._loaded.device
+        )
         kind = "read" if self._claimed.kind is Kind.READ else "text"
         pairing = Pairing(self._loaded.digest.hex(), kind, worker, here)
         if pairing not in table:
@@ -194,6 +217,11 @@ class JobAudit:
         found = (*map(_words_of, judged.failures), *certain)
         outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
         statistical = not (certain or judged.passed or judged.decides)
+        if statistical and control is not None:
+            honest = judge(scores(auditor.figures(request, control(request))), table[pairing])
+            if not honest.passed:
+                reason = f"an honest canvas of this prompt looks wrong here too. {found[0]}"
+                return self._no_verdict(level, canvas, reason)
         return CanvasAudit(level, outcome, canvas, int(shown.steps), found, statistical=statistical)
 
     def _shown(self, canvas: int) -> ClaimedCanvas:

@@ -63,14 +63,22 @@ class Scored(Protocol):
 class Pairing:
     """What a threshold is for.
 
-    model: the model digest in hex. kind: "text" or "read". worker, auditor: precisions, such as
-    "bfloat16", "float32" or "bfloat16+fp8".
+    model: the model digest in hex. kind: "text" or "read". worker, auditor: how each computes, by
+    `arithmetic`.
     """
 
     model: str
     kind: str
     worker: str
     auditor: str
+
+
+def arithmetic(precision: str, device: str) -> str:
+    """Name how somebody computes: "bfloat16" or "float32+fp8" on a CPU, "bfloat16 on cuda" on a
+    card. What a card computes may be farther off, so it has thresholds of its own.
+    """
+    kind = device.partition(":")[0]
+    return precision if kind == "cpu" else f"{precision} on {kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,17 +151,23 @@ def judge(canvas: Scored, tails: Tails) -> Judgement:
     failures = []
     for test in TESTS:
         score = getattr(canvas, test)
-        if score is not None and test in tails:
-            limit = threshold(test, tails[test])
-            if score > limit:
-                failures.append(Failure(test, score, limit))
+        if score is None or test not in tails:
+            continue
+        if in_unit(test, score) > _limit(test, tails[test]):
+            failures.append(Failure(test, score, threshold(test, tails[test])))
     return Judgement(tuple(failures))
 
 
 def threshold(test: str, tail: Tail) -> float:
     """Compute the largest value of a test that passes."""
+    limit = _limit(test, tail)
+    return math.exp(limit) if test in AVERAGED else limit
+
+
+def _limit(test: str, tail: Tail) -> float:
+    """Compute the threshold in the unit of the tail."""
     limit = tail.quantile(_ALLOWED[test])
-    return math.exp(limit) if test in AVERAGED else max(limit, LEAST_THRESHOLDS[test])
+    return limit if test in AVERAGED else max(limit, LEAST_THRESHOLDS[test])
 
 
 def in_unit(test: str, value: float) -> float:

@@ -88,8 +88,8 @@ def audit(
     for the price of the prompt and of one denoising step for each. Without them nothing passes.
 
     A forced audit that finds other weights takes more than one canvas: an honest canvas looks wrong
-    now and then. It looks at up to five others of the worker, of this job and of jobs whose text is
-    kept. The worker is paid for opening each.
+    now and then. It judges up to five others of the worker, of this job and of jobs whose text is
+    kept, and tries nine at most. The worker is paid for opening each.
 
     With --by market another worker replays the canvas, for a price. It reads the prompt and the
     answer. A failure that no second audit confirms is not a verdict. A confirmed one ends the
@@ -104,6 +104,8 @@ def audit(
         common.fail("give a JOB, or --evidence FILE", 2)
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
     _check_by(by, job, level)
+    if level == "rules" and canvas is None and openings and len(openings) > 1:
+        common.fail("name the canvas: --canvas", 2)
     bought = job is not None and buy and not openings and level != "replay"
     wish = Wish(level, job or "", canvas, by, bought, _opened(openings or (), level, bought=bought))
     found = _audited(wish, evidence, EngineChoice(model, device), (home, password_file))

@@ -60,6 +60,10 @@ def tell(
     opened: an openings file, or nothing.
     """
     done: dict[str, Any] = {"files": [], "feedback_hash": None, "indexes": {}, "error": None}
+    if report.statistical:
+        done["error"] = "a report has one canvas, and this verdict is one of several"
+        common.say(f"error: {done['error']}", err=True)
+        return done
 
     async def work(client: PieceworkClient) -> None:
         from piecework.client.reports import export, publish, sign_report

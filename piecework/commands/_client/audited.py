@@ -184,13 +184,15 @@ def read_opened(places: Sequence[Path]) -> dict[int, bytes]:
     from piecework_protocol.openings import MAX_OPENINGS_BYTES, read_openings
 
     found: dict[int, bytes] = {}
-    try:
-        for place in places:
+    for place in places:
+        try:
             data = read(place, MAX_OPENINGS_BYTES)
             canvas = read_openings(data).canvas
-            if canvas is None:
-                common.fail(f"{place.name} does not say which canvas it is of", NO_VERDICT)
-            found[canvas.canvas] = data
-    except PieceworkError as error:
-        common.fail(str(error), NO_VERDICT)
+        except PieceworkError as error:
+            common.fail(f"{place.name}: {error}", NO_VERDICT)
+        if canvas is None:
+            common.fail(f"{place.name} does not say which canvas it is of", NO_VERDICT)
+        if canvas.canvas in found:
+            common.fail(f"two openings files are of canvas {canvas.canvas}", 2)
+        found[canvas.canvas] = data
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from piecework.client.auditing import (
     AUDIT_CLAUSE,
     RULES_CLAUSE,
     CanvasReport,
+    More,
+    NotOpened,
     OpenedCanvas,
     audit_rules,
     choose_canvas,
@@ -28,6 +30,7 @@ from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.records import Experience
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
+from piecework.client.suspicion import MOST_TRIES
 from piecework.client.wallet import Wallet
 from piecework.commands._client.audited import AuditDone, Wish, audit_file, audit_job
 from piecework_protocol.evidence.check import check_evidence
@@ -251,18 +254,31 @@ PASS, FAIL, NONE = AuditOutcome.PASS, AuditOutcome.FAIL, AuditOutcome.NO_VERDICT
 
 
 def beside(
-    auditor: ScriptedAuditor, others: int, *, openings: bytes = b""
+    auditor: ScriptedAuditor, others: int, *, openings: bytes = b"", refused: Sequence[int] = ()
 ) -> tuple[CanvasReport, list[int]]:
-    """Hold canvas 0 of a job beside others of it. Returns the report and what was asked for."""
-    file, given = evidence(Story(steps=(2,) * 9, sentences=tuple("abcdefghi"))), list[int]()
+    """Hold canvas 0 of a job beside others of it. Returns the report and what was asked for.
 
-    async def more() -> AsyncIterator[OpenedCanvas]:
-        for canvas in range(1, others + 1):
-            given.append(canvas)
-            yield OpenedCanvas(file, canvas, openings)
+    refused: canvases that their worker does not open.
+    """
+    file, given = evidence(Story(steps=(2,) * 15, sentences=tuple("abcdefghijklmno"))), list[int]()
+    closed = False
+
+    async def more() -> More:
+        nonlocal closed
+        try:
+            for canvas in range(1, others + 1):
+                given.append(canvas)
+                if canvas in refused:
+                    yield NotOpened(f"canvas {canvas} was not opened: no")
+                else:
+                    yield OpenedCanvas(file, canvas, openings)
+        finally:
+            closed = True
 
     async def work() -> CanvasReport:
-        return await confirmed_audit(auditor, file, 0, AuditLevel.FORCED, openings, others=more())
+        found = await confirmed_audit(auditor, file, 0, AuditLevel.FORCED, openings, others=more())
+        assert closed or not given, "nothing goes on behind a verdict"
+        return found
 
     return simulate(work()), given
 
@@ -284,35 +300,74 @@ def outcomes(*looks: AuditOutcome) -> list[AuditOutcome]:
 def test_canvases_that_look_wrong_are_a_verdict_together(
     looks: tuple[AuditOutcome, ...], asked: int
 ) -> None:
-    openings = whole_openings()
     auditor = ScriptedAuditor(*outcomes(*looks), statistical=True)
-    report, given = beside(auditor, 8, openings=openings)
-    assert (report.outcome, report.confirmed, report.statistical) == (FAIL, True, False)
+    report, given = beside(auditor, 8, openings=whole_openings())
+    assert (report.outcome, report.confirmed, report.statistical) == (FAIL, True, True)
     assert given == list(range(1, asked + 1)) and set(auditor.canvases) == {0, *given}
+    assert [one.canvas for one in report.beside] == [i for i in given if looks[i] is FAIL]
     first, *more = report.findings
     assert first == "the trace differs from step 3 on"
-    assert len(more) == looks.count(FAIL) - 1
+    assert len(more) == len(report.beside)
     assert all(re.fullmatch(r"canvas \d of job [0-9a-f]{16}: .*", line) for line in more)
 
 
 @pytest.mark.parametrize(
-    ("looks", "others", "why"),
+    ("looks", "others", "refused", "why"),
     [
-        ((FAIL, PASS), 8, "and 0 of 5 other canvases of this worker do too, which are too few"),
-        ((FAIL, PASS, FAIL, PASS), 8, "and 1 of 5 other canvases of this worker do too"),
-        ((FAIL, PASS, FAIL, PASS), 2, "and 1 of 2 other canvases of this worker do too"),
-        ((FAIL, NONE), 8, "and there is no other canvas of this worker to hold beside it"),
-        ((FAIL,), 0, "and there is no other canvas of this worker to hold beside it"),
+        ((FAIL, PASS), 8, (), "0 of 5 other canvases of this worker do too: too few. the trace"),
+        ((FAIL, PASS, FAIL, PASS), 8, (), "1 of 5 other canvases of this worker do too: too few"),
+        ((FAIL, PASS, FAIL, PASS), 2, (), "1 of 2 other canvases of this worker do too: too few"),
+        ((FAIL,), 0, (), "there is no other canvas of this worker to hold beside it. the trace"),
+        ((FAIL,), 2, (1, 2), "2 others were not judged. The last: canvas 2 was not opened: no."),
+        (
+            (FAIL, PASS),
+            2,
+            (2,),
+            "0 of 1 other canvases of this worker do too: too few. 1 others were not judged.",
+        ),
+        ((FAIL, NONE), 1, (), "1 others were not judged. The last: canvas 1 of job "),
     ],
 )
 def test_too_few_canvases_that_look_wrong_blame_nobody(
-    looks: tuple[AuditOutcome, ...], others: int, why: str
+    looks: tuple[AuditOutcome, ...], others: int, refused: tuple[int, ...], why: str
 ) -> None:
     auditor = ScriptedAuditor(*outcomes(*looks), statistical=True)
-    report, _ = beside(auditor, others, openings=whole_openings())
+    report, _ = beside(auditor, others, openings=whole_openings(), refused=refused)
     assert (report.outcome, report.findings, report.confirmed) == (NONE, (), False)
-    assert report.reason.startswith("it looks wrong, as an honest canvas does now and then, " + why)
+    assert report.reason.startswith("it looks wrong, as an honest canvas does now and then. " + why)
     assert "the trace differs from step 3 on" in report.reason
+
+
+@pytest.mark.parametrize("refused", [(), range(1, 15)])
+def test_what_is_bought_has_a_bound_also_if_nothing_has_a_verdict(refused: Sequence[int]) -> None:
+    auditor = ScriptedAuditor(*outcomes(FAIL, NONE), statistical=True)
+    report, given = beside(auditor, 14, openings=whole_openings(), refused=refused)
+    assert report.outcome is NONE
+    assert given == list(range(1, MOST_TRIES))
+
+
+def test_a_canvas_that_looks_wrong_must_be_opened_whole() -> None:
+    """Whoever saved the openings could leave out the steps that look right."""
+    _, body = opened_canvas(Story())
+    auditor = ScriptedAuditor(FAIL, statistical=True)
+    report, given = beside(auditor, 8, openings=json.dumps(body).encode())
+    assert (report.outcome, given) == (NONE, [])
+    assert "of the canvas's 2 steps are not opened" in report.reason
+
+
+def test_a_certain_finding_in_another_canvas_ends_the_search() -> None:
+    class Two(ScriptedAuditor):
+        """Canvas 0 looks wrong, and the others have a finding that is certain."""
+
+        async def audit(self, *args: Any, **more: Any) -> CanvasReport:
+            found = await super().audit(*args, **more)
+            return replace(found, statistical=found.canvas == 0)
+
+    report, given = beside(Two(FAIL), 8, openings=whole_openings())
+    assert (report.outcome, given) == (FAIL, [1])
+    auditor = Two(*outcomes(FAIL, PASS, FAIL))
+    report, given = beside(auditor, 8, openings=whole_openings())
+    assert (report.outcome, given) == (FAIL, [1, 2])
 
 
 def test_a_certain_finding_needs_no_other_canvas() -> None:
@@ -331,11 +386,46 @@ def test_a_canvas_is_drawn_among_those_that_are_opened(tmp_path: Path) -> None:
     place = tmp_path / "evidence.json"
     story = Story(steps=(2,) * 60, sentences=("a",) * 60)
     place.write_bytes(write_evidence(evidence(story)))
-    auditor = ScriptedAuditor(FAIL, statistical=True)
     opened = dict.fromkeys((7, 50), whole_openings())
+    auditor = ScriptedAuditor(FAIL)
     found = simulate(audit_file(Wish("forced", opened=opened), place, auditor))
-    assert set(auditor.canvases) == {7, 50} and found.report.canvas == auditor.canvases[0]
+    assert found.report.canvas in {7, 50} and set(auditor.canvases) == {found.report.canvas}
     assert found.report.outcome is FAIL and found.kept == place
+
+
+def test_who_gives_some_openings_only_does_not_choose_what_looks_wrong(tmp_path: Path) -> None:
+    place = tmp_path / "evidence.json"
+    place.write_bytes(write_evidence(evidence(Story(steps=(2,) * 3, sentences=tuple("abc")))))
+    for given, outcome in (((0, 2), NONE), ((0, 1, 2), FAIL)):
+        auditor = ScriptedAuditor(FAIL, statistical=True)
+        wish = Wish("forced", opened=dict.fromkeys(given, whole_openings()))
+        found = simulate(audit_file(wish, place, auditor))
+        assert found.report.outcome is outcome
+        assert ("the openings of canvas 1 were not given" in found.report.reason) is (
+            outcome is NONE
+        )
+
+
+def test_a_verdict_of_several_canvases_keeps_the_evidence_of_all(tmp_path: Path) -> None:
+    scene = Watched(tmp_path, ScriptedAuditor(FAIL, statistical=True), 0.0)
+    files = [evidence(Story(steps=(2, 2), sentences=("a", "b"), seed=seed)) for seed in (1, 2)]
+
+    async def more() -> More:
+        yield OpenedCanvas(files[1], 1, whole_openings())
+
+    async def work() -> Experience:
+        async with scene.client() as client:
+            audited = (files[0], 0, AuditLevel.FORCED, whole_openings())
+            await client.audits.audit(*audited, others=more())
+            return client.store.workers.experience()[files[0].channel.operator]
+
+    assert simulate(work()).broken_clause == AUDIT_CLAUSE
+    ((_, kept),) = scene.told
+    names = [f"audit-{one.job.job.id(one.domain).hex()[:16]}" for one in files]
+    assert kept == tmp_path / f"{names[0]}.json"
+    for name, file, canvas in zip(names, files, (0, 1), strict=True):
+        assert read_evidence((tmp_path / f"{name}.json").read_bytes()) == file
+        assert (tmp_path / f"{name}-openings-{canvas}.json").read_bytes() == whole_openings()
 
 
 def whole_openings() -> bytes:

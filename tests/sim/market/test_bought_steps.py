@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from piecework.client.auditing import audit_rules
+from piecework.client.auditing import NotOpened, OpenedCanvas, audit_rules
 from piecework.client.errors import JobFailed
 from piecework.client.evidence import NO_TEXTS, Texts, make_evidence
+from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.events import JobFinished, StepOpened
 from piecework.client.jobs.preparing import prepare
 from piecework.client.jobs.requests import Filters, JobRequest, OpenRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import rank
 from piecework.client.journal.records import Memories
-from piecework.client.more_canvases import bought_beside
+from piecework.client.more_canvases import bought_beside, opened_beside
 from piecework.client.openings import BoughtSteps, NothingToOpen, buy_steps
 from piecework_protocol.evidence.file import EvidenceFile
+from piecework_protocol.kinds.text import Fixed, Hole, TextContent
 from piecework_protocol.limits import MAX_OPENED_STEPS
 from piecework_protocol.objects import AuditOutcome
 from piecework_protocol.openings import read_openings
@@ -31,6 +33,8 @@ from tests.support.client.client_side import ask
 from tests.support.market.shipped import EventList, ShippedMarket
 from tests.support.node.fake_engine import CANVAS
 from tests.support.node.harness import OPERATOR
+from tests.support.protocol.conversations import said
+from tests.support.protocol.evidence import Story, evidence
 
 if TYPE_CHECKING:
     from piecework.client.journal.store import Store
@@ -39,7 +43,7 @@ TOKENS = 40
 
 
 class ShippedBuyer:
-    """Implements `more_canvases.EvidenceKeeper` over a market in one process."""
+    """Implements `more_canvases.JobKeeper` over a market in one process."""
 
     def __init__(self, market: ShippedMarket) -> None:
         self.market = market
@@ -62,18 +66,16 @@ class ShippedBuyer:
 
         return JobRun(drive, lambda run: None)
 
-    async def evidence(self, job: JobId) -> tuple[EvidenceFile, str]:
-        kept = self.store.texts(job)
-        missing = "" if kept.content is not None else "its text"
-        texts = NO_TEXTS if kept.content is None else Texts(kept.content, kept.outputs)
-        return await make_evidence(self.market.context(), job, texts), missing
+    @property
+    def context(self) -> JobContext:
+        return self.market.context()
 
 
-async def traded(market: ShippedMarket) -> JobId:
+async def traded(market: ShippedMarket, prompt: str = "a fox", seed: int = 3) -> JobId:
     """A job of several canvases that was paid."""
     if not market.store.jobs():
         await market.open_channel()
-    job = await market.prepare(ask(max_tokens=TOKENS, seed=3))
+    job = await market.prepare(ask(prompt, max_tokens=TOKENS, seed=seed))
     await market.driver(job, EventList()).run()
     return job.id
 
@@ -153,21 +155,31 @@ async def test_a_client_that_follows_an_opening_again_sees_all_of_its_steps(
         assert isinstance(caller.events[-1], JobFinished)
 
 
+async def kept(market: ShippedMarket, job: JobId) -> EvidenceFile:
+    texts = market.store.texts(job)
+    known = NO_TEXTS if texts.content is None else Texts(texts.content, texts.outputs)
+    return await make_evidence(market.context(), job, known)
+
+
 async def test_more_canvases_of_a_worker_are_those_of_its_job_and_then_of_others(
     tmp_path: Path,
 ) -> None:
     async with ShippedMarket(tmp_path, keep_text=True) as market, asyncio.timeout(60):
-        jobs = [await traded(market) for _ in range(3)]
+        asked = [("a fox", 3), ("a hen", 3), ("a hen", 4), ("a cow", 3), ("a fox", 5)]
+        jobs = [await traded(market, *one) for one in asked]
         buyer, paid = ShippedBuyer(market), list[BoughtSteps]()
-        file, _ = await buyer.evidence(jobs[1])
-        beside = bought_beside(buyer, jobs[1], file, 0, paid.append)
+        file = await kept(market, jobs[0])
+        beside = bought_beside(buyer, jobs[0], file, 0, paid.append)
         first = await anext(beside)
         assert len(paid) == 1, "the next one is bought when it is asked for"
-        found = [first, *[other async for other in beside]]
+        every = [first, *[one async for one in beside]]
+        found = [one for one in every if isinstance(one, OpenedCanvas)]
         mine = [one.canvas for one in found if one.evidence == file]
         assert sorted(mine) == list(range(1, len(file.canvases)))
+        # How far off a canvas is depends on its prompt: one of each, and none of the same.
         others = found[len(mine) :]
-        assert {one.evidence.job.job.id(file.domain) for one in others} == {jobs[0], jobs[2]}
+        named = [one.evidence.job.job.id(file.domain) for one in others]
+        assert len(named) == 2 and jobs[3] in named and {jobs[1], jobs[2]} & set(named)
         for one, steps in zip(found, paid, strict=True):
             assert one.openings == steps.file
             opened = read_openings(one.openings)
@@ -175,15 +187,35 @@ async def test_more_canvases_of_a_worker_are_those_of_its_job_and_then_of_others
             assert all(step.soft is not None for step in opened.steps)
 
 
-async def test_a_job_whose_text_is_not_kept_and_steps_that_are_not_opened_are_left_out(
+async def test_openings_are_no_jobs_to_look_at_and_crowd_out_none(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path, keep_text=True) as market, asyncio.timeout(60):
+        jobs = [await traded(market, prompt) for prompt in ("a fox", "a hen")]
+        buyer = ShippedBuyer(market)
+        for canvas in range(len(market.store.receipts(job=jobs[1]))):
+            await buy_steps(buyer, jobs[1], canvas, soft=False)
+        beside = bought_beside(buyer, jobs[0], await kept(market, jobs[0]), 0, lambda _: None)
+        found = [one async for one in beside if isinstance(one, OpenedCanvas)]
+        assert {one.evidence.job.job.id(one.evidence.domain) for one in found} == set(jobs)
+
+
+async def test_a_job_whose_text_is_not_kept_is_left_out_and_a_refusal_is_told(
     tmp_path: Path,
 ) -> None:
     async with ShippedMarket(tmp_path) as market, asyncio.timeout(60):
-        job, _ = [await traded(market) for _ in range(2)]
-        buyer = ShippedBuyer(market)
-        file, missing = await buyer.evidence(job)
-        assert missing
-        found = [one async for one in bought_beside(buyer, job, file, 0, lambda steps: None)]
-        assert [one.evidence for one in found] == [file] * (len(file.canvases) - 1)
+        job, _ = [await traded(market, prompt) for prompt in ("a fox", "a hen")]
+        buyer, file = ShippedBuyer(market), await kept(market, job)
+        beside = len(file.canvases) - 1
+        found = [one async for one in bought_beside(buyer, job, file, 0, lambda _: None)]
+        assert [one.evidence for one in found if isinstance(one, OpenedCanvas)] == [file] * beside
         market.harness.engine.numerics = b"another kernel"
-        assert [one async for one in bought_beside(buyer, job, file, 0, lambda steps: None)] == []
+        refused = [one async for one in bought_beside(buyer, job, file, 0, lambda _: None)]
+        assert len(refused) == beside and all(isinstance(one, NotOpened) for one in refused)
+
+
+async def test_of_an_answer_with_a_form_only_the_first_canvas_can_be_judged() -> None:
+    content = TextContent(said("a fox"), (Fixed("Once "), Hole(400)))
+    file = evidence(Story(steps=(2, 2, 2), sentences=tuple("abc")), content)
+    opened = dict.fromkeys(range(3), b"")
+    for canvas, others in ((0, []), (1, [0]), (2, [0])):
+        found = [one async for one in opened_beside(file, canvas, opened)]
+        assert [one.canvas for one in found if isinstance(one, OpenedCanvas)] == others

@@ -295,7 +295,8 @@ def test_thresholds_come_from_one_half_and_figures_from_the_other(
     assert cheat.extrapolated < 1e-6 and honest.wrong_one < 1e-3
     # Ten from one: each canvas has the bounds of Clopper and Pearson, and an audit takes several.
     none, all_of = clopper_pearson(0, 200)[1], clopper_pearson(30, 30)[0]
-    assert honest.wrong_ten == pytest.approx((0.0, 1 - (1 - none) ** 10), rel=1e-6)
+    most = none + chance_of_verdict(none)
+    assert honest.wrong_ten == pytest.approx((0.0, 1 - (1 - most) ** 10), rel=1e-6)
     assert cheat.wrong_ten == pytest.approx((0.0, (1 - chance_of_verdict(all_of)) ** 10), rel=1e-6)
     assert (honest.reached, cheat.reached) == (honest.extrapolated < 1e-4, True)
     assert cheat.tests["logits"] == 30
@@ -313,9 +314,24 @@ def test_a_pair_whose_honest_workers_fail_too_often_is_not_shipped() -> None:
     assert set(audit_table.shipped(table, [row_, cheat], MODEL)) == {pairing}
     too_often = replace(row_, worker="two-threads", wrong_one=0.02)
     unknown = replace(row_, worker="other-chunks", wrong_one=math.nan)
-    for worse in (too_often, unknown):
+    counted = replace(row_, worker="two-threads", wrong=Share(1, 66))
+    for worse in (too_often, unknown, counted):
         for rows in ([row_, worse], [worse, row_]):
             assert audit_table.shipped(table, rows, MODEL) == {}
+
+
+def test_thresholds_are_of_the_kinds_of_device_that_were_measured(tmp_path: Path) -> None:
+    pairing = Pairing(MODEL, "text", "bfloat16", "float32")
+    for shown_by, device, names in (
+        ("", "cpu", ("bfloat16", "float32")),
+        ("", "cuda", ("bfloat16 on cuda", "float32 on cuda")),
+        ("cuda A Card, torch 2", "cpu", ("bfloat16 on cuda", "float32")),
+    ):
+        folder = tmp_path / f"{device}{shown_by[:4]}"
+        figures = WorkerFigures(folder / "bfloat16.jsonl")
+        figures.begin(replace(SETTING, device=device, shown_by=shown_by))
+        (placed,) = audit_table.placed({pairing: {}}, *audit_table.devices(folder))
+        assert (placed.worker, placed.auditor) == names
 
 
 def test_canvases_of_a_job_that_look_wrong_together_are_counted(tmp_path: Path) -> None:

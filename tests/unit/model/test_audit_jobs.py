@@ -18,6 +18,7 @@ from piecework_model.audit.claims import ClaimedJob
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
 from piecework_model.audit.judgement import TESTS, Pairing, Tail
+from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import Replayer
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.errors import AuditError
@@ -224,7 +225,40 @@ def test_a_forced_audit_judges_with_the_pair_s_thresholds(
     found = audit(cheat, bundled).forced(by, table, 0, opened)
     assert found.outcome is AuditOutcome.FAIL
     assert found.statistical, "other weights move all positions a little, and decide by no canvas"
+    # How far off a canvas is depends on its prompt. So the auditor makes it as well.
+    for made, outcome in ((honest, AuditOutcome.FAIL), (cheat, AuditOutcome.NO_VERDICT)):
+        asked: list[GenerationRequest] = []
+
+        def control(
+            request: GenerationRequest,
+            made: AuditedJob = made,
+            asked: list[GenerationRequest] = asked,
+        ) -> list[OpenedStep]:
+            asked.append(request)
+            return made.canvases[0].opened(bundled.limits)
+
+        found = audit(cheat, bundled).forced(by, table, 0, opened, control)
+        assert found.outcome is outcome and len(asked) == 1
+        assert ("an honest canvas of this prompt looks wrong here too" in found.reason) is (
+            outcome is AuditOutcome.NO_VERDICT
+        )
+    fine = honest.canvases[0].opened(bundled.limits)
+    assert audit(honest, bundled).forced(by, table, 0, fine, control).outcome is AuditOutcome.PASS
     assert set(TAILS) == set(TESTS)
+
+
+def test_a_card_is_not_judged_by_what_processors_do(
+    honest: AuditedJob, worker: LoadedModel, profile: str, bundled: LoadedModel
+) -> None:
+    table = {Pairing(worker.digest.hex(), "text", "bfloat16", "float32"): TAILS}
+    on_card = audited_job(worker, profile.rpartition("/")[0])
+    steps = on_card.canvases[0].opened(bundled.limits)
+    found = audit(on_card, bundled).forced(ForcedPass(bundled), table, 0, steps)
+    assert found.outcome is AuditOutcome.NO_VERDICT
+    assert "a worker in bfloat16 on cuda and an auditor in float32 " in found.reason
+    known = {Pairing(worker.digest.hex(), "text", "bfloat16 on cuda", "float32"): TAILS}
+    found = audit(on_card, bundled).forced(ForcedPass(bundled), known, 0, steps)
+    assert found.outcome is AuditOutcome.PASS
 
 
 def test_openings_that_lack_steps_are_held_against_nobody(
