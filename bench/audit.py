@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from bench import audit_table
+from bench import audit_page
 from bench.audit_figures import (
     MeasuredSetting,
     WorkerFigures,
@@ -39,8 +39,9 @@ from bench.audit_figures import (
     earlier_edition,
     setting,
 )
+from bench.audit_page import Places
 from bench.audit_shown import machine_of, shown_count, shown_file, write_shown
-from bench.audit_table import HONEST, WORKERS, Places
+from bench.audit_table import HONEST, WORKERS
 from bench.report import ROOT, environment
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.errors import ModelError
@@ -253,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         def write() -> None:
             if wanted.write:
-                audit_table.write(folder, measured.model, Places.below(wanted.docs))
+                audit_page.write(folder, measured.model, Places.below(wanted.docs))
 
         if wanted.measure:
             chosen = _chosen(wanted.only, with_older=older is not None)

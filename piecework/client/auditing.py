@@ -67,8 +67,8 @@ class CanvasReport:
             shows it.
         remarks: What there is to say about auditors: who gave no report, who is trusted no more.
         leaves: The step leaves that a replay here has computed.
-        statistical: Whether an honest canvas shows such findings now and then. Then they are no
-            verdict before other canvases of the worker show them too.
+        statistical: Whether an honest canvas shows such findings now and then. Then they give
+            no verdict before other canvases of the worker show them too.
         beside: The other canvases that failed with it.
     """
 
@@ -86,10 +86,10 @@ class CanvasReport:
     remarks: tuple[str, ...] = ()
     leaves: tuple[bytes, ...] = ()
     statistical: bool = False
-    beside: tuple[OpenedCanvas, ...] = ()
+    beside: tuple[CanvasToAudit, ...] = ()
 
 
-class OpenedCanvas(NamedTuple):
+class CanvasToAudit(NamedTuple):
     """A canvas of a job, with the openings file of its steps, or nothing."""
 
     evidence: EvidenceFile
@@ -108,7 +108,7 @@ class NotOpened:
     reason: str
 
 
-More = AsyncGenerator[OpenedCanvas | NotOpened, None]
+More = AsyncGenerator[CanvasToAudit | NotOpened, None]
 """More canvases of one worker. It is closed when no more are wanted."""
 
 
@@ -247,8 +247,8 @@ async def confirmed_audit(
 ) -> CanvasReport:
     """Audit a canvas. A failure that nobody has confirmed is audited again by the same auditor.
 
-    If the second audit does not fail, there is no verdict. A statistical failure is no verdict
-    either before other canvases of the worker look wrong too.
+    If the second audit does not fail, there is no verdict. A statistical failure gives none either
+    before other canvases of the worker look wrong too.
 
     purse: as `Auditor.audit` has it. outline: as `audit_rules` has it. others: gives more canvases
         of the same worker, opened, and is asked for them if this one looks wrong.
@@ -259,7 +259,7 @@ async def confirmed_audit(
     """
     if level is AuditLevel.RULES:
         return await asyncio.to_thread(audit_rules, evidence, canvas, openings, outline)
-    shown = OpenedCanvas(evidence, canvas, openings)
+    shown = CanvasToAudit(evidence, canvas, openings)
     report = await _twice(auditor, shown, level, purse)
     if report.outcome is AuditOutcome.FAIL and report.statistical:
         return await _beside_others(auditor, report, others, purse)
@@ -267,7 +267,7 @@ async def confirmed_audit(
 
 
 async def _twice(
-    auditor: Auditor, shown: OpenedCanvas, level: AuditLevel, purse: AuditPurse | None
+    auditor: Auditor, shown: CanvasToAudit, level: AuditLevel, purse: AuditPurse | None
 ) -> CanvasReport:
     """Audit a canvas, and once more if it fails and nobody has confirmed that."""
     data, canvas = await asyncio.to_thread(write_evidence, shown.evidence), shown.canvas
@@ -294,7 +294,7 @@ async def _beside_others(
 
     A finding among the others that is certain needs no more of them.
     """
-    findings, beside, lacking = list(report.findings), list[OpenedCanvas](), list[str]()
+    findings, beside, lacking = list(report.findings), list[CanvasToAudit](), list[str]()
     seen = tries = 1
     async with contextlib.aclosing(others or _none()) as more:
         async for other in more:
@@ -325,13 +325,13 @@ async def _beside_others(
 
 
 async def _none() -> More:
-    nothing: tuple[OpenedCanvas, ...] = ()
+    nothing: tuple[CanvasToAudit, ...] = ()
     for one in nothing:
         yield one
 
 
 def _too_few(findings: Sequence[str], seen: int, beside: int, lacking: Sequence[str]) -> str:
-    """Say why a canvas that looks wrong is no verdict."""
+    """Say why a canvas that looks wrong gives no verdict."""
     lines = ["it looks wrong, as an honest canvas does now and then"]
     if seen > 1:
         lines.append(f"{beside} of {seen - 1} other canvases of this worker do too: too few")
@@ -467,13 +467,13 @@ class Audits:
         )
         file: Path | None = None
         if report.outcome is AuditOutcome.FAIL:
-            failed = OpenedCanvas(evidence, report.canvas, openings)
+            failed = CanvasToAudit(evidence, report.canvas, openings)
             report, file = await self._end(failed, report)
         self.on_report(report, file)
         return report
 
     async def _end(
-        self, failed: OpenedCanvas, report: CanvasReport
+        self, failed: CanvasToAudit, report: CanvasReport
     ) -> tuple[CanvasReport, Path | None]:
         """Give this worker no more jobs and keep the evidence. The report says if that failed.
 
@@ -494,7 +494,7 @@ class Audits:
             return replace(report, reason=f"the evidence was not written: {error}"), None
         return report, file
 
-    def _keep(self, canvas: OpenedCanvas, *, steps: bool) -> Path:
+    def _keep(self, canvas: CanvasToAudit, *, steps: bool) -> Path:
         """Write the evidence of a canvas's job, and its openings if told so."""
         job = canvas.evidence.job.job.id(canvas.evidence.domain)
         file = self.context.store.folder / f"audit-{job.hex()[:16]}.json"

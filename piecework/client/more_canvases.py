@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import More, NotOpened, OpenedCanvas, choose_canvas
+from piecework.client.auditing import CanvasToAudit, More, NotOpened, choose_canvas
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import JobRow
@@ -50,7 +50,7 @@ async def opened_beside(evidence: EvidenceFile, canvas: int, opened: Mapping[int
             yield NotOpened(f"the openings of canvas {number} were not given")
             return
     for number in others:
-        yield OpenedCanvas(evidence, number, opened[number])
+        yield CanvasToAudit(evidence, number, opened[number])
 
 
 async def bought_beside(
@@ -68,13 +68,13 @@ async def bought_beside(
     bought: told of the steps of each.
     """
 
-    async def opened(of: JobId, file: EvidenceFile, number: int) -> OpenedCanvas | NotOpened:
+    async def opened(of: JobId, file: EvidenceFile, number: int) -> CanvasToAudit | NotOpened:
         try:
             steps = await buy_steps(client, of, number, soft=True)
         except PieceworkError as error:
             return NotOpened(f"canvas {number} of job {of.hex()[:16]} was not opened: {error}")
         bought(steps)
-        return OpenedCanvas(file, number, steps.file)
+        return CanvasToAudit(file, number, steps.file)
 
     for number in _beside(evidence, canvas):
         yield await opened(job, evidence, number)

@@ -31,6 +31,13 @@ Auditor = Annotated[
         "--by", help="self, market, or a worker's address. Default: the setting audit_by."
     ),
 ]
+Openings = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Steps of a canvas that the worker opened, instead of bought ones. Once for each "
+        "canvas."
+    ),
+]
 Buy = Annotated[
     bool,
     typer.Option("--buy/--no-buy", help="Whether the worker opens the steps, for a price."),
@@ -55,13 +62,7 @@ def audit(
         str, typer.Option(help="What is checked: rules, replay or forced.")
     ] = "replay",
     by: Auditor = None,
-    openings: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Steps of a canvas that the worker opened, instead of bought ones. Once for each "
-            "canvas."
-        ),
-    ] = None,
+    openings: Openings = None,
     buy: Buy = True,
     model: Annotated[
         Path | None, typer.Option(help="The checkpoint's folder. Default: the bundled one.")
@@ -85,11 +86,8 @@ def audit(
     """Audit one canvas of a job.
 
     The levels rules and forced need all steps of the canvas. The worker that made it opens them,
-    for the price of the prompt and of one denoising step for each. Without them nothing passes.
-
-    A forced audit that finds other weights takes more than one canvas: an honest canvas looks wrong
-    now and then. It judges up to five others of the worker, of this job and of jobs whose text is
-    kept, and tries nine at most. The worker is paid for opening each.
+    for the price of the prompt and of one denoising step for each. Without them nothing passes. If
+    a forced audit finds other weights, up to five other canvases of the worker are opened too.
 
     With --by market another worker replays the canvas, for a price. It reads the prompt and the
     answer. A failure that no second audit confirms is not a verdict. A confirmed one ends the
@@ -104,8 +102,6 @@ def audit(
         common.fail("give a JOB, or --evidence FILE", 2)
     common.one_of("--device", device, ("auto", "cpu", "cuda"))
     _check_by(by, job, level)
-    if level == "rules" and canvas is None and openings and len(openings) > 1:
-        common.fail("name the canvas: --canvas", 2)
     bought = job is not None and buy and not openings and level != "replay"
     wish = Wish(level, job or "", canvas, by, bought, _opened(openings or (), level, bought=bought))
     found = _audited(wish, evidence, EngineChoice(model, device), (home, password_file))
@@ -114,6 +110,8 @@ def audit(
 
 def _opened(openings: Sequence[Path], level: str, *, bought: bool) -> dict[int, bytes]:
     """Return the openings files by canvas. End the command if a forced audit gets none."""
+    if level == "rules" and len(openings) > 1:
+        common.fail("give the openings of one canvas", 2)
     if level == "forced" and not (bought or openings):
         common.fail("--level forced needs --openings FILE: the steps that the worker opened", 2)
     return read_opened(openings)

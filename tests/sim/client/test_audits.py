@@ -16,9 +16,9 @@ from piecework.client.auditing import (
     AUDIT_CLAUSE,
     RULES_CLAUSE,
     CanvasReport,
+    CanvasToAudit,
     More,
     NotOpened,
-    OpenedCanvas,
     audit_rules,
     choose_canvas,
     confirmed_audit,
@@ -271,7 +271,7 @@ def beside(
                 if canvas in refused:
                     yield NotOpened(f"canvas {canvas} was not opened: no")
                 else:
-                    yield OpenedCanvas(file, canvas, openings)
+                    yield CanvasToAudit(file, canvas, openings)
         finally:
             closed = True
 
@@ -411,7 +411,7 @@ def test_a_verdict_of_several_canvases_keeps_the_evidence_of_all(tmp_path: Path)
     files = [evidence(Story(steps=(2, 2), sentences=("a", "b"), seed=seed)) for seed in (1, 2)]
 
     async def more() -> More:
-        yield OpenedCanvas(files[1], 1, whole_openings())
+        yield CanvasToAudit(files[1], 1, whole_openings())
 
     async def work() -> Experience:
         async with scene.client() as client:

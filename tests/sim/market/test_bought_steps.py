@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from piecework.client.auditing import NotOpened, OpenedCanvas, audit_rules
+from piecework.client.auditing import CanvasToAudit, NotOpened, audit_rules
 from piecework.client.errors import JobFailed
 from piecework.client.evidence import NO_TEXTS, Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
@@ -173,7 +173,7 @@ async def test_more_canvases_of_a_worker_are_those_of_its_job_and_then_of_others
         first = await anext(beside)
         assert len(paid) == 1, "the next one is bought when it is asked for"
         every = [first, *[one async for one in beside]]
-        found = [one for one in every if isinstance(one, OpenedCanvas)]
+        found = [one for one in every if isinstance(one, CanvasToAudit)]
         mine = [one.canvas for one in found if one.evidence == file]
         assert sorted(mine) == list(range(1, len(file.canvases)))
         # How far off a canvas is depends on its prompt: one of each, and none of the same.
@@ -194,7 +194,7 @@ async def test_openings_are_no_jobs_to_look_at_and_crowd_out_none(tmp_path: Path
         for canvas in range(len(market.store.receipts(job=jobs[1]))):
             await buy_steps(buyer, jobs[1], canvas, soft=False)
         beside = bought_beside(buyer, jobs[0], await kept(market, jobs[0]), 0, lambda _: None)
-        found = [one async for one in beside if isinstance(one, OpenedCanvas)]
+        found = [one async for one in beside if isinstance(one, CanvasToAudit)]
         assert {one.evidence.job.job.id(one.evidence.domain) for one in found} == set(jobs)
 
 
@@ -206,7 +206,7 @@ async def test_a_job_whose_text_is_not_kept_is_left_out_and_a_refusal_is_told(
         buyer, file = ShippedBuyer(market), await kept(market, job)
         beside = len(file.canvases) - 1
         found = [one async for one in bought_beside(buyer, job, file, 0, lambda _: None)]
-        assert [one.evidence for one in found if isinstance(one, OpenedCanvas)] == [file] * beside
+        assert [one.evidence for one in found if isinstance(one, CanvasToAudit)] == [file] * beside
         market.harness.engine.numerics = b"another kernel"
         refused = [one async for one in bought_beside(buyer, job, file, 0, lambda _: None)]
         assert len(refused) == beside and all(isinstance(one, NotOpened) for one in refused)
@@ -218,4 +218,4 @@ async def test_of_an_answer_with_a_form_only_the_first_canvas_can_be_judged() ->
     opened = dict.fromkeys(range(3), b"")
     for canvas, others in ((0, []), (1, [0]), (2, [0])):
         found = [one async for one in opened_beside(file, canvas, opened)]
-        assert [one.canvas for one in found if isinstance(one, OpenedCanvas)] == others
+        assert [one.canvas for one in found if isinstance(one, CanvasToAudit)] == others

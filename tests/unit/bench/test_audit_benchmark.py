@@ -16,21 +16,18 @@ from typing import Any
 import pytest
 import torch
 
-from bench import audit_table
+from bench import audit_page, audit_table
 from bench.audit import MeasuringRun, Plan, main
 from bench.audit_figures import MeasuredSetting, WorkerFigures, alone, asked_alike, setting
 from bench.audit_measure import BFLOAT16, CONDITIONS, Measuring, Models
+from bench.audit_page import SAME_PROFILE, Places, counts, plot
 from bench.audit_shown import machine_of, read_shown, shown_count, shown_file, write_shown
 from bench.audit_table import (
-    SAME_PROFILE,
     WORKERS,
-    Places,
     Share,
     clopper_pearson,
     count,
-    counts,
     fit,
-    plot,
     read,
 )
 from bench.audit_workers import ask, serve
@@ -311,13 +308,13 @@ def test_a_pair_whose_honest_workers_fail_too_often_is_not_shipped() -> None:
     pairing, other = row_.pairing(MODEL), Pairing(MODEL, "text", "bfloat16", "bfloat16")
     cheat = replace(row_, worker="int4", wrong_one=math.nan)
     table: dict[Pairing, Any] = {pairing: {}, other: {}}
-    assert set(audit_table.shipped(table, [row_, cheat], MODEL)) == {pairing}
+    assert set(audit_page.shipped(table, [row_, cheat], MODEL)) == {pairing}
     too_often = replace(row_, worker="two-threads", wrong_one=0.02)
     unknown = replace(row_, worker="other-chunks", wrong_one=math.nan)
     counted = replace(row_, worker="two-threads", wrong=Share(1, 66))
     for worse in (too_often, unknown, counted):
         for rows in ([row_, worse], [worse, row_]):
-            assert audit_table.shipped(table, rows, MODEL) == {}
+            assert audit_page.shipped(table, rows, MODEL) == {}
 
 
 def test_thresholds_are_of_the_kinds_of_device_that_were_measured(tmp_path: Path) -> None:
@@ -330,7 +327,7 @@ def test_thresholds_are_of_the_kinds_of_device_that_were_measured(tmp_path: Path
         folder = tmp_path / f"{device}{shown_by[:4]}"
         figures = WorkerFigures(folder / "bfloat16.jsonl")
         figures.begin(replace(SETTING, device=device, shown_by=shown_by))
-        (placed,) = audit_table.placed({pairing: {}}, *audit_table.devices(folder))
+        (placed,) = audit_page.placed({pairing: {}}, *audit_page.devices(folder))
         assert (placed.worker, placed.auditor) == names
 
 
@@ -386,7 +383,7 @@ def test_the_page_and_the_plot_name_every_measured_worker(
 ) -> None:
     table = fit(measured, MODEL)
     rows = list(count(measured, table, MODEL))
-    page = "\n".join(audit_table.tables(measured, rows))
+    page = "\n".join(audit_page.tables(measured, rows))
     assert "| int8 weights" not in page
     for name in ("bfloat16", "int4"):
         assert WORKERS[name] in page
@@ -409,9 +406,9 @@ def test_the_page_says_how_many_there_are_and_what_is_missing(
 def test_the_page_is_made_again_between_its_marks(tmp_path: Path) -> None:
     write(tmp_path / "figures", "bfloat16", [row(0.03)] * 100)
     places = Places.below(tmp_path / "docs")
-    audit_table.write(tmp_path / "figures", MODEL, places)
+    audit_page.write(tmp_path / "figures", MODEL, places)
     first = places.page.read_text()
-    audit_table.write(tmp_path / "figures", MODEL, places)
+    audit_page.write(tmp_path / "figures", MODEL, places)
     assert places.page.read_text() == first
     assert "100 honest canvases" in first
     assert "## What is not defended" in first
