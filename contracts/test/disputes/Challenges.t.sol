@@ -145,6 +145,18 @@ contract ChallengesTest is DisputesBase {
         disputes.challenge{value: 1 ether}(question);
     }
 
+    function test_a_challenge_is_about_a_receipt_of_its_job_that_the_worker_signed() public {
+        (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
+        bytes memory worker = signed.signature;
+        signed.signature = signHash(STRANGER_KEY, PieceworkTypes.hashReceipt(signed.receipt));
+        _refused(_question(subject, signed, 1, 1), IEvidenceVerifier.NotSignedBy.selector);
+        (,, SignedReceipt memory other) = served(0, 1, 2, 0);
+        _refused(_question(subject, other, 1, 1), IEvidenceVerifier.NotTheJob.selector);
+        signed.signature = worker;
+        (, Challenge memory asked) = ask(subject, signed, 1, 1);
+        vm.assertEq(asked.receipt, digestOf(PieceworkTypes.hashReceipt(signed.receipt)), "receipt");
+    }
+
     function test_a_challenge_names_a_leaf_and_its_fields() public {
         (JobOfChannel memory subject,, SignedReceipt memory signed) = served(0, 1, 2, 0);
         _refused(_question(subject, signed, 3, 1), IEvidenceVerifier.BadLeaf.selector);

@@ -257,7 +257,12 @@ contract ProofsTest is DisputesBase {
             abi.encodeCall(IEvidenceVerifier.proveExcess, (subject, signReceipt(r))), Fault.Overcharge
         );
         vm.revertToState(id);
-        (r.steps, r.totalAmount) = (4, 100 * AMOUNT + 1);
+        (r.steps, r.totalAmount) = (4, 100 * AMOUNT);
+        _expectNothing(
+            abi.encodeCall(IEvidenceVerifier.proveExcess, (subject, signReceipt(r))),
+            IEvidenceVerifier.NotBroken.selector
+        );
+        r.totalAmount += 1;
         _expectConviction(
             abi.encodeCall(IEvidenceVerifier.proveExcess, (subject, signReceipt(r))), Fault.Overcharge
         );
@@ -301,6 +306,17 @@ contract ProofsTest is DisputesBase {
             ),
             ReceiptRules.NotTheOffer.selector
         );
+        JobOfChannel memory beyond = newJob(0);
+        (beyond.job.offer, beyond.job.entry) = (subject.job.offer, 2);
+        Receipt memory dear = r;
+        dear.job = jobId(beyond);
+        _expectNothing(
+            abi.encodeCall(
+                IEvidenceVerifier.proveOvercharge, (beyond, signReceipt(dear), OfferBuilder.opening(o, 1))
+            ),
+            ReceiptRules.NotTheOffer.selector
+        );
+        r.job = jobId(subject);
         OfferOpening memory other = OfferBuilder.opening(o, 1);
         other.words[3] = bytes32(uint256(8));
         _expectNothing(

@@ -218,6 +218,16 @@ contract DepositTest is EscrowBase {
         escrow.depositWithPermit(address(token), payer, 5, SOON, signature);
     }
 
+    /// @dev A permit that was used elsewhere leaves an allowance and a nonce that no deposit has seen.
+    function test_a_permit_that_was_used_elsewhere_lets_no_stranger_deposit() public {
+        token.mint(payer, 500);
+        token.permit(payer, address(escrow), 500, SOON, _permit(PAYER_KEY, 500, SOON));
+        bytes memory signature = _permit(STRANGER_KEY, 400, SOON);
+        vm.expectRevert(abi.encodeWithSelector(IEscrow.PermitNotSigned.selector, address(token), payer));
+        vm.prank(stranger);
+        escrow.depositWithPermit(address(token), payer, 400, SOON, signature);
+    }
+
     function test_a_second_permit_deposits_again() public {
         token.mint(payer, 10);
         escrow.depositWithPermit(address(token), payer, 5, SOON, _permit(PAYER_KEY, 5, SOON));

@@ -94,6 +94,8 @@ contract RegistryTest is Deploy {
     }
 
     function _leave() private {
+        vm.expectEmit(address(registry));
+        emit IWorkerRegistry.UnbondRequested(operator, uint64(block.timestamp) + UNBONDING);
         vm.prank(owner);
         registry.requestUnbond(operator);
         vm.warp(block.timestamp + UNBONDING);
