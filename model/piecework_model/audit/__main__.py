@@ -154,19 +154,20 @@ def _replay(
 def _load(
     chosen: argparse.Namespace, dtype: str, quantization: str, level: AuditLevel
 ) -> LoadedModel:
-    """Load the worker's precision. A forced audit computes in float32 on a CPU, which is nearer to
-    the model than any worker.
+    """Load the worker's precision. A forced audit on a CPU computes what is not quantized in the
+    other one: those pairs were measured. float32 is nearer to the model than any worker.
     """
     import torch
 
     from piecework_model.checkpoint.loading import load
 
     on_cpu = chosen.device == "cpu" or not torch.cuda.is_available()
-    exact = level is AuditLevel.FORCED and on_cpu and dtype != "float32"
+    if level is AuditLevel.FORCED and on_cpu:
+        dtype = "bfloat16" if (dtype, quantization) == ("float32", "none") else "float32"
     return load(
         Path(chosen.model) if chosen.model else None,
         device=chosen.device,
-        dtype="float32" if exact else dtype,  # type: ignore[arg-type]
+        dtype=dtype,  # type: ignore[arg-type]
         quantization=quantization,  # type: ignore[arg-type]
     )
 

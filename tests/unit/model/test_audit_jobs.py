@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -366,6 +367,19 @@ def test_the_process_replays_and_never_blames_another_profile(
     outcome, why = told(other, AuditLevel.REPLAY)
     assert outcome is AuditOutcome.NO_VERDICT
     assert "forced audit works on any" in why
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_the_process_has_thresholds_for_honest_workers_of_both_precisions(
+    dtype: Literal["bfloat16", "float32"],
+) -> None:
+    """What the processor chooses decides which of them a worker is: the demo's may be either."""
+    loaded = load(device="cpu", dtype=dtype)
+    profile = short_profile(engine_profile(loaded, probe(), Replayer(loaded).kernels))
+    job = audited_job(loaded, profile, max_tokens=32)
+    openings = opened(job, loaded)
+    assert told(job, AuditLevel.FORCED, openings) == (AuditOutcome.PASS, "")
 
 
 @pytest.mark.process
