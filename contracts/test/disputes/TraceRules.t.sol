@@ -146,6 +146,30 @@ contract TraceRulesTest is DisputesBase {
         }
     }
 
+    function test_a_canvas_has_a_size_and_a_vocabulary_and_1024_positions_at_most() public {
+        uint32[2][4] memory numbers =
+            [[uint32(1024), 1], [uint32(1025), 1], [uint32(0), 1], [uint32(1024), 0]];
+        for (uint256 i = 0; i < 4; ++i) {
+            _trace.fields[0][0] = bytes.concat(
+                "piecework/canvas/1",
+                bytes4(0),
+                TraceBuilder.little(numbers[i][0]),
+                TraceBuilder.little(numbers[i][1]),
+                bytes1(_subject.job.kind)
+            );
+            if (i == 0) _expectHonest(_canvas(1));
+            else _expectBroken(_canvas(1));
+        }
+    }
+
+    /// @dev The fields of a step are none of a canvas leaf, and the other way around. An honest worker would lose its
+    /// stake otherwise.
+    function test_a_leaf_of_another_kind_shows_nothing() public {
+        TraceProof memory proof = _proof(TraceRule.CanvasLeaf, 0, [uint256(1), 0], [uint256(0x7f), 0]);
+        _expectRefused(proof, TraceRules.WrongLeaves.selector);
+        _expectRefused(_step(0, 0x3f), TraceRules.WrongLeaves.selector);
+    }
+
     // ------------------------------------------------------------------ a step leaf
 
     function _step(uint256 index, uint256 bits) private view returns (TraceProof memory) {
@@ -185,6 +209,9 @@ contract TraceRulesTest is DisputesBase {
         soft[0] = 0x00;
         _trace.fields[1][5] = soft;
         _expectBroken(_step(1, 1 << 5));
+        soft[0] = 0x03;
+        _trace.fields[1][5] = soft;
+        _expectHonest(_step(1, 1 << 5));
     }
 
     // ------------------------------------------------------------------ continuity
@@ -256,6 +283,28 @@ contract TraceRulesTest is DisputesBase {
         for (uint256 i = 0; i < proof.pins.length; ++i) {
             proof.pins[i].index = uint64(bound(proof.pins[i].index + bound(indexShift, 0, 4), 0, 6));
         }
+        _expectRefused(proof, TraceRules.WrongPins.selector);
+    }
+
+    /// @dev Positions 0, 2 and 3 are pinned: the first, one between others, and the last.
+    function test_a_pinned_position_is_not_before_between_or_behind_pins() public {
+        uint32[3][4] memory cases =
+            [[uint32(2), 0, 2], [uint32(2), 1, 2], [uint32(0), 0, 1], [uint32(3), 2, 1]];
+        for (uint256 i = 0; i < 4; ++i) {
+            TraceProof memory proof = _initial(cases[i][0]);
+            _pins(proof, cases[i][1], cases[i][2]);
+            _expectRefused(proof, TraceRules.WrongPins.selector);
+        }
+    }
+
+    function test_a_canvas_without_pins_is_shown_with_none() public {
+        TraceProof memory proof = _initial(0);
+        _pins(proof, 0, 1);
+        Pin[] memory pins = proof.pins;
+        _start(0, 1, 0);
+        _spoil(1, 1, 0);
+        proof = _initial(0);
+        proof.pins = pins;
         _expectRefused(proof, TraceRules.WrongPins.selector);
     }
 
@@ -357,6 +406,32 @@ contract TraceRulesTest is DisputesBase {
         (ids[0], ids[5]) = (ids[5], ids[5]);
         _trace.output = ids;
         _expectBroken(_output());
+    }
+
+    function test_one_token_of_the_canvas_is_not_two_of_the_output() public {
+        uint32[] memory ids = _trace.output;
+        for (uint256 i = 1; i < ids.length; ++i) {
+            vm.assertTrue(ids[i] != ids[0], "it stands once");
+        }
+        _trace.output = new uint32[](0);
+        _trace.output.push(ids[0]);
+        _expectHonest(_output());
+        _trace.output.push(ids[0]);
+        _expectBroken(_output());
+    }
+
+    function test_an_output_without_text_is_one() public {
+        TraceProof memory proof = _output();
+        bytes memory short = new bytes(proof.output.length - 4);
+        for (uint256 i = 0; i < short.length; ++i) {
+            short[i] = proof.output[i];
+        }
+        proof.output = short;
+        Receipt memory receipt = receiptOf(_subject, _trace, _finish);
+        receipt.outputDigest = keccak256(abi.encodePacked(receipt.job, uint32(0), short));
+        bytes memory call = traceProof(_subject, signReceipt(receipt), proof);
+        vm.expectPartialRevert(IEvidenceVerifier.NotBroken.selector);
+        disputes.prove(call);
     }
 
     function test_other_bytes_than_the_signed_output_show_nothing() public {
