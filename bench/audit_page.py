@@ -82,8 +82,9 @@ def write(folder: Path, model: str, places: Places) -> None:
         *counts(figures, model, machines(folder)),
         *tables(figures, rows),
         "",
-        f"Of honest texts, {far.hits} of {far.of} are beyond a value that {COMMON:.0%} exceed. Of",
-        f"the canvases beside one of them in its job, {beside.hits} of {beside.of} are.",
+        f"Of honest texts, {far.hits} of {far.of} are beyond a value that {COMMON:.0%} exceed, by",
+        "one of two tests. Of the canvases beside one of them in its job,",
+        f"{beside.hits} of {beside.of} are.",
     )
     made = "\n".join([BEGIN, "", *lines, "", END])
     places.page.write_text(before + made + after, encoding="utf-8")

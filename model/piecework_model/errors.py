@@ -102,3 +102,7 @@ class ReplayError(AuditError):
 
 class OpeningError(AuditError):
     """What a worker opened cannot be a step of this canvas of this model."""
+
+
+class ImpossibleStepError(OpeningError):
+    """A step that a leaf commits to is none that this model makes."""

@@ -130,6 +130,13 @@ class Auditor(Protocol):
         ...
 
 
+def lacking_engine() -> str:
+    """Say what to do if the engine is not installed, or return ""."""
+    if importlib.util.find_spec("torch") is not None:
+        return ""
+    return f"the engine is not installed here. Install it: {install_hint(['worker'])}"
+
+
 class EngineAuditor:
     """Audits in a child process that loads the model and ends. It needs the extra `worker`."""
 
@@ -146,9 +153,8 @@ class EngineAuditor:
         purse: AuditPurse | None = None,
     ) -> CanvasReport:
         """Start the process, give it the evidence and read its report."""
-        if importlib.util.find_spec("torch") is None:
-            reason = f"the engine is not installed here. Install it: {install_hint(['worker'])}"
-            return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
+        if lacking := lacking_engine():
+            return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=lacking)
         command = ["piecework_model.audit", "--canvas", str(canvas)]
         command += ["--level", level.name.lower(), "--device", self._device]
         if self._model is not None:
@@ -279,10 +285,16 @@ async def _twice(
         return report
     again = await auditor.audit(data, canvas, level, shown.openings, purse=purse)
     if again.outcome is AuditOutcome.FAIL:
-        return replace(report, confirmed=True)
+        # What only one of them is certain of is not confirmed.
+        both = replace(report, confirmed=True, statistical=report.statistical or again.statistical)
+        if not both.statistical or report.statistical:
+            return both
+        return await asyncio.to_thread(_only_whole, both, shown.evidence, shown.openings)
     reason = (
         f"the first {level.name.lower()} failed and the second did not, so this machine is unsure"
     )
+    if again.reason:
+        reason = f"{reason}. It said: {again.reason}"
     return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason, steps=report.steps)
 
 
@@ -296,24 +308,27 @@ async def _beside_others(
     """
     findings, beside, lacking = list(report.findings), list[CanvasToAudit](), list[str]()
     seen = tries = 1
-    async with contextlib.aclosing(others or _none()) as more:
-        async for other in more:
-            tries += 1
-            if isinstance(other, NotOpened):
-                lacking.append(other.reason)
-            else:
-                found = await _twice(auditor, other, report.level, purse)
-                if found.outcome is AuditOutcome.NO_VERDICT:
-                    lacking.append(f"{other} has no verdict: {found.reason}")
+    try:
+        async with contextlib.aclosing(others or _none()) as more:
+            async for other in more:
+                tries += 1
+                if isinstance(other, NotOpened):
+                    lacking.append(other.reason)
                 else:
-                    seen += 1
-                if found.outcome is AuditOutcome.FAIL:
-                    beside.append(other)
-                    findings += [f"{other}: {line}" for line in found.findings]
-                    if not found.statistical or is_verdict(1 + len(beside), seen):
-                        return replace(report, findings=tuple(findings), beside=tuple(beside))
-            if seen >= MOST_CANVASES or tries >= MOST_TRIES:
-                break
+                    found = await _twice(auditor, other, report.level, purse)
+                    if found.outcome is AuditOutcome.NO_VERDICT:
+                        lacking.append(f"{other} has no verdict: {found.reason}")
+                    else:
+                        seen += 1
+                    if found.outcome is AuditOutcome.FAIL:
+                        beside.append(other)
+                        findings += [f"{other}: {line}" for line in found.findings]
+                        if not found.statistical or is_verdict(1 + len(beside), seen):
+                            return replace(report, findings=tuple(findings), beside=tuple(beside))
+                if seen >= MOST_CANVASES or tries >= MOST_TRIES:
+                    break
+    except PieceworkError as error:  # what cannot be looked at takes nothing from what was seen
+        lacking.append(str(error))
     return replace(
         report,
         outcome=AuditOutcome.NO_VERDICT,
@@ -478,7 +493,7 @@ class Audits:
         """Give this worker no more jobs and keep the evidence. The report says if that failed.
 
         Returns the file of the canvas that was audited first. Of several canvases the evidence of
-        every job is kept, and the steps that were opened.
+        every job is kept. So are the steps that were opened.
         """
         operator = Address(failed.evidence.channel.operator)
         now, workers = self.context.now(), self.context.store.workers
@@ -487,19 +502,19 @@ class Audits:
             workers.remember, operator, lambda memory: learn_broken(memory, now, clause)
         )
         try:
+            file = await asyncio.to_thread(self._keep, failed)
             for other in report.beside:
-                await asyncio.to_thread(self._keep, other, steps=True)
-            file = await asyncio.to_thread(self._keep, failed, steps=bool(report.beside))
+                await asyncio.to_thread(self._keep, other)
         except (FileError, MalformedInput) as error:
             return replace(report, reason=f"the evidence was not written: {error}"), None
         return report, file
 
-    def _keep(self, canvas: CanvasToAudit, *, steps: bool) -> Path:
-        """Write the evidence of a canvas's job, and its openings if told so."""
+    def _keep(self, canvas: CanvasToAudit) -> Path:
+        """Write the evidence of a canvas's job, and its openings if there are any."""
         job = canvas.evidence.job.job.id(canvas.evidence.domain)
         file = self.context.store.folder / f"audit-{job.hex()[:16]}.json"
         write_private(file, write_evidence(canvas.evidence), replace=True)
-        if steps:
+        if canvas.openings:
             opened = file.with_name(f"{file.stem}-openings-{canvas.canvas}.json")
             write_private(opened, canvas.openings, replace=True)
         return file

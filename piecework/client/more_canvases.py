@@ -4,7 +4,7 @@ The worker learns that another canvas is opened, and not which one comes next: t
 It has committed to all of them before.
 
 How far off an honest canvas is depends on its prompt. So at most one job of each content is taken
-beside the audited one, and none of the same content.
+beside the audited one, and none of its own content.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import CanvasToAudit, More, NotOpened, choose_canvas
+from piecework.client.auditing import CanvasToAudit, More, NotOpened
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import JobRow
@@ -84,13 +84,12 @@ async def bought_beside(
         if file is None or file.content in asked:
             continue
         asked.add(file.content)
-        drawn = choose_canvas(file, secrets.token_bytes)
-        if drawn is not None:
-            yield await opened(row.id, file, drawn)
+        if numbers := shuffled(judgeable(file)):
+            yield await opened(row.id, file, numbers[0])
 
 
-def _beside(evidence: EvidenceFile, canvas: int) -> list[int]:
-    """Draw an order of the other canvases of a job that a forced audit can judge.
+def judgeable(evidence: EvidenceFile) -> list[int]:
+    """List the canvases of a job that a forced audit can judge.
 
     Of an answer with a form that is the first one: the evidence does not tell the ids before the
     others.
@@ -98,17 +97,25 @@ def _beside(evidence: EvidenceFile, canvas: int) -> list[int]:
     traced = [int(shown.receipt.canvas) for shown in evidence.canvases if shown.receipt.steps]
     content, kind = evidence.content, evidence.job.job.kind
     if kind is Kind.TEXT and content is not None and TextContent.decode(content).template:
-        traced = [0] if 0 in traced else []
-    return shuffled([number for number in traced if number != canvas])
+        return [0] if 0 in traced else []
+    return traced
 
 
-def _alike(client: Buyer, job: JobId) -> list[JobRow]:
-    """List recent jobs of the same worker, model and kind as a job, without it."""
-    mine = client.store.job(job).submission
+def _beside(evidence: EvidenceFile, canvas: int) -> list[int]:
+    """Draw an order of the other canvases of a job that a forced audit can judge."""
+    return shuffled([number for number in judgeable(evidence) if number != canvas])
+
+
+def _alike(client: JobKeeper, job: JobId) -> list[JobRow]:
+    """List recent jobs of the same worker, model and kind as a job, without it. Their worker must
+    still keep what opens them.
+    """
+    mine, now = client.store.job(job).submission, client.context.now()
     found = [
         row
         for row in client.store.jobs()
         if row.id != job
+        and now < row.submission.job.deadline + row.offer.offer.evidence_seconds
         and row.submission.channel.operator == mine.channel.operator
         and row.submission.job.model == mine.job.model
         and row.submission.job.kind == mine.job.kind

@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from piecework_model.errors import AuditError, ModelError, OpeningError
+from piecework_model.errors import AuditError, ImpossibleStepError, ModelError, OpeningError
 from piecework_protocol.errors import EvidenceRefused, MalformedInput
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
@@ -27,7 +27,9 @@ from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.openings import MAX_OPENINGS_BYTES, StepOpening, read_openings
 
 if TYPE_CHECKING:
+    from piecework_model.audit.claims import ClaimedJob
     from piecework_model.audit.job import CanvasAudit, JobAudit
+    from piecework_model.audit.judgement import Table
     from piecework_model.audit.opening import OpenedStep
     from piecework_model.checkpoint.loading import LoadedModel
     from piecework_model.machine.probe import ProfilePrecision
@@ -79,9 +81,12 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
     if said is None:
         reason = f"the worker's profile names no precision: {proven.model.profile}"
         return _nothing(chosen, reason)
-    level = LEVELS[chosen.level]
-    loaded = _load(chosen, said.dtype, said.quantization, level)
-    job = JobAudit(ClaimedJob.of_evidence(evidence, proven), loaded)
+    level, claimed = LEVELS[chosen.level], ClaimedJob.of_evidence(evidence, proven)
+    table, dtype = load_table(), said.dtype
+    if level is AuditLevel.FORCED and _on_cpu(chosen):
+        dtype = _measured_dtype(table, claimed, said)
+    loaded = _load(chosen, dtype, said.quantization)
+    job = JobAudit(claimed, loaded)
     if isinstance(proven.content, AuditContent) and level is not AuditLevel.REPLAY:
         return _nothing(chosen, "the report of an audit is judged by a replay")
     if level is AuditLevel.REPLAY:
@@ -98,22 +103,28 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
 
     openings = _openings(sys.stdin.buffer.readline(MAX_OPENINGS_BYTES))
     width = loaded.model.config.text_config.hidden_size
-    opened = opened_steps(openings, shown.leaves, loaded.limits, width)
     started = time.perf_counter()
+    try:
+        opened = opened_steps(openings, shown.leaves, loaded.limits, width)
+    except ImpossibleStepError as error:
+        return _report(job.impossible(chosen.canvas, str(error)), started, "")
     control = partial(_control, chosen, said)
-    found = job.forced(ForcedPass(loaded), load_table(), chosen.canvas, opened, control)
+    found = job.forced(ForcedPass(loaded), table, chosen.canvas, opened, control)
     return _report(found, started, "")
 
 
 def _control(
-    chosen: argparse.Namespace, said: ProfilePrecision, request: GenerationRequest
+    chosen: argparse.Namespace,
+    said: ProfilePrecision,
+    request: GenerationRequest,
+    steps: int | None,
 ) -> list[OpenedStep]:
     """Make a canvas as an honest worker of this precision makes it here."""
     from piecework_model.audit.opening import OpenedStep
     from piecework_model.audit.replay import Replayer
 
-    loaded = _load(chosen, said.dtype, said.quantization, AuditLevel.REPLAY)
-    made = Replayer(loaded).replay(request)
+    loaded = _load(chosen, said.dtype, said.quantization)
+    made = Replayer(loaded).replay(request, steps=steps)
     return [OpenedStep.of_replay(step, loaded.limits) for step in made.steps]
 
 
@@ -140,7 +151,7 @@ def _replay(
     if here != job.profile:
         reason = (
             f"the worker computes as {job.profile}, and this machine as {here}. A replay says "
-            "something on the worker's profile alone. A forced audit works on any"
+            "something on the worker's profile alone. A forced audit may work"
         )
         return _nothing(chosen, reason)
     started = time.perf_counter()
@@ -151,19 +162,27 @@ def _replay(
     return _report(found, started, here)
 
 
-def _load(
-    chosen: argparse.Namespace, dtype: str, quantization: str, level: AuditLevel
-) -> LoadedModel:
-    """Load the worker's precision. A forced audit on a CPU computes what is not quantized in the
-    other one: those pairs were measured. float32 is nearer to the model than any worker.
-    """
+def _on_cpu(chosen: argparse.Namespace) -> bool:
     import torch
 
+    return chosen.device == "cpu" or not torch.cuda.is_available()
+
+
+def _measured_dtype(table: Table, claimed: ClaimedJob, said: ProfilePrecision) -> str:
+    """Choose what a forced audit on a CPU computes in: float32, which is nearer to the model than
+    any worker, unless only the other pair was measured.
+    """
+    from piecework_model.audit.job import pairing_of
+
+    for dtype in ("float32", "bfloat16"):
+        if pairing_of(claimed, said, dtype, said.quantization, "cpu") in table:
+            return dtype
+    return "float32"
+
+
+def _load(chosen: argparse.Namespace, dtype: str, quantization: str) -> LoadedModel:
     from piecework_model.checkpoint.loading import load
 
-    on_cpu = chosen.device == "cpu" or not torch.cuda.is_available()
-    if level is AuditLevel.FORCED and on_cpu:
-        dtype = "bfloat16" if (dtype, quantization) == ("float32", "none") else "float32"
     return load(
         Path(chosen.model) if chosen.model else None,
         device=chosen.device,

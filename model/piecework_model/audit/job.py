@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final, Protocol
 
 from piecework_model import kinds, templates
@@ -19,6 +20,7 @@ from piecework_model.audit.judgement import (
     Judgement,
     Pairing,
     Table,
+    Tails,
     arithmetic,
     judge,
 )
@@ -27,9 +29,15 @@ from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import scores
 from piecework_model.charging import Charge, charge_of
 from piecework_model.checkpoint.loading import LoadedModel
-from piecework_model.errors import AuditError, OpeningError, PromptError, RequestError
+from piecework_model.errors import (
+    AuditError,
+    ModelError,
+    OpeningError,
+    PromptError,
+    RequestError,
+)
 from piecework_model.jobs import generation_request
-from piecework_model.machine.probe import read_precision
+from piecework_model.machine.probe import ProfilePrecision, read_precision
 from piecework_model.precision import precision_name
 from piecework_model.requests import HOLE, CanvasFinish, GenerationRequest
 from piecework_model.text.segments import SegmentStream
@@ -39,8 +47,9 @@ from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish, Kind
 from piecework_protocol.trace import CanvasRecord, StepRecord, pinned_root, read_ids, trace_root
 
-Control = Callable[[GenerationRequest], Sequence[OpenedStep]]
-"""Makes the canvas that a request goes on with, in the worker's precision, and opens its steps."""
+Control = Callable[[GenerationRequest, int | None], Sequence[OpenedStep]]
+"""Makes the canvas that a request goes on with, in the worker's precision, and opens its steps: so
+many of a canvas that was cancelled, or all."""
 
 
 class ComputedCanvas(Protocol):
@@ -73,6 +82,22 @@ class CanvasAudit:
     reason: str = ""
     leaves: tuple[bytes, ...] = ()
     statistical: bool = False
+
+
+def pairing_of(
+    claimed: ClaimedJob, said: ProfilePrecision, dtype: str, quantization: str, device: str
+) -> Pairing:
+    """Say by which thresholds a job is judged.
+
+    said: the worker's precision. The others are the auditor's.
+    """
+    worker = precision_name(said.dtype, said.quantization)
+    return Pairing(
+        claimed.model.hex(),
+        "read" if claimed.kind is Kind.READ else "text",
+        arithmetic(worker, "cpu" if said.threads else "cuda"),
+        arithmetic(precision_name(dtype, quantization), device),
+    )
 
 
 class JobAudit:
@@ -186,28 +211,23 @@ class JobAudit:
         said = read_precision(self.profile)
         if said is None:
             return self._no_verdict(level, canvas, "the worker's profile names no precision")
-        worker = arithmetic(
-            precision_name(said.dtype, said.quantization), "cpu" if said.threads else "cuda"
-        )
-        here = arithmetic(
-            precision_name(self._loaded.dtype, self._loaded.quantization), self._loaded.device
-        )
-        kind = "read" if self._claimed.kind is Kind.READ else "text"
-        pairing = Pairing(self._loaded.digest.hex(), kind, worker, here)
+        loaded = self._loaded
+        pairing = pairing_of(self._claimed, said, loaded.dtype, loaded.quantization, loaded.device)
         if pairing not in table:
-            reason = f"no thresholds for a worker in {worker} and an auditor in {here}"
-            return self._no_verdict(level, canvas, f"{reason} with this model")
+            who = f"a worker in {pairing.worker} and an auditor in {pairing.auditor}"
+            reason = f"no thresholds for {who} with this model"
+            return self._no_verdict(level, canvas, reason)
         committed = [self._known(index) for index in range(canvas)]
         if any(ids is None for ids in committed):
             return self._no_verdict(level, canvas, "a canvas before it is not known in full")
         request = replace(
             self._request, committed=tuple(ids for ids in committed if ids is not None)
         )
-        certain = _misplaced(opened, canvas)
+        certain, tails = _misplaced(opened, canvas), table[pairing]
         judged = Judgement(())
         if not certain:
             try:
-                judged = judge(scores(auditor.figures(request, opened)), table[pairing])
+                judged = judge(scores(auditor.figures(request, opened)), tails)
             except OpeningError as error:  # whoever saved the file may have left steps out
                 return self._no_verdict(level, canvas, str(error))
         shown, last = self._shown(canvas), opened[-1]
@@ -218,11 +238,16 @@ class JobAudit:
         outcome = AuditOutcome.FAIL if found else AuditOutcome.PASS
         statistical = not (certain or judged.passed or judged.decides)
         if statistical and control is not None:
-            honest = judge(scores(auditor.figures(request, control(request))), table[pairing])
-            if not honest.passed:
-                reason = f"an honest canvas of this prompt looks wrong here too. {found[0]}"
-                return self._no_verdict(level, canvas, reason)
+            most = int(shown.steps) if shown.finish is Finish.CANCELLED else None
+            made = partial(control, request, most)
+            if excuse := _excuse(auditor, request, made, tails):
+                return self._no_verdict(level, canvas, f"{excuse}. {found[0]}")
         return CanvasAudit(level, outcome, canvas, int(shown.steps), found, statistical=statistical)
+
+    def impossible(self, canvas: int, found: str) -> CanvasAudit:
+        """Say that a step of a canvas is none that this model makes. Its leaf commits to it."""
+        steps = int(self._shown(canvas).steps)
+        return CanvasAudit(AuditLevel.FORCED, AuditOutcome.FAIL, canvas, steps, (found,))
 
     def _shown(self, canvas: int) -> ClaimedCanvas:
         return self._claimed.canvas(canvas)
@@ -352,6 +377,20 @@ _TESTS: Final = {
     "argmax": "a delivered token is not the most likely one",
     "sampling": "a token is not the one that the seed picks",
 }
+
+
+def _excuse(
+    auditor: ForcedPass,
+    request: GenerationRequest,
+    control: Callable[[], Sequence[OpenedStep]],
+    tails: Tails,
+) -> str:
+    """Say why a canvas that looks wrong blames nobody, or return ""."""
+    try:
+        honest = judge(scores(auditor.figures(request, control())), tails)
+    except (ModelError, MemoryError, RuntimeError) as error:
+        return f"it looks wrong, and no control can be made here: {error}"
+    return "" if honest.passed else "an honest canvas of this prompt looks wrong here too"
 
 
 def _misplaced(opened: Sequence[OpenedStep], canvas: int) -> list[str]:

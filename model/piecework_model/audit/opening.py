@@ -12,7 +12,7 @@ from torch import Tensor
 
 from piecework_model.audit.replay import ReplayedStep
 from piecework_model.bounds import ModelLimits
-from piecework_model.errors import OpeningError
+from piecework_model.errors import ImpossibleStepError, OpeningError
 from piecework_protocol.trace import EmbeddingType, StepRecord, soft_field
 
 Ids = npt.NDArray[np.int64]
@@ -46,24 +46,26 @@ class OpenedStep:
         """Read a step's fields.
 
         Raises:
-            OpeningError: They are of another canvas size, an id is beyond the vocabulary, or a
-                number is not finite.
+            ImpossibleStepError: They are of another canvas size, an id is beyond the vocabulary,
+                or a number is not finite.
         """
         size = limits.canvas_size
         if record.size != size:
-            raise OpeningError(f"step {record.step}: its fields are not those of {size} positions")
+            raise ImpossibleStepError(
+                f"step {record.step}: its fields are not those of {size} positions"
+            )
         before, after, argmax = (
             np.frombuffer(part, dtype="<u4").astype(np.int64)
             for part in (record.before, record.after, record.argmax)
         )
         if max(int(part.max()) for part in (before, after, argmax)) >= limits.vocab_size:
-            raise OpeningError(f"step {record.step}: an id is beyond the vocabulary")
+            raise ImpossibleStepError(f"step {record.step}: an id is beyond the vocabulary")
         bits = np.unpackbits(np.frombuffer(record.accepted, np.uint8), bitorder="little")
         prints = np.frombuffer(record.fingerprint, dtype="<f2").astype(np.float32)
         if not np.isfinite(prints).all():
-            raise OpeningError(f"step {record.step}: its fingerprint is not finite")
+            raise ImpossibleStepError(f"step {record.step}: its fingerprint is not finite")
         if soft is not None and not bool(torch.isfinite(soft).all()):
-            raise OpeningError(f"step {record.step}: its soft embedding is not finite")
+            raise ImpossibleStepError(f"step {record.step}: its soft embedding is not finite")
         accepted = bits[:size].astype(np.bool_)
         fingerprint = prints.reshape(size, 3)
         return cls(record.canvas, record.step, before, after, argmax, accepted, fingerprint, soft)
@@ -86,11 +88,13 @@ def read_soft(field: bytes, rows: bytes, *, positions: int, width: int) -> Tenso
     """Read an opened soft embedding [positions, width] that a step committed to by its field.
 
     Raises:
-        OpeningError: It has another length, or is not the one that was committed.
+        OpeningError: It is not the one that was committed.
+        ImpossibleStepError: It has another length.
     """
     kind = EmbeddingType(field[0])
-    if len(rows) != positions * width * kind.width:
-        raise OpeningError(f"{len(rows)} bytes are no soft embedding of {positions} x {width}")
     if soft_field(kind, rows) != field:
         raise OpeningError("the soft embedding is not the one that the step committed to")
+    if len(rows) != positions * width * kind.width:
+        shape = f"{positions} x {width}"
+        raise ImpossibleStepError(f"a soft embedding of {len(rows)} bytes is not one of {shape}")
     return torch.frombuffer(bytearray(rows), dtype=_DTYPES[kind]).view(positions, width)

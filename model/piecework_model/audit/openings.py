@@ -20,7 +20,8 @@ def opened_steps(
     width: of the model's hidden states.
 
     Raises:
-        OpeningError: A step is not the one that its leaf commits to, or not of this model.
+        OpeningError: A step is not the one that its leaf commits to.
+        ImpossibleStepError: The one that its leaf commits to is none that this model makes.
     """
     opened: list[OpenedStep] = []
     for one in openings:

@@ -87,7 +87,7 @@ def audit(
 
     The levels rules and forced need all steps of the canvas. The worker that made it opens them,
     for the price of the prompt and of one denoising step for each. Without them nothing passes. If
-    a forced audit finds other weights, up to five other canvases of the worker are opened too.
+    a forced audit finds other weights, up to nine other canvases of the worker are opened too.
 
     With --by market another worker replays the canvas, for a price. It reads the prompt and the
     answer. A failure that no second audit confirms is not a verdict. A confirmed one ends the

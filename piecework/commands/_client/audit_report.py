@@ -61,7 +61,7 @@ def tell(
     """
     done: dict[str, Any] = {"files": [], "feedback_hash": None, "indexes": {}, "error": None}
     if report.statistical:
-        done["error"] = "a report has one canvas, and this verdict is one of several"
+        done["error"] = "a report has one canvas, and several made this verdict"
         common.say(f"error: {done['error']}", err=True)
         return done
 

@@ -100,6 +100,7 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     if by != SELF and wish.level == "replay":
         auditor = await _others(client, file, by)
     elif wish.buy:
+        _check_forced(wish, file, missing)
         opened, refused = await _bought(client, key, drawn, soft=wish.level == "forced")
     if wish.level == "forced" and not opened:
         common.fail(f"{missing} and {refused}" if missing else refused, NO_VERDICT)
@@ -124,6 +125,18 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
         report = replace(report, reason=f"{report.reason}, and {refused}")
     ended = report.outcome is AuditOutcome.FAIL
     return AuditDone(file, opened, report, missing, next(iter(kept), None), ended)
+
+
+def _check_forced(wish: Wish, file: EvidenceFile, missing: str) -> None:
+    """End a forced audit that would have no verdict, before anything is paid for it."""
+    from piecework.client.auditing import lacking_engine
+
+    if wish.level != "forced":
+        return
+    if lacking := lacking_engine():
+        common.fail(lacking, NO_VERDICT)
+    if file.content is None:
+        common.fail(f"the evidence lacks {missing}", NO_VERDICT)
 
 
 async def _bought(
@@ -162,8 +175,11 @@ def _drawn(file: EvidenceFile, wish: Wish) -> int:
     import secrets
 
     from piecework.client.auditing import choose_canvas
+    from piecework.client.more_canvases import judgeable
 
     given = [number for number in wish.opened if number < len(file.canvases)]
+    if not given and wish.level == "forced":
+        given = judgeable(file)
     drawn = wish.canvas
     if drawn is None:
         drawn = secrets.choice(given) if given else choose_canvas(file, secrets.token_bytes)

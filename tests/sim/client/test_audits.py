@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from piecework.base.errors import PieceworkError
 from piecework.client.auditing import (
     AUDIT_CLAUSE,
     RULES_CLAUSE,
@@ -373,6 +374,50 @@ def test_a_certain_finding_in_another_canvas_ends_the_search() -> None:
 def test_a_certain_finding_needs_no_other_canvas() -> None:
     report, given = beside(ScriptedAuditor(FAIL), 8)
     assert (report.outcome, report.confirmed, given) == (FAIL, True, [])
+
+
+def test_what_only_one_of_two_audits_is_certain_of_is_not_certain() -> None:
+    class Unsure(ScriptedAuditor):
+        """Certain the first time, and not the second."""
+
+        async def audit(self, *args: Any, **more: Any) -> CanvasReport:
+            found = await super().audit(*args, **more)
+            return replace(found, statistical=len(self.asked) > 1)
+
+    report, given = beside(Unsure(FAIL, FAIL, PASS), 8, openings=whole_openings())
+    assert (report.outcome, len(given)) == (NONE, 5)
+
+
+def test_why_a_second_audit_says_nothing_is_told() -> None:
+    report, _ = beside(ScriptedAuditor(FAIL, NONE), 8, openings=whole_openings())
+    assert report.outcome is NONE and "so this machine is unsure. It said: another" in report.reason
+
+
+def test_trouble_with_the_others_takes_nothing_from_what_was_seen() -> None:
+    file = evidence(Story(steps=(2,) * 3, sentences=tuple("abc")))
+
+    async def more() -> More:
+        yield CanvasToAudit(file, 1, whole_openings())
+        raise PieceworkError("the journal is locked")
+
+    async def work() -> CanvasReport:
+        auditor = ScriptedAuditor(*outcomes(FAIL, PASS), statistical=True)
+        level = AuditLevel.FORCED
+        return await confirmed_audit(auditor, file, 0, level, whole_openings(), others=more())
+
+    found = simulate(work())
+    assert found.outcome is NONE
+    assert "0 of 1 other canvases of this worker do too" in found.reason
+    assert "The last: the journal is locked." in found.reason
+
+
+def test_a_failure_keeps_the_steps_that_were_opened(tmp_path: Path) -> None:
+    found, _ = on_demand(
+        tmp_path, ScriptedAuditor(FAIL), Wish("forced", canvas=0, opened={0: whole_openings()})
+    )
+    assert found.kept is not None
+    opened = found.kept.with_name(f"{found.kept.stem}-openings-0.json")
+    assert opened.read_bytes() == whole_openings()
 
 
 def test_a_canvas_that_looks_wrong_only_once_asks_for_no_other() -> None:

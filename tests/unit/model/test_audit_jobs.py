@@ -13,14 +13,14 @@ from typing import Literal
 import pytest
 import torch
 
-from bench.audit_workers import ServedCanvas, claiming, int8, other_seed, serve
+from bench.audit_workers import Requests, ServedCanvas, claiming, int8, other_seed, serve
 from piecework.client.auditing import CanvasReport, EngineAuditor, audit_rules, confirmed_audit
 from piecework.client.more_canvases import opened_beside
 from piecework_model.audit.claims import ClaimedJob
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
 from piecework_model.audit.judgement import TESTS, Pairing, Tail
-from piecework_model.audit.opening import OpenedStep
+from piecework_model.audit.opening import OpenedStep, write_soft
 from piecework_model.audit.replay import Replayer
 from piecework_model.checkpoint.loading import LoadedModel, load
 from piecework_model.errors import AuditError
@@ -39,6 +39,7 @@ from piecework_protocol.kinds.text import TextOutput
 from piecework_protocol.limits import MAX_NAME_BYTES
 from piecework_protocol.objects import AuditLevel, AuditOutcome, Finish
 from piecework_protocol.openings import StepOpening, write_openings
+from piecework_protocol.trace import EmbeddingType, soft_field
 from tests.support.model.audited import AuditedJob, audited_job
 
 TAIL = Tail(start=0.08, share=0.1, scale=0.04, shape=0.0)
@@ -233,9 +234,11 @@ def test_a_forced_audit_judges_with_the_pair_s_thresholds(
 
         def control(
             request: GenerationRequest,
+            steps: int | None,
             made: AuditedJob = made,
             asked: list[GenerationRequest] = asked,
         ) -> list[OpenedStep]:
+            assert steps is None, "all of a canvas that was not cancelled"
             asked.append(request)
             return made.canvases[0].opened(bundled.limits)
 
@@ -246,6 +249,14 @@ def test_a_forced_audit_judges_with_the_pair_s_thresholds(
         )
     fine = honest.canvases[0].opened(bundled.limits)
     assert audit(honest, bundled).forced(by, table, 0, fine, control).outcome is AuditOutcome.PASS
+    assert len(asked) == 1, "a canvas that looks right needs no control"
+
+    def failing(request: GenerationRequest, steps: int | None) -> list[OpenedStep]:
+        raise RuntimeError("memory ran out")
+
+    found = audit(cheat, bundled).forced(by, table, 0, opened, failing)
+    assert found.outcome is AuditOutcome.NO_VERDICT
+    assert "no control can be made here: memory ran out" in found.reason
     assert set(TAILS) == set(TESTS)
 
 
@@ -366,7 +377,7 @@ def test_the_process_replays_and_never_blames_another_profile(
     other = audited_job(worker, f"other-{profile}")
     outcome, why = told(other, AuditLevel.REPLAY)
     assert outcome is AuditOutcome.NO_VERDICT
-    assert "forced audit works on any" in why
+    assert "A forced audit may work" in why
 
 
 @pytest.mark.process
@@ -380,6 +391,30 @@ def test_the_process_has_thresholds_for_honest_workers_of_both_precisions(
     job = audited_job(loaded, profile, max_tokens=32)
     openings = opened(job, loaded)
     assert told(job, AuditLevel.FORCED, openings) == (AuditOutcome.PASS, "")
+
+
+@pytest.mark.process
+def test_what_a_leaf_commits_to_and_no_model_makes_is_a_failure_and_no_way_out(
+    worker: LoadedModel, profile: str
+) -> None:
+    """Otherwise one number that is none would hide any other weights."""
+
+    def spoiled(requests: Requests) -> list[ServedCanvas]:
+        shown = serve(worker, requests)
+        softs = [soft.clone() for soft in shown[0].softs]
+        softs[-1][0, 0] = float("nan")
+        field = soft_field(EmbeddingType.BFLOAT16, write_soft(softs[-1]))
+        records = (*shown[0].records[:-1], replace(shown[0].records[-1], soft=field))
+        return [replace(shown[0], records=records, softs=tuple(softs)), *shown[1:]]
+
+    cheat = audited_job(worker, profile, served=spoiled)
+    outcome, why = told(cheat, AuditLevel.FORCED, opened(cheat, worker))
+    assert outcome is AuditOutcome.FAIL and "its soft embedding is not finite" in why
+    other = json.loads(opened(cheat, worker))
+    other["steps"][0]["soft"] = other["steps"][-1]["soft"]
+    outcome, why = told(cheat, AuditLevel.FORCED, json.dumps(other).encode())
+    assert outcome is AuditOutcome.NO_VERDICT
+    assert "not the one that the step committed to" in why
 
 
 @pytest.mark.process
