@@ -214,9 +214,9 @@ class JobAudit:
         loaded = self._loaded
         pairing = pairing_of(self._claimed, said, loaded.dtype, loaded.quantization, loaded.device)
         if pairing not in table:
-            who = f"a worker in {pairing.worker} and an auditor in {pairing.auditor}"
-            reason = f"no thresholds for {who} with this model"
-            return self._no_verdict(level, canvas, reason)
+            worker, here = pairing.worker, pairing.auditor
+            reason = f"no thresholds for a worker in {worker} and an auditor in {here}"
+            return self._no_verdict(level, canvas, f"{reason} with this model")
         committed = [self._known(index) for index in range(canvas)]
         if any(ids is None for ids in committed):
             return self._no_verdict(level, canvas, "a canvas before it is not known in full")
