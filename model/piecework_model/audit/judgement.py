@@ -38,8 +38,8 @@ _ALLOWED: Final = {
 THRESHOLDS_FILE: Final = Path(__file__).with_name("thresholds.json")
 LEAST_THRESHOLDS: Final = {"argmax": 4.0, "sampling": 0.3}
 """Of the tests that look at one position. Now and then an honest engine takes another expert there,
-and moves a logit or a distribution far: by 0.94 and 0.15 at most in 7,000 canvases. A token that
-was changed is moved by 11 at least."""
+and moves a logit or a distribution far: by 0.94 and 0.15 at most in 10,000 canvases. A token that
+was changed is moved by 7 at least."""
 MOST_SHAPE: Final = 0.5
 """A tail of more has no variance. From some hundred canvases such a shape is noise."""
 _FORMAT: Final = "piecework-audit-thresholds/2"
