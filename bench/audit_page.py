@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from bench.audit_figures import whole_lines
 from bench.audit_table import (
     CLAIMS,
     COMMON,
@@ -21,6 +20,7 @@ from bench.audit_table import (
     fit,
     machines,
     read,
+    said_of,
     small,
     together,
 )
@@ -118,12 +118,7 @@ def placed(table: Mapping[Pairing, Tails], worker: str, auditor: str) -> dict[Pa
 
 def devices(folder: Path) -> tuple[str, str]:
     """Say on which kinds of device the workers and auditors of a folder computed."""
-    said = [
-        line["setting"]
-        for file in sorted(folder.glob("*.jsonl"))
-        for line in whole_lines(file)
-        if "setting" in line
-    ]
+    said = said_of(folder, "setting")
     auditor = said[0]["device"] if said else "cpu"
     shown_by = said[0].get("shown_by", "") if said else ""
     return (shown_by.partition(" ")[0] if shown_by else auditor), auditor

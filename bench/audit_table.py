@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,17 +177,21 @@ def read(folder: Path, model: str) -> dict[str, list[Canvas]]:
     return found
 
 
-def machines(folder: Path) -> list[str]:
-    """Say where the figures of a folder were measured, and at which commits."""
-    said = [
-        line["environment"]
+def said_of(folder: Path, what: str) -> list[dict[str, Any]]:
+    """List what the files of a folder say of all their figures: "setting" or "environment"."""
+    return [
+        line[what]
         for file in sorted(folder.glob("*.jsonl"))
         for line in whole_lines(file)
-        if "environment" in line
+        if what in line
     ]
+
+
+def machines(folder: Path) -> list[str]:
+    """Say where the figures of a folder were measured, and at which commits."""
     texts = (
         f"{one['cores']} cores of {one['cpu']}, torch {one['torch']}, commit {one['commit']}"
-        for one in said
+        for one in said_of(folder, "environment")
     )
     return list(dict.fromkeys(texts))
 
@@ -335,10 +340,8 @@ def _row(name: str, kind: str, auditor: str, held: Sequence[Canvas], tails: Tail
     for number, scores in seen:
         jobs.setdefault(number, []).append(_look(scores, tails))
     verdicts = [verdict for job in jobs.values() for verdict in job]
-    tests = {
-        test: sum(test in {f.test for f in judge(s, tails).failures} for s in alone)
-        for test in judgement.TESTS
-    }
+    failed = Counter(failure.test for s in alone for failure in judge(s, tails).failures)
+    tests = {test: failed[test] for test in judgement.TESTS}
     draw = random.Random(len(seen))  # noqa: S311  resampling, no secret
     decided = Share(sum(v.decides for v in verdicts), len(verdicts))
     wrong = Share(sum(v.wrong for v in verdicts), len(verdicts))

@@ -312,19 +312,16 @@ async def _beside_others(
         async with contextlib.aclosing(others or _none()) as more:
             async for other in more:
                 tries += 1
-                if isinstance(other, NotOpened):
-                    lacking.append(other.reason)
+                found = await _looked_at(auditor, other, report.level, purse)
+                if found.outcome is AuditOutcome.NO_VERDICT:
+                    lacking.append(found.reason)
                 else:
-                    found = await _twice(auditor, other, report.level, purse)
-                    if found.outcome is AuditOutcome.NO_VERDICT:
-                        lacking.append(f"{other} has no verdict: {found.reason}")
-                    else:
-                        seen += 1
-                    if found.outcome is AuditOutcome.FAIL:
-                        beside.append(other)
-                        findings += [f"{other}: {line}" for line in found.findings]
-                        if not found.statistical or is_verdict(1 + len(beside), seen):
-                            return replace(report, findings=tuple(findings), beside=tuple(beside))
+                    seen += 1
+                if found.outcome is AuditOutcome.FAIL and isinstance(other, CanvasToAudit):
+                    beside.append(other)
+                    findings += [f"{other}: {line}" for line in found.findings]
+                    if not found.statistical or is_verdict(1 + len(beside), seen):
+                        return replace(report, findings=tuple(findings), beside=tuple(beside))
                 if seen >= MOST_CANVASES or tries >= MOST_TRIES:
                     break
     except PieceworkError as error:  # what cannot be looked at takes nothing from what was seen
@@ -337,6 +334,18 @@ async def _beside_others(
         confirmed=False,
         statistical=False,
     )
+
+
+async def _looked_at(
+    auditor: Auditor, other: CanvasToAudit | NotOpened, level: AuditLevel, purse: AuditPurse | None
+) -> CanvasReport:
+    """Audit one of the others. What cannot be looked at has no verdict."""
+    if isinstance(other, NotOpened):
+        return CanvasReport(level, AuditOutcome.NO_VERDICT, 0, reason=other.reason)
+    found = await _twice(auditor, other, level, purse)
+    if found.outcome is not AuditOutcome.NO_VERDICT:
+        return found
+    return replace(found, reason=f"{other} has no verdict: {found.reason}")
 
 
 async def _none() -> More:
@@ -376,10 +385,15 @@ def choose_canvas(evidence: EvidenceFile, entropy: Callable[[int], bytes]) -> in
 
     Draw after the receipts are signed, or the worker could know which one it will be.
     """
-    traced = [c.receipt.canvas for c in evidence.canvases if c.receipt.steps]
-    if not traced:
+    numbers = traced(evidence)
+    if not numbers:
         return None
-    return traced[int.from_bytes(entropy(8), "big") % len(traced)]
+    return numbers[int.from_bytes(entropy(8), "big") % len(numbers)]
+
+
+def traced(evidence: EvidenceFile) -> list[int]:
+    """List the canvases of a job that have denoising steps."""
+    return [int(c.receipt.canvas) for c in evidence.canvases if c.receipt.steps]
 
 
 @dataclass(slots=True)

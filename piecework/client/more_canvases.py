@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import CanvasToAudit, More, NotOpened
+from piecework.client.auditing import CanvasToAudit, More, NotOpened, traced
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import JobRow
@@ -94,11 +94,11 @@ def judgeable(evidence: EvidenceFile) -> list[int]:
     Of an answer with a form that is the first one: the evidence does not tell the ids before the
     others.
     """
-    traced = [int(shown.receipt.canvas) for shown in evidence.canvases if shown.receipt.steps]
+    numbers = traced(evidence)
     content, kind = evidence.content, evidence.job.job.kind
     if kind is Kind.TEXT and content is not None and TextContent.decode(content).template:
-        return [0] if 0 in traced else []
-    return traced
+        return [0] if 0 in numbers else []
+    return numbers
 
 
 def _beside(evidence: EvidenceFile, canvas: int) -> list[int]:

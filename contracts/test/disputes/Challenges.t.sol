@@ -424,13 +424,21 @@ contract ChallengesTest is DisputesBase {
         vm.assertTrue(registry.isActive(operator), "active");
     }
 
-    function test_silences_count_by_the_days_they_were_due_in_any_order() public {
-        (, Challenge memory first,) = challenged();
+    /// @dev Nobody answers them. The second is due a day after the first, the third `gap` after the second.
+    function _threeDue(uint64 gap)
+        private
+        returns (Challenge memory first, Challenge memory second, Challenge memory third)
+    {
+        (, first,) = challenged();
         later(DAY);
-        (, Challenge memory second,) = challenged();
-        later(7 * DAY);
-        (, Challenge memory third,) = challenged();
+        (, second,) = challenged();
+        later(gap);
+        (, third,) = challenged();
         later(DAY + 1);
+    }
+
+    function test_silences_count_by_the_days_they_were_due_in_any_order() public {
+        (Challenge memory first, Challenge memory second, Challenge memory third) = _threeDue(7 * DAY);
         disputes.conclude(first);
         disputes.conclude(third);
         disputes.conclude(second);
@@ -439,12 +447,7 @@ contract ChallengesTest is DisputesBase {
 
     /// @dev In that order the first one is due before both that are on record.
     function test_silences_count_by_their_days_also_if_the_first_is_concluded_last() public {
-        (, Challenge memory first,) = challenged();
-        later(DAY);
-        (, Challenge memory second,) = challenged();
-        later(7 * DAY);
-        (, Challenge memory third,) = challenged();
-        later(DAY + 1);
+        (Challenge memory first, Challenge memory second, Challenge memory third) = _threeDue(7 * DAY);
         disputes.conclude(second);
         disputes.conclude(third);
         disputes.conclude(first);
@@ -456,12 +459,8 @@ contract ChallengesTest is DisputesBase {
         for (uint64 more = 0; more < 2; ++more) {
             vm.revertToState(clean);
             clean = vm.snapshotState();
-            (, Challenge memory first,) = challenged();
-            later(DAY);
-            (, Challenge memory second,) = challenged();
-            later(6 * DAY + more);
-            (, Challenge memory third,) = challenged();
-            later(DAY + 1);
+            (Challenge memory first, Challenge memory second, Challenge memory third) =
+                _threeDue(6 * DAY + more);
             disputes.conclude(first);
             disputes.conclude(second);
             disputes.conclude(third);

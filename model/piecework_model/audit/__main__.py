@@ -82,7 +82,7 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
         reason = f"the worker's profile names no precision: {proven.model.profile}"
         return _nothing(chosen, reason)
     level, claimed = LEVELS[chosen.level], ClaimedJob.of_evidence(evidence, proven)
-    table, dtype = load_table(), said.dtype
+    table, dtype = load_table() if level is AuditLevel.FORCED else {}, said.dtype
     if level is AuditLevel.FORCED and _on_cpu(chosen):
         dtype = _measured_dtype(table, claimed, said)
     loaded = _load(chosen, dtype, said.quantization)
