@@ -19,8 +19,7 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import Executor, SequenceStep
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
-from piecework_model.layers.invariance import FilledProducts
-from piecework_model.layers.projections import is_emulated, product
+from piecework_model.layers.invariance import FilledProducts, soft_product
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler
 from piecework_model.sampling.philox import Moment
@@ -66,9 +65,14 @@ class OurDraws(TorchFunctionMode):
 class OurProducts(FilledProducts):
     """Multiplies as our executors do, soft embeddings too."""
 
+    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
+        super().__init__(model)
+        self._embeddings = model.model.decoder.embed_tokens.weight
+        self._soft_product = soft_product(model)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.matmul and args[1].dim() == 2 and is_emulated(args[1]):
-            return product(args[1], self._pack)(args[0])
+        if func is torch.matmul and args[1] is self._embeddings:
+            return self._soft_product(args[0])
         return super().__torch_function__(func, types, args, kwargs)
 
 
