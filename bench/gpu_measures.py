@@ -29,9 +29,8 @@ from piecework_model.layers import matmul as products
 from piecework_model.layers import moe_backends
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
-from piecework_model.layers.invariance import invariance_of
 from piecework_model.layers.moe import Moe
-from piecework_model.layers.projections import projection
+from piecework_model.layers.projections import products_of
 from piecework_model.layout import cache_layout
 from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.sampling import sampler
@@ -308,11 +307,7 @@ def steps_figures(
     """
     executor = BatchedExecutor(random.model, random.limits)
     executor.record(max(sequences))
-    invariance = invariance_of(random.model)
-    figures: dict[str, Any] = {
-        "isolated": invariance.isolated,
-        "minimum_rows": invariance.minimum_rows,
-    }
+    figures: dict[str, Any] = {"isolated": executor.isolated}
     runs: list[CanvasRun] = []
     for count in sequences:
         # At most in proportion. The first runs in any case: nothing tells yet how long it takes.
@@ -391,7 +386,7 @@ def mixture(
     """
     text = random.model.config.text_config
     module: Any = random.model.model.decoder.layers[0].experts
-    plain = Moe(module, minimum_rows=invariance_of(random.model).minimum_rows, pack=False)
+    plain = Moe(module, products_of(random.model, pack=False))
     fused = moe_backends.fused_moe(module)
     trial = moe_backends.MoeTrial(
         module.num_experts,
@@ -434,7 +429,8 @@ def first_logits(
     theirs = denoiser.raw_logits(theirs_cache, canvas, None)
     layout = cache_layout(model.config.text_config, limits.canvas_size, limits.chunk_tokens)
     cache = SequenceCache(layout, limits.sequence_tokens(job), device.torch, denoiser.dtype)
-    backbone = Backbone(model, minimum_rows=invariance_of(model).minimum_rows, pack=False)
+    products = products_of(model, pack=False)
+    backbone = Backbone(model, products)
     prompt = torch.tensor(job.prompt_ids, device=device.torch)
     embedded = backbone.embed(canvas)
     hidden = torch.cat(
@@ -445,5 +441,6 @@ def first_logits(
         Segment(cache, len(canvas), len(prompt), 0, causal=True),
     ]
     cache.reserve(len(hidden))
-    ours = projection(model.lm_head, pack=False)(backbone.run(hidden, segments, len(canvas)))
+    head = products.of_module(model.lm_head)
+    ours = head(backbone.run(hidden, segments, len(canvas)))
     return ours.float(), theirs.float()

@@ -29,7 +29,7 @@ from piecework_model.engine.scheduler import joined_chunks, known_chunks
 from piecework_model.errors import NonFiniteError, OpeningError
 from piecework_model.layers.backbone import Backbone, CanvasesSegment, Segment
 from piecework_model.layers.cache import SequenceCache
-from piecework_model.layers.projections import product, projection
+from piecework_model.layers.projections import products_of
 from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
 from piecework_model.requests import HOLE, GenerationRequest
@@ -100,10 +100,11 @@ class ForcedPass:
         longest = max(loaded.limits.largest_chunk, self._chunk_tokens)
         self._layout = cache_layout(model.config.text_config, size, longest)
         # No row has to be independent of the others here: what differs are last bits.
-        self._backbone = Backbone(model, minimum_rows=0, pack=False)
+        products = products_of(model, pack=False, invariant=False)
+        self._backbone = Backbone(model, products)
         self._images = ImageEncoder(model, loaded.limits.images)
-        self._head = projection(model.lm_head, pack=False)
-        self._soft_product = product(embedding.weight, pack=False)
+        self._head = products.of_module(model.lm_head)
+        self._soft_product = products.of_matrix(embedding.weight)
         self._scale: Tensor = embedding.embed_scale.to(self._dtype)
         self._cap: float = model.final_logit_softcapping
         self._pass_steps = max(1, tokens // size)

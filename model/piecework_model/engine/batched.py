@@ -49,13 +49,7 @@ from piecework_model.failures import failure_of, is_out_of_memory
 from piecework_model.fast_paths import FastPath
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import ChunkKV, SequenceCache
-from piecework_model.layers.invariance import Invariance, invariance_of, soft_product
-from piecework_model.layers.projections import (
-    may_pack,
-    products_name,
-    products_reason,
-    projection,
-)
+from piecework_model.layers.projections import products_name, products_of, products_reason
 from piecework_model.layers.vision import ImageEncoder
 from piecework_model.layout import cache_layout
 from piecework_model.requests import FailedEvent, GenerationRequest
@@ -102,10 +96,13 @@ class BatchedExecutor:
         model: DiffusionGemmaForBlockDiffusion,
         limits_: ModelLimits,
         *,
-        invariance: Invariance | None = None,
+        isolated: bool | None = None,
         observe: StepObserver | None = None,
     ) -> None:
-        """Take the model's weights. `invariance` is measured on them if not given."""
+        """Take the model's weights.
+
+        isolated: whether every sequence runs alone. If not given, products of them are measured.
+        """
         self.observe = observe
         """Told of every step. None: nobody is, which spares the records."""
         decoder: Any = model.model.decoder
@@ -115,16 +112,19 @@ class BatchedExecutor:
         self._layout = cache_layout(
             model.config.text_config, limits_.canvas_size, limits_.largest_chunk
         )
-        self._invariance = invariance or invariance_of(model)
-        pack = may_pack(model)
-        self._backbone = Backbone(model, minimum_rows=self._invariance.minimum_rows, pack=pack)
+        products = products_of(model)
+        self._backbone = Backbone(model, products)
         self._images = ImageEncoder(model, limits_.images)
-        self._head = projection(model.lm_head, pack)
+        self._head = products.of_module(model.lm_head)
         self._sampler = sampler_for(self._device, self._dtype, limits_.vocab_size)
         self._cap: float = model.final_logit_softcapping
         self._products = products_name(decoder.embed_tokens.weight)
         self._products_reason = products_reason(decoder.embed_tokens.weight)
-        self._soft_product = soft_product(model)
+        self._soft_product = products.of_embeddings(
+            decoder.embed_tokens.weight, limits_.canvas_size
+        )
+        self.isolated: Final = products.isolated if isolated is None else isolated
+        """Whether every sequence runs alone, for a row of some product depends on the others."""
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._device_tokens = (
             limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS
@@ -163,10 +163,9 @@ class BatchedExecutor:
 
         On a CPU only what is off.
         """
-        isolated = self._invariance.isolated
-        together = FastPath("one pass for all sequences", APART if isolated else "")
+        together = FastPath("one pass for all sequences", APART if self.isolated else "")
         if self._device.type == "cpu":
-            return [together] if isolated else []
+            return [together] if self.isolated else []
         return [
             *self._backbone.fast_paths(),
             FastPath("sampler", self._sampler.reason),
@@ -182,7 +181,7 @@ class BatchedExecutor:
     @torch.inference_mode()
     def record(self, sequences: int) -> None:
         """Record the steps of up to so many sequences, before any job waits for them."""
-        most = 1 if self._invariance.isolated else min(
+        most = 1 if self.isolated else min(
             sequences, self._most_tokens // self._limits.canvas_size
         )  # fmt: skip
         self._recorded = sequences
@@ -308,7 +307,7 @@ class BatchedExecutor:
 
     def _batches(self, tasks: Sequence[_Task]) -> list[list[_Task]]:
         """Group the tasks into passes."""
-        if self._invariance.isolated:
+        if self.isolated:
             apart = [self._apart(task) for task in tasks]
             return [[part] for parts in apart for part in parts]
         batches: list[list[_Task]] = []
@@ -429,11 +428,6 @@ class BatchedExecutor:
                     )
                 )
                 start, offset = start + len(chunk), offset + len(chunk)
-        missing = self._invariance.minimum_rows - start
-        if missing > 0:
-            hidden.append(
-                torch.zeros((missing, hidden[0].shape[1]), dtype=self._dtype, device=device)
-            )
         return self._backbone.run(torch.cat(hidden), segments, canvas_tokens)
 
     def _cache(self, sequence: _OpenSequence) -> SequenceCache:

@@ -12,15 +12,13 @@ batch dimension of 1 in front.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from transformers import DiffusionGemmaForBlockDiffusion, DynamicCache
 
 from piecework_model.bounds import ImageLimits
 from piecework_model.engine.scheduler import PrefillChunk
-from piecework_model.layers.invariance import FilledProducts, soft_product
+from piecework_model.layers.own_products import OwnProducts
 from piecework_model.layers.vision import ImageEncoder
 
 
@@ -38,8 +36,7 @@ class Denoiser:
         self.device: torch.device = model.device
         self.dtype: torch.dtype = self._decoder.embed_tokens.weight.dtype
         self.cap: float = model.final_logit_softcapping
-        self._soft_product = soft_product(model)
-        self._products = FilledProducts(model)
+        self._products = OwnProducts(model)
 
     def new_cache(self) -> DynamicCache:
         """Make an empty KV cache for one sequence. Sliding layers keep their last window - 1
@@ -116,6 +113,5 @@ class Denoiser:
 
         It is probabilities [C, V] @ embeddings * sqrt(H).
         """
-        embedding: Any = self._decoder.embed_tokens
-        soft: Tensor = self._soft_product(probabilities) * embedding.embed_scale.to(self.dtype)
-        return soft
+        scale: Tensor = self._decoder.embed_tokens.embed_scale.to(self.dtype)
+        return self._products.soft_embeddings(probabilities) * scale

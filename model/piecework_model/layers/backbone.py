@@ -36,9 +36,10 @@ from piecework_model.layers.graphs import (
     PieceRunner,
     Tensors,
 )
+from piecework_model.layers.invariance import Projection
 from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_backends import MoeBackend, moe_for
-from piecework_model.layers.projections import Projection, Projections, projection, projections
+from piecework_model.layers.projections import Products, Projections
 
 Blocks = tuple[tuple[int, int], ...]
 
@@ -129,18 +130,16 @@ class Backbone:
     def __init__(
         self,
         model: DiffusionGemmaForBlockDiffusion,
+        products: Products,
         *,
-        minimum_rows: int,
-        pack: bool,
         pieces: PieceRunner | None = None,
         mask_bytes: int = limits.KEPT_MASK_BYTES,
     ) -> None:
         """Prepare the projections and the experts.
 
-        minimum_rows: of a matrix product (layers/invariance.py). pack: whether weights may be
-        stored a second time in another layout. pieces: runs the parts of a step that come again. If
-        not given, graphs record them where they can. mask_bytes: of attention masks that are kept
-        from one pass to the next.
+        products: how theirs are made. pieces: runs the parts of a step that come again. If not
+        given, graphs record them where they can. mask_bytes: of attention masks that are kept from
+        one pass to the next.
         """
         decoder, text = model.model.decoder, model.config.text_config
         self._decoder: Any = decoder
@@ -148,8 +147,10 @@ class Backbone:
         self._hidden: int = text.hidden_size
         encoder = model.model.encoder.language_model
         self._layers = [
-            _layer(text, kind, *halves, minimum_rows=minimum_rows, pack=pack)
-            for kind, *halves in zip(text.layer_types, decoder.layers, encoder.layers, strict=True)
+            _layer(text, kind, half, other, products)
+            for kind, half, other in zip(
+                text.layer_types, decoder.layers, encoder.layers, strict=True
+            )
         ]
         fused = all(layer.moe.name == "fused" for layer in self._layers)
         recordable = fused and model.device.type == "cuda"  # other moe_name count on the host
@@ -162,8 +163,10 @@ class Backbone:
         self._known_angles: dict[tuple[int, int], dict[str, Tensors]] = {}
         self._angle_bytes = 0  # of the known ones
         conditioning = decoder.self_conditioning
-        self._condition_gate_up = projections([conditioning.gate_proj, conditioning.up_proj], pack)
-        self._condition_down = projection(conditioning.down_proj, pack)
+        self._condition_gate_up = products.of_modules(
+            [conditioning.gate_proj, conditioning.up_proj]
+        )
+        self._condition_down = products.of_module(conditioning.down_proj)
 
     @property
     def moe_name(self) -> str:
@@ -432,9 +435,7 @@ def _rotate(states: Tensor, rotary: Tensors) -> Tensor:
     return (states * cos) + (turned * sin)
 
 
-def _layer(
-    text: Any, kind: str, decoder: Any, encoder: Any, *, minimum_rows: int, pack: bool
-) -> _Layer:
+def _layer(text: Any, kind: str, decoder: Any, encoder: Any, products: Products) -> _Layer:
     attention, mlp = decoder.self_attn, decoder.mlp
     return _Layer(
         kind=kind,
@@ -443,22 +444,21 @@ def _layer(
         window=text.sliding_window if kind == "sliding_attention" else 0,
         attention=attention,
         decoder=decoder,
-        qkv=projections(
+        qkv=products.of_modules(
             [
                 part
                 for part in (attention.q_proj, attention.k_proj, attention.v_proj)
                 if part is not None
-            ],
-            pack,
+            ]
         ),
-        o=projection(attention.o_proj, pack),
-        gate_up=projections([mlp.gate_proj, mlp.up_proj], pack),
-        down=projection(mlp.down_proj, pack),
-        route=projection(decoder.router.proj, pack),
+        o=products.of_module(attention.o_proj),
+        gate_up=products.of_modules([mlp.gate_proj, mlp.up_proj]),
+        down=products.of_module(mlp.down_proj),
+        route=products.of_module(decoder.router.proj),
         top_k=text.top_k_experts,
         moe=moe_for(
             decoder.experts,
-            Moe(decoder.experts, minimum_rows=minimum_rows, pack=pack),
+            Moe(decoder.experts, products),
             text.top_k_experts,
             attention.q_norm.weight.device,
             attention.q_norm.weight.dtype,

@@ -1,10 +1,11 @@
-"""Batch invariance: whether a row of a matrix product depends on the number of rows, measured here.
+"""Batch invariance: numbers of rows among which a row of a product has the same bits.
 
 Libraries choose kernels, and so orders of summation, by shape. A product of 1 to 3 rows is often
-another sum than the same rows among 64. The order depends on shapes and addresses and never on the
-values, so random values show it. As long as no product has fewer rows than `minimum_rows`, a row's
-result is a function of the row alone. Where there is no such number, every sequence has to run
-alone.
+another sum than the same rows among 64. On some processors 64 rows are another sum than 500. The
+order depends on shapes and addresses and never on the values, so random values show it.
+
+So each product is made in pieces whose numbers of rows are in one span, and too few rows are filled
+up. A row's result is then a function of the row alone.
 
 Products in float32 that are rounded to bfloat16 are measured before they are rounded. Few
 differences of a sum cross a rounding, so random values would seldom show one.
@@ -12,27 +13,16 @@ differences of a sum cross a rounding, so random values would seldom show one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Final
-from weakref import WeakKeyDictionary
+from typing import Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from transformers import DiffusionGemmaForBlockDiffusion
 
-from piecework_model.layers.projections import (
-    Projection,
-    can_pack,
-    in_parts,
-    is_emulated,
-    may_pack,
-    product,
-    weight_projection,
-)
+Projection = Callable[[Tensor], Tensor]
+"""[rows, in] to [rows, out]."""
 
 ROW_COUNTS: Final = (
     *range(1, 17),
@@ -53,205 +43,149 @@ ROW_COUNTS: Final = (
     512,
     576,
 )
-"""Row counts that are tried: all small ones, and those around the tiles of kernels."""
+"""Numbers of rows that are tried first: all small ones, and those around the tiles of kernels."""
+STEP: Final = 16
+"""The numbers of rows of a span with an end are multiples of it: of the rows of a tile."""
+MOST_FILLED: Final = 64
+"""To so many rows a product may be filled up. More of them would cost more than they save."""
 _MOST_ROWS: Final = 640
-"""The most rows of a pass on a CPU, including a canvas beyond its limit."""
-_MOST_INPUTS: Final = 32_768
-"""Inner size of the tried product with a vocabulary on a CPU. More would take seconds."""
-_SMALL_VOCABULARY: Final = 8_192
-"""Tokens of a vocabulary whose embeddings may be stored in a second layout."""
-_MOST_OUTPUTS: Final = 1024
-"""Columns of a tried product. Kernels do not change beyond, and a vocabulary would take seconds."""
+"""The most rows of a tried product: as many as a pass on a CPU has."""
+_MOVED: Final = STEP // 2
+"""By so many places rows are moved, to see whether the place in a tile matters."""
+_MOST_PIECES: Final = 40
+"""How many products of one number of rows are tried at most."""
+_TRIED_RESULTS: Final = {torch.float32: 2**12}
+_TRIED_HALVES: Final = 2**17
+"""About so many results are compared. A sum that was added up in another order is another in most
+cases in float32, and in one of some thousands after it was rounded to 16 bits."""
 _SEED: Final = 20260214
 
 
 @dataclass(frozen=True, slots=True)
-class Invariance:
-    """What was measured.
+class RowSpan:
+    """Numbers of rows among which no row of a product depends on the number.
 
-    minimum_rows: in products of at least so many rows, a row does not depend on their number.
-    isolated: there is no such number, so every sequence must run alone.
+    most: 0 if there is no end. Else only multiples of `STEP` are of the span.
     """
 
-    minimum_rows: int
-    isolated: bool
+    fewest: int = 1
+    most: int = 0
+
+    def holds(self, count: int) -> bool:
+        """Say whether a product may have so many rows."""
+        if not self.most:
+            return count >= self.fewest
+        return self.fewest <= count <= self.most and count % STEP == 0
+
+    def piece_rows(self, count: int) -> int:
+        """Say how many rows the pieces have that so many rows are cut into or filled up to."""
+        if not self.most:
+            return max(count, self.fewest)
+        pieces = -(-count // self.most)
+        rows = -(-count // pieces)
+        return max(self.fewest, -(-rows // STEP) * STEP)
 
 
-_turned: WeakKeyDictionary[nn.Module, dict[int, bool]] = WeakKeyDictionary()
-_measured: WeakKeyDictionary[nn.Module, dict[int, Invariance]] = WeakKeyDictionary()
-
-
-def invariance_of(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
-    """Measure once for each model and number of threads in this process."""
-    known = _measured.setdefault(model, {})
-    threads = torch.get_num_threads()
-    if threads not in known:
-        known[threads] = measure(model)
-    return known[threads]
-
-
-class FilledProducts(TorchFunctionMode):
-    """A context in which transformers' linear modules multiply as the fast executor does on a CPU.
-
-    None multiplies fewer than `minimum_rows` rows: rows of zeros are added and taken away again.
-    What a CPU would emulate is made in float32.
-    """
-
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
-        super().__init__()
-        self._minimum_rows = invariance_of(model).minimum_rows
-        self._pack = may_pack(model)
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        """Called by torch for every function."""
-        if func is functional.linear:
-            return self._filled(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def _filled(self, states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        filled = states.reshape(-1, states.shape[-1])
-        rows = filled.shape[0]
-        if 0 < rows < self._minimum_rows:
-            filled = functional.pad(filled, (0, 0, 0, self._minimum_rows - rows))
-        if bias is None and is_emulated(weight):
-            made = weight_projection(weight, self._pack)(filled)
-        else:
-            made = functional.linear(filled, weight, bias)
-        return made[:rows].view(*states.shape[:-1], -1)
-
-
-def soft_product(model: DiffusionGemmaForBlockDiffusion) -> Projection:
-    """Return probabilities [C, V] @ embeddings [V, H], which makes soft embeddings.
-
-    With a small vocabulary on a CPU there is a choice of two layouts of the embeddings. Libraries
-    add up a long inner dimension in parts where there are few rows, and where that begins depends
-    on the layout and the processor. So the layout is taken that needs fewer rows. It is the same
-    for every executor of a process with this number of threads.
-    """
-    embedding: Tensor = model.model.decoder.embed_tokens.weight
-    plain = product(embedding, may_pack(model))
-    small = embedding.device.type == "cpu" and embedding.shape[0] <= _SMALL_VOCABULARY
-    if not small or is_emulated(embedding) or (may_pack(model) and can_pack(embedding)):
-        return plain
-    across = embedding.detach().t().contiguous()
-
-    def turned(rows: Tensor) -> Tensor:
-        return functional.linear(rows, across)
-
-    known = _turned.setdefault(model, {})
-    threads = torch.get_num_threads()
-    if threads not in known:
-        known[threads] = _needed(_with_embeddings(embedding, turned)) < _needed(
-            _with_embeddings(embedding, plain)
-        )
-    return turned if known[threads] else plain
-
-
-def _exact(weight: Tensor) -> Tensor:
-    """Return what a weight is multiplied as, before the product is rounded to the weight's type."""
-    return weight.float() if is_emulated(weight) else weight
-
-
-def _with_embeddings(embedding: Tensor, run: Projection) -> _Product:
-    return _Product(run, embedding.shape[0], embedding.device, embedding.dtype)
-
-
-def measure(model: DiffusionGemmaForBlockDiffusion) -> Invariance:
-    """Try products of each width that a pass makes, with the model's own weights.
-
-    Of large weights it tries a part.
-    """
-    canvas: int = model.config.canvas_length
-    needed = max(map(_needed, _products(model)))
-    return Invariance(1, isolated=True) if needed > canvas else Invariance(needed, isolated=False)
+_spans: dict[Hashable, RowSpan | None] = {}
+"""What was measured in this process, by what makes two products alike."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Product:
-    """How to run a product, and what its rows are."""
+class InvariantProduct:
+    """A product whose rows have the same bits whatever their number is, if it has a span.
+
+    run: makes it. kind: what makes two products alike, for measuring each kind once. like: a tensor
+    of its rows' width, device and type.
+    """
 
     run: Projection
-    width: int
-    device: torch.device
-    dtype: torch.dtype
+    kind: Hashable
+    like: Tensor
+
+    def span(self) -> RowSpan | None:
+        """Return the span, measured once for this number of threads. None: there is none."""
+        like = self.like
+        key = (self.kind, like.shape[1], like.device, like.dtype, torch.get_num_threads())
+        if key not in _spans:
+            _spans[key] = measure(self.run, like)
+        return _spans[key]
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Multiply [rows, in]. Without a span all rows are one product."""
+        count, span = rows.shape[0], self.span()
+        if span is None or not count or span.holds(count):
+            return self.run(rows)
+        return _in_pieces(self.run, rows, span.piece_rows(count))
 
 
-def _needed(tried: _Product) -> int:
-    """Find the least number of rows from which on no result depends on it.
+def _in_pieces(run: Projection, rows: Tensor, size: int) -> Tensor:
+    """Multiply rows in pieces of one size. The last one is filled up with zeros."""
+    count = rows.shape[0]
+    if lacking := -count % size:
+        rows = functional.pad(rows, (0, 0, 0, lacking))
+    pieces = [run(piece) for piece in torch.split(rows, size)]
+    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0])[:count]
 
-    The number is beyond all tried ones if there is none.
+
+@torch.inference_mode()
+def measure(run: Projection, like: Tensor) -> RowSpan | None:
+    """Find the span of a product with rows like these. None: a row depends on its place too.
+
+    A span that begins with few rows and has no end is best. Of those with an end, the one that goes
+    farthest and begins with at most `MOST_FILLED`.
     """
     generator = torch.Generator(device="cpu").manual_seed(_SEED)
-    rows = torch.randn((_MOST_ROWS, tried.width), generator=generator).to(tried.device, tried.dtype)
-    with torch.inference_mode():
-        whole = tried.run(rows)
-        wrong = [
-            count
-            for count in ROW_COUNTS
-            if not torch.equal(tried.run(rows[:count].clone()), whole[:count])
-            or not torch.equal(tried.run(rows[-count:].clone()), whole[-count:])
-        ]
-    return max(wrong, default=0) + 1
+    width = like.shape[1]
+    rows = torch.randn((_MOST_ROWS, width), generator=generator).to(like)
+    whole = run(rows)
+    results = _TRIED_RESULTS.get(like.dtype, _TRIED_HALVES)
+    if (lacking := results // whole.numel()) > 0:  # a narrow product has few results a row
+        more = torch.randn((min(lacking, 4) * _MOST_ROWS, width), generator=generator)
+        rows = torch.cat([rows, more.to(like)])
+        whole = torch.cat([run(batch) for batch in torch.split(rows, _MOST_ROWS)])
+    fewest = MOST_FILLED + 1
+    for count in reversed(ROW_COUNTS):
+        if not _alike(run, rows, whole, count, results // (count * whole.shape[1])):
+            break
+        fewest = count  # one that was tried: those between it and the next may be like either
+    if fewest <= MOST_FILLED:
+        return RowSpan(fewest)
+    spans = [span for span in _bounded(run, rows) if span.fewest <= MOST_FILLED]
+    return max(spans, key=lambda span: span.most, default=None)
 
 
-def _products(model: Any) -> Iterator[_Product]:
-    """List one product of each kind and shape that a pass makes."""
-    pack = may_pack(model)
-    embedding: Tensor = model.model.decoder.embed_tokens.weight
-    emulated = is_emulated(embedding)
-    if emulated:
-        embedding = _exact(embedding[:_MOST_INPUTS])
-    device, dtype = embedding.device, embedding.dtype
-    if emulated and pack:
-        across = embedding[:, :_MOST_OUTPUTS].t().contiguous()
-        yield _with_embeddings(embedding, weight_projection(across, pack))
-    elif not emulated and embedding.shape[0] <= _SMALL_VOCABULARY:
-        yield _with_embeddings(embedding, soft_product(model))
-    else:
-        if device.type == "cpu":
-            embedding = embedding[:_MOST_INPUTS]
-        columns = _MOST_OUTPUTS
-        if emulated:
-            whole = model.model.decoder.embed_tokens.weight
-            columns = min(columns, whole.shape[1] // in_parts(whole))
-        yield _with_embeddings(embedding, product(embedding[:, :columns], pack))
-    seen: set[tuple[Any, ...]] = set()
-    for name, module in model.named_modules():
-        if "vision" in name:
-            continue
-        for kind, run, width in _of_module(module, model.config.text_config.hidden_size, pack):
-            if kind not in seen:
-                seen.add(kind)
-                yield _Product(run(), width, device, dtype)
+def _alike(run: Projection, rows: Tensor, whole: Tensor, count: int, pieces: int) -> bool:
+    """Say whether rows in pieces of so many have the bits that they have among all."""
+    tried = min(len(rows) // count, max(2, min(pieces, _MOST_PIECES)))
+    return all(
+        torch.equal(run(rows[start : start + count].clone()), whole[start : start + count])
+        for start in range(0, tried * count, count)
+    )
 
 
-def _of_module(
-    module: Any, hidden: int, pack: bool
-) -> Iterator[tuple[tuple[Any, ...], Callable[[], Projection], int]]:
-    """List the products of a module: of any kind of linear, and of experts.
+def _bounded(run: Projection, rows: Tensor) -> Iterator[RowSpan]:
+    """List the spans of multiples of `STEP`: longest stretches in which all give the same bits.
 
-    For each: what makes two products alike, how to run it, and how wide its rows are.
+    What is not alike on two places of its own product is of none.
     """
-    if type(module) is nn.Linear:
-        yield (
-            ("linear", *module.weight.shape),
-            partial(_plain, module.weight, pack),
-            module.in_features,
-        )
-    elif hasattr(module, "in_features"):
-        yield (
-            (type(module), module.in_features, module.out_features),
-            lambda: module,
-            module.in_features,
-        )
-    elif hasattr(module, "num_experts") and hasattr(module, "run"):
-        yield (type(module),), lambda: partial(module.run, 0), hidden
-    elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
-        for weight in (module.gate_up_proj[0], module.down_proj[0]):
-            yield ("expert", *weight.shape), partial(_plain, weight, pack), weight.shape[1]
+    first, fewest, most = rows, 0, 0  # of the stretch so far
+    rows = rows[:_MOST_ROWS]
+    for count in range(STEP, _MOST_ROWS - _MOVED + 1, STEP):  # so many have two places
+        pieces = torch.split(rows[: _MOST_ROWS // count * count], count)
+        made = torch.cat([run(piece.clone()) for piece in pieces])
+        moved = run(rows[_MOVED : _MOVED + count].clone())
+        still = _same(moved, made[_MOVED:])
+        if fewest and still and _same(made, first):
+            most = count
+            continue
+        if fewest:
+            yield RowSpan(fewest, most)
+        first, fewest, most = (made, count, count) if still else (made, 0, 0)
+    if fewest:
+        yield RowSpan(fewest, most)
 
 
-def _plain(weight: Tensor, pack: bool) -> Projection:
-    return weight_projection(_exact(weight[:_MOST_OUTPUTS]), pack)
+def _same(one: Tensor, other: Tensor) -> bool:
+    """Say whether two products of the same rows are equal, as far as both go."""
+    both = min(len(one), len(other))
+    return torch.equal(one[:both], other[:both])

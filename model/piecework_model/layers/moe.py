@@ -7,12 +7,13 @@ loop of transformers' `DiffusionGemmaTextExperts` does the same, so both give th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from piecework_model.elementwise import by_rows
-from piecework_model.layers.projections import weight_projection
+from piecework_model.layers.projections import Products
 
 Expert = Callable[[Tensor], Tensor]
 
@@ -25,18 +26,15 @@ class Moe:
     own module is run from its two weight tensors.
     """
 
-    def __init__(self, experts: Any, *, minimum_rows: int, pack: bool) -> None:
-        """Prepare each expert.
-
-        minimum_rows: of a product. With fewer rows its last bits may differ, so no such product is
-        made.
-        """
+    def __init__(self, experts: Any, products: Products) -> None:
+        """Prepare each expert. products: how theirs are made."""
         self._count: int = experts.num_experts
-        self._minimum_rows = minimum_rows
         own = getattr(experts, "run", None)
         self._expect: Callable[[Sequence[int]], None] | None = getattr(experts, "expect", None)
         self._experts: list[Expert] = [
-            _foreign(own, index) if own is not None else _plain(experts, index, pack)
+            _foreign(experts, index, products)
+            if own is not None
+            else _plain(experts, index, products)
             for index in range(self._count)
         ]
 
@@ -58,7 +56,7 @@ class Moe:
         for expert, count in enumerate(counts):
             if count:
                 stop = start + count
-                outputs[start:stop] = self._run(expert, grouped, start, stop)
+                outputs[start:stop] = self._experts[expert](grouped[start:stop])
                 start = stop
         outputs = (outputs * weights.flatten()[order][:, None]).to(hidden.dtype)
         back = order.argsort()
@@ -68,21 +66,18 @@ class Moe:
             total += scattered[:, rank]
         return total
 
-    def _run(self, expert: int, grouped: Tensor, start: int, stop: int) -> Tensor:
-        """Compute the expert's output for grouped[start:stop]. Neighbours fill up too few rows."""
-        low = max(0, min(start, grouped.shape[0] - self._minimum_rows))
-        high = max(stop, min(low + self._minimum_rows, grouped.shape[0]))
-        return self._experts[expert](grouped[low:high])[start - low : stop - low]
+
+def _foreign(experts: Any, index: int, products: Products) -> Expert:
+    """Return an expert of a module that runs them itself."""
+    codec = getattr(experts, "codec", None)
+    kind = (type(experts), codec and codec.name)
+    return products.of_foreign(partial(experts.run, index), kind, products.like.shape[1])
 
 
-def _foreign(run: Callable[[int, Tensor], Tensor], index: int) -> Expert:
-    return lambda rows: run(index, rows)
-
-
-def _plain(experts: Any, index: int, pack: bool) -> Expert:
+def _plain(experts: Any, index: int, products: Products) -> Expert:
     """Return transformers' expert `index`: act(gate) * up, then down."""
-    gate_up = weight_projection(experts.gate_up_proj[index], pack)
-    down = weight_projection(experts.down_proj[index], pack)
+    gate_up = products.of_weight(experts.gate_up_proj[index])
+    down = products.of_weight(experts.down_proj[index])
     act = experts.act_fn
 
     def run(rows: Tensor) -> Tensor:

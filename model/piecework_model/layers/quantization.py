@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
 
 import torch
-import torch.nn.functional as F  # noqa: N812  torch's own spelling
 from torch import Tensor, nn
 
 from piecework_model import precision
-from piecework_model.layers.projections import is_emulated, weight_projection
+from piecework_model.layers.projections import Products
 
 Fields = tuple[Tensor, ...]
 """A packed matrix: its data first, then its scales."""
@@ -34,11 +33,6 @@ _INT4_TRIED: Final = (1.0, 0.93, 1.07)
 """Scales tried, relative to the one that just reaches the largest weight. They make 4 % less error
 than the first alone. Eight of them would make another 1 % (docs/precision.md).
 """
-MIN_ROWS: Final = 16
-"""Below this, a float32 product on a CPU sums in another order than with more rows. Such a product
-is padded. 8 were enough on an AMD processor and 16 are on an Intel one (measured; bfloat16 does
-not).
-"""
 
 
 def linear(rows: Tensor, weight: Tensor) -> Tensor:
@@ -46,11 +40,7 @@ def linear(rows: Tensor, weight: Tensor) -> Tensor:
 
     On CUDA, products are in tiles of one size (layers/matmul.py) if they were admitted there.
     """
-    product, count = weight_projection(weight, pack=False), rows.shape[0]
-    in_float32 = rows.dtype is torch.float32 or is_emulated(weight)
-    if count >= MIN_ROWS or not in_float32 or rows.device.type != "cpu":
-        return product(rows)
-    return product(F.pad(rows, (0, 0, 0, MIN_ROWS - count)))[:count]
+    return Products(weight, pack=False).of_weight(weight)(rows)
 
 
 class Codec(Protocol):

@@ -14,6 +14,7 @@ from piecework_model.layers import moe_backends
 from piecework_model.layers.experts import MATRICES, DeviceBytes, ExpertLayout, QuantizedExperts
 from piecework_model.layers.moe import Moe
 from piecework_model.layers.packed_kernels import best_codec
+from piecework_model.layers.projections import Products
 from piecework_model.layers.quantization import Codec, Int4, Recipe
 
 TRIED_EXPERTS: Final = 4
@@ -82,7 +83,8 @@ def fused_rejected(hidden: int, width: int, codec: Codec | None, device: torch.d
         fused = moe_backends.fused_moe(module)
     except (ImportError, ValueError) as error:
         return str(error)
-    plain = Moe(module, minimum_rows=1, pack=False)
+    like = torch.empty((0, hidden), dtype=torch.bfloat16, device=device)
+    plain = Moe(module, Products(like, pack=False, invariant=False))
     trial = moe_backends.MoeTrial(
         TRIED_EXPERTS,
         fused.hidden_size,

@@ -19,7 +19,7 @@ from piecework_model.bounds import ModelLimits
 from piecework_model.engine.denoiser import Denoiser
 from piecework_model.engine.executor import Executor, SequenceStep
 from piecework_model.engine.scheduler import SequenceWork, prompt_chunks
-from piecework_model.layers.invariance import FilledProducts, soft_product
+from piecework_model.layers.own_products import OwnProducts
 from piecework_model.requests import GenerationRequest
 from piecework_model.sampling import philox, sampler
 from piecework_model.sampling.philox import Moment
@@ -62,17 +62,13 @@ class OurDraws(TorchFunctionMode):
         self.canvas, self.step = self.canvas + 1, -1
 
 
-class OurProducts(FilledProducts):
+class SoftProducts(OwnProducts):
     """Multiplies as our executors do, soft embeddings too."""
 
-    def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
-        super().__init__(model)
-        self._embeddings = model.model.decoder.embed_tokens.weight
-        self._soft_product = soft_product(model)
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.matmul and args[1] is self._embeddings:
-            return self._soft_product(args[0])
+        if func is torch.matmul and args[1] is self.embeddings:
+            made = self.soft_embeddings(args[0].flatten(0, -2))
+            return made.view(*args[0].shape[:-1], -1)
         return super().__torch_function__(func, types, args, kwargs)
 
 
@@ -116,7 +112,7 @@ def reference_canvases(
     with torch.inference_mode():
         for chunk in chunks[:-1]:
             denoiser.prefill(cache, chunk)
-    with OurProducts(model), draws:
+    with SoftProducts(model), draws:
         model.generate(
             torch.tensor([chunks[-1].ids]),
             past_key_values=cache if chunks[:-1] else None,

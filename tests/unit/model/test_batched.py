@@ -23,13 +23,12 @@ from piecework_model.errors import MemoryOverflowError
 from piecework_model.layers.backbone import Backbone
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import GraphPieceRunner
-from piecework_model.layers.invariance import Invariance, measure
 from piecework_model.layers.projections import (
+    Products,
     can_pack,
     is_emulated,
     multiplies_bfloat16,
-    product,
-    weight_projection,
+    products_of,
 )
 from piecework_model.layout import CacheLayout, LayerLayout, cache_layout
 from piecework_model.requests import CanvasEvent, FailedEvent, ProgressEvent
@@ -52,8 +51,8 @@ def long_prompt(tokens: int, first: int = 6) -> Prompt:
     return tuple(first + number % 600 for number in range(tokens))
 
 
-def executor(loaded: LoadedModel, invariance: Invariance | None = None) -> BatchedExecutor:
-    return BatchedExecutor(loaded.model, loaded.limits, invariance=invariance)
+def executor(loaded: LoadedModel, isolated: bool | None = None) -> BatchedExecutor:
+    return BatchedExecutor(loaded.model, loaded.limits, isolated=isolated)
 
 
 @contextmanager
@@ -165,7 +164,7 @@ def test_sequences_that_must_run_alone_have_the_results_of_their_own(
     """Where products depend on their number of rows, every pass has one segment: the job alone
     decides its shape."""
     alone, beside = (
-        Engine(bundled, max_sequences=3, executor=executor(bundled, Invariance(1, isolated=True)))
+        Engine(bundled, max_sequences=3, executor=executor(bundled, isolated=True))
         for _ in range(2)
     )
     wanted = make_request(long_prompt(150), "wanted", max_tokens=64)
@@ -302,7 +301,7 @@ def test_what_only_saves_work_makes_room_when_memory_runs_out(
     """Kept prompts and recordings go first, and prompts are kept again from the next step on."""
     made = executor(bundled)
     pieces = GraphPieceRunner(EchoRecorder(), max_bytes=10**8)
-    made._backbone = Backbone(bundled.model, minimum_rows=1, pack=False, pieces=pieces)
+    made._backbone = Backbone(bundled.model, products_of(bundled.model, pack=False), pieces=pieces)
     made.set_free_memory(limits.PREFIX_CACHE_BYTES)
     made.open(
         make_request(prompt, "sequence", tenant="one", max_steps=48, confidence_threshold=0.0)
@@ -400,8 +399,9 @@ def test_packed_products_have_the_bits_of_plain_ones() -> None:
     weight = torch.randn((96, 160), generator=generator).bfloat16()
     for rows in (1, 7, 64):
         states = torch.randn((rows, 160), generator=generator).bfloat16()
-        assert torch.equal(weight_projection(weight, pack=True)(states), states @ weight.t())
-        assert torch.equal(product(weight.t(), pack=True)(states), states @ weight.t())
+        plain, packed = (Products(weight, pack, invariant=False) for pack in (False, True))
+        assert torch.equal(packed.of_weight(weight)(states), plain.of_weight(weight)(states))
+        assert torch.equal(packed.of_matrix(weight.t())(states), plain.of_weight(weight)(states))
 
 
 @pytest.mark.parametrize(
@@ -428,14 +428,15 @@ def test_emulated_bfloat16_is_multiplied_in_float32_and_rounded_once() -> None:
     assert is_emulated(weight) is emulated
     assert not is_emulated(weight.float())
     assert can_pack(weight) is not emulated
-    assert not measure(halved.model).isolated
     rows = torch.randn((40, weight.shape[1]), generator=torch.Generator().manual_seed(3)).bfloat16()
     in_float32 = torch.nn.functional.linear(rows.float(), weight.float()).bfloat16()
     emulation = torch.nn.functional.linear(rows, weight)
     for pack in (True, False):
-        made = weight_projection(weight, pack)(rows)
+        products = Products(weight, pack)
+        made = products.of_weight(weight)(rows)
         assert torch.equal(made, in_float32 if emulated else emulation)
-        soft = product(weight.t(), pack)(rows)
+        assert not products.isolated
+        soft = products.of_matrix(weight.t())(rows)
         assert torch.allclose(soft.float(), in_float32.float(), rtol=0.01, atol=0.01)
 
 
@@ -444,25 +445,24 @@ def test_a_large_weight_is_converted_part_by_part() -> None:
     generator = torch.Generator().manual_seed(4)
     weight = torch.randn((70_000, 300), generator=generator).bfloat16()
     rows = torch.randn((20, 300), generator=generator).bfloat16()
-    one = allocations(lambda: weight_projection(weight, pack=False)(rows))
+    products = Products(weight, pack=False, invariant=False)
+    one = allocations(lambda: products.of_weight(weight)(rows))
     assert one.peak_bytes < weight.numel() * 4
-    columns = allocations(lambda: product(weight.t(), pack=False)(rows))
+    columns = allocations(lambda: products.of_matrix(weight.t())(rows))
     assert columns.peak_bytes < weight.numel() * 4
     assert one.result.shape == columns.result.shape == (20, 70_000)
 
 
-def test_what_is_measured_holds_for_the_passes_of_the_bundled_model(bundled: LoadedModel) -> None:
-    found = measure(bundled.model)
-    assert not found.isolated
-    assert 1 <= found.minimum_rows <= bundled.limits.canvas_size
+def test_sequences_of_the_bundled_model_run_together(bundled: LoadedModel) -> None:
+    assert not executor(bundled).isolated
 
 
-def test_a_machine_whose_products_depend_on_their_rows_is_recognized(bundled: LoadedModel) -> None:
-    """A projection whose rows carry their number: nothing may be batched then."""
+def test_a_machine_whose_products_depend_on_places_is_recognized(bundled: LoadedModel) -> None:
+    """A projection whose rows carry their place: nothing may be batched then."""
 
     class Counting(torch.nn.Linear):
         def forward(self, rows: torch.Tensor) -> torch.Tensor:
-            return super().forward(rows) + rows.shape[0]
+            return super().forward(rows) + torch.arange(rows.shape[0])[:, None]
 
     model: DiffusionGemmaForBlockDiffusion = bundled.model
     original = model.model.decoder.layers[0].mlp.gate_proj
@@ -470,7 +470,7 @@ def test_a_machine_whose_products_depend_on_their_rows_is_recognized(bundled: Lo
         original.in_features, original.out_features, bias=False
     )
     try:
-        assert measure(model).isolated
+        assert executor(bundled).isolated
     finally:
         model.model.decoder.layers[0].mlp.gate_proj = original
 

@@ -7,6 +7,7 @@ from piecework_model.engine.batched import BatchedExecutor
 from piecework_model.fast_paths import FastPath, describe
 from piecework_model.layers.backbone import Backbone
 from piecework_model.layers.graphs import GraphPieceRunner
+from piecework_model.layers.projections import products_of
 from tests.support.model.recorder import EchoRecorder
 
 
@@ -28,7 +29,7 @@ def test_a_stack_says_what_was_not_recorded(bundled: LoadedModel) -> None:
         (EchoRecorder("it cannot be captured: x"), f"{parts} of {parts}: it cannot be captured: x"),
     ):
         pieces = GraphPieceRunner(recorder, max_bytes=10**8)
-        stack = Backbone(bundled.model, minimum_rows=1, pack=False, pieces=pieces)
+        stack = Backbone(bundled.model, products_of(bundled.model, pack=False), pieces=pieces)
         before = {path.name: path.reason for path in stack.fast_paths()}
         assert before["recorded steps"] == "nothing was recorded"
         stack.record([1], bundled.limits.canvas_size)

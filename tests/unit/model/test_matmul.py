@@ -12,7 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from piecework_model.layers import matmul as products
 from piecework_model.layers import matmul_kernels as product_kernels
-from piecework_model.layers.projections import joined, projections
+from piecework_model.layers.projections import Products, joined
 
 DEVICE = torch.device(
     "cpu" if isinstance(product_kernels.fixed_product, InterpretedFunction) else "cuda"
@@ -138,7 +138,7 @@ def test_modules_that_cannot_be_joined_run_one_by_one() -> None:
     modules = [nn.Linear(8, outputs, bias=False) for outputs in (4, 6)]
     states = torch.ones(2, 8)
     with torch.inference_mode():
-        made = projections(modules, pack=False)(states)
+        made = Products(states, pack=False).of_modules(modules)(states)
         assert all(map(torch.equal, made, (module(states) for module in modules)))
 
 

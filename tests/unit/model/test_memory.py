@@ -32,6 +32,7 @@ from piecework_model.engine.engine import Engine
 from piecework_model.errors import CheckpointError, DeviceError
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
+from piecework_model.layers.projections import products_of
 from piecework_model.layout import cache_layout
 from piecework_model.requests import HOLE, ReadSlot
 from tests.support.model.allocations import allocations
@@ -246,7 +247,7 @@ def test_short_reads_beside_a_text_stay_within_the_plan_of_the_text() -> None:
 
 def test_a_pass_leaves_no_more_masks_behind_than_allowed(bundled: LoadedModel) -> None:
     allowed, chunk = 30_000, 64
-    stack = Backbone(bundled.model, minimum_rows=1, pack=False, mask_bytes=allowed)
+    stack = Backbone(bundled.model, products_of(bundled.model, pack=False), mask_bytes=allowed)
     layout = cache_layout(bundled.model.config.text_config, 32, chunk)
     cache = SequenceCache(layout, 1024, torch.device("cpu"), torch.float32)
     most = 0
@@ -270,7 +271,7 @@ def _kept_angles(stack: Backbone) -> int:
 def test_no_more_rotations_are_remembered_than_the_plan_counts(bundled: LoadedModel) -> None:
     """Chunks at a thousand places, as many long prompts have them."""
     of, chunk = read(bundled_checkpoint_path()).of, 16
-    stack = Backbone(bundled.model, minimum_rows=1, pack=False)
+    stack = Backbone(bundled.model, products_of(bundled.model, pack=False))
     hidden = torch.zeros((chunk, of.hidden))
     planned = bounds.kept_angle_bytes(of.max_context, 2 * 4 * (32 + 64))
     most = 0

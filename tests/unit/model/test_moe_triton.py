@@ -30,6 +30,7 @@ from piecework_model.layers.moe import Moe
 from piecework_model.layers.moe_triton import TILE_ROWS, FusedMoe, Matrices, tiles
 from piecework_model.layers.offload import GROUP, ExpertCache, HostBytes
 from piecework_model.layers.packed_kernels import Fp8ScaledMm, Int4Tiles
+from piecework_model.layers.projections import Products
 from piecework_model.layers.quantization import Codec, Fp8, Int4
 from piecework_model.layers.recipes import fused_rejected
 
@@ -79,7 +80,7 @@ def routing(tokens: int, experts: int, k: int, dtype: torch.dtype, seed: int) ->
 
 
 def plain(experts: Any) -> Moe:
-    return Moe(experts, minimum_rows=1, pack=False)
+    return Moe(experts, Products(torch.empty((0, HIDDEN)), pack=False, invariant=False))
 
 
 @settings(max_examples=10, deadline=None)

@@ -13,6 +13,7 @@ from bench.random_model import SMALL, RandomModel, build
 from piecework_model.layers.backbone import Backbone, Segment
 from piecework_model.layers.cache import SequenceCache
 from piecework_model.layers.graphs import EagerPieceRunner, GraphPieceRunner
+from piecework_model.layers.projections import products_of
 from piecework_model.layout import cache_layout
 from tests.support.model.recorder import EchoRecorder
 
@@ -55,11 +56,15 @@ def test_recorded_steps_have_the_bits_of_plain_ones() -> None:
     random = build(SMALL, CPU, "none")
     pieces = GraphPieceRunner(EchoRecorder(), ROOM_BYTES)
     with torch.inference_mode():
-        stack = Backbone(random.model, minimum_rows=1, pack=False, pieces=pieces)
+        stack = Backbone(random.model, products_of(random.model, pack=False), pieces=pieces)
         stack.record([1, 3], random.limits.canvas_size)
         recorded = Rows(random, stack, 3)
         plain = Rows(
-            random, Backbone(random.model, minimum_rows=1, pack=False, pieces=EagerPieceRunner()), 3
+            random,
+            Backbone(
+                random.model, products_of(random.model, pack=False), pieces=EagerPieceRunner()
+            ),
+            3,
         )
         for step, rows in enumerate([1, 3, 1, 3, 2]):
             assert torch.equal(recorded.step(rows, step), plain.step(rows, step)), step
