@@ -129,6 +129,13 @@ class Auditor(Protocol):
         """
         ...
 
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        """Say why a forced audit of a canvas has no verdict whatever is opened, or return "".
+
+        It costs nothing. Ask before the steps are bought.
+        """
+        ...
+
 
 def lacking_engine() -> str:
     """Say what to do if the engine is not installed, or return ""."""
@@ -153,9 +160,17 @@ class EngineAuditor:
         purse: AuditPurse | None = None,
     ) -> CanvasReport:
         """Start the process, give it the evidence and read its report."""
+        return await self._told(evidence + openings, canvas, level)
+
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        """Ask the process, which loads no weights for that."""
+        return (await self._told(evidence, canvas, AuditLevel.FORCED, "--ask")).reason
+
+    async def _told(self, data: bytes, canvas: int, level: AuditLevel, *flags: str) -> CanvasReport:
+        """Run the process and read its report."""
         if lacking := lacking_engine():
             return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=lacking)
-        command = ["piecework_model.audit", "--canvas", str(canvas)]
+        command = ["piecework_model.audit", "--canvas", str(canvas), *flags]
         command += ["--level", level.name.lower(), "--device", self._device]
         if self._model is not None:
             command += ["--model", str(self._model)]
@@ -173,7 +188,7 @@ class EngineAuditor:
             return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)
         try:
             async with asyncio.timeout(AUDIT_TIMEOUT_S):
-                out, _ = await process.communicate(evidence + openings)
+                out, _ = await process.communicate(data)
         except TimeoutError:
             reason = f"the audit took longer than {AUDIT_TIMEOUT_S:.0f} s"
             return CanvasReport(level, AuditOutcome.NO_VERDICT, canvas, reason=reason)

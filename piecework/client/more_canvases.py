@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import CanvasToAudit, More, NotOpened, traced
+from piecework.client.auditing import Auditor, CanvasToAudit, More, NotOpened, traced
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import JobRow
-from piecework.client.openings import BoughtSteps, Buyer, buy_steps
-from piecework_protocol.evidence.file import EvidenceFile
+from piecework.client.openings import BoughtSteps, Buyer, NothingToOpen, buy_steps
+from piecework_protocol.evidence.file import EvidenceFile, write_evidence
 from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.objects import Kind
 from piecework_protocol.types import JobId
@@ -55,7 +55,7 @@ async def opened_beside(evidence: EvidenceFile, canvas: int, opened: Mapping[int
 
 async def bought_beside(
     client: JobKeeper,
-    job: JobId,
+    auditor: Auditor,
     evidence: EvidenceFile,
     canvas: int,
     bought: Callable[[BoughtSteps], None],
@@ -65,11 +65,16 @@ async def bought_beside(
     First come those of this job. Then comes one of each other recent job of the same worker, model
     and kind whose text is kept.
 
+    auditor: asked first about each. No steps are bought that it could not judge.
     bought: told of the steps of each.
     """
+    job = evidence.job.job.id(evidence.domain)
 
     async def opened(of: JobId, file: EvidenceFile, number: int) -> CanvasToAudit | NotOpened:
         try:
+            data = await asyncio.to_thread(write_evidence, file)
+            if lacking := await auditor.forced_lacks(data, number):
+                raise NothingToOpen(lacking)
             steps = await buy_steps(client, of, number, soft=True)
         except PieceworkError as error:
             return NotOpened(f"canvas {number} of job {of.hex()[:16]} was not opened: {error}")

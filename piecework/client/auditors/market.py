@@ -47,6 +47,7 @@ from piecework_protocol.types import Address, Amount, JobId, address_hex, parse_
 
 AUDITOR_CLAUSE: Final = "3.3 as an auditor"
 """The report is what the canvas shows."""
+_REPLAY_ALONE: Final = "others audit by replay alone"
 
 
 class ForgedAudit(PieceworkError):
@@ -133,7 +134,7 @@ class MarketAuditor:
         """
         nothing = partial(CanvasReport, level, AuditOutcome.NO_VERDICT, canvas)
         if level is not AuditLevel.REPLAY:
-            return nothing(reason="others audit by replay alone")
+            return nothing(reason=_REPLAY_ALONE)
         try:
             asked = await self._asked(read_evidence(evidence), canvas)
             panel = await self._panel(asked)
@@ -158,6 +159,10 @@ class MarketAuditor:
             decision = decide(opinions, MAX_OPINIONS)
         troubles += await self._learn(asked, opinions, decision)
         return replace(_report(asked, opinions, decision, Amount(cost)), remarks=tuple(troubles))
+
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        """Nobody sells forced audits."""
+        return _REPLAY_ALONE
 
     # --- who
 

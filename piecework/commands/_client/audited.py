@@ -100,7 +100,8 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     if by != SELF and wish.level == "replay":
         auditor = await _others(client, file, by)
     elif wish.buy:
-        _check_forced(wish, file, missing)
+        if lacking := await _lacking(wish, file, drawn, auditor):
+            return AuditDone(file, b"", lacking, missing)
         opened, refused = await _bought(client, key, drawn, soft=wish.level == "forced")
     if wish.level == "forced" and not opened:
         common.fail(f"{missing} and {refused}" if missing else refused, NO_VERDICT)
@@ -108,7 +109,7 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     audits = Audits(client.context, auditor, on_report=lambda report, place: kept.append(place))
     row = await asyncio.to_thread(client.store.job, key)
     others = (
-        bought_beside(client, key, file, drawn, partial(_say_cost, client))
+        bought_beside(client, auditor, file, drawn, partial(_say_cost, client))
         if wish.buy
         else opened_beside(file, drawn, wish.opened)
     )
@@ -127,16 +128,28 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     return AuditDone(file, opened, report, missing, next(iter(kept), None), ended)
 
 
-def _check_forced(wish: Wish, file: EvidenceFile, missing: str) -> None:
-    """End a forced audit that would have no verdict, before anything is paid for it."""
-    from piecework.client.auditing import lacking_engine
+async def _lacking(
+    wish: Wish, file: EvidenceFile, drawn: int, auditor: Auditor
+) -> CanvasReport | None:
+    """Say why a forced audit has no verdict whatever the worker opens, before it is paid for it."""
+    import asyncio
+
+    from piecework.base.errors import PieceworkError
+    from piecework.client.auditing import CanvasReport
+    from piecework_protocol.evidence.file import write_evidence
+    from piecework_protocol.objects import AuditLevel, AuditOutcome
 
     if wish.level != "forced":
-        return
-    if lacking := lacking_engine():
-        common.fail(lacking, NO_VERDICT)
-    if file.content is None:
-        common.fail(f"the evidence lacks {missing}", NO_VERDICT)
+        return None
+    try:
+        reason = await auditor.forced_lacks(await asyncio.to_thread(write_evidence, file), drawn)
+    except PieceworkError as error:  # a file that is too long, say
+        reason = str(error)
+    steps = file.canvases[drawn].receipt.steps
+    nothing = CanvasReport(
+        AuditLevel.FORCED, AuditOutcome.NO_VERDICT, drawn, reason=reason, steps=steps
+    )
+    return nothing if reason else None
 
 
 async def _bought(

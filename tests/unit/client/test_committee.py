@@ -130,6 +130,9 @@ class ScriptedAuditor:
         self.asked.append((canvas, level))
         return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
 
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        raise AssertionError("a committee replays")
+
 
 def replayed(leaves: tuple[bytes, ...], outcome: AuditOutcome) -> CanvasReport:
     return CanvasReport(AuditLevel.REPLAY, outcome, 1, steps=5, leaves=leaves)
