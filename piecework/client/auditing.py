@@ -21,6 +21,7 @@ from piecework.base.errors import PieceworkError
 from piecework.base.explain import install_hint
 from piecework.base.files import FileError, write_private
 from piecework.base.jsons import loads
+from piecework.client.audits.suspicion import MOST_CANVASES, MOST_TRIES, is_verdict
 from piecework.client.evidence import Texts, make_evidence, output_of
 from piecework.client.jobs.driver import JobContext
 from piecework.client.jobs.events import (
@@ -35,7 +36,6 @@ from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.learning import learn_broken
 from piecework.client.journal.records import Part
 from piecework.client.limits import AUDIT_TIMEOUT_S, MAX_WAITING_AUDITS
-from piecework.client.suspicion import MOST_CANVASES, MOST_TRIES, is_verdict
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.check import broken_rules, check_evidence, unopened
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence

@@ -12,7 +12,7 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework.client.auditing import Auditor, CanvasReport
-    from piecework.client.openings import BoughtSteps
+    from piecework.client.audits.openings import BoughtSteps
     from piecework.client.sdk import PieceworkClient
     from piecework_protocol.evidence.file import EvidenceFile
     from piecework_protocol.types import JobId
@@ -59,7 +59,7 @@ async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> AuditDone:
     from piecework.base.errors import PieceworkError
     from piecework.base.files import read
     from piecework.client.auditing import confirmed_audit
-    from piecework.client.more_canvases import opened_beside
+    from piecework.client.audits.more_canvases import opened_beside
     from piecework_protocol.evidence.file import read_evidence
     from piecework_protocol.limits import MAX_EVIDENCE_BYTES
     from piecework_protocol.objects import AuditLevel, AuditOutcome
@@ -88,8 +88,8 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
 
     from piecework.base.errors import PieceworkError
     from piecework.client.auditing import Audits
+    from piecework.client.audits.more_canvases import bought_beside, opened_beside
     from piecework.client.config import SELF
-    from piecework.client.more_canvases import bought_beside, opened_beside
     from piecework_protocol.objects import AuditLevel, AuditOutcome
 
     key = await asyncio.to_thread(client.store.job_named, wish.job)
@@ -157,7 +157,7 @@ async def _bought(
 ) -> tuple[bytes, str]:
     """Buy the steps of a canvas. Returns the openings file, or why there is none."""
     from piecework.base.errors import PieceworkError
-    from piecework.client.openings import buy_steps
+    from piecework.client.audits.openings import buy_steps
 
     try:
         bought = await buy_steps(client, job, canvas, soft=soft)
@@ -188,7 +188,7 @@ def _drawn(file: EvidenceFile, wish: Wish) -> int:
     import secrets
 
     from piecework.client.auditing import choose_canvas
-    from piecework.client.more_canvases import judgeable
+    from piecework.client.audits.more_canvases import judgeable
 
     given = [number for number in wish.opened if number < len(file.canvases)]
     if not given and wish.level == "forced":

@@ -24,6 +24,7 @@ from piecework.client.auditing import (
     choose_canvas,
     confirmed_audit,
 )
+from piecework.client.audits.suspicion import MOST_TRIES
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
 from piecework.client.jobs.events import JobStarted
@@ -31,7 +32,6 @@ from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.records import Experience
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.suspicion import MOST_TRIES
 from piecework.client.wallet import Wallet
 from piecework.commands._client.audited import AuditDone, Wish, audit_file, audit_job
 from piecework_protocol.evidence.check import check_evidence

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from piecework.client.auditing import CanvasReport, CanvasToAudit, NotOpened, audit_rules
+from piecework.client.audits.more_canvases import bought_beside, opened_beside
+from piecework.client.audits.openings import BoughtSteps, NothingToOpen, buy_steps
 from piecework.client.errors import JobFailed
 from piecework.client.evidence import NO_TEXTS, Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
@@ -19,8 +21,6 @@ from piecework.client.jobs.requests import Filters, JobRequest, OpenRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import rank
 from piecework.client.journal.records import Memories
-from piecework.client.more_canvases import bought_beside, opened_beside
-from piecework.client.openings import BoughtSteps, NothingToOpen, buy_steps
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import EvidenceFile, read_evidence
 from piecework_protocol.kinds.text import Fixed, Hole, TextContent

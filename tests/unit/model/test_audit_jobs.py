@@ -17,7 +17,7 @@ import torch
 
 from bench.audit_workers import Requests, ServedCanvas, claiming, int8, other_seed, serve
 from piecework.client.auditing import CanvasReport, EngineAuditor, audit_rules, confirmed_audit
-from piecework.client.more_canvases import opened_beside
+from piecework.client.audits.more_canvases import opened_beside
 from piecework_model.audit.claims import ClaimedJob
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit

@@ -16,10 +16,10 @@ from typing import Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
 from piecework.client.auditing import Auditor, CanvasToAudit, More, NotOpened, traced
+from piecework.client.audits.openings import BoughtSteps, Buyer, NothingToOpen, buy_steps
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import JobRow
-from piecework.client.openings import BoughtSteps, Buyer, NothingToOpen, buy_steps
 from piecework_protocol.evidence.file import EvidenceFile, write_evidence
 from piecework_protocol.kinds.text import TextContent
 from piecework_protocol.objects import Kind
