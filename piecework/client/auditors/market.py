@@ -14,7 +14,6 @@ from typing import Final, Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.base.files import FileError, write_private
-from piecework.client.auditing import Auditor, CanvasReport, EngineAuditor
 from piecework.client.auditors.checks import (
     SCALE,
     Check,
@@ -24,6 +23,8 @@ from piecework.client.auditors.checks import (
     draw,
 )
 from piecework.client.auditors.opinions import Opinion, PanelDecision, decide
+from piecework.client.audits.auditor import Auditor, CanvasReport
+from piecework.client.audits.engine import EngineAuditor
 from piecework.client.config import MARKET, SELF, ClientConfig
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.audit_ceilings import most_of_a_report

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from piecework.client.auditing import Auditor, CanvasReport
+    from piecework.client.audits.auditor import Auditor, CanvasReport
     from piecework.client.audits.openings import BoughtSteps
     from piecework.client.sdk import PieceworkClient
     from piecework_protocol.evidence.file import EvidenceFile
@@ -58,7 +58,7 @@ async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> AuditDone:
 
     from piecework.base.errors import PieceworkError
     from piecework.base.files import read
-    from piecework.client.auditing import confirmed_audit
+    from piecework.client.audits.confirmation import confirmed_audit
     from piecework.client.audits.more_canvases import opened_beside
     from piecework_protocol.evidence.file import read_evidence
     from piecework_protocol.limits import MAX_EVIDENCE_BYTES
@@ -87,7 +87,7 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     import asyncio
 
     from piecework.base.errors import PieceworkError
-    from piecework.client.auditing import Audits
+    from piecework.client.audits.background import Audits
     from piecework.client.audits.more_canvases import bought_beside, opened_beside
     from piecework.client.config import SELF
     from piecework_protocol.objects import AuditLevel, AuditOutcome
@@ -135,7 +135,7 @@ async def _lacking(
     import asyncio
 
     from piecework.base.errors import PieceworkError
-    from piecework.client.auditing import CanvasReport
+    from piecework.client.audits.auditor import CanvasReport
     from piecework_protocol.evidence.file import write_evidence
     from piecework_protocol.objects import AuditLevel, AuditOutcome
 
@@ -187,8 +187,7 @@ def _drawn(file: EvidenceFile, wish: Wish) -> int:
     """Return the canvas that is asked for, or draw one. If some are opened, draw among them."""
     import secrets
 
-    from piecework.client.auditing import choose_canvas
-    from piecework.client.audits.more_canvases import judgeable
+    from piecework.client.audits.drawing import choose_canvas, judgeable
 
     given = [number for number in wish.opened if number < len(file.canvases)]
     if not given and wish.level == "forced":

@@ -13,17 +13,11 @@ from typing import Any
 import pytest
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import (
-    AUDIT_CLAUSE,
-    RULES_CLAUSE,
-    CanvasReport,
-    CanvasToAudit,
-    More,
-    NotOpened,
-    audit_rules,
-    choose_canvas,
-    confirmed_audit,
-)
+from piecework.client.audits.auditor import CanvasReport, CanvasToAudit, More, NotOpened
+from piecework.client.audits.background import AUDIT_CLAUSE, RULES_CLAUSE
+from piecework.client.audits.confirmation import confirmed_audit
+from piecework.client.audits.drawing import choose_canvas
+from piecework.client.audits.rules import audit_rules
 from piecework.client.audits.suspicion import MOST_TRIES
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits

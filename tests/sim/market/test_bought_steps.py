@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from piecework.client.auditing import CanvasReport, CanvasToAudit, NotOpened, audit_rules
+from piecework.client.audits.auditor import CanvasReport, CanvasToAudit, NotOpened
 from piecework.client.audits.more_canvases import bought_beside, opened_beside
 from piecework.client.audits.openings import BoughtSteps, NothingToOpen, buy_steps
+from piecework.client.audits.rules import audit_rules
 from piecework.client.errors import JobFailed
 from piecework.client.evidence import NO_TEXTS, Texts, make_evidence
 from piecework.client.jobs.driver import JobContext

@@ -15,7 +15,7 @@ from piecework.chain.calls import Call
 from piecework.chain.deployment import Deployment
 from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, contract_of
 from piecework.chain.events import Log
-from piecework.client.auditing import CanvasReport
+from piecework.client.audits.auditor import CanvasReport
 from piecework.client.disputes.committee import (
     CommitteeMember,
     MemberVerdict,

@@ -16,8 +16,11 @@ import pytest
 import torch
 
 from bench.audit_workers import Requests, ServedCanvas, claiming, int8, other_seed, serve
-from piecework.client.auditing import CanvasReport, EngineAuditor, audit_rules, confirmed_audit
+from piecework.client.audits.auditor import CanvasReport
+from piecework.client.audits.confirmation import confirmed_audit
+from piecework.client.audits.engine import EngineAuditor
 from piecework.client.audits.more_canvases import opened_beside
+from piecework.client.audits.rules import audit_rules
 from piecework_model.audit.claims import ClaimedJob
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
