@@ -49,6 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--level", choices=tuple(LEVELS), required=True)
     parser.add_argument("--model", default="", help="checkpoint folder, empty for the bundled one")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--no-control", action="store_true", help="an earlier audit made it")
     parser.add_argument("--ask", action="store_true", help="whether it could have a verdict")
     chosen = parser.parse_args(arguments)
     if chosen.ask and LEVELS[chosen.level] is not AuditLevel.FORCED:
@@ -117,7 +118,7 @@ def _forced(
         opened = opened_steps(openings, leaves, loaded.limits, width)
     except ImpossibleStepError as error:
         return _report(job.impossible(chosen.canvas, str(error)), started, "")
-    control = partial(_control, chosen, said)
+    control = None if chosen.no_control else partial(_control, chosen, said)
     found = job.forced(ForcedPass(loaded), table, chosen.canvas, opened, control)
     return _report(found, started, "")
 

@@ -127,6 +127,8 @@ class MarketAuditor:
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         """Have a canvas audited. A failure has a second opinion, or it is not a verdict.
 

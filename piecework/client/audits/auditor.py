@@ -83,10 +83,14 @@ class Auditor(Protocol):
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         """Audit one canvas of a job. A failure of the auditor is not a verdict.
 
-        `purse` pays for reports that are bought. Without one the client's own budget pays.
+        purse: pays for reports that are bought. Without one the client's own budget pays.
+        control: whether a canvas that looks wrong is made here too, and has no verdict if that one
+            looks wrong as well. False: an earlier audit has done so.
         """
         ...
 

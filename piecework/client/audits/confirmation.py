@@ -64,7 +64,9 @@ async def _twice(
         report = await asyncio.to_thread(_only_whole, report, shown.evidence, shown.openings)
     if report.outcome is not AuditOutcome.FAIL or report.confirmed:
         return report
-    again = await auditor.audit(data, canvas, level, shown.openings, purse=purse)
+    # One control is enough: an error in it excuses the canvas, and blames nobody.
+    control = not report.statistical
+    again = await auditor.audit(data, canvas, level, shown.openings, purse=purse, control=control)
     if again.outcome is AuditOutcome.FAIL:
         # What only one of them is certain of is not confirmed.
         both = replace(report, confirmed=True, statistical=report.statistical or again.statistical)

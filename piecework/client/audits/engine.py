@@ -43,9 +43,12 @@ class EngineAuditor:
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         """Start the process, give it the evidence and read its report."""
-        return await self._told(evidence + openings, canvas, level)
+        flags = () if control else ("--no-control",)
+        return await self._told(evidence + openings, canvas, level, *flags)
 
     async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
         """Ask the process, which loads no weights for that."""

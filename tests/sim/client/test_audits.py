@@ -62,6 +62,7 @@ class ScriptedAuditor:
         self.lacking = lacking
         self.asked: list[bytes] = []
         self.canvases: list[int] = []
+        self.controls: list[bool] = []
 
     async def audit(
         self,
@@ -70,8 +71,11 @@ class ScriptedAuditor:
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         self.asked.append(evidence)
+        self.controls.append(control)
         self.canvases.append(canvas)
         await pass_time(1)
         outcome = self._outcomes[0] if len(self._outcomes) == 1 else self._outcomes.pop(0)
@@ -399,8 +403,17 @@ def test_what_only_one_of_two_audits_is_certain_of_is_not_certain() -> None:
             found = await super().audit(*args, **more)
             return replace(found, statistical=len(self.asked) > 1)
 
-    report, given = beside(Unsure(FAIL, FAIL, PASS), 8, openings=whole_openings())
+    unsure = Unsure(FAIL, FAIL, PASS)
+    report, given = beside(unsure, 8, openings=whole_openings())
     assert (report.outcome, len(given)) == (NONE, 5)
+    assert all(unsure.controls), "what was certain had no control"
+
+
+def test_a_canvas_that_looks_wrong_has_one_control_and_not_one_in_each_audit() -> None:
+    auditor = ScriptedAuditor(FAIL, statistical=True)
+    report, given = beside(auditor, 8, openings=whole_openings())
+    assert (report.outcome, given) == (FAIL, [1])
+    assert (auditor.canvases, auditor.controls) == ([0, 0, 1, 1], [True, False] * 2)
 
 
 def test_why_a_second_audit_says_nothing_is_told() -> None:

@@ -126,6 +126,8 @@ class ScriptedAuditor:
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         self.asked.append((canvas, level))
         return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
