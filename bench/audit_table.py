@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.audit_figures import WorkerFigures, whole_lines
-from piecework.client.suspicion import MOST_CANVASES, chance_of_verdict, is_verdict
+from piecework.client.audits.suspicion import MOST_CANVASES, chance_of_verdict, is_verdict
 from piecework_model.audit import judgement
 from piecework_model.audit.judgement import (
     AVERAGED,

@@ -13,8 +13,8 @@ from piecework.base.amounts import Token, TokenAmount
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.reader import ChainReader
-from piecework.client.auditing import Audits
 from piecework.client.auditors.market import auditor_of
+from piecework.client.audits.background import Audits
 from piecework.client.config import ClientConfig, ClientHome, load_config
 from piecework.client.errors import StoreError
 from piecework.client.evidence import NO_TEXTS, known_texts, make_evidence

@@ -66,7 +66,7 @@ def judge(
         from piecework.chain.deployment import Deployment
         from piecework.chain.disputes import DisputeReader
         from piecework.chain.reader import ChainReader
-        from piecework.client.auditing import EngineAuditor
+        from piecework.client.audits.engine import EngineAuditor
         from piecework.client.disputes.committee import CommitteeMember, check_place, keep_verdict
         from piecework.client.disputes.walk import DisputedStep
         from piecework_protocol.evidence.file import read_evidence

@@ -12,7 +12,7 @@ from piecework.commands import _common as common
 from piecework.commands import _gateway_keys
 
 if TYPE_CHECKING:
-    from piecework.client.auditing import CanvasReport
+    from piecework.client.audits.auditor import CanvasReport
     from piecework.client.config import ClientConfig
 
 app = common.single("[COMMAND]")

@@ -2,7 +2,8 @@
 
 An evidence file comes on stdin, one line, and behind it an openings file if the level is forced.
 One JSON object goes to stdout. The process loads the worker's precision, audits one canvas and
-ends. Who starts it needs no torch.
+ends. With --ask it loads no weights and reads no openings: it says why a forced audit would have no
+verdict. Who starts it needs no torch.
 """
 
 from __future__ import annotations
@@ -28,10 +29,9 @@ from piecework_protocol.openings import MAX_OPENINGS_BYTES, StepOpening, read_op
 
 if TYPE_CHECKING:
     from piecework_model.audit.claims import ClaimedJob
-    from piecework_model.audit.job import CanvasAudit, JobAudit
+    from piecework_model.audit.job import CanvasAudit
     from piecework_model.audit.judgement import Table
     from piecework_model.audit.opening import OpenedStep
-    from piecework_model.checkpoint.loading import LoadedModel
     from piecework_model.machine.probe import ProfilePrecision
     from piecework_model.requests import GenerationRequest
     from piecework_protocol.evidence.check import ProvenJob
@@ -49,7 +49,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--level", choices=tuple(LEVELS), required=True)
     parser.add_argument("--model", default="", help="checkpoint folder, empty for the bundled one")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--no-control", action="store_true", help="an earlier audit made it")
+    parser.add_argument("--ask", action="store_true", help="whether it could have a verdict")
     chosen = parser.parse_args(arguments)
+    if chosen.ask and LEVELS[chosen.level] is not AuditLevel.FORCED:
+        parser.error("--ask goes with --level forced")
     # Libraries print. stdout is ours alone.
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -72,43 +76,49 @@ def audit(chosen: argparse.Namespace) -> dict[str, Any]:
     evidence = read_evidence(sys.stdin.buffer.readline(MAX_EVIDENCE_BYTES + 1))
     proven = check_evidence(evidence)
     from piecework_model.audit.claims import ClaimedJob
-    from piecework_model.audit.job import JobAudit
-    from piecework_model.audit.judgement import load_table
-    from piecework_model.audit.openings import opened_steps
     from piecework_model.machine.probe import read_precision
 
     said = read_precision(proven.model.profile)
     if said is None:
         reason = f"the worker's profile names no precision: {proven.model.profile}"
         return _nothing(chosen, reason)
-    level, claimed = LEVELS[chosen.level], ClaimedJob.of_evidence(evidence, proven)
-    table, dtype = load_table() if level is AuditLevel.FORCED else {}, said.dtype
-    if level is AuditLevel.FORCED and _on_cpu(chosen):
-        dtype = _measured_dtype(table, claimed, said)
-    loaded = _load(chosen, dtype, said.quantization)
-    job = JobAudit(claimed, loaded)
-    if isinstance(proven.content, AuditContent) and level is not AuditLevel.REPLAY:
+    claimed = ClaimedJob.of_evidence(evidence, proven)
+    if LEVELS[chosen.level] is AuditLevel.REPLAY:
+        return _replay(chosen, claimed, said, evidence, proven)
+    if isinstance(proven.content, AuditContent):
         return _nothing(chosen, "the report of an audit is judged by a replay")
-    if level is AuditLevel.REPLAY:
-        import torch
+    return _forced(chosen, claimed, said)
 
-        # A number that this machine lacks leads to another profile, and so to no verdict.
-        if 0 < said.threads <= (os.cpu_count() or 1) and loaded.device == "cpu":
-            torch.set_num_threads(said.threads)
-        return _replay(chosen, job, loaded, evidence, proven)
-    shown = evidence.canvases[chosen.canvas] if chosen.canvas < len(evidence.canvases) else None
-    if shown is None or shown.leaves is None:
-        raise AuditError("the evidence has no leaves of this canvas")
+
+def _forced(
+    chosen: argparse.Namespace, claimed: ClaimedJob, said: ProfilePrecision
+) -> dict[str, Any]:
+    """Judge the openings that stdin has, or say why they would have no verdict."""
     from piecework_model.audit.forced import ForcedPass
+    from piecework_model.audit.job import JobAudit
+    from piecework_model.audit.judgement import load_table
+    from piecework_model.audit.openings import opened_steps
+    from piecework_model.checkpoint.loading import describe, load, resolve_device
 
+    leaves = claimed.canvas(chosen.canvas).leaves
+    if leaves is None:
+        raise AuditError("the evidence has no leaves of this canvas")
+    table, dtype = load_table(), said.dtype
+    if resolve_device(chosen.device).type == "cpu":
+        dtype = _measured_dtype(table, claimed, said)
+    if chosen.ask:
+        job = JobAudit(claimed, describe(**_model(chosen, dtype, said.quantization)))
+        return _nothing(chosen, job.forced_lacks(table, chosen.canvas))
+    loaded = load(**_model(chosen, dtype, said.quantization))
+    job = JobAudit(claimed, loaded)
     openings = _openings(sys.stdin.buffer.readline(MAX_OPENINGS_BYTES))
     width = loaded.model.config.text_config.hidden_size
     started = time.perf_counter()
     try:
-        opened = opened_steps(openings, shown.leaves, loaded.limits, width)
+        opened = opened_steps(openings, leaves, loaded.limits, width)
     except ImpossibleStepError as error:
         return _report(job.impossible(chosen.canvas, str(error)), started, "")
-    control = partial(_control, chosen, said)
+    control = None if chosen.no_control else partial(_control, chosen, said)
     found = job.forced(ForcedPass(loaded), table, chosen.canvas, opened, control)
     return _report(found, started, "")
 
@@ -122,8 +132,9 @@ def _control(
     """Make a canvas as an honest worker of this precision makes it here."""
     from piecework_model.audit.opening import OpenedStep
     from piecework_model.audit.replay import Replayer
+    from piecework_model.checkpoint.loading import load
 
-    loaded = _load(chosen, said.dtype, said.quantization)
+    loaded = load(**_model(chosen, said.dtype, said.quantization))
     made = Replayer(loaded).replay(request, steps=steps)
     return [OpenedStep.of_replay(step, loaded.limits) for step in made.steps]
 
@@ -137,15 +148,24 @@ def _openings(data: bytes) -> tuple[StepOpening, ...]:
 
 def _replay(
     chosen: argparse.Namespace,
-    job: JobAudit,
-    loaded: LoadedModel,
+    claimed: ClaimedJob,
+    said: ProfilePrecision,
     evidence: EvidenceFile,
     proven: ProvenJob,
 ) -> dict[str, Any]:
+    import torch
+
     from piecework_model.audit.auditors import judge_report
+    from piecework_model.audit.job import JobAudit
     from piecework_model.audit.replay import Replayer
+    from piecework_model.checkpoint.loading import load
     from piecework_model.machine.probe import engine_profile, probe, short_profile
 
+    loaded = load(**_model(chosen, said.dtype, said.quantization))
+    job = JobAudit(claimed, loaded)
+    # A number that this machine lacks leads to another profile, and so to no verdict.
+    if 0 < said.threads <= (os.cpu_count() or 1) and loaded.device == "cpu":
+        torch.set_num_threads(said.threads)
     replayer = Replayer(loaded)
     here = short_profile(engine_profile(loaded, probe(), replayer.kernels))
     if here != job.profile:
@@ -162,12 +182,6 @@ def _replay(
     return _report(found, started, here)
 
 
-def _on_cpu(chosen: argparse.Namespace) -> bool:
-    import torch
-
-    return chosen.device == "cpu" or not torch.cuda.is_available()
-
-
 def _measured_dtype(table: Table, claimed: ClaimedJob, said: ProfilePrecision) -> str:
     """Choose what a forced audit on a CPU computes in: float32, which is nearer to the model than
     any worker, unless only the other pair was measured.
@@ -180,15 +194,10 @@ def _measured_dtype(table: Table, claimed: ClaimedJob, said: ProfilePrecision) -
     return "float32"
 
 
-def _load(chosen: argparse.Namespace, dtype: str, quantization: str) -> LoadedModel:
-    from piecework_model.checkpoint.loading import load
-
-    return load(
-        Path(chosen.model) if chosen.model else None,
-        device=chosen.device,
-        dtype=dtype,  # type: ignore[arg-type]
-        quantization=quantization,  # type: ignore[arg-type]
-    )
+def _model(chosen: argparse.Namespace, dtype: str, quantization: str) -> dict[str, Any]:
+    """Name the model that is loaded, or described, in a precision."""
+    path = Path(chosen.model) if chosen.model else None
+    return {"path": path, "device": chosen.device, "dtype": dtype, "quantization": quantization}
 
 
 def _nothing(chosen: argparse.Namespace, reason: str) -> dict[str, Any]:

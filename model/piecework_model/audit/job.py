@@ -28,7 +28,7 @@ from piecework_model.audit.opening import OpenedStep
 from piecework_model.audit.replay import Replayer, first_difference
 from piecework_model.audit.scores import scores
 from piecework_model.charging import Charge, charge_of
-from piecework_model.checkpoint.loading import LoadedModel
+from piecework_model.checkpoint.loading import DescribedModel
 from piecework_model.errors import (
     AuditError,
     ModelError,
@@ -103,8 +103,10 @@ def pairing_of(
 class JobAudit:
     """One job and the auditor's model of the same digest."""
 
-    def __init__(self, claimed: ClaimedJob, loaded: LoadedModel) -> None:
+    def __init__(self, claimed: ClaimedJob, loaded: DescribedModel) -> None:
         """Encode the job's content.
+
+        loaded: its weights are not needed here.
 
         Raises:
             AuditError: The job is not one of this model.
@@ -190,6 +192,28 @@ class JobAudit:
         level, steps = AuditLevel.REPLAY, int(shown.steps)
         return CanvasAudit(level, outcome, canvas, steps, tuple(found), leaves=leaves)
 
+    def forced_lacks(self, table: Table, canvas: int) -> str:
+        """Say why a forced audit of a canvas has no verdict whatever is opened, or return ""."""
+        pairing = self._pairing()
+        if pairing is None:
+            return f"the worker's profile names no precision: {self.profile}"
+        if pairing not in table:
+            worker, here = pairing.worker, pairing.auditor
+            reason = f"no thresholds for a worker in {worker} and an auditor in {here}"
+            return f"{reason} with this model"
+        try:
+            self.request_of(canvas)
+        except AuditError as error:
+            return str(error)
+        return ""
+
+    def _pairing(self) -> Pairing | None:
+        """Say by which thresholds this job is judged here. None: its profile tells too little."""
+        said, loaded = read_precision(self.profile), self._loaded
+        if said is None:
+            return None
+        return pairing_of(self._claimed, said, loaded.dtype, loaded.quantization, loaded.device)
+
     def forced(
         self,
         auditor: ForcedPass,
@@ -207,22 +231,11 @@ class JobAudit:
         Raises:
             AuditError: The model failed here.
         """
-        level = AuditLevel.FORCED
-        said = read_precision(self.profile)
-        if said is None:
-            return self._no_verdict(level, canvas, "the worker's profile names no precision")
-        loaded = self._loaded
-        pairing = pairing_of(self._claimed, said, loaded.dtype, loaded.quantization, loaded.device)
-        if pairing not in table:
-            worker, here = pairing.worker, pairing.auditor
-            reason = f"no thresholds for a worker in {worker} and an auditor in {here}"
-            return self._no_verdict(level, canvas, f"{reason} with this model")
-        committed = [self._known(index) for index in range(canvas)]
-        if any(ids is None for ids in committed):
-            return self._no_verdict(level, canvas, "a canvas before it is not known in full")
-        request = replace(
-            self._request, committed=tuple(ids for ids in committed if ids is not None)
-        )
+        level, pairing = AuditLevel.FORCED, self._pairing()
+        lacking = self.forced_lacks(table, canvas)
+        if lacking or pairing is None:
+            return self._no_verdict(level, canvas, lacking)
+        request = self.request_of(canvas)
         certain, tails = _misplaced(opened, canvas), table[pairing]
         judged = Judgement(())
         if not certain:

@@ -8,7 +8,7 @@ Two kinds of tests look at a canvas. A token that was changed stands in one canv
 position farther than any honest engine does. So `argmax` and `sampling` decide by one canvas. Other
 weights are in every canvas, and move all positions a little. Honest canvases do so too now and
 then. So `logits` and `soft` make a canvas look wrong, and only several such canvases of a worker
-are a verdict (`piecework.client.suspicion`).
+are a verdict (`piecework.client.audits.suspicion`).
 """
 
 from __future__ import annotations

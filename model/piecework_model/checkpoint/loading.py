@@ -7,7 +7,7 @@ asks for remote code, is rejected. So is one whose files do not match its manife
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,8 +52,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedModel:
-    """A checkpoint in memory, ready for an Engine.
+class DescribedModel:
+    """A checkpoint and how it is computed here. Its weights are not read.
 
     digest: the 32-byte model digest (checkpoint/manifest.py).
     dtype: of all arithmetic, and of weights that are not packed.
@@ -74,7 +74,52 @@ class LoadedModel:
     images: ImageProcessor | None = field(repr=False)
     without_images: str
     tokenizer: TextCodec = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel(DescribedModel):
+    """A checkpoint in memory, ready for an Engine."""
+
     model: DiffusionGemmaForBlockDiffusion = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """A checkpoint folder that was looked at, and where its weights go.
+
+    stated: the digest in its manifest file. None: it has none, and need not.
+    config: of the modules. generation: what is beside it.
+    """
+
+    path: Path
+    stated: bytes | None
+    tensors: dict[str, headers.TensorHeader]
+    config: DiffusionGemmaConfig
+    generation: DiffusionGemmaGenerationConfig
+    placement: Placement
+    described: DescribedModel
+
+
+def describe(
+    path: Path | None = None,
+    *,
+    device: DeviceChoice = "auto",
+    dtype: DtypeChoice = "auto",
+    quantization: Quantization = "none",
+) -> DescribedModel:
+    """Say what `load` would load with these arguments, without the room that weights take.
+
+    The weights of a folder without a manifest are read once, for the digest. Those of another may
+    be at fault: `load` finds that.
+
+    Raises:
+        CheckpointError: A file is at fault.
+        DeviceError: There is no such device.
+    """
+    known = DigestStore()
+    read = _read(path, device, dtype, quantization, known=known)
+    digest = read.stated or manifest_digest(manifest_text(read.path, known))
+    return replace(read.described, digest=digest)
 
 
 def load(
@@ -100,13 +145,35 @@ def load(
         CheckpointError: A file is at fault, or the digest is not the expected one.
         DeviceError: There is no such device, or it is too small.
     """
+    known = digests or DigestStore()
+    read = _read(path, device, dtype, quantization, known=known, expected_digest=expected_digest)
+    model = _load_weights(read, expert_budget_bytes, known, threads)
+    if read.stated is not None:
+        digest = verify(read.path, known)
+    else:
+        digest = manifest_digest(manifest_text(read.path, known))
+    _expect(read.path, digest, expected_digest)
+    facts = {one.name: getattr(read.described, one.name) for one in fields(DescribedModel)}
+    return LoadedModel(**{**facts, "digest": digest, "model": model})
+
+
+def _read(
+    path: Path | None,
+    device: DeviceChoice,
+    dtype: DtypeChoice,
+    quantization: Quantization,
+    *,
+    known: DigestStore,
+    expected_digest: bytes | None = None,
+) -> _Folder:
+    """Look at all of a folder but its weights. The digest is the stated one, or empty."""
     folder = path if path is not None else bundled_checkpoint_path()
     config, generation, tensors = _check_folder(folder)
     # A manifest in the folder pins the digest. The bundled checkpoint must have one.
-    pinned = path is None or (folder / MANIFEST_FILE).is_file()
-    known = digests or DigestStore()
-    if pinned:
-        _expect(folder, verify_without_weights(folder, known), expected_digest)
+    stated: bytes | None = None
+    if path is None or (folder / MANIFEST_FILE).is_file():
+        stated = verify_without_weights(folder, known)
+        _expect(folder, stated, expected_digest)
     target = resolve_device(device)
     eos_ids, defaults = _eos_ids(generation, folder), _defaults(generation, folder)
     tokenizer = load_codec(folder, eos_ids)
@@ -114,27 +181,25 @@ def load(
     shapes = published_tensors(dimensions(config, folder / "config.json"))
     packing = best_recipe(quantization, target, shapes, dtype=computed)
     images, without_images = _images(folder, config, tokenizer)
-    placement = Placement(computed, target, packing, expert_budget_bytes, images is not None)
-    model = _load_weights(folder, tensors, placement, known, threads)
-    digest = verify(folder, known) if pinned else manifest_digest(manifest_text(folder, known))
-    _expect(folder, digest, expected_digest)
-    bounds = _limits(model, defaults, images, eos_ids)
+    of_modules, of_generation = _settings(folder)
+    bounds = _limits(of_modules, defaults, images, eos_ids)
     _expect_ids(folder, tokenizer, eos_ids, bounds)
-    return LoadedModel(
+    described = DescribedModel(
         name=folder.resolve().name,
-        digest=digest,
+        digest=stated or b"",
         limits=bounds,
         defaults=defaults,
         eos_ids=eos_ids,
         device=str(target),
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=str(computed).removeprefix("torch."),
         quantization=packing.name if packing is not None else "none",
         parameters=sum(tensor.elements for tensor in tensors.values()),
         images=images,
         without_images=without_images,
         tokenizer=tokenizer,
-        model=model,
     )
+    placement = Placement(computed, target, packing, None, images is not None)
+    return _Folder(folder, stated, tensors, of_modules, of_generation, placement, described)
 
 
 def _images(
@@ -206,20 +271,13 @@ def _prequantized(written: Any) -> str:
     )
 
 
-def _load_weights(
-    folder: Path,
-    tensors: dict[str, headers.TensorHeader],
-    placement: Placement,
-    digests: DigestStore,
-    threads: int | None,
-) -> DiffusionGemmaForBlockDiffusion:
-    """Load the model in evaluation mode onto its device.
-
-    Every weight must be there, and none may be left over.
-    """
+def _settings(folder: Path) -> tuple[DiffusionGemmaConfig, DiffusionGemmaGenerationConfig]:
+    """Read config.json and generation_config.json as the modules take them."""
     try:
-        config = DiffusionGemmaConfig.from_pretrained(folder, local_files_only=True)
-        generation = DiffusionGemmaGenerationConfig.from_pretrained(folder, local_files_only=True)
+        return (
+            DiffusionGemmaConfig.from_pretrained(folder, local_files_only=True),
+            DiffusionGemmaGenerationConfig.from_pretrained(folder, local_files_only=True),
+        )
     except (
         OSError,
         ValueError,
@@ -229,16 +287,29 @@ def _load_weights(
         StrictDataclassError,
     ) as error:
         raise CheckpointError(folder, f"cannot be loaded: {error}") from error
+
+
+def _load_weights(
+    read: _Folder, expert_budget_bytes: int | None, digests: DigestStore, threads: int | None
+) -> DiffusionGemmaForBlockDiffusion:
+    """Load the model in evaluation mode onto its device.
+
+    Every weight must be there, and none may be left over.
+    """
+    config = read.config
+    placement = replace(read.placement, expert_budget_bytes=expert_budget_bytes)
     config.dtype = placement.dtype
     if threads is None:
         threads = 1 if placement.device.type == "cpu" else limits.LOAD_THREADS
     try:
-        model = load_weights(folder, tensors, config, placement, digests=digests, threads=threads)
+        model = load_weights(
+            read.path, read.tensors, config, placement, digests=digests, threads=threads
+        )
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         raise DeviceError(f"the weights do not fit {placement.device}: {error}") from error
-    model.generation_config = generation
+    model.generation_config = read.generation
     return model
 
 
@@ -277,15 +348,15 @@ def _eos_ids(generation: dict[str, Any], folder: Path) -> frozenset[int]:
 
 
 def _limits(
-    model: DiffusionGemmaForBlockDiffusion,
+    config: DiffusionGemmaConfig,
     defaults: GenerationDefaults,
     images: ImageProcessor | None,
     end_ids: frozenset[int],
 ) -> ModelLimits:
-    text = model.config.text_config
+    text = config.text_config
     return ModelLimits(
         text.max_position_embeddings,
-        model.config.canvas_length,
+        config.canvas_length,
         defaults.max_steps,
         text.vocab_size,
         images.limits if images else None,

@@ -14,7 +14,6 @@ from typing import Final, Protocol
 
 from piecework.base.errors import PieceworkError
 from piecework.base.files import FileError, write_private
-from piecework.client.auditing import Auditor, CanvasReport, EngineAuditor
 from piecework.client.auditors.checks import (
     SCALE,
     Check,
@@ -24,6 +23,8 @@ from piecework.client.auditors.checks import (
     draw,
 )
 from piecework.client.auditors.opinions import Opinion, PanelDecision, decide
+from piecework.client.audits.auditor import Auditor, CanvasReport
+from piecework.client.audits.engine import EngineAuditor
 from piecework.client.config import MARKET, SELF, ClientConfig
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.audit_ceilings import most_of_a_report
@@ -47,6 +48,7 @@ from piecework_protocol.types import Address, Amount, JobId, address_hex, parse_
 
 AUDITOR_CLAUSE: Final = "3.3 as an auditor"
 """The report is what the canvas shows."""
+_REPLAY_ALONE: Final = "others audit by replay alone"
 
 
 class ForgedAudit(PieceworkError):
@@ -125,6 +127,8 @@ class MarketAuditor:
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         """Have a canvas audited. A failure has a second opinion, or it is not a verdict.
 
@@ -133,7 +137,7 @@ class MarketAuditor:
         """
         nothing = partial(CanvasReport, level, AuditOutcome.NO_VERDICT, canvas)
         if level is not AuditLevel.REPLAY:
-            return nothing(reason="others audit by replay alone")
+            return nothing(reason=_REPLAY_ALONE)
         try:
             asked = await self._asked(read_evidence(evidence), canvas)
             panel = await self._panel(asked)
@@ -158,6 +162,10 @@ class MarketAuditor:
             decision = decide(opinions, MAX_OPINIONS)
         troubles += await self._learn(asked, opinions, decision)
         return replace(_report(asked, opinions, decision, Amount(cost)), remarks=tuple(troubles))
+
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        """Nobody sells forced audits."""
+        return _REPLAY_ALONE
 
     # --- who
 

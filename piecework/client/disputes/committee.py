@@ -20,7 +20,7 @@ from piecework.chain import disputes
 from piecework.chain.calls import Call
 from piecework.chain.deployment import Deployment
 from piecework.chain.disputes import ChallengeOpened, ChallengeState
-from piecework.client.auditing import Auditor, CanvasReport
+from piecework.client.audits.auditor import Auditor, CanvasReport
 from piecework.client.disputes.walk import DisputedStep
 from piecework.client.errors import DisputeError
 from piecework_protocol.disputes import VERDICT_SECONDS, ChallengeStatus

@@ -21,7 +21,7 @@ from piecework.commands._client.audited import (
 from piecework.commands._client.home import Home, Json, PasswordFile, safe, with_client
 
 if TYPE_CHECKING:
-    from piecework.client.auditing import CanvasReport
+    from piecework.client.audits.auditor import CanvasReport
 
 LEVELS: Final = ("rules", "replay", "forced")
 
@@ -120,7 +120,7 @@ def _opened(openings: Sequence[Path], level: str, *, bought: bool) -> dict[int, 
 def _audited(
     wish: Wish, evidence: Path | None, engine: EngineChoice, place: tuple[Home, PasswordFile]
 ) -> AuditDone:
-    from piecework.client.auditing import EngineAuditor
+    from piecework.client.audits.engine import EngineAuditor
 
     auditor = EngineAuditor(engine.model, engine.device)
     if evidence is not None:

@@ -11,7 +11,7 @@ from piecework.commands import _common as common
 from piecework.commands._client.home import safe, with_client
 
 if TYPE_CHECKING:
-    from piecework.client.auditing import CanvasReport
+    from piecework.client.audits.auditor import CanvasReport
     from piecework.client.sdk import PieceworkClient
     from piecework_protocol.evidence.file import EvidenceFile
     from piecework_protocol.evidence.reports import ReportFile

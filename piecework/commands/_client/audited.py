@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from piecework.commands import _common as common
 
 if TYPE_CHECKING:
-    from piecework.client.auditing import Auditor, CanvasReport
-    from piecework.client.openings import BoughtSteps
+    from piecework.client.audits.auditor import Auditor, CanvasReport
+    from piecework.client.audits.openings import BoughtSteps
     from piecework.client.sdk import PieceworkClient
     from piecework_protocol.evidence.file import EvidenceFile
     from piecework_protocol.types import JobId
@@ -58,8 +58,8 @@ async def audit_file(wish: Wish, place: Path, auditor: Auditor) -> AuditDone:
 
     from piecework.base.errors import PieceworkError
     from piecework.base.files import read
-    from piecework.client.auditing import confirmed_audit
-    from piecework.client.more_canvases import opened_beside
+    from piecework.client.audits.confirmation import confirmed_audit
+    from piecework.client.audits.more_canvases import opened_beside
     from piecework_protocol.evidence.file import read_evidence
     from piecework_protocol.limits import MAX_EVIDENCE_BYTES
     from piecework_protocol.objects import AuditLevel, AuditOutcome
@@ -87,9 +87,9 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     import asyncio
 
     from piecework.base.errors import PieceworkError
-    from piecework.client.auditing import Audits
+    from piecework.client.audits.background import Audits
+    from piecework.client.audits.more_canvases import bought_beside, opened_beside
     from piecework.client.config import SELF
-    from piecework.client.more_canvases import bought_beside, opened_beside
     from piecework_protocol.objects import AuditLevel, AuditOutcome
 
     key = await asyncio.to_thread(client.store.job_named, wish.job)
@@ -100,7 +100,8 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     if by != SELF and wish.level == "replay":
         auditor = await _others(client, file, by)
     elif wish.buy:
-        _check_forced(wish, file, missing)
+        if lacking := await _lacking(wish, file, drawn, auditor):
+            return AuditDone(file, b"", lacking, missing)
         opened, refused = await _bought(client, key, drawn, soft=wish.level == "forced")
     if wish.level == "forced" and not opened:
         common.fail(f"{missing} and {refused}" if missing else refused, NO_VERDICT)
@@ -108,7 +109,7 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     audits = Audits(client.context, auditor, on_report=lambda report, place: kept.append(place))
     row = await asyncio.to_thread(client.store.job, key)
     others = (
-        bought_beside(client, key, file, drawn, partial(_say_cost, client))
+        bought_beside(client, auditor, file, drawn, partial(_say_cost, client))
         if wish.buy
         else opened_beside(file, drawn, wish.opened)
     )
@@ -127,16 +128,28 @@ async def audit_job(client: PieceworkClient, wish: Wish, auditor: Auditor) -> Au
     return AuditDone(file, opened, report, missing, next(iter(kept), None), ended)
 
 
-def _check_forced(wish: Wish, file: EvidenceFile, missing: str) -> None:
-    """End a forced audit that would have no verdict, before anything is paid for it."""
-    from piecework.client.auditing import lacking_engine
+async def _lacking(
+    wish: Wish, file: EvidenceFile, drawn: int, auditor: Auditor
+) -> CanvasReport | None:
+    """Say why a forced audit has no verdict whatever the worker opens, before it is paid for it."""
+    import asyncio
+
+    from piecework.base.errors import PieceworkError
+    from piecework.client.audits.auditor import CanvasReport
+    from piecework_protocol.evidence.file import write_evidence
+    from piecework_protocol.objects import AuditLevel, AuditOutcome
 
     if wish.level != "forced":
-        return
-    if lacking := lacking_engine():
-        common.fail(lacking, NO_VERDICT)
-    if file.content is None:
-        common.fail(f"the evidence lacks {missing}", NO_VERDICT)
+        return None
+    try:
+        reason = await auditor.forced_lacks(await asyncio.to_thread(write_evidence, file), drawn)
+    except PieceworkError as error:  # a file that is too long, say
+        reason = str(error)
+    steps = file.canvases[drawn].receipt.steps
+    nothing = CanvasReport(
+        AuditLevel.FORCED, AuditOutcome.NO_VERDICT, drawn, reason=reason, steps=steps
+    )
+    return nothing if reason else None
 
 
 async def _bought(
@@ -144,7 +157,7 @@ async def _bought(
 ) -> tuple[bytes, str]:
     """Buy the steps of a canvas. Returns the openings file, or why there is none."""
     from piecework.base.errors import PieceworkError
-    from piecework.client.openings import buy_steps
+    from piecework.client.audits.openings import buy_steps
 
     try:
         bought = await buy_steps(client, job, canvas, soft=soft)
@@ -174,8 +187,7 @@ def _drawn(file: EvidenceFile, wish: Wish) -> int:
     """Return the canvas that is asked for, or draw one. If some are opened, draw among them."""
     import secrets
 
-    from piecework.client.auditing import choose_canvas
-    from piecework.client.more_canvases import judgeable
+    from piecework.client.audits.drawing import choose_canvas, judgeable
 
     given = [number for number in wish.opened if number < len(file.canvases)]
     if not given and wish.level == "forced":

@@ -87,7 +87,7 @@ async def _open_all(
     import asyncio
 
     from piecework.base.files import write_private
-    from piecework.client.openings import buy_steps
+    from piecework.client.audits.openings import buy_steps
 
     names = []
     for canvas in (shown.receipt.canvas for shown in file.canvases if shown.leaves):

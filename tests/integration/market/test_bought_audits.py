@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.processes import ProcessGroup
+from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence
 from piecework_protocol.kinds.audit import AuditContent, AuditOutput
@@ -91,6 +94,7 @@ async def test_another_worker_audits_and_its_report_is_audited_in_turn(
         assert (found["outcome"], found["canvas"], found["findings"]) == ("pass", 1, [])
         assert found["by"] == [market.other(worker)] and found["cost"] > 0
         await _itself_is_not_asked(customer, job, worker)
+        await _steps_are_bought_if_they_can_be_judged(customer, job, tmp_path / "model")
         (audit,) = found["jobs"]
         await _the_report_holds(customer, audit, market.other(worker), tmp_path / "audit.json")
 
@@ -99,6 +103,24 @@ async def _itself_is_not_asked(customer: Customer, job: str, worker: str) -> Non
     said = await customer.says("audit", job, "--by", worker, "--json")
     assert said.code == 3
     assert "nobody of another owner audits" in said.out
+
+
+async def _steps_are_bought_if_they_can_be_judged(
+    customer: Customer, job: str, model: Path
+) -> None:
+    """By the engine here, which says so before anything is paid."""
+    forced = ("audit", job, "--canvas", "1", "--level", "forced", "--device", "cpu", "--json")
+    copytree(bundled_checkpoint_path(), model, ignore=ignore_patterns(MANIFEST_FILE))
+    settings = model / "generation_config.json"
+    settings.write_text(f"{settings.read_text()} ")
+    said = await customer.says(*forced, "--model", str(model))
+    told = json.loads(said.out)
+    assert (said.code, told["outcome"], told["cost"]) == (3, "no_verdict", 0)
+    assert told["reason"] == "the job is of another model than the one here"
+    assert "the worker opened" not in said.err
+    said = await customer.says(*forced)
+    assert (said.code, said.json()["outcome"]) == (0, "pass"), said.err
+    assert "steps of canvas 1 for " in said.err
 
 
 async def _the_report_holds(customer: Customer, audit: str, auditor: str, file: Path) -> None:

@@ -18,7 +18,7 @@ import openai
 import pytest
 import pytest_asyncio
 
-from piecework.client.openings import buy_steps
+from piecework.client.audits.openings import buy_steps
 from piecework.client.orders import ClosingState
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.kinds.read import Label, Question

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.client.audits.openings import buy_steps
 from piecework.client.config import load_config
 from piecework.client.jobs.events import JobFinished
 from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.client.journal.store import Store
-from piecework.client.openings import buy_steps
 from piecework.client.sdk import PieceworkClient
 from piecework.client.wallet import Wallet
 from piecework_protocol.conversation import Conversation, Message

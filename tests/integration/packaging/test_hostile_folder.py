@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.client.auditing import EngineAuditor
+from piecework.client.audits.engine import EngineAuditor
 from piecework.demo.market import free_port
 from piecework.processes import Role
 from piecework_node.daemon.updating import Installation, make_environment, take_wheel

@@ -23,6 +23,8 @@ from tests.support.virtual_time import simulate
 ALICE = Part("alice")
 PLENTY = 10**9
 NEVER = 1e-12
+AUDITED = 12
+"""Jobs after which some auditor has met a canvas of another: with four jobs it fails once in 27."""
 
 
 class Budgeted:
@@ -216,13 +218,13 @@ def test_checks_of_auditors_are_paid_by_the_client_itself(tmp_path: Path) -> Non
     async def work() -> None:
         async with market.client() as client:
             cost = 0
-            for number in range(4):
+            for number in range(AUDITED):
                 cost += last(await collect(client.run(ask(f"{number}"), ALICE))).cost
                 await client.audits.done()
             whole, alice = market.used(client, ""), market.used(client)
             assert whole.day == market.scene.worker.paid() + market.audits_cost
             rows = [r for r in client.store.jobs() if r.submission.job.kind is Kind.AUDIT]
-            assert len(rows) > 4, "four canvases, and checks"
+            assert len(rows) > AUDITED, "the canvases, and checks"
             assert cost < alice.day < whole.day and alice.held == 0
 
     simulate(work())

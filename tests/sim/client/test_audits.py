@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,12 @@ from typing import Any
 import pytest
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import (
-    AUDIT_CLAUSE,
-    RULES_CLAUSE,
-    CanvasReport,
-    CanvasToAudit,
-    More,
-    NotOpened,
-    audit_rules,
-    choose_canvas,
-    confirmed_audit,
-)
+from piecework.client.audits.auditor import CanvasReport, CanvasToAudit, More, NotOpened
+from piecework.client.audits.background import AUDIT_CLAUSE, RULES_CLAUSE
+from piecework.client.audits.confirmation import confirmed_audit
+from piecework.client.audits.drawing import choose_canvas
+from piecework.client.audits.rules import audit_rules
+from piecework.client.audits.suspicion import MOST_TRIES
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits
 from piecework.client.jobs.events import JobStarted
@@ -31,18 +26,18 @@ from piecework.client.jobs.spending import AuditPurse
 from piecework.client.journal.records import Experience
 from piecework.client.journal.store import Store
 from piecework.client.sdk import PieceworkClient
-from piecework.client.suspicion import MOST_TRIES
 from piecework.client.wallet import Wallet
 from piecework.commands._client.audited import AuditDone, Wish, audit_file, audit_job
 from piecework_protocol.evidence.check import check_evidence
 from piecework_protocol.evidence.file import read_evidence, write_evidence
-from piecework_protocol.objects import AuditLevel, AuditOutcome
+from piecework_protocol.objects import AuditLevel, AuditOutcome, Kind
 from piecework_protocol.openings import write_openings
 from piecework_protocol.trace import CanvasRecord
+from piecework_protocol.types import Uint32
 from piecework_protocol.worker_session import CanvasResult
 from tests.support.chain.fake_chain import TOKEN_INFO, FakeChain
 from tests.support.client.client_side import MONEY, PAYER, ask, collect
-from tests.support.client.fake_worker import FakeWorker, Job
+from tests.support.client.fake_worker import FakeWorker, Job, model_offer
 from tests.support.market.memory_worker import MemoryMarket
 from tests.support.market.reported import opened_canvas
 from tests.support.market.shipped import InlineExecutor
@@ -57,12 +52,17 @@ class ScriptedAuditor:
     """Implements `Auditor` with outcomes that a test chose. The last one stays.
 
     statistical: whether its findings are of the kind that honest canvases show now and then.
+    lacking: why it has no verdict, whatever is opened.
     """
 
-    def __init__(self, *outcomes: AuditOutcome, statistical: bool = False) -> None:
+    def __init__(
+        self, *outcomes: AuditOutcome, statistical: bool = False, lacking: str = ""
+    ) -> None:
         self._outcomes, self._statistical = list(outcomes), statistical
+        self.lacking = lacking
         self.asked: list[bytes] = []
         self.canvases: list[int] = []
+        self.controls: list[bool] = []
 
     async def audit(
         self,
@@ -71,8 +71,11 @@ class ScriptedAuditor:
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         self.asked.append(evidence)
+        self.controls.append(control)
         self.canvases.append(canvas)
         await pass_time(1)
         outcome = self._outcomes[0] if len(self._outcomes) == 1 else self._outcomes.pop(0)
@@ -80,6 +83,21 @@ class ScriptedAuditor:
         why = "another profile" if outcome is AuditOutcome.NO_VERDICT else ""
         statistical = self._statistical and outcome is AuditOutcome.FAIL
         return CanvasReport(level, outcome, canvas, found, why, steps=4, statistical=statistical)
+
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        check_evidence(read_evidence(evidence))
+        self.canvases.append(canvas)
+        await pass_time(1)
+        return self.lacking
+
+
+class OpeningWorker(FakeWorker):
+    """Sells openings too."""
+
+    def __init__(self, chain: FakeChain, clock: LoopClock, *, name: str) -> None:
+        sold = model_offer()
+        sold = sold.replace(kinds=Uint32(sold.kinds | Kind.OPEN.bit))
+        super().__init__(chain, clock, name=name, models=(sold,))
 
 
 class PinningWorker(FakeWorker):
@@ -113,17 +131,18 @@ class Watched:
         folder: Path,
         auditor: ScriptedAuditor,
         rate: float,
-        worker: type[FakeWorker] = FakeWorker,
+        worker: Callable[..., FakeWorker] = FakeWorker,
+        **flags: Any,
     ) -> None:
         self.chain, self.clock, self.market = FakeChain(), LoopClock(), MemoryMarket()
         self.chain.deposit(PAYER.address, 100 * MONEY)
         self.worker = worker(self.chain, self.clock, name="only")
         self.market.add(self.worker, "only")
-        self.folder, self.auditor, self.rate, self.told = folder, auditor, rate, Told()
+        self.folder, self.auditor, self.told = folder, auditor, Told()
+        self.flags = {"audit_rate": rate, **flags}
 
     def client(self) -> PieceworkClient:
-        flags = {"audit_rate": self.rate}
-        config = load_config(self.folder / "none", flags, environment={})
+        config = load_config(self.folder / "none", self.flags, environment={})
         store = Store(
             self.folder / "client.db", self.chain.domain, PAYER.address, committer=InlineExecutor()
         )
@@ -384,8 +403,17 @@ def test_what_only_one_of_two_audits_is_certain_of_is_not_certain() -> None:
             found = await super().audit(*args, **more)
             return replace(found, statistical=len(self.asked) > 1)
 
-    report, given = beside(Unsure(FAIL, FAIL, PASS), 8, openings=whole_openings())
+    unsure = Unsure(FAIL, FAIL, PASS)
+    report, given = beside(unsure, 8, openings=whole_openings())
     assert (report.outcome, len(given)) == (NONE, 5)
+    assert all(unsure.controls), "what was certain had no control"
+
+
+def test_a_canvas_that_looks_wrong_has_one_control_and_not_one_in_each_audit() -> None:
+    auditor = ScriptedAuditor(FAIL, statistical=True)
+    report, given = beside(auditor, 8, openings=whole_openings())
+    assert (report.outcome, given) == (FAIL, [1])
+    assert (auditor.canvases, auditor.controls) == ([0, 0, 1, 1], [True, False] * 2)
 
 
 def test_why_a_second_audit_says_nothing_is_told() -> None:
@@ -508,6 +536,30 @@ def test_a_forced_audit_passes_no_canvas_with_steps_that_are_not_opened() -> Non
     for lacking in (openings["steps"], whole["steps"][:1] + openings["steps"][1:]):
         found, why = simulate(outcome({**whole, "steps": lacking}))
         assert found is AuditOutcome.NO_VERDICT and "of the canvas's 2 steps are not opened" in why
+
+
+def test_a_forced_audit_without_a_verdict_buys_nothing(tmp_path: Path) -> None:
+    why = "no thresholds for a worker in bfloat16 on cuda and an auditor in float32"
+    auditor = ScriptedAuditor(FAIL, lacking=why)
+    scene = Watched(tmp_path, auditor, 0.0, OpeningWorker, keep_text=True)
+
+    async def work() -> AuditDone:
+        async with scene.client() as client:
+            job = (await collect(client.run(ask("first"))))[0]
+            assert isinstance(job, JobStarted)
+            wish = Wish("forced", job=job.job.hex(), canvas=1, buy=True)
+            found = await audit_job(client, wish, auditor)
+            assert len(client.store.jobs()) == 1, "nothing is signed, so nothing is spent"
+        await scene.market.close()
+        return found
+
+    found = simulate(work())
+    assert (found.report.outcome, found.report.reason) == (NONE, why)
+    assert (found.report.level, found.report.canvas) == (AuditLevel.FORCED, 1)
+    assert found.report.steps == found.file.canvases[1].receipt.steps
+    assert not (found.ended or found.kept or found.opened)
+    assert len(scene.worker.jobs) == 1, "the worker was asked for nothing"
+    assert (auditor.canvases, auditor.asked) == ([1], [])
 
 
 def test_a_broken_rule_ends_the_relation_by_itself(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from piecework.client.auditing import CanvasReport, EngineAuditor
 from piecework.client.auditors.checks import Check, CheckKind, Entropy, KnownCanvases
 from piecework.client.auditors.market import MarketAuditor
+from piecework.client.audits.auditor import CanvasReport
+from piecework.client.audits.engine import EngineAuditor
 from piecework.client.config import load_config
 from piecework.client.jobs.events import JobStarted
 from piecework.client.journal.store import Store

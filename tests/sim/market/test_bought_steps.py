@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from piecework.client.auditing import CanvasToAudit, NotOpened, audit_rules
+from piecework.client.audits.auditor import CanvasReport, CanvasToAudit, NotOpened
+from piecework.client.audits.more_canvases import bought_beside, opened_beside
+from piecework.client.audits.openings import BoughtSteps, NothingToOpen, buy_steps
+from piecework.client.audits.rules import audit_rules
 from piecework.client.errors import JobFailed
 from piecework.client.evidence import NO_TEXTS, Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
@@ -18,9 +22,8 @@ from piecework.client.jobs.requests import Filters, JobRequest, OpenRequest
 from piecework.client.jobs.run import Caller, JobRun
 from piecework.client.jobs.selection import rank
 from piecework.client.journal.records import Memories
-from piecework.client.more_canvases import bought_beside, opened_beside
-from piecework.client.openings import BoughtSteps, NothingToOpen, buy_steps
-from piecework_protocol.evidence.file import EvidenceFile
+from piecework_protocol.evidence.check import check_evidence
+from piecework_protocol.evidence.file import EvidenceFile, read_evidence
 from piecework_protocol.kinds.text import Fixed, Hole, TextContent
 from piecework_protocol.limits import MAX_OPENED_STEPS
 from piecework_protocol.objects import AuditOutcome
@@ -155,6 +158,43 @@ async def test_a_client_that_follows_an_opening_again_sees_all_of_its_steps(
         assert isinstance(caller.events[-1], JobFinished)
 
 
+class Judge:
+    """Implements `Auditor`, and judges nothing. `lacks`: canvases that it has no thresholds for."""
+
+    def __init__(self, *lacks: int) -> None:
+        self.lacks, self.asked = lacks, list[int]()
+
+    async def audit(self, *args: Any, **more: Any) -> CanvasReport:
+        raise AssertionError("it is asked for no audit here")
+
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        check_evidence(read_evidence(evidence))
+        self.asked.append(canvas)
+        return "no thresholds" if canvas in self.lacks else ""
+
+
+async def test_no_canvas_is_bought_that_the_auditor_cannot_judge(tmp_path: Path) -> None:
+    async with ShippedMarket(tmp_path, keep_text=True) as market, asyncio.timeout(60):
+        jobs = [await traded(market, prompt) for prompt in ("a fox", "a hen")]
+        file, buyer = await kept(market, jobs[0]), ShippedBuyer(market)
+        others, judge = range(1, len(file.canvases)), Judge(*range(99))
+        found = [one async for one in bought_beside(buyer, judge, file, 0, lambda _: None)]
+        assert buyer.asked == [] and len(found) == len(judge.asked) == len(others) + 1
+        for one, canvas in zip(found, judge.asked, strict=True):
+            assert isinstance(one, NotOpened)
+            assert re.fullmatch(
+                f"canvas {canvas} of job [0-9a-f]{{16}} was not opened: no thresholds", one.reason
+            )
+        paid, some = list[BoughtSteps](), Judge(1)
+        beside = bought_beside(buyer, some, file, 0, paid.append)
+        first = [await anext(beside) for _ in others]
+        await beside.aclose()
+        assert [one.canvas for one in first if isinstance(one, CanvasToAudit)] == [
+            one.canvas.canvas for one in paid
+        ]
+        assert sorted(one.canvas.canvas for one in paid) == [*others[1:]]
+
+
 async def kept(market: ShippedMarket, job: JobId) -> EvidenceFile:
     texts = market.store.texts(job)
     known = NO_TEXTS if texts.content is None else Texts(texts.content, texts.outputs)
@@ -169,7 +209,7 @@ async def test_more_canvases_of_a_worker_are_those_of_its_job_and_then_of_others
         jobs = [await traded(market, *one) for one in asked]
         buyer, paid = ShippedBuyer(market), list[BoughtSteps]()
         file = await kept(market, jobs[0])
-        beside = bought_beside(buyer, jobs[0], file, 0, paid.append)
+        beside = bought_beside(buyer, Judge(), file, 0, paid.append)
         first = await anext(beside)
         assert len(paid) == 1, "the next one is bought when it is asked for"
         every = [first, *[one async for one in beside]]
@@ -193,7 +233,7 @@ async def test_openings_are_no_jobs_to_look_at_and_crowd_out_none(tmp_path: Path
         buyer = ShippedBuyer(market)
         for canvas in range(len(market.store.receipts(job=jobs[1]))):
             await buy_steps(buyer, jobs[1], canvas, soft=False)
-        beside = bought_beside(buyer, jobs[0], await kept(market, jobs[0]), 0, lambda _: None)
+        beside = bought_beside(buyer, Judge(), await kept(market, jobs[0]), 0, lambda _: None)
         found = [one async for one in beside if isinstance(one, CanvasToAudit)]
         assert {one.evidence.job.job.id(one.evidence.domain) for one in found} == set(jobs)
 
@@ -205,10 +245,10 @@ async def test_a_job_whose_text_is_not_kept_is_left_out_and_a_refusal_is_told(
         job, _ = [await traded(market, prompt) for prompt in ("a fox", "a hen")]
         buyer, file = ShippedBuyer(market), await kept(market, job)
         beside = len(file.canvases) - 1
-        found = [one async for one in bought_beside(buyer, job, file, 0, lambda _: None)]
+        found = [one async for one in bought_beside(buyer, Judge(), file, 0, lambda _: None)]
         assert [one.evidence for one in found if isinstance(one, CanvasToAudit)] == [file] * beside
         market.harness.engine.numerics = b"another kernel"
-        refused = [one async for one in bought_beside(buyer, job, file, 0, lambda _: None)]
+        refused = [one async for one in bought_beside(buyer, Judge(), file, 0, lambda _: None)]
         assert len(refused) == beside and all(isinstance(one, NotOpened) for one in refused)
 
 

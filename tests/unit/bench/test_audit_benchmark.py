@@ -31,7 +31,7 @@ from bench.audit_table import (
     read,
 )
 from bench.audit_workers import ask, serve
-from piecework.client.suspicion import chance_of_verdict
+from piecework.client.audits.suspicion import chance_of_verdict
 from piecework_model.audit.judgement import TESTS, Pairing, load_table
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_model.errors import ModelError

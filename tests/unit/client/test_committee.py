@@ -15,7 +15,7 @@ from piecework.chain.calls import Call
 from piecework.chain.deployment import Deployment
 from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, contract_of
 from piecework.chain.events import Log
-from piecework.client.auditing import CanvasReport
+from piecework.client.audits.auditor import CanvasReport
 from piecework.client.disputes.committee import (
     CommitteeMember,
     MemberVerdict,
@@ -126,9 +126,14 @@ class ScriptedAuditor:
         level: AuditLevel,
         openings: bytes = b"",
         purse: AuditPurse | None = None,
+        *,
+        control: bool = True,
     ) -> CanvasReport:
         self.asked.append((canvas, level))
         return self.reports.pop(0) if len(self.reports) > 1 else self.reports[0]
+
+    async def forced_lacks(self, evidence: bytes, canvas: int) -> str:
+        raise AssertionError("a committee replays")
 
 
 def replayed(leaves: tuple[bytes, ...], outcome: AuditOutcome) -> CanvasReport:

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 
-from piecework.client.suspicion import MOST_CANVASES, chance_of_verdict, is_verdict
+from piecework.client.audits.suspicion import MOST_CANVASES, chance_of_verdict, is_verdict
 
 
 def fails(canvases: tuple[bool, ...]) -> bool:

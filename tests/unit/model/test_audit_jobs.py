@@ -8,21 +8,27 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
+from shutil import copytree, ignore_patterns
 from typing import Literal
 
 import pytest
 import torch
 
 from bench.audit_workers import Requests, ServedCanvas, claiming, int8, other_seed, serve
-from piecework.client.auditing import CanvasReport, EngineAuditor, audit_rules, confirmed_audit
-from piecework.client.more_canvases import opened_beside
+from piecework.client.audits.auditor import CanvasReport
+from piecework.client.audits.confirmation import confirmed_audit
+from piecework.client.audits.engine import EngineAuditor
+from piecework.client.audits.more_canvases import opened_beside
+from piecework.client.audits.rules import audit_rules
 from piecework_model.audit.claims import ClaimedJob
 from piecework_model.audit.forced import ForcedPass
 from piecework_model.audit.job import CanvasAudit, JobAudit
-from piecework_model.audit.judgement import TESTS, Pairing, Tail
+from piecework_model.audit.judgement import TESTS, Pairing, Table, Tail
 from piecework_model.audit.opening import OpenedStep, write_soft
 from piecework_model.audit.replay import Replayer
-from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.checkpoint.loading import DescribedModel, LoadedModel, describe, load
+from piecework_model.checkpoint.manifest import MANIFEST_FILE, bundled_checkpoint_path
 from piecework_model.errors import AuditError
 from piecework_model.machine.probe import (
     ProfilePrecision,
@@ -71,7 +77,7 @@ def honest(worker: LoadedModel, profile: str) -> AuditedJob:
     return audited_job(worker, profile)
 
 
-def audit(job: AuditedJob, loaded: LoadedModel) -> JobAudit:
+def audit(job: AuditedJob, loaded: DescribedModel) -> JobAudit:
     claimed = ClaimedJob.of_evidence(job.evidence, check_evidence(job.evidence))
     return JobAudit(claimed, loaded)
 
@@ -274,6 +280,32 @@ def test_a_card_is_not_judged_by_what_processors_do(
     assert found.outcome is AuditOutcome.PASS
 
 
+def test_why_a_forced_audit_has_no_verdict_is_known_before_the_weights(
+    honest: AuditedJob, worker: LoadedModel, profile: str
+) -> None:
+    here = describe(device="cpu", dtype="float32")
+    table = {Pairing(worker.digest.hex(), "text", "bfloat16", "float32"): TAILS}
+
+    def lacking(job: AuditedJob, table: Table, canvas: int = 0) -> str:
+        return audit(job, here).forced_lacks(table, canvas)
+
+    assert lacking(honest, table) == lacking(honest, table, 1) == ""
+    assert lacking(honest, {}) == (
+        "no thresholds for a worker in bfloat16 and an auditor in float32 with this model"
+    )
+    on_card = audited_job(worker, profile.rpartition("/")[0])
+    assert "a worker in bfloat16 on cuda" in lacking(on_card, table)
+    unknown = audited_job(worker, "fake gpu")
+    assert "names no precision: fake gpu" in lacking(unknown, table)
+    assert lacking(without_answer(honest), table, 1) == "a canvas before it is not known in full"
+
+
+def without_answer(job: AuditedJob) -> AuditedJob:
+    """The job, with evidence that has the prompt and no answer."""
+    canvases = tuple(replace(one, output=None) for one in job.evidence.canvases)
+    return replace(job, evidence=replace(job.evidence, canvases=canvases))
+
+
 def test_openings_that_lack_steps_are_held_against_nobody(
     honest: AuditedJob, worker: LoadedModel, bundled: LoadedModel
 ) -> None:
@@ -378,6 +410,32 @@ def test_the_process_replays_and_never_blames_another_profile(
     outcome, why = told(other, AuditLevel.REPLAY)
     assert outcome is AuditOutcome.NO_VERDICT
     assert "A forced audit may work" in why
+
+
+@pytest.mark.process
+def test_the_process_says_before_anything_is_bought_what_it_would_say_afterwards(
+    honest: AuditedJob, worker: LoadedModel, profile: str, tmp_path: Path
+) -> None:
+    async def lacking(job: AuditedJob, model: Path | None = None) -> str:
+        auditor = EngineAuditor(model, device="cpu")
+        return await auditor.forced_lacks(write_evidence(job.evidence), 0)
+
+    assert asyncio.run(lacking(honest)) == ""
+    on_card = audited_job(worker, profile.rpartition("/")[0])
+    why = asyncio.run(lacking(on_card))
+    assert "a worker in bfloat16 on cuda and an auditor in float32" in why
+    assert told(on_card, AuditLevel.FORCED, opened(honest, worker)) == (
+        AuditOutcome.NO_VERDICT,
+        why,
+    )
+    without = replace(honest, evidence=replace(honest.evidence, content=None))
+    assert "has no text" in asyncio.run(lacking(without))
+    other = tmp_path / "other"
+    copytree(bundled_checkpoint_path(), other, ignore=ignore_patterns(MANIFEST_FILE))
+    settings = other / "generation_config.json"
+    settings.write_text(settings.read_text().rstrip() + " \n")
+    why = "the job is of another model than the one here"
+    assert asyncio.run(lacking(honest, other)) == why
 
 
 @pytest.mark.process

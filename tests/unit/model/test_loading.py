@@ -11,14 +11,17 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
 
 from piecework_model.checkpoint import manifest
-from piecework_model.checkpoint.loading import LoadedModel, load
+from piecework_model.checkpoint.loading import DescribedModel, LoadedModel, describe, load
 from piecework_model.errors import CheckpointError, DeviceError
+from piecework_model.precision import Quantization
 
 
 @pytest.fixture
@@ -249,3 +252,26 @@ def test_loading_and_prompting_touch_neither_network_nor_pickle() -> None:
         timeout=120,
     )
     assert (result.returncode, result.stdout.strip()) == (0, "True"), result.stderr
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantization", ["none", "fp8", "int4"])
+def test_what_is_described_is_what_is_loaded(
+    dtype: Literal["float32", "bfloat16"], quantization: Quantization
+) -> None:
+    loaded = load(device="cpu", dtype=dtype, quantization=quantization)
+    described = describe(device="cpu", dtype=dtype, quantization=quantization)
+    for one in fields(DescribedModel):
+        if one.name != "tokenizer":  # an object of its own
+            assert getattr(described, one.name) == getattr(loaded, one.name), one.name
+    assert loaded.dtype == str(loaded.model.dtype).removeprefix("torch.")
+
+
+def test_a_folder_without_a_manifest_is_described_by_the_digest_of_its_files(
+    folder: Path, bundled: LoadedModel
+) -> None:
+    assert describe(folder, device="cpu").digest == bundled.digest
+    with (folder / "model.safetensors").open("ab") as weights:
+        weights.write(b"\0")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        describe(folder, device="cpu")

@@ -10,24 +10,21 @@ beside the audited one, and none of its own content.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
 
 from piecework.base.errors import PieceworkError
-from piecework.client.auditing import CanvasToAudit, More, NotOpened, traced
+from piecework.client.audits.auditor import Auditor, CanvasToAudit, More, NotOpened
+from piecework.client.audits.drawing import judgeable, shuffled
+from piecework.client.audits.openings import BoughtSteps, Buyer, NothingToOpen, buy_steps
 from piecework.client.evidence import Texts, make_evidence
 from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import JobRow
-from piecework.client.openings import BoughtSteps, Buyer, buy_steps
-from piecework_protocol.evidence.file import EvidenceFile
-from piecework_protocol.kinds.text import TextContent
-from piecework_protocol.objects import Kind
+from piecework_protocol.evidence.file import EvidenceFile, write_evidence
 from piecework_protocol.types import JobId
 
 RECENT_JOBS: Final = 64
 """The latest jobs of the worker, of which canvases are drawn."""
-T = TypeVar("T")
 
 
 class JobKeeper(Buyer, Protocol):
@@ -55,7 +52,7 @@ async def opened_beside(evidence: EvidenceFile, canvas: int, opened: Mapping[int
 
 async def bought_beside(
     client: JobKeeper,
-    job: JobId,
+    auditor: Auditor,
     evidence: EvidenceFile,
     canvas: int,
     bought: Callable[[BoughtSteps], None],
@@ -65,11 +62,16 @@ async def bought_beside(
     First come those of this job. Then comes one of each other recent job of the same worker, model
     and kind whose text is kept.
 
+    auditor: asked first about each. No steps are bought that it could not judge.
     bought: told of the steps of each.
     """
+    job = evidence.job.job.id(evidence.domain)
 
     async def opened(of: JobId, file: EvidenceFile, number: int) -> CanvasToAudit | NotOpened:
         try:
+            data = await asyncio.to_thread(write_evidence, file)
+            if lacking := await auditor.forced_lacks(data, number):
+                raise NothingToOpen(lacking)
             steps = await buy_steps(client, of, number, soft=True)
         except PieceworkError as error:
             return NotOpened(f"canvas {number} of job {of.hex()[:16]} was not opened: {error}")
@@ -86,19 +88,6 @@ async def bought_beside(
         asked.add(file.content)
         if numbers := shuffled(judgeable(file)):
             yield await opened(row.id, file, numbers[0])
-
-
-def judgeable(evidence: EvidenceFile) -> list[int]:
-    """List the canvases of a job that a forced audit can judge.
-
-    Of an answer with a form that is the first one: the evidence does not tell the ids before the
-    others.
-    """
-    numbers = traced(evidence)
-    content, kind = evidence.content, evidence.job.job.kind
-    if kind is Kind.TEXT and content is not None and TextContent.decode(content).template:
-        return [0] if 0 in numbers else []
-    return numbers
 
 
 def _beside(evidence: EvidenceFile, canvas: int) -> list[int]:
@@ -132,8 +121,3 @@ async def _evidence_of(client: JobKeeper, row: JobRow) -> EvidenceFile | None:
         return await make_evidence(client.context, row.id, Texts(kept.content, kept.outputs))
     except PieceworkError:  # a job without a receipt, say
         return None
-
-
-def shuffled(items: Sequence[T]) -> list[T]:
-    """Put items into an order that no worker can know."""
-    return secrets.SystemRandom().sample(items, len(items))
