@@ -14,7 +14,7 @@ differences of a sum cross a rounding, so random values would seldom show one.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import torch
@@ -101,14 +101,28 @@ class InvariantProduct:
     run: Projection
     kind: Hashable
     like: Tensor
+    _known: dict[int, RowSpan | None] = field(default_factory=dict)
 
     def span(self) -> RowSpan | None:
         """Return the span, measured once for this number of threads. None: there is none."""
-        like = self.like
-        key = (self.kind, like.shape[1], like.device, like.dtype, torch.get_num_threads())
-        if key not in _spans:
-            _spans[key] = measure(self.run, like)
-        return _spans[key]
+        threads = torch.get_num_threads()
+        if threads not in self._known:
+            like = self.like
+            key = (self.kind, like.shape[1], like.device, like.dtype, threads)
+            if key not in _spans:
+                _spans[key] = measure(self.run, like)
+            self._known[threads] = _spans[key]
+        return self._known[threads]
+
+    def filled(self, count: int) -> int:
+        """Say to how many rows the caller should fill up so many, or return `count`.
+
+        Rows that lie beside them in memory are there already, and zeros have to be copied.
+        """
+        span = self.span()
+        if span is None or (span.most and count > span.most):
+            return count
+        return span.piece_rows(count)
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Multiply [rows, in]. Without a span all rows are one product."""
@@ -124,7 +138,8 @@ def _in_pieces(run: Projection, rows: Tensor, size: int) -> Tensor:
     if lacking := -count % size:
         rows = functional.pad(rows, (0, 0, 0, lacking))
     pieces = [run(piece) for piece in torch.split(rows, size)]
-    return (torch.cat(pieces) if len(pieces) > 1 else pieces[0])[:count]
+    made = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+    return made[:count] if lacking else made
 
 
 @torch.inference_mode()

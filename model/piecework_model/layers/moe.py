@@ -31,12 +31,13 @@ class Moe:
         self._count: int = experts.num_experts
         own = getattr(experts, "run", None)
         self._expect: Callable[[Sequence[int]], None] | None = getattr(experts, "expect", None)
+        make = _plain if own is None else _foreign
+        earlier = len(products.made)
         self._experts: list[Expert] = [
-            _foreign(experts, index, products)
-            if own is not None
-            else _plain(experts, index, products)
-            for index in range(self._count)
+            make(experts, index, products) for index in range(self._count)
         ]
+        each = (len(products.made) - earlier) // self._count
+        self._products = products.made[earlier : earlier + each]  # those of one expert
 
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Compute the weighted sum [T, H] of each token's experts.
@@ -56,7 +57,7 @@ class Moe:
         for expert, count in enumerate(counts):
             if count:
                 stop = start + count
-                outputs[start:stop] = self._experts[expert](grouped[start:stop])
+                outputs[start:stop] = self._run(expert, grouped, start, stop)
                 start = stop
         outputs = (outputs * weights.flatten()[order][:, None]).to(hidden.dtype)
         back = order.argsort()
@@ -65,6 +66,14 @@ class Moe:
         for rank in range(1, k):
             total += scattered[:, rank]
         return total
+
+    def _run(self, expert: int, grouped: Tensor, start: int, stop: int) -> Tensor:
+        """Compute the expert's output for grouped[start:stop]. Neighbours fill up too few rows."""
+        count = stop - start
+        filled = max((product.filled(count) for product in self._products), default=count)
+        low = max(0, min(start, grouped.shape[0] - filled))
+        high = max(stop, min(low + filled, grouped.shape[0]))
+        return self._experts[expert](grouped[low:high])[start - low : stop - low]
 
 
 def _foreign(experts: Any, index: int, products: Products) -> Expert:
