@@ -3,11 +3,11 @@
 A sequence has the same result, bit for bit, alone and among others:
 
 - Its prompt is cut where the request says (`prompt_chunks` in engine/scheduler.py).
-- A projection sees every token as one row of a matrix. Only products are used in which a row does
-  not depend on the number of rows (layers/invariance.py).
+- A projection sees every token as one row of a matrix. Products are made in pieces whose rows do
+  not depend on their number (layers/invariance.py).
 - Attention, sampling and acceptance run within the sequence.
 
-On a machine whose products do depend on the number of rows, every sequence runs alone, and its
+On a machine where a row depends on its place in a product, every sequence runs alone, and its
 prefill is a pass of its own. That is slower and has the same results.
 """
 
@@ -55,7 +55,7 @@ from piecework_model.layout import cache_layout
 from piecework_model.requests import FailedEvent, GenerationRequest
 from piecework_model.sampling.sampler_backends import sampler_for
 
-APART: Final = "products depend on the number of rows on this device"
+APART: Final = "a row of a product depends on its place on this device"
 """Why every sequence runs alone."""
 
 
@@ -124,7 +124,7 @@ class BatchedExecutor:
             decoder.embed_tokens.weight, limits_.canvas_size
         )
         self.isolated: Final = products.isolated if isolated is None else isolated
-        """Whether every sequence runs alone, for a row of some product depends on the others."""
+        """Whether every sequence runs alone, for some product has no span here."""
         self._scale: Tensor = decoder.embed_tokens.embed_scale.to(self._dtype)
         self._device_tokens = (
             limits.CPU_PASS_TOKENS if self._device.type == "cpu" else limits.GPU_PASS_TOKENS

@@ -1,10 +1,10 @@
 """The two halves of DiffusionGemma as plain functions of one sequence: causal prefill and
 bidirectional denoising.
 
-Modules and weights are those of transformers. The order of the calls is ours. Products of few rows
-are filled up where they would be other sums (layers/invariance.py). Between steps this keeps the
-soft embedding [C, H] where `generate` keeps the logits [C, V]. Both carry the same information, and
-the embedding is smaller by a factor of V / H.
+Modules and weights are those of transformers. The order of the calls is ours. On a CPU, products
+are cut or filled up where their rows would be other sums (layers/invariance.py). Between steps this
+keeps the soft embedding [C, H] where `generate` keeps the logits [C, V]. Both carry the same
+information, and the embedding is smaller by a factor of V / H.
 
 C = canvas size, V = vocabulary, H = hidden size. Sequences run one at a time, so every tensor has a
 batch dimension of 1 in front.

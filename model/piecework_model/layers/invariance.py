@@ -2,20 +2,17 @@
 
 Libraries choose kernels, and so orders of summation, by shape. A product of 1 to 3 rows is often
 another sum than the same rows among 64. On some processors 64 rows are another sum than 500. The
-order depends on shapes and addresses and never on the values, so random values show it.
+order depends on shapes and never on the values, so it is measured with values that show it.
 
-So each product is made in pieces whose numbers of rows are in one span, and too few rows are filled
-up. A row's result is then a function of the row alone.
-
-Products in float32 that are rounded to bfloat16 are measured before they are rounded. Few
-differences of a sum cross a rounding, so random values would seldom show one.
+So each product is made in pieces whose numbers of rows were tried and are alike, and too few rows
+are filled up. A row's result is then a function of the row alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from torch import Tensor
@@ -24,40 +21,17 @@ from torch.nn import functional
 Projection = Callable[[Tensor], Tensor]
 """[rows, in] to [rows, out]."""
 
-ROW_COUNTS: Final = (
-    *range(1, 17),
-    20,
-    24,
-    31,
-    32,
-    33,
-    48,
-    64,
-    65,
-    96,
-    128,
-    192,
-    256,
-    320,
-    384,
-    512,
-    576,
-)
-"""Numbers of rows that are tried first: all small ones, and those around the tiles of kernels."""
-STEP: Final = 16
-"""The numbers of rows of a span with an end are multiples of it: of the rows of a tile."""
+ROW_COUNTS: Final[tuple[int, ...]] = (*range(8, 64, 8), *range(64, 256, 16), *range(256, 641, 32))
+"""Numbers of rows that are tried. A product of a weight has no other number."""
+_TRIED: Final = frozenset(ROW_COUNTS)
 MOST_FILLED: Final = 64
 """To so many rows a product may be filled up. More of them would cost more than they save."""
-_MOST_ROWS: Final = 640
-"""The most rows of a tried product: as many as a pass on a CPU has."""
-_MOVED: Final = STEP // 2
+_ROWS: Final = 640
+"""Rows of a trial."""
+_MOVED: Final = 4
 """By so many places rows are moved, to see whether the place in a tile matters."""
-_MOST_PIECES: Final = 40
-"""How many products of one number of rows are tried at most."""
-_TRIED_RESULTS: Final = {torch.float32: 2**12}
-_TRIED_HALVES: Final = 2**17
-"""About so many results are compared. A sum that was added up in another order is another in most
-cases in float32, and in one of some thousands after it was rounded to 16 bits."""
+_FEW_COUNTS: Final = (8, 24, 64, 208, 640)
+"""Tried first of a module that multiplies in its own way. Each call may unpack its weights."""
 _SEED: Final = 20260214
 
 
@@ -65,7 +39,7 @@ _SEED: Final = 20260214
 class RowSpan:
     """Numbers of rows among which no row of a product depends on the number.
 
-    most: 0 if there is no end. Else only multiples of `STEP` are of the span.
+    They are those of `ROW_COUNTS` from `fewest` to `most`. most: 0 if any number will do.
     """
 
     fewest: int = 1
@@ -73,44 +47,97 @@ class RowSpan:
 
     def holds(self, count: int) -> bool:
         """Say whether a product may have so many rows."""
-        if not self.most:
-            return count >= self.fewest
-        return self.fewest <= count <= self.most and count % STEP == 0
+        return not self.most or (self.fewest <= count <= self.most and count in _TRIED)
 
     def piece_rows(self, count: int) -> int:
         """Say how many rows the pieces have that so many rows are cut into or filled up to."""
         if not self.most:
-            return max(count, self.fewest)
+            return count
         pieces = -(-count // self.most)
-        rows = -(-count // pieces)
-        return max(self.fewest, -(-rows // STEP) * STEP)
+        rows = max(self.fewest, -(-count // pieces))
+        return next(tried for tried in ROW_COUNTS if tried >= rows)
 
 
-_spans: dict[Hashable, RowSpan | None] = {}
-"""What was measured in this process, by what makes two products alike."""
+class Kind(Protocol):
+    """What makes two products alike. Each kind is measured once. It can be hashed."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def measured(self, run: Projection) -> RowSpan | None:
+        """Find the span. None: a row depends on its place too. run: a product of this kind."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WeightKind:
+    """Products with weights [out, in] of one shape and layout, as `make` makes them.
+
+    They are measured with a weight of their own, so a span is the same for all values.
+    """
+
+    make: Callable[[Tensor], Projection]
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, make: Callable[[Tensor], Projection], weight: Tensor) -> WeightKind:
+        """Describe products with a weight."""
+        return cls(make, tuple(weight.shape), weight.stride(), weight.dtype, weight.device)
+
+    @torch.inference_mode()
+    def measured(self, run: Projection) -> RowSpan | None:
+        """Find the span, as `Kind.measured` says."""
+        rows, weight = cancelling(*self.shape)
+        placed = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+        trial = self.make(placed.copy_(weight))
+        return _best(_spans_of(trial, rows.to(placed)))
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignKind:
+    """Modules that multiply rows of one width in their own way. `name` tells them apart."""
+
+    name: Hashable
+    width: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @torch.inference_mode()
+    def measured(self, run: Projection) -> RowSpan | None:
+        """Find the span, as `Kind.measured` says."""
+        generator = torch.Generator(device="cpu").manual_seed(_SEED)
+        rows = torch.randn((_ROWS, self.width), generator=generator)
+        rows = rows.to(self.device, self.dtype)
+        if _best(_spans_of(run, rows, _FEW_COUNTS)) == RowSpan(_FEW_COUNTS[0], _ROWS):
+            return RowSpan()
+        return _best(_spans_of(run, rows))
+
+
+_spans: dict[tuple[Kind, int], RowSpan | None] = {}
+"""What was measured in this process, by kind and number of threads."""
 
 
 @dataclass(frozen=True, slots=True)
 class InvariantProduct:
     """A product whose rows have the same bits whatever their number is, if it has a span.
 
-    run: makes it. kind: what makes two products alike, for measuring each kind once. like: a tensor
-    of its rows' width, device and type.
+    run: makes it.
     """
 
     run: Projection
-    kind: Hashable
-    like: Tensor
+    kind: Kind
     _known: dict[int, RowSpan | None] = field(default_factory=dict)
 
     def span(self) -> RowSpan | None:
         """Return the span, measured once for this number of threads. None: there is none."""
-        threads = torch.get_num_threads()
+        threads = torch.get_num_threads() if self.kind.device.type == "cpu" else 0
         if threads not in self._known:
-            like = self.like
-            key = (self.kind, like.shape[1], like.device, like.dtype, threads)
+            key = (self.kind, threads)
             if key not in _spans:
-                _spans[key] = measure(self.run, like)
+                _spans[key] = self.kind.measured(self.run)
             self._known[threads] = _spans[key]
         return self._known[threads]
 
@@ -142,54 +169,45 @@ def _in_pieces(run: Projection, rows: Tensor, size: int) -> Tensor:
     return made[:count] if lacking else made
 
 
-@torch.inference_mode()
-def measure(run: Projection, like: Tensor) -> RowSpan | None:
-    """Find the span of a product with rows like these. None: a row depends on its place too.
+def cancelling(outputs: int, inputs: int) -> tuple[Tensor, Tensor]:
+    """Return rows [640, in] and a weight [out, in] whose products are zero but for their rounding.
 
-    A span that begins with few rows and has no end is best. Of those with an end, the one that goes
-    farthest and begins with at most `MOST_FILLED`.
+    Each input has a partner, with the same values in the rows and the opposite ones in the weight.
+    So what is left over is the error of the sum, and another order of it is another result. With
+    plain random values most of the error is rounded away in 16 bits.
     """
     generator = torch.Generator(device="cpu").manual_seed(_SEED)
-    width = like.shape[1]
-    rows = torch.randn((_MOST_ROWS, width), generator=generator).to(like)
-    whole = run(rows)
-    results = _TRIED_RESULTS.get(like.dtype, _TRIED_HALVES)
-    if (lacking := results // whole.numel()) > 0:  # a narrow product has few results a row
-        more = torch.randn((min(lacking, 4) * _MOST_ROWS, width), generator=generator)
-        rows = torch.cat([rows, more.to(like)])
-        whole = torch.cat([run(batch) for batch in torch.split(rows, _MOST_ROWS)])
-    fewest = MOST_FILLED + 1
-    for count in reversed(ROW_COUNTS):
-        if not _alike(run, rows, whole, count, results // (count * whole.shape[1])):
-            break
-        fewest = count  # one that was tried: those between it and the next may be like either
-    if fewest <= MOST_FILLED:
-        return RowSpan(fewest)
-    spans = [span for span in _bounded(run, rows) if span.fewest <= MOST_FILLED]
-    return max(spans, key=lambda span: span.most, default=None)
+    order = torch.randperm(inputs, generator=generator)
+    half = inputs // 2
+    rows = torch.randn((_ROWS, inputs), generator=generator)
+    weight = torch.randn((outputs, inputs), generator=generator)
+    rows[:, order[half : 2 * half]] = rows[:, order[:half]]
+    weight[:, order[half : 2 * half]] = -weight[:, order[:half]]
+    if inputs % 2:
+        rows[:, order[-1]] = 0
+    return rows, weight
 
 
-def _alike(run: Projection, rows: Tensor, whole: Tensor, count: int, pieces: int) -> bool:
-    """Say whether rows in pieces of so many have the bits that they have among all."""
-    tried = min(len(rows) // count, max(2, min(pieces, _MOST_PIECES)))
-    return all(
-        torch.equal(run(rows[start : start + count].clone()), whole[start : start + count])
-        for start in range(0, tried * count, count)
-    )
+def _best(spans: Iterable[RowSpan]) -> RowSpan | None:
+    """Choose the span that goes farthest, of those that begin with few rows."""
+    some = (span for span in spans if span.fewest <= MOST_FILLED)
+    return max(some, key=lambda span: span.most, default=None)
 
 
-def _bounded(run: Projection, rows: Tensor) -> Iterator[RowSpan]:
-    """List the spans of multiples of `STEP`: longest stretches in which all give the same bits.
+def _spans_of(
+    run: Projection, rows: Tensor, counts: Sequence[int] = ROW_COUNTS
+) -> Iterator[RowSpan]:
+    """List the spans of a product: longest stretches of counts that all give the same bits.
 
     What is not alike on two places of its own product is of none.
     """
     first, fewest, most = rows, 0, 0  # of the stretch so far
-    rows = rows[:_MOST_ROWS]
-    for count in range(STEP, _MOST_ROWS - _MOVED + 1, STEP):  # so many have two places
-        pieces = torch.split(rows[: _MOST_ROWS // count * count], count)
+    for count in counts:
+        pieces = torch.split(rows[: len(rows) // count * count], count)
         made = torch.cat([run(piece.clone()) for piece in pieces])
-        moved = run(rows[_MOVED : _MOVED + count].clone())
-        still = _same(moved, made[_MOVED:])
+        # The largest has no room to move. Its rows are turned around.
+        moved = torch.roll(rows, -_MOVED, 0)[:count]
+        still = _same(run(moved), torch.roll(made, -_MOVED, 0)[: count - _MOVED])
         if fewest and still and _same(made, first):
             most = count
             continue

@@ -79,8 +79,8 @@ class Moe:
 def _foreign(experts: Any, index: int, products: Products) -> Expert:
     """Return an expert of a module that runs them itself."""
     codec = getattr(experts, "codec", None)
-    kind = (type(experts), codec and codec.name)
-    return products.of_foreign(partial(experts.run, index), kind, products.like.shape[1])
+    name = (type(experts), codec and codec.name)
+    return products.of_foreign(partial(experts.run, index), name, products.like.shape[1])
 
 
 def _plain(experts: Any, index: int, products: Products) -> Expert:

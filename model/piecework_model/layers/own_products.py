@@ -24,13 +24,15 @@ Place = tuple[int, tuple[int, ...]]
 class OwnProducts(TorchFunctionMode):
     """A context in which a model's linear modules multiply as in the fast executor.
 
-    What makes states of images is left as it is, as there.
+    What makes states of images is left as it is, as there. So is everything on an accelerator,
+    where the two multiply by other kernels and are compared for that.
     """
 
     def __init__(self, model: DiffusionGemmaForBlockDiffusion) -> None:
         super().__init__()
         self._products = products_of(model)
-        self._places = {_place(weight) for weight in _weights(model)}
+        on_cpu = model.device.type == "cpu"
+        self._places = {_place(weight) for weight in _weights(model)} if on_cpu else set()
         self._made: dict[Place, Projection] = {}
         self.embeddings: Tensor = model.model.decoder.embed_tokens.weight
         """[V, H]."""

@@ -7,9 +7,9 @@ On CUDA, products are those of layers/matmul.py, where a row's bits do not depen
 rows.
 
 On a CPU in bfloat16, oneDNN converts the layout of the weights in every call. With weights
-converted once, the same product takes half the time at few rows and is equal bit for bit. In
-float32 the converted product is another order of sums (MKL against oneDNN) and no faster for small
-weights, so those run as torch runs them.
+converted once, the same product takes half the time at few rows. The bits are those of the plain
+product, but for some numbers of rows with AMX. In float32 the converted product is another order of
+sums (MKL against oneDNN) and no faster for small weights, so those run as torch runs them.
 
 Many CPUs have no instructions for bfloat16. oneDNN emulates it there. In rare cases a row's last
 bit then depends on the number of rows, and products of many rows take two to four times as long as
@@ -31,7 +31,13 @@ from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model import limits
 from piecework_model.layers import matmul as tiled
-from piecework_model.layers.invariance import InvariantProduct, Projection
+from piecework_model.layers.invariance import (
+    ForeignKind,
+    InvariantProduct,
+    Kind,
+    Projection,
+    WeightKind,
+)
 
 Projections = Callable[[Tensor], tuple[Tensor, ...]]
 """[rows, in] to [rows, out] of each of several modules."""
@@ -115,7 +121,8 @@ class Products:
         wide = self.invariant and weight.shape[0] > MOST_OUTPUTS
         if wide or _is_fixed(weight) or is_emulated(weight) or self._packs(weight):
             return self.of_weight(weight)
-        return self._in_span(module, _kind(_plain, weight), weight)  # with whatever is hooked to it
+        # The module itself runs, with whatever is hooked to it.
+        return self._in_span(module, WeightKind.of(_plain, weight))
 
     def of_modules(self, modules: Sequence[nn.Module]) -> Projections:
         """Return how to run linear modules on the same rows.
@@ -130,9 +137,12 @@ class Products:
         runs = [self.of_module(module) for module in modules]
         return lambda rows: tuple(run(rows) for run in runs)
 
-    def of_foreign(self, run: Projection, kind: Hashable, width: int) -> Projection:
-        """Return how to run something that multiplies rows of this width in its own way."""
-        return self._in_span(run, kind, self.like.new_empty((0, width)))
+    def of_foreign(self, run: Projection, name: Hashable, width: int) -> Projection:
+        """Return how to run something that multiplies rows of this width in its own way.
+
+        name: equal for what multiplies alike.
+        """
+        return self._in_span(run, ForeignKind(name, width, self.like.dtype, self.like.device))
 
     def of_weight(self, weight: Tensor) -> Projection:
         """Return x @ weight.T for a weight [out, in]."""
@@ -166,7 +176,7 @@ class Products:
     def _by_columns(self, weight: Tensor, make: Callable[[Tensor], Projection]) -> Projection:
         """Return a product of several parts of a weight [out, in], each with a span."""
         parts = torch.split(weight, MOST_OUTPUTS) if self.invariant else (weight,)
-        runs = [self._in_span(make(part), _kind(make, part), part) for part in parts]
+        runs = [self._in_span(make(part), WeightKind.of(make, part)) for part in parts]
         if len(runs) == 1:
             return runs[0]
         return lambda rows: torch.cat([run(rows) for run in runs], dim=-1)
@@ -182,13 +192,8 @@ class Products:
             return lambda rows: kept(rows.float()).to(dtype)
         runs = []
         for part in torch.tensor_split(weight, in_parts(weight)):
-            kind, like = (
-                _kind(_plain, part),
-                part.new_empty((0, part.shape[1]), dtype=torch.float32),
-            )
-            if self.invariant:  # measured with a part that is converted once
-                InvariantProduct(_plain(part.float()), kind, like).span()
-            runs.append(self._in_span(partial(_widened, part), kind, like))
+            kind = replace(WeightKind.of(_plain, part), dtype=torch.float32)
+            runs.append(self._in_span(partial(_widened, part), kind))
 
         def run(rows: Tensor) -> Tensor:
             wide = rows.float()
@@ -199,10 +204,10 @@ class Products:
     def _packs(self, weight: Tensor) -> bool:
         return self.pack and can_pack(weight)
 
-    def _in_span(self, run: Projection, kind: Hashable, like: Tensor) -> Projection:
+    def _in_span(self, run: Projection, kind: Kind) -> Projection:
         if not self.invariant:
             return run
-        product = InvariantProduct(run, kind, like)
+        product = InvariantProduct(run, kind)
         self.made.append(product)
         return product
 
@@ -213,11 +218,6 @@ def products_of(
     """Return how the products of a model are made. Without `pack` its size decides."""
     embeddings: Tensor = model.model.decoder.embed_tokens.weight
     return Products(embeddings, may_pack(model) if pack is None else pack, invariant)
-
-
-def _kind(make: Callable[[Tensor], Projection], weight: Tensor) -> Hashable:
-    """Say what makes two products alike, besides device and type."""
-    return make, *weight.shape, *weight.stride()
 
 
 def _plain(weight: Tensor) -> Projection:
