@@ -58,7 +58,7 @@ class RowSpan:
         return next(tried for tried in ROW_COUNTS if tried >= rows)
 
 
-class Kind(Protocol):
+class ProductKind(Protocol):
     """What makes two products alike. Each kind is measured once. It can be hashed."""
 
     @property
@@ -89,7 +89,7 @@ class WeightKind:
 
     @torch.inference_mode()
     def measured(self, run: Projection) -> RowSpan | None:
-        """Find the span, as `Kind.measured` says."""
+        """Find the span, as `ProductKind.measured` says."""
         rows, weight = cancelling(*self.shape)
         placed = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
         trial = self.make(placed.copy_(weight))
@@ -107,7 +107,7 @@ class ForeignKind:
 
     @torch.inference_mode()
     def measured(self, run: Projection) -> RowSpan | None:
-        """Find the span, as `Kind.measured` says."""
+        """Find the span, as `ProductKind.measured` says."""
         generator = torch.Generator(device="cpu").manual_seed(_SEED)
         rows = torch.randn((_ROWS, self.width), generator=generator)
         rows = rows.to(self.device, self.dtype)
@@ -116,7 +116,7 @@ class ForeignKind:
         return _best(_spans_of(run, rows))
 
 
-_spans: dict[tuple[Kind, int], RowSpan | None] = {}
+_spans: dict[tuple[ProductKind, int], RowSpan | None] = {}
 """What was measured in this process, by kind and number of threads."""
 
 
@@ -128,7 +128,7 @@ class InvariantProduct:
     """
 
     run: Projection
-    kind: Kind
+    kind: ProductKind
     _known: dict[int, RowSpan | None] = field(default_factory=dict)
 
     def span(self) -> RowSpan | None:

@@ -34,7 +34,7 @@ from piecework_model.layers import matmul as tiled
 from piecework_model.layers.invariance import (
     ForeignKind,
     InvariantProduct,
-    Kind,
+    ProductKind,
     Projection,
     WeightKind,
 )
@@ -93,9 +93,10 @@ def multiplies_bfloat16(capabilities: Mapping[str, Any]) -> bool:
 class Products:
     """How products with the weights of one model are made.
 
-    like: the embeddings [V, H]. Rows are of their device and type. pack: whether weights may be
-    stored a second time in another layout. invariant: whether a row's bits must not depend on the
-    number of rows. made: those that must not, as they are asked for.
+    like: a weight [out, in] whose rows have the width, device and type of the model's, as the
+    embeddings have. pack: whether weights may be stored a second time in another layout. invariant:
+    whether a row's bits must not depend on the number of rows. made: those that must not, as they
+    are asked for.
     """
 
     like: Tensor
@@ -204,7 +205,7 @@ class Products:
     def _packs(self, weight: Tensor) -> bool:
         return self.pack and can_pack(weight)
 
-    def _in_span(self, run: Projection, kind: Kind) -> Projection:
+    def _in_span(self, run: Projection, kind: ProductKind) -> Projection:
         if not self.invariant:
             return run
         product = InvariantProduct(run, kind)
