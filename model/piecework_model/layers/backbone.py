@@ -147,8 +147,8 @@ class Backbone:
         self._hidden: int = text.hidden_size
         encoder = model.model.encoder.language_model
         self._layers = [
-            _layer(text, kind, half, other, products)
-            for kind, half, other in zip(
+            _layer(text, kind, decoding, encoding, products)
+            for kind, decoding, encoding in zip(
                 text.layer_types, decoder.layers, encoder.layers, strict=True
             )
         ]

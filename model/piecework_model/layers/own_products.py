@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from piecework_model.layers.invariance import Projection
-from piecework_model.layers.projections import products_of
+from piecework_model.layers.projections import is_plain, products_of
 
 Place = tuple[int, tuple[int, ...]]
 """Where a weight begins in memory, and its shape."""
@@ -67,7 +67,7 @@ def _weights(model: Any) -> Iterator[Tensor]:
     for name, module in model.named_modules():
         if "vision" in name:
             continue
-        if type(module) is nn.Linear and module.bias is None:
+        if is_plain(module):
             yield module.weight
         elif isinstance(getattr(module, "gate_up_proj", None), nn.Parameter):
             yield from module.gate_up_proj

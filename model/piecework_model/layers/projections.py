@@ -116,7 +116,7 @@ class Products:
         """Return how to run a linear module. Modules of other kinds (quantized ones) run as they
         are.
         """
-        if not _is_plain(module):
+        if not is_plain(module):
             return self.of_foreign(module, (type(module), str(module)), module.in_features)
         weight = module.weight
         wide = self.invariant and weight.shape[0] > MOST_OUTPUTS
@@ -132,7 +132,7 @@ class Products:
         neighbours (`matmul.try_product`). There the modules run as one product, which fills the
         device better.
         """
-        linears = [module for module in modules if _is_plain(module)]
+        linears = [module for module in modules if is_plain(module)]
         if len(linears) == len(modules) and all(_is_fixed(module.weight) for module in linears):
             return joined(linears, tiled.multiply)
         runs = [self.of_module(module) for module in modules]
@@ -272,7 +272,7 @@ def _columns_in_float32(matrix: Tensor) -> Projection:
     return run
 
 
-def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+def is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
     """Say whether a module is torch's own linear without bias."""
     return type(module) is nn.Linear and module.bias is None
 

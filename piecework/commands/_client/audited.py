@@ -145,11 +145,12 @@ async def _lacking(
         reason = await auditor.forced_lacks(await asyncio.to_thread(write_evidence, file), drawn)
     except PieceworkError as error:  # a file that is too long, say
         reason = str(error)
+    if not reason:
+        return None
     steps = file.canvases[drawn].receipt.steps
-    nothing = CanvasReport(
+    return CanvasReport(
         AuditLevel.FORCED, AuditOutcome.NO_VERDICT, drawn, reason=reason, steps=steps
     )
-    return nothing if reason else None
 
 
 async def _bought(
