@@ -49,7 +49,10 @@ only_mutate = {mutated}
 pytest_add_cli_args = ["-q"]
 pytest_add_cli_args_test_selection = {tests}
 # A message's words are no behaviour.
-do_not_mutate_patterns = ["raise Refusal", "raise ProtocolViolation", "raise MalformedInput"]
+do_not_mutate_patterns = [
+    "raise Refusal", "return Refusal", "message =",
+    "raise ProtocolViolation", "raise MalformedInput",
+]
 timeout_multiplier = 3.0
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -10,14 +11,19 @@ import pytest
 
 from piecework_model import limits as model_limits
 from piecework_node.jobs.admission import (
+    MAX_UNVETTED_BYTES,
     MIN_FUNDING_LIFETIME_S,
     Served,
     admit,
     backing,
     check_identity,
+    check_return,
+    check_taking_jobs,
+    check_terms,
     most_prompt,
     parameter_defect,
 )
+from piecework_protocol.credit import PayerCredit, PayerStanding, ceiling
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.limits import (
     MAX_CANVASES_PER_JOB,
@@ -28,7 +34,7 @@ from piecework_protocol.limits import (
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Amount, JobId, PayerSignature, Seconds, Uint32
+from piecework_protocol.types import Address, Amount, Digest, JobId, PayerSignature, Seconds, Uint32
 from piecework_protocol.worker_session import AcceptedJob
 from tests.support.node.harness import DOMAIN, TERMS, parameters
 from tests.unit.node.test_admission import (
@@ -38,17 +44,20 @@ from tests.unit.node.test_admission import (
     PROMPT_TOKENS,
     STRANGER,
     AdmissionCase,
+    account,
     book,
     channel,
     content,
     funding,
     good,
     job,
+    view,
 )
 
 WORST = worst_case(OFFER.models[0], Kind.TEXT, good().job.parameters, PROMPT_TOKENS)
 LATEST = NOW + MAX_JOB_LIFETIME_S + MAX_CLOCK_SKEW_S
 DELAY = TERMS.min_withdrawal_delay
+FIRST = ceiling(OFFER.models[0], good().job, PROMPT_TOKENS, None, 1)
 UNOPENED: dict[str, Any] = {"state": ChannelState.NONE, "deposit": Amount(0)}
 
 
@@ -62,6 +71,14 @@ def verdict(case: AdmissionCase) -> AcceptedJob | Reason:
 def authorized(total: int, **changes: Any) -> Callable[[AdmissionCase], AdmissionCase]:
     lifetime = changes.pop("lifetime_s", 3600)
     return book(funding=funding(total, lifetime_s=lifetime), pooled=Amount(total), **changes)
+
+
+def strangers(
+    present: int, places: int, payer: PayerCredit | None = None
+) -> Callable[[AdmissionCase], AdmissionCase]:
+    """A stranger, or another payer, beside so many jobs of strangers."""
+    who = payer or account(PayerStanding.SIMULATED)
+    return lambda c: book(payer=who, stranger_jobs=present)(view(capacity=places)(c))
 
 
 BOUNDS: list[
@@ -113,6 +130,42 @@ BOUNDS: list[
         authorized(10**6, lifetime_s=MIN_FUNDING_LIFETIME_S, **UNOPENED),
         authorized(10**6, lifetime_s=MIN_FUNDING_LIFETIME_S - 1, **UNOPENED),
         Reason.EXPIRED,
+    ),
+    (
+        "a channel whose payer is nobody",
+        channel(payer=CHANNEL.payer),
+        channel(payer=Address(bytes(20))),
+        Reason.BAD_PARAMETERS,
+    ),
+    (
+        "the last place of strangers",
+        strangers(present=3, places=8),
+        strangers(present=4, places=8),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "the only place of strangers, of an odd number",
+        strangers(present=0, places=3),
+        strangers(present=1, places=3),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "a stranger on the only place",
+        strangers(present=0, places=1),
+        strangers(present=1, places=1),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "payers with a deposit, who do not share the places of strangers",
+        strangers(present=4, places=8, payer=account()),
+        strangers(present=4, places=8),
+        Reason.CREDIT_EXHAUSTED,
+    ),
+    (
+        "the credit of a first canvas",
+        book(payer=account(PayerStanding.MINED, limit=FIRST)),
+        book(payer=account(PayerStanding.MINED, limit=FIRST - 1)),
+        Reason.CREDIT_EXHAUSTED,
     ),
 ]
 
@@ -275,3 +328,58 @@ def test_the_longest_prompt_that_can_be_paid_for_is_found(
     with pytest.raises(Refusal) as caught:
         most_prompt(held.submission, held.view, held.book, most + 1, 100_000)
     assert caught.value.reason is fault
+
+
+def test_contents_that_wait_for_the_chains_node_have_room_up_to_the_bound() -> None:
+    """The first is taken however long it is, or the longest would never be."""
+    long = replace(good().submission, sealed_content=bytes(1000))
+    seen, terms = good().view, good().book
+    for waiting, taken in (
+        (0, True),
+        (1, True),
+        (MAX_UNVETTED_BYTES - 1000, True),
+        (MAX_UNVETTED_BYTES - 999, False),
+    ):
+        crowded = replace(seen, unvetted_bytes=waiting)
+        with nullcontext() if taken else pytest.raises(Refusal) as caught:
+            admit(long, crowded, terms, content(PROMPT_TOKENS))
+        assert taken or caught.value.reason is Reason.BUSY
+
+
+def test_a_template_may_need_all_the_tokens_that_the_job_allows() -> None:
+    case = good()
+    most = int(case.job.parameters.max_tokens)
+    fits = replace(content(PROMPT_TOKENS), positions=most)
+    assert admit(case.submission, case.view, case.book, fits)
+    with pytest.raises(Refusal, match=f"the template needs {most + 1}"):
+        admit(case.submission, case.view, case.book, replace(fits, positions=most + 1))
+
+
+def test_a_kind_that_is_not_offered_is_refused_by_name() -> None:
+    """The offer and what is loaded are asked, each by itself."""
+    text_alone = OFFER.models[0].replace(kinds=Kind.TEXT.bit)
+    offer = OFFER.replace(models=(text_alone,))
+    read = job(kind=Kind.READ, offer=Digest(DOMAIN.digest(offer)))(view(offer=offer)(good()))
+    loads_text = view(served=Served(Service.REPLAYABLE, (Kind.TEXT,)))
+    loaded = job(kind=Kind.READ)(loads_text(good()))
+    for case, check in ((read, check_terms), (loaded, check_return)):
+        with pytest.raises(Refusal, match="takes no jobs of kind read here") as caught:
+            check(case.submission, case.view)
+        assert caught.value.reason is Reason.WRONG_KIND
+
+
+def test_what_stops_all_jobs_is_asked_by_itself() -> None:
+    case = good()
+    check_taking_jobs(case.submission, case.view)
+    with pytest.raises(Refusal) as caught:
+        check_taking_jobs(case.submission, replace(case.view, engine_ready=False))
+    assert caught.value.reason is Reason.ENGINE_UNAVAILABLE
+
+
+def test_what_was_taken_back_counts_as_put_in_when_an_authorization_is_old() -> None:
+    """Of 10,000 put in, 4,000 were taken back. An authorization of 10,000 adds nothing."""
+    old = funding(10_000, signer=STRANGER, lifetime_s=0)
+    case = book(deposit=Amount(6_000), withdrawn=Amount(4_000), funding=old)(good())
+    assert isinstance(verdict(case), AcceptedJob)
+    raised = book(funding=funding(10_001, signer=STRANGER))(case)
+    assert verdict(raised) is Reason.BAD_SIGNATURE

@@ -7,8 +7,15 @@ from collections.abc import Sequence
 from piecework.chain.calls import Claim
 from piecework.chain.l1_fees import L1Charge, L1Price
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
-from piecework.chain.packing import FIXED_BYTES, PACKED_GAS, PLAIN_GAS, ROW_BYTES
+from piecework.chain.packing import (
+    FIXED_BYTES,
+    PACKED_GAS,
+    PLAIN_GAS,
+    PLAIN_ROW_BYTES,
+    ROW_BYTES,
+)
 from piecework.chain.transactions import GasPrice
+from piecework_node.journal.records import Worth
 from piecework_node.settlement.policy import (
     SettlementCandidate,
     SettlePolicy,
@@ -186,3 +193,18 @@ def test_a_value_in_wei_is_a_whole_number_rounded_down() -> None:
     third = SettlePolicy(gas_multiple=1, interval_s=1, native_coin_price=3)
     assert worth_of(third, 1).wei == 10**18 // 3
     assert isinstance(worth_of(third, 1).wei, int)
+
+
+def test_one_claim_is_taken_for_as_dear_as_the_dearer_of_both_ways() -> None:
+    gas, data = max(PACKED_GAS.of(1), PLAIN_GAS.of(1)), FIXED_BYTES + PLAIN_ROW_BYTES
+    assert settle_wei(GWEI) == gas * 10**9
+    assert settle_wei(ROLLUP) == gas * 10**6 + data * 10**10
+
+
+def test_one_more_claim_adds_its_gas_and_its_own_data() -> None:
+    wei = PACKED_GAS.row * 10**6 + ROW_BYTES * 10**10
+    assert row_cost(POLICY, ROLLUP, [claim(1), claim(2)]) == -(-wei * 3 // 10**9)
+
+
+def test_a_transaction_is_worth_what_it_brings() -> None:
+    assert worth_of(POLICY, 3_000_000_000) == Worth(Amount(3_000_000_000), 10**18)

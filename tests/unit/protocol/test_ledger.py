@@ -7,9 +7,10 @@ import pytest
 
 from piecework_protocol.errors import InvariantBroken, ProtocolViolation
 from piecework_protocol.frames import LeafRef, PayVoucher
-from piecework_protocol.ledger import PayerLedger, WorkerLedger, empty_voucher
+from piecework_protocol.ledger import PayerLedger, WorkerLedger, closing_of, empty_voucher
 from piecework_protocol.limits import MAX_LEAVES_PER_VOUCHER
 from piecework_protocol.merkle import EMPTY_ROOT
+from piecework_protocol.objects import CloseChannel, Voucher
 from piecework_protocol.types import Amount, ChannelId, Digest, JobId, Signature, Uint64, keccak256
 
 CHANNEL = ChannelId(keccak256(b"channel"))
@@ -264,3 +265,44 @@ def test_the_unpaid_canvases_of_a_job_are_its_own() -> None:
         worker = worker.issue(ref, digest(ref.canvas + ref.job[0]), Amount(10))
     assert (worker.unpaid_canvases(JOB), worker.unpaid_canvases(other)) == (2, 1)
     assert worker.unpaid_canvases(JobId(bytes(32))) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "contradiction"),
+    [
+        ({}, False),
+        ({"cumulative": Amount(19)}, True),
+        ({"cumulative": Amount(21)}, True),
+        ({"receipts_root": EMPTY_ROOT}, True),
+        ({"count": Uint64(3)}, False),
+        ({"count": Uint64(3), "cumulative": Amount(21)}, False),
+        ({"count": Uint64(3), "cumulative": Amount(19)}, True),
+        ({"count": Uint64(1)}, False),
+        ({"count": Uint64(1), "cumulative": Amount(19)}, False),
+        ({"count": Uint64(1), "cumulative": Amount(21)}, True),
+    ],
+)
+def test_amount_and_count_of_two_vouchers_grow_together(
+    changes: dict[str, int], contradiction: bool
+) -> None:
+    """The latest one pays 20 base units for two receipts."""
+    worker, payer = books(paid=2, issued=2)
+    assert worker.contradicts(payer.voucher().replace(**changes)) is contradiction
+
+
+def test_nothing_contradicts_a_book_without_a_voucher() -> None:
+    assert WorkerLedger(CHANNEL).contradicts(empty_voucher(CHANNEL)) is False
+
+
+def test_a_closing_states_what_its_voucher_does_and_the_fee() -> None:
+    voucher = Voucher(CHANNEL, Amount(20), Uint64(2), digest(1))
+    assert closing_of(voucher, fee=3) == CloseChannel(
+        CHANNEL, Amount(20), Uint64(2), digest(1), Amount(3)
+    )
+    assert closing_of(voucher).fee == 0
+
+
+def test_a_payment_carries_the_signature_that_it_was_given() -> None:
+    _, payer = books(paid=1, issued=1)
+    signature = Signature(bytes([7]) * 65)
+    assert payer.payment(payer.voucher(), signature).signature == signature
