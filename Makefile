@@ -75,7 +75,7 @@ N ?= 60
 kills: .venv/.dev
 	$(BIN)/python -P -m tests.kills.storm --kills $(N)
 
-# Proofs of escrow and disputes over arbitrary storage, in an environment of their own. Some minutes.
+# Proofs of escrow and disputes over arbitrary storage, in an environment of their own. Five minutes.
 halmos: build/halmos/.done contracts/node_modules/.package-lock.json
 	build/halmos/bin/python contracts/tools/halmos.py
 

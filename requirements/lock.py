@@ -18,7 +18,7 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 FOLDER: Final = ROOT / "requirements"
 OLDEST_PYTHON: Final = "3.11"
 TORCH: Final = re.compile(r"torch\b")
-HALMOS: Final = "halmos==0.3.3"
+HALMOS: Final = ("halmos==0.3.3", "cvc5==1.4.2")
 AGENTS: Final = {
     "newer": (
         "openai==3.57.0",
@@ -76,7 +76,7 @@ def main() -> None:
     _write(
         "halmos",
         "The prover of the contracts, in an environment of its own: make halmos.",
-        _resolve([HALMOS], constraints=None),
+        _resolve(HALMOS, constraints=None),
     )
     for name, clients in AGENTS.items():
         _write(
