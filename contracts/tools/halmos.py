@@ -3,7 +3,7 @@
 counterexample.
 
 Needs halmos beside this Python (`make halmos` makes that environment) and the node_modules of
-tools/check.sh. Takes five minutes on two cores. `halmos.py CONTRACT` proves one contract of symbolic/.
+tools/check.sh. Takes five minutes on two cores. `halmos.py CONTRACT` proves one
 """
 
 from __future__ import annotations
