@@ -35,7 +35,7 @@ def outcomes(contract: str, prefix: str) -> dict[str, int]:
         report = Path(folder) / "report.json"
         command = [str(HALMOS), "--root", str(ROOT), "--forge-build-out", "out-halmos"]
         command += ["--contract", contract, "--function", prefix]
-        command += ["--solver-command", f"{sys.executable} {SOLVER}"]
+        command += ["--solver-command", f"{sys.executable} -P {SOLVER}"]
         command += ["--solver-timeout-assertion", str(QUERY_LIMIT_MS)]
         command += ["--json-output", str(report)]
         # The path of solc in foundry.toml counts from here.

@@ -58,7 +58,7 @@ def main() -> int:
     query = sys.argv[1]
     said = first_line([str(BIN / "yices-smt2"), query], YICES_SECONDS)
     if not said:
-        said = first_line([sys.executable, __file__, "--with-integers", query], CVC5_SECONDS)
+        said = first_line([sys.executable, "-P", __file__, "--with-integers", query], CVC5_SECONDS)
     if said != "unsat":
         become_z3(query)
     print(said)
