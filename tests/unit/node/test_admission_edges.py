@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -330,20 +329,26 @@ def test_the_longest_prompt_that_can_be_paid_for_is_found(
     assert caught.value.reason is fault
 
 
-def test_contents_that_wait_for_the_chains_node_have_room_up_to_the_bound() -> None:
-    """The first is taken however long it is, or the longest would never be."""
-    long = replace(good().submission, sealed_content=bytes(1000))
-    seen, terms = good().view, good().book
-    for waiting, taken in (
-        (0, True),
-        (1, True),
-        (MAX_UNVETTED_BYTES - 1000, True),
-        (MAX_UNVETTED_BYTES - 999, False),
-    ):
-        crowded = replace(seen, unvetted_bytes=waiting)
-        with nullcontext() if taken else pytest.raises(Refusal) as caught:
-            admit(long, crowded, terms, content(PROMPT_TOKENS))
-        assert taken or caught.value.reason is Reason.BUSY
+@pytest.mark.parametrize(
+    ("waiting", "taken"),
+    [(0, True), (1, True), (MAX_UNVETTED_BYTES - 1000, True), (MAX_UNVETTED_BYTES - 999, False)],
+)
+def test_contents_that_wait_for_the_chains_node_have_room_up_to_the_bound(
+    waiting: int, taken: bool
+) -> None:
+    submission = replace(good().submission, sealed_content=bytes(1000))
+    seen = replace(good().view, unvetted_bytes=waiting)
+    if taken:
+        check_terms(submission, seen)
+        return
+    with pytest.raises(Refusal) as caught:
+        check_terms(submission, seen)
+    assert caught.value.reason is Reason.BUSY
+
+
+def test_the_first_content_is_taken_however_long_it_is() -> None:
+    long = replace(good().submission, sealed_content=bytes(MAX_UNVETTED_BYTES + 1))
+    check_terms(long, good().view)
 
 
 def test_a_template_may_need_all_the_tokens_that_the_job_allows() -> None:
