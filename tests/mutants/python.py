@@ -1,8 +1,8 @@
 """Mutation testing of the modules that decide about money, with mutmut.
 
 mutmut maps a file to its module by its path and knows `src/` as the only prefix, so the packages
-are copied side by side into `build/mutants/src`. Nothing in the checkout is changed. A second run
-repeats only what changed.
+are copied side by side into `build/mutants/src`. Nothing in the checkout is changed. Every run
+begins anew, as mutmut would keep the verdict on a mutant whose tests have changed since.
 
     python -m tests.mutants.python [MAX_CHILDREN]
 """
@@ -63,7 +63,8 @@ def environment() -> dict[str, str]:
 
 
 def stage() -> None:
-    """Copy packages and tests, leaving mutmut's own results in place."""
+    """Copy packages and tests, without the results of an earlier run."""
+    shutil.rmtree(STAGE, ignore_errors=True)
     for package in PACKAGES:
         _copy(ROOT / package, STAGE / "src" / Path(package).name)
     _copy(ROOT / "tests", STAGE / "tests")
@@ -79,7 +80,6 @@ def stage() -> None:
 
 
 def _copy(source: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.db"))
 
 
@@ -104,7 +104,6 @@ def report() -> None:
 def main() -> int:
     """Stage, run, report."""
     children = sys.argv[1] if len(sys.argv) > 1 else "2"
-    STAGE.mkdir(parents=True, exist_ok=True)
     stage()
     ran = subprocess.run(
         [*MUTMUT, "run", "--max-children", children], cwd=STAGE, env=environment(), check=False

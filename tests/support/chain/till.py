@@ -50,6 +50,7 @@ from tests.support.chain.chains import ETHER, MIN_STAKE, TestMarket, signer
 from tests.support.chain.purse import Points, WatchedRpc
 from tests.support.market.memory_grpc import MemoryChannel, NoBounds
 from tests.support.node.fake_engine import FakeEngine
+from tests.support.node.faults import Killed
 from tests.support.node.watched import SharedChain
 from tests.support.system.worker_process import PASSWORD, write_key
 
@@ -219,17 +220,18 @@ class Till:
         points.on_death = lambda: _tell(loop, died)
         async with self.process(points) as opened:
             body = asyncio.ensure_future(work(opened))
-            ends = [
-                asyncio.ensure_future(opened.parts.runtime.failure()),
-                asyncio.ensure_future(died.wait()),
-            ]
-            await asyncio.wait([body, *ends], return_when=asyncio.FIRST_COMPLETED)
+            failed = asyncio.ensure_future(opened.parts.runtime.failure())
+            tasks = [body, failed, asyncio.ensure_future(died.wait())]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             self._break_off()
-            for task in (body, *ends):
+            for task in tasks:
                 task.cancel()
-            await asyncio.gather(body, *ends, return_exceptions=True)
-            if not body.cancelled():
-                body.result()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if died.is_set():
+                raise Killed
+            for task in (failed, body):
+                if not task.cancelled():
+                    task.result()
 
     async def leave(self, points: Points | None = None) -> LeaveReport:
         """`piecework worker leave`."""
