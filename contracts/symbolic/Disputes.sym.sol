@@ -255,6 +255,43 @@ contract DisputesSymbolic {
         assert(false);
     }
 
+    // ------------------------------------------------------------------ judge
+
+    /// @dev Two members vote, who are none of the parties and do not send.
+    function _acquit(Challenge memory asked, address sender) private {
+        bytes[] memory signatures = new bytes[](2);
+        (signatures[0], signatures[1]) = (svm.createBytes(65, "first"), svm.createBytes(65, "second"));
+        vm.assume(!disputes.isMember(asked.payer) && !disputes.isMember(asked.operator));
+        vm.assume(!disputes.isMember(sender));
+        bytes32 leafRoot = svm.createBytes32("leaf root");
+        uint64 deadline = uint64(svm.createUint(64, "deadline"));
+        vm.prank(sender);
+        disputes.judge(asked, false, leafRoot, deadline, signatures);
+    }
+
+    function check_not_guilty() public {
+        (Challenge memory asked, address sender) = _challenge();
+        bytes32 id = disputes.challengeId(asked);
+        Before memory b = _before(asked, sender);
+        ChallengeState memory was = disputes.getChallenge(id);
+        _acquit(asked, sender);
+        assert(was.status == Status.Escalated && disputes.getChallenge(id).status == Status.NotGuilty);
+        assert(block.timestamp <= uint256(was.answerBy) + 1 days && _taken(b) == 0 && !book.suspended());
+        assert(disputes.openOf(asked.channel) == 0 && disputes.openCount(asked.operator) == b.open - 1);
+        (uint256 tokens, uint256 coins) = _payerGained(asked, b);
+        assert(tokens == 0 && coins == 0);
+        (tokens, coins) = _operatorGained(asked, b);
+        assert(tokens == FEE && coins == 0);
+        _senderHas(sender, b);
+    }
+
+    function fails_not_guilty() public {
+        (Challenge memory asked, address sender) = _challenge();
+        _before(asked, sender);
+        _acquit(asked, sender);
+        assert(false);
+    }
+
     // ------------------------------------------------------------------ endReward
 
     function _word(uint256 number, uint256 offset) private returns (uint256) {
