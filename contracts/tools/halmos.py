@@ -3,11 +3,12 @@
 counterexample.
 
 Needs halmos beside this Python (`make halmos` makes that environment) and the node_modules of
-tools/check.sh. `halmos.py --short` leaves out those of LONG.
+tools/check.sh. `halmos.py CONTRACT` proves one contract, and `--short` leaves out those of LONG.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -53,8 +54,12 @@ def outcomes(contract: str, prefix: str, left_out: tuple[str, ...]) -> dict[str,
 
 def main() -> int:
     """1 when a proof fails, or when a negated one holds."""
-    left_out = LONG if "--short" in sys.argv[1:] else ()
-    return max([prove(contract, left_out) for contract in CONTRACTS])
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("contracts", nargs="*", metavar="CONTRACT", help="of symbolic/")
+    parser.add_argument("--short", action="store_true", help="what ends within seconds")
+    wanted = parser.parse_args()
+    left_out = LONG if wanted.short else ()
+    return max([prove(contract, left_out) for contract in wanted.contracts or CONTRACTS])
 
 
 def prove(contract: str, left_out: tuple[str, ...]) -> int:

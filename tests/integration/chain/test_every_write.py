@@ -114,7 +114,7 @@ async def test_every_unit_comes_home_from_every_point(
         reached += points.names[at : at + 1]
         await bring_home(market, worker, mine)
         spent = await promised(market, worker, mine)
-        assert await mine.wealth() == MONEY - spent, f"point {at}: {points.names[-1]}"
+        assert await mine.wealth() == MONEY - spent, str(points)
         if over:
             break
     else:

@@ -250,9 +250,8 @@ async def test_every_unit_comes_home_from_every_point(
         # In pairs: a commit is a point before it and one after it.
         alone = at // 2 % 2 == 1
         await (bring_home_alone if alone else bring_home)(both)
-        point = f"point {at}: {points.names[min(at, len(points.names) - 1)]}"
-        unknown = await check_books(market, both, point)
-        assert unknown == 0 if not alone else unknown >= 0, f"{point}: {unknown}"
+        unknown = await check_books(market, both, str(points))
+        assert unknown == 0 if not alone else unknown >= 0, f"{points}: {unknown}"
         assert written_once(both.till) == files
         if len(points.names) <= at:
             break

@@ -49,6 +49,11 @@ class Points:
         """Called at the moment of the death, in the thread that reached the point."""
         self._at, self._kill = at, kill
 
+    def __str__(self) -> str:
+        """Name the point at which the life was ended or disturbed, for a message."""
+        chosen = self.names[self._at : self._at + 1] if self._at is not None else []
+        return f"point {self._at}: {chosen[0] if chosen else 'never reached'}"
+
     def write(self, name: str, *, fails: bool = True) -> None:
         """A change of the database. Implements `journal.database.WriteWatcher`.
 

@@ -305,6 +305,7 @@ REFUSALS: list[tuple[str, Callable[[AdmissionCase], AdmissionCase], Reason]] = [
     ),
     ("a channel that pays the token", channel(receiver=TOKEN), Reason.WRONG_WORKER),
     ("a channel with no authorizer", channel(authorizer=Address(bytes(20))), Reason.BAD_SIGNATURE),
+    ("a channel with no payer", channel(payer=Address(bytes(20))), Reason.BAD_PARAMETERS),
     ("a deposit below the least", book(deposit=Amount(TERMS.min_deposit - 1)), Reason.UNDERFUNDED),
     ("stray unpaid canvases", book(stray_unpaid=True), Reason.UNPAID_RECEIPTS),
     ("too many jobs on the channel", book(attached=TERMS.jobs_per_channel), Reason.BUSY),

@@ -33,7 +33,7 @@ from piecework_protocol.limits import (
 from piecework_protocol.objects import Kind, Service
 from piecework_protocol.pricing import worst_case
 from piecework_protocol.states import ChannelState
-from piecework_protocol.types import Address, Amount, Digest, JobId, PayerSignature, Seconds, Uint32
+from piecework_protocol.types import Amount, Digest, JobId, PayerSignature, Seconds, Uint32
 from piecework_protocol.worker_session import AcceptedJob
 from tests.support.node.harness import DOMAIN, TERMS, parameters
 from tests.unit.node.test_admission import (
@@ -129,12 +129,6 @@ BOUNDS: list[
         authorized(10**6, lifetime_s=MIN_FUNDING_LIFETIME_S, **UNOPENED),
         authorized(10**6, lifetime_s=MIN_FUNDING_LIFETIME_S - 1, **UNOPENED),
         Reason.EXPIRED,
-    ),
-    (
-        "a channel whose payer is nobody",
-        channel(payer=CHANNEL.payer),
-        channel(payer=Address(bytes(20))),
-        Reason.BAD_PARAMETERS,
     ),
     (
         "the last place of strangers",
