@@ -71,7 +71,8 @@ contract EscrowSymbolic {
     /// Unchecked: the sum of a loss would be a number that no two amounts reach.
     function _gained(Channel memory c, Before memory b) private view returns (uint256) {
         unchecked {
-            return token.balanceOf(c.receiver) + (escrow.payoutOf(address(token), c.receiver) - b.receiverWaits);
+            return
+                token.balanceOf(c.receiver) + (escrow.payoutOf(address(token), c.receiver) - b.receiverWaits);
         }
     }
 
