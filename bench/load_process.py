@@ -19,7 +19,7 @@ from typing import Any
 import grpc
 
 from piecework.chain.deployment import Deployment
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.config import load_config
 from piecework.client.jobs.events import JobFinished
 from piecework.client.jobs.requests import Generation, TextRequest

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import PieceworkError
-from piecework.chain import calls
-from piecework.chain.authorizations import SignedDeposit, opening_nonce, sign_deposit
-from piecework.chain.calls import Claim
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import SignedDeposit, opening_nonce, sign_deposit
+from piecework.chain.contracts.calls import Claim
 from piecework.chain.errors import RpcRefused
-from piecework.chain.reader import ChainReader
-from piecework.chain.transactions import Mined, TransactionSender
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.transactions import Mined, TransactionSender
 from piecework.client.errors import (
     ClientError,
     FeeOverLimit,

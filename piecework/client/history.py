@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from piecework.chain.abi import interface
-from piecework.chain.events import Log, topic
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.events import Log, topic
 from piecework.chain.limits import MAX_CHANNELS_PER_LOG_QUERY
-from piecework.chain.logs import LogSearch
-from piecework.chain.reader import ChainReader
+from piecework.chain.nodes.logs import LogSearch
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.journal.logs import ChainLogs, LogRow
 from piecework_protocol.objects import Channel
 from piecework_protocol.types import Address, Bytes32, ChannelId, Timestamp, to_hex

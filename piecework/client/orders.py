@@ -9,10 +9,10 @@ import enum
 from dataclasses import dataclass
 
 from piecework.base.amounts import TokenAmount
-from piecework.chain import calls
-from piecework.chain.authorizations import SignedWithdrawal
-from piecework.chain.reader import ChainReader
-from piecework.chain.transactions import Mined, TransactionSender
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import SignedWithdrawal
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.transactions import Mined, TransactionSender
 from piecework.client.errors import ClientError, InsufficientFunds
 from piecework.client.jobs.driver import JobContext
 from piecework.client.journal.records import ChannelStatus

@@ -12,7 +12,7 @@ from typing import Self
 from piecework.base.amounts import Token, TokenAmount
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.auditors.market import auditor_of
 from piecework.client.audits.background import Audits
 from piecework.client.config import ClientConfig, ClientHome, load_config

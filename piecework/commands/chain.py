@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from piecework.chain.deployment import Deployment
     from piecework.chain.dev.anvil import Anvil
     from piecework.chain.dev.embedded import EmbeddedChain
-    from piecework.chain.reader import ChainReader
+    from piecework.chain.reading.reader import ChainReader
     from piecework_protocol.signing import AsyncSigner
     from piecework_protocol.types import Address
 
@@ -241,7 +241,7 @@ async def _prepare(
     chain: EmbeddedChain | Anvil, rpc_url: str, file: Path | None, terms: tuple[str, int] | None
 ) -> dict[str, Any]:
     """Deploy the contracts unless the chain stays bare; the ready line."""
-    from piecework.chain.deploy import deploy as deploy_contracts
+    from piecework.chain.sending.deploy import deploy as deploy_contracts
     from piecework_protocol.types import Seconds, to_hex
 
     ready = {
@@ -297,7 +297,7 @@ async def _deploy(
     unbonding_delay_s: int,
     disputes: DisputeTerms | None = None,
 ) -> Deployment:
-    from piecework.chain.deploy import deploy as deploy_contracts
+    from piecework.chain.sending.deploy import deploy as deploy_contracts
     from piecework_protocol.types import Seconds
 
     return await deploy_contracts(
@@ -316,7 +316,7 @@ async def _deployer(
     """The key that pays: the faucet's, a keystore's, or the environment's, in this order of
     explicitness."""
     from piecework.chain.dev.faucet import faucet_signer
-    from piecework.chain.rpc import HttpRpc
+    from piecework.chain.nodes.rpc import HttpRpc
     from piecework_protocol.signing import LocalSigner
     from piecework_protocol.types import parse_hex
 
@@ -350,7 +350,7 @@ async def _faucet(
 ) -> dict[str, Any]:
     from piecework.chain.deployment import Deployment
     from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
-    from piecework.chain.reader import ChainReader
+    from piecework.chain.reading.reader import ChainReader
     from piecework_protocol.types import Amount, to_hex
 
     deployment = Deployment.load(file)
@@ -372,8 +372,8 @@ async def _status(file: Path, rpc_url: str | None) -> dict[str, Any]:
     """
     from piecework.chain.deployment import Deployment
     from piecework.chain.errors import NoFinality
-    from piecework.chain.presence import Presence, places
-    from piecework.chain.reader import ChainReader
+    from piecework.chain.reading.presence import Presence, places
+    from piecework.chain.reading.reader import ChainReader
     from piecework_protocol.types import to_hex
 
     deployment = Deployment.load(file)

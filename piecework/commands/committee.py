@@ -64,8 +64,8 @@ def judge(
 
         from piecework.base.files import read
         from piecework.chain.deployment import Deployment
-        from piecework.chain.disputes import DisputeReader
-        from piecework.chain.reader import ChainReader
+        from piecework.chain.reading.disputes import DisputeReader
+        from piecework.chain.reading.reader import ChainReader
         from piecework.client.audits.engine import EngineAuditor
         from piecework.client.disputes.committee import CommitteeMember, check_place, keep_verdict
         from piecework.client.disputes.walk import DisputedStep
@@ -116,10 +116,10 @@ def submit(
 
         from piecework.base.files import read
         from piecework.chain.deployment import Deployment
-        from piecework.chain.disputes import DisputeReader
         from piecework.chain.limits import DEFAULT_POLL_S
-        from piecework.chain.reader import ChainReader
-        from piecework.chain.transactions import TransactionSender
+        from piecework.chain.reading.disputes import DisputeReader
+        from piecework.chain.reading.reader import ChainReader
+        from piecework.chain.sending.transactions import TransactionSender
         from piecework.client.disputes.committee import (
             MAX_VERDICT_BYTES,
             MemberVerdict,

@@ -179,7 +179,7 @@ async def _serve(
     from piecework.base.clock import SystemClock
     from piecework.base.http_server import DEAF, HttpServer, serving
     from piecework.chain.deployment import Deployment
-    from piecework.chain.reader import ChainReader
+    from piecework.chain.reading.reader import ChainReader
     from piecework.commands._server import logs_to_stderr, until_told_to_stop
     from piecework.market.explorer.layout import Money
     from piecework.market.offer_store import OfferStore

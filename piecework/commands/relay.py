@@ -117,7 +117,7 @@ async def _serve(file: Path, place: _Place, limits: RelayLimits, rpc: str | None
     from piecework.base.listener import bind
     from piecework.chain.deployment import Deployment
     from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
-    from piecework.chain.reader import ChainReader
+    from piecework.chain.reading.reader import ChainReader
     from piecework.commands._server import logs_to_stderr, until_told_to_stop
     from piecework.relay.joined import Gatekeeper
     from piecework.relay.operators import RegisteredOperators, dial_back_server

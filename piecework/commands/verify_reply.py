@@ -56,7 +56,7 @@ def command(
 async def _on_chain(checked: Checked, rpc: str, deployment: Path) -> list[str]:
     """Ask a node for what a file cannot say. It compares the code of the contracts by itself."""
     from piecework.chain.deployment import Deployment
-    from piecework.chain.reader import ChainReader
+    from piecework.chain.reading.reader import ChainReader
     from piecework_protocol.errors import EvidenceRefused
     from piecework_protocol.types import to_hex
 

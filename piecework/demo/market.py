@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.faucet import faucet_signer, mint_tokens
-from piecework.chain.reader import ChainReader
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.transactions import TransactionSender
 from piecework.client.config import ClientHome, load_config
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up

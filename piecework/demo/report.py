@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from piecework.base.amounts import Token
-from piecework.chain.events import Settled
+from piecework.chain.contracts.events import Settled
 from piecework.client.journal.proofs import ProvenReceipt
 from piecework.demo.jobs import JobResult
 from piecework.demo.market import Balances

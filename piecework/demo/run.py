@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piecework.chain.events import ChannelFunded, Settled
-from piecework.chain.reader import ChainReader
-from piecework.chain.transactions import Finalized, Mined, TransactionSender
+from piecework.chain.contracts.events import ChannelFunded, Settled
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.transactions import Finalized, Mined, TransactionSender
 from piecework.client.jobs.requests import Generation, TextRequest
 from piecework.demo import report as accounts
 from piecework.demo.jobs import JobResult, run_jobs

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, Final, Protocol
 
-from piecework.chain.events import ChannelClosed, ChannelOpened, EscrowEvent, Settled
-from piecework.chain.records import Block
+from piecework.chain.contracts.events import ChannelClosed, ChannelOpened, EscrowEvent, Settled
+from piecework.chain.contracts.records import Block
 from piecework.market.history import ChannelEvent, Closed, MarketHistory, Opened, Paid
 from piecework.market.limits import EVENTS_AT_ONCE, SETTLEMENTS_INTERVAL_S
 from piecework.market.rounds import repeat

@@ -11,7 +11,7 @@ from piecework.base.clock import Clock
 from piecework.base.dialling import Dialler
 from piecework.base.errors import PieceworkError
 from piecework.chain.errors import ChainError
-from piecework.chain.reader import RegisteredWorker
+from piecework.chain.reading.reader import RegisteredWorker
 from piecework.dialback import DialBackServer, chain_unavailable
 from piecework.relay.limits import (
     MAX_OPERATORS,

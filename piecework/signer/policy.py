@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from piecework.base.errors import PieceworkError
-from piecework.chain.abi import decode_values, interface
-from piecework.chain.authorizations import Permit
+from piecework.chain.contracts.abi import decode_values, interface
+from piecework.chain.contracts.authorizations import Permit
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer
-from piecework.chain.rawtx import UnsignedTransaction
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework_protocol.dialling import DialRequest, dial_domain
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.objects import (

@@ -22,7 +22,7 @@ from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.base.files import shown
 from piecework.base.text import one_line
-from piecework.chain.rawtx import UnsignedTransaction
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework.signer.book import BookError, LimitBook
 from piecework.signer.limits import (
     FRAME_S,

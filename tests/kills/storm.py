@@ -24,8 +24,8 @@ from typing import Any, Final
 
 import aiohttp
 
+from piecework.chain.contracts.events import ChannelFunded
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.chain.events import ChannelFunded
 from piecework.chain.keystore import open_keystore
 from piecework.client.config import ClientHome, load_config
 from piecework.client.jobs.outstanding import pay_outstanding

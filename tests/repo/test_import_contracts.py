@@ -49,7 +49,7 @@ VIOLATIONS = [
             "piecework.relay.server",
             "piecework.signer.server",
             # By way of the chain, which the client uses.
-            "piecework.chain.reader",
+            "piecework.chain.reading.reader",
         )
         for imported in ("piecework_model.engine.engine", "piecework_model.requests")
     ),

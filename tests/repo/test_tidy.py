@@ -223,7 +223,8 @@ def test_a_client_imports_without_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; sys.modules['transformers'] = None; "
         "import piecework.client.gateway.server, piecework.client.jobs.driver; "
-        "import piecework.market.server, piecework.chain.reader, piecework.commands.client; "
+        "import piecework.market.server, piecework.chain.reading.reader; "
+        "import piecework.commands.client; "
         "print('ok')"
     )
     result = subprocess.run(

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.events import Log
+from piecework.chain.contracts.events import Log
 from piecework.client.journal.logs import LogRow
 from piecework.client.journal.records import (
     ChannelStatus,

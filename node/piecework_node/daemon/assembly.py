@@ -11,9 +11,9 @@ from typing import Any
 from piecework.base.clock import Clock, SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import SignerAway
-from piecework.chain.fees import GWEI, FeePolicy
-from piecework.chain.finality import FINALIZED, at_depth
-from piecework.chain.reader import ChainReader
+from piecework.chain.nodes.finality import FINALIZED, at_depth
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.fees import GWEI, FeePolicy
 from piecework.signer.remote import RemoteSigner
 from piecework_node import logs
 from piecework_node.config import WorkerConfig

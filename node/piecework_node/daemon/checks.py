@@ -15,8 +15,8 @@ from piecework.base.errors import PieceworkError
 from piecework.base.http import HttpReader
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import ChainError
-from piecework.chain.fees import GWEI, FeePolicy
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.fees import GWEI, FeePolicy
 from piecework.signer.book import shown_time
 from piecework.signer.remote import RemoteSigner
 from piecework_model.errors import ModelError

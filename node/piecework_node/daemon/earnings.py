@@ -18,15 +18,15 @@ from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 from typing import Final
 
-from piecework.chain.deployment import Deployment
-from piecework.chain.events import (
+from piecework.chain.contracts.events import (
     ChannelClosed,
     ChannelFunded,
     EscrowEvent,
     Settled,
     Withdrawn,
 )
-from piecework.chain.reader import ChainReader
+from piecework.chain.deployment import Deployment
+from piecework.chain.reading.reader import ChainReader
 from piecework_node import config
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.assembly import connect

@@ -14,13 +14,13 @@ from typing import Any, Final
 from piecework.base.amounts import native_coin
 from piecework.base.clock import SystemClock
 from piecework.base.http import HttpReader
-from piecework.chain import calls
-from piecework.chain.calls import Call, Claim
-from piecework.chain.fees import GWEI, FeePolicy
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.calls import Call, Claim
+from piecework.chain.contracts.packing import settlement_batches, settlement_calldata
 from piecework.chain.limits import DEFAULT_POLL_S
-from piecework.chain.packing import settlement_batches, settlement_calldata
-from piecework.chain.reader import ChainReader, ChannelOnChain, RegisteredWorker
-from piecework.chain.transactions import TransactionSender, WouldDo
+from piecework.chain.reading.reader import ChainReader, ChannelOnChain, RegisteredWorker
+from piecework.chain.sending.fees import GWEI, FeePolicy
+from piecework.chain.sending.transactions import TransactionSender, WouldDo
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.assembly import operator_terms

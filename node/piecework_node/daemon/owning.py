@@ -10,11 +10,11 @@ from piecework.base import settings as loader
 from piecework.base.files import read, write_private
 from piecework.base.settings import MAX_FILE_BYTES
 from piecework.base.settings_file import rewritten
-from piecework.chain import calls
-from piecework.chain.calls import Call
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.calls import Call
 from piecework.chain.limits import DEFAULT_POLL_S
-from piecework.chain.reader import ChainReader
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
 from piecework_node.errors import ConfigError

@@ -13,12 +13,12 @@ from typing import Any, Final
 from piecework.base.amounts import Token, native_coin
 from piecework.base.files import shown, write_private
 from piecework.base.written_amounts import base_units
-from piecework.chain import calls
-from piecework.chain.authorizations import Permit, signed_permit
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import Permit, signed_permit
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
-from piecework.chain.reader import ChainReader, RegisteredWorker
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.reading.reader import ChainReader, RegisteredWorker
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_node import config as settings
 from piecework_node.card_settings import tables_with
 from piecework_node.config import AMOUNTS, WorkerConfig

@@ -17,12 +17,12 @@ from typing import Any, Final
 from piecework.base.files import SYSTEM_DISK, read, write_private
 from piecework.base.settings import MAX_FILE_BYTES
 from piecework.base.settings_file import rewritten
-from piecework.chain import calls
-from piecework.chain.authorizations import Permit, signed_permit
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import Permit, signed_permit
 from piecework.chain.errors import SignerRefuses
 from piecework.chain.limits import DEFAULT_POLL_S
-from piecework.chain.reader import ChainReader, RegisteredWorker
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.reading.reader import ChainReader, RegisteredWorker
+from piecework.chain.sending.transactions import TransactionSender
 from piecework.signer.place import socket_path
 from piecework.signer.remote import signer_at
 from piecework_node import config as settings

@@ -7,8 +7,8 @@ import contextlib
 from typing import Final, Protocol
 
 from piecework.base.text import one_line
+from piecework.chain.contracts.records import RegisteredWorker
 from piecework.chain.errors import ChainError
-from piecework.chain.records import RegisteredWorker
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_protocol.types import Address, address_hex
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from piecework.chain import disputes
-from piecework.chain.disputes import (
+from piecework.chain.reading import disputes
+from piecework.chain.reading.disputes import (
     Challenge,
     ChallengeOpened,
     ChallengeState,
     Credits,
     DisputeReader,
 )
-from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.sending.rawtx import SignedTransaction
 from piecework_node.journal.records import Worth
 from piecework_node.settlement.chain import ChainLink
 from piecework_protocol.disputes import OpenedLeaf

@@ -11,8 +11,8 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from piecework.chain.disputes import Challenge, ChallengeOpened
 from piecework.chain.errors import ChainError, FeeTooHigh
+from piecework.chain.reading.disputes import Challenge, ChallengeOpened
 from piecework_node.disputes.chain import DefencePort
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, TxKind, TxSubject, Worth

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from piecework.chain.disputes import Challenge
+from piecework.chain.reading.disputes import Challenge
 from piecework_node.evidence.steps import StepSource
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import ReplayableJobs

@@ -11,7 +11,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Final
 
-from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.sending.rawtx import SignedTransaction
 from piecework_protocol.errors import Reason
 from piecework_protocol.frames import (
     FundingAuthorization,

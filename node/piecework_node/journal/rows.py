@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 import apsw
 
-from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.sending.rawtx import SignedTransaction
 from piecework_node.journal.records import (
     FINAL_TX_STATES,
     OPEN_TX_STATES,

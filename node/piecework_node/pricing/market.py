@@ -49,7 +49,7 @@ class PageReader(Protocol):
 
 
 class StakeRegistry(Protocol):
-    """What the chain says of operators (`piecework.chain.reader.ChainReader`)."""
+    """What the chain says of operators (`piecework.chain.reading.reader.ChainReader`)."""
 
     async def worker(self, operator: Address) -> Standing | None: ...
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.errors import PieceworkError
-from piecework.chain.reader import ChannelOnChain
+from piecework.chain.reading.reader import ChannelOnChain
 from piecework_node.errors import JournalConflict
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import (

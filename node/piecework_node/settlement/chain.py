@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
-from piecework.chain import calls
-from piecework.chain.authorizations import opening_authorization
-from piecework.chain.calls import Call, Claim, send_native
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import opening_authorization
+from piecework.chain.contracts.calls import Call, Claim, send_native
+from piecework.chain.contracts.events import WithdrawalRequested
+from piecework.chain.contracts.packing import settlement_calldata
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, LogRangeRefused, MethodMissing, RpcRefused
-from piecework.chain.events import WithdrawalRequested
-from piecework.chain.fees import FeePolicy
-from piecework.chain.packing import settlement_calldata
-from piecework.chain.quorum import QuorumRpc
-from piecework.chain.rawtx import SignedTransaction
-from piecework.chain.reader import ChainReader, ChannelOnChain
-from piecework.chain.transactions import (
+from piecework.chain.nodes.quorum import QuorumRpc
+from piecework.chain.reading.reader import ChainReader, ChannelOnChain
+from piecework.chain.sending.fees import FeePolicy
+from piecework.chain.sending.rawtx import SignedTransaction
+from piecework.chain.sending.transactions import (
     GasPrice,
     Outcome,
     Simulation,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.fees import OfferedFees
 from piecework_node.settlement.policy import WEI_PER_COIN, SettlePolicy, worth_of

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from piecework.base.clock import Clock
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, Worth
 from piecework_node.settlement.chain import ChainPort

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from piecework.chain.calls import Claim
-from piecework.chain.packing import (
+from piecework.chain.contracts.calls import Claim
+from piecework.chain.contracts.packing import (
     FIXED_BYTES,
     PACKED_GAS,
     PLAIN_GAS,
@@ -25,7 +25,7 @@ from piecework.chain.packing import (
     row_gas,
     settlement_batches,
 )
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.journal.records import Worth
 from piecework_protocol.types import Amount, ChannelId
 

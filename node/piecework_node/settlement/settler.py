@@ -12,9 +12,9 @@ from dataclasses import replace
 from typing import Any, Final, Protocol
 
 from piecework.base.clock import Clock
-from piecework.chain.calls import NO_SIGNATURE, Claim
+from piecework.chain.contracts.calls import NO_SIGNATURE, Claim
 from piecework.chain.errors import ChainError, FeeTooHigh, LogRangeRefused, TransactionReverted
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import MetaSet, StoredTx, TxKind, TxSubject, Worth
 from piecework_node.metrics import Metrics

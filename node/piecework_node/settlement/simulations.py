@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from piecework.chain.transactions import WouldDo
+from piecework.chain.sending.transactions import WouldDo
 from piecework_node.settlement.chain import ChainPort
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.types import Address

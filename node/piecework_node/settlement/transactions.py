@@ -22,8 +22,8 @@ from typing import Any, Self
 
 from piecework.base.clock import Clock
 from piecework.chain.errors import FeeTooHigh, FeeTooLow, NonceTaken, TransactionReverted
-from piecework.chain.rawtx import SignedTransaction
-from piecework.chain.transactions import Finalized, Mined, Pending, Superseded, WouldRevert
+from piecework.chain.sending.rawtx import SignedTransaction
+from piecework.chain.sending.transactions import Finalized, Mined, Pending, Superseded, WouldRevert
 from piecework_node.journal.protocol import Journal
 from piecework_node.journal.records import StoredTx, TxKind, TxMoved, TxState, TxSubject, Worth
 from piecework_node.metrics import Metrics

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from piecework.base.clock import Clock
 from piecework.chain.errors import ChainError, InsufficientGas, TransactionReverted
 from piecework.chain.limits import DEVELOPMENT_CHAIN_IDS
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard, code_of
 from piecework_node.settlement.policy import settle_wei

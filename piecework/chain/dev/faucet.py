@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 
-from piecework.chain.calls import Call, mint, send_native
+from piecework.chain.contracts.calls import Call, mint, send_native
 from piecework.chain.errors import FeeTooLow, NonceTaken, WrongChain
 from piecework.chain.limits import ANVIL_CHAIN_ID, DEFAULT_POLL_S, DEVELOPMENT_CHAIN_IDS
-from piecework.chain.rpc import JsonRpc, web3_over
-from piecework.chain.transactions import Mined, TransactionSender
+from piecework.chain.nodes.rpc import JsonRpc, web3_over
+from piecework.chain.sending.transactions import Mined, TransactionSender
 from piecework_protocol.signing import AsyncSigner, LocalSigner
 from piecework_protocol.types import Address, Amount, keccak256
 

@@ -16,10 +16,10 @@ from typing import Any, Final, Protocol
 
 from piecework.base.files import FileExists, read, shown, write_public
 from piecework.base.jsons import loads
-from piecework.chain import disputes
-from piecework.chain.calls import Call
+from piecework.chain.contracts.calls import Call
 from piecework.chain.deployment import Deployment
-from piecework.chain.disputes import ChallengeOpened, ChallengeState
+from piecework.chain.reading import disputes
+from piecework.chain.reading.disputes import ChallengeOpened, ChallengeState
 from piecework.client.audits.auditor import Auditor, CanvasReport
 from piecework.client.disputes.walk import DisputedStep
 from piecework.client.errors import DisputeError

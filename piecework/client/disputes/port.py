@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from piecework.chain.calls import Call
+from piecework.chain.contracts.calls import Call
 from piecework.chain.deployment import Deployment
-from piecework.chain.disputes import (
+from piecework.chain.limits import DEFAULT_POLL_S
+from piecework.chain.reading.disputes import (
     Challenge,
     ChallengeState,
     Credits,
@@ -12,9 +13,8 @@ from piecework.chain.disputes import (
     LeafOpened,
     RewardWaits,
 )
-from piecework.chain.limits import DEFAULT_POLL_S
-from piecework.chain.reader import ChainReader
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Timestamp
 

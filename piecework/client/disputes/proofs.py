@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from piecework.chain.evidence_calls import (
+from piecework.chain.contracts.evidence_calls import (
     ReceiptEvidence,
     Subject,
     prove_acceptances,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from piecework.chain.evidence_calls import TraceEvidence
+from piecework.chain.contracts.evidence_calls import TraceEvidence
 from piecework_protocol.disputes import OpenedLeaf, TraceRule, applies
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.evidence.file import CanvasEvidence

@@ -10,17 +10,18 @@ import enum
 from dataclasses import dataclass
 from typing import Protocol
 
-from piecework.chain import calls, disputes
-from piecework.chain.calls import Call
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.calls import Call
+from piecework.chain.contracts.evidence_calls import ReceiptEvidence, ask, prove_trace
 from piecework.chain.deployment import Deployment
-from piecework.chain.disputes import (
+from piecework.chain.reading import disputes
+from piecework.chain.reading.disputes import (
     Challenge,
     ChallengeState,
     Credits,
     LeafOpened,
     RewardWaits,
 )
-from piecework.chain.evidence_calls import ReceiptEvidence, ask, prove_trace
 from piecework.client.disputes.proofs import FoundProof, can_be_challenged, find_proof, subject_of
 from piecework.client.disputes.traces import broken_rule
 from piecework.client.errors import DisputeError

@@ -12,9 +12,9 @@ from functools import partial
 from piecework.base.amounts import Token
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
-from piecework.chain.authorizations import sign_opening
+from piecework.chain.contracts.authorizations import sign_opening
+from piecework.chain.contracts.records import ChannelOnChain
 from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable
-from piecework.chain.records import ChannelOnChain
 from piecework.client.config import ClientConfig
 from piecework.client.errors import FeeOverLimit, InsufficientFunds
 from piecework.client.jobs.spending import exceeded

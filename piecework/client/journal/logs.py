@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from piecework.chain.events import Log
+from piecework.chain.contracts.events import Log
 from piecework.client.journal.database import Database
 from piecework_protocol.types import Address, Bytes32, Timestamp
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from piecework.base.clock import Clock
 from piecework.chain.errors import ChainError
-from piecework.chain.reader import ChannelOnChain, RegisteredWorker
+from piecework.chain.reading.reader import ChannelOnChain, RegisteredWorker
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.journal.learning import is_resting
 from piecework.client.journal.records import Experience

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from piecework.chain.deployment import Deployment
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.config import ClientConfig
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import UsageError
-from piecework.chain.authorizations import SignedDeposit
+from piecework.chain.contracts.authorizations import SignedDeposit
 from piecework.client.sdk import PieceworkClient
 from piecework.commands._client.signed_files import read_signed, write_signed
 from piecework_protocol.types import Bytes32

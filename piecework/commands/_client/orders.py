@@ -8,7 +8,7 @@ from typing import Any
 
 from piecework.base.amounts import TokenAmount
 from piecework.base.errors import UsageError
-from piecework.chain.authorizations import SignedWithdrawal
+from piecework.chain.contracts.authorizations import SignedWithdrawal
 from piecework.client.orders import Closing
 from piecework.client.sdk import PieceworkClient
 from piecework.commands._client.signed_files import read_signed, write_signed

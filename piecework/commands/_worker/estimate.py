@@ -145,9 +145,9 @@ class Estimator:
         """What settlements cost in a day at the gas price of now, in base units."""
         from piecework.base.errors import PieceworkError
         from piecework.chain.deployment import Deployment
-        from piecework.chain.fees import FeePolicy
-        from piecework.chain.l1_fees import L1Fees
-        from piecework.chain.transactions import gas_price_of
+        from piecework.chain.sending.fees import FeePolicy
+        from piecework.chain.sending.l1_fees import L1Fees
+        from piecework.chain.sending.transactions import gas_price_of
         from piecework_node.console.estimate import DAY_S, Figure
         from piecework_node.daemon.assembly import connect
         from piecework_node.settlement.policy import WEI_PER_COIN, settle_wei

@@ -137,7 +137,7 @@ def _suggested(market: MarketDescriptor, rpc: str | None, given: dict[str, str])
 async def _suggestion(market: MarketDescriptor, rpc: str | None) -> PriceSuggestion | None:
     from piecework.base.clock import SystemClock
     from piecework.base.http import HttpLimits, HttpReader
-    from piecework.chain.reader import ChainReader
+    from piecework.chain.reading.reader import ChainReader
     from piecework_node.daemon.joining import suggest_prices
 
     limits = HttpLimits(total_s=10.0, connect_s=5.0, max_bytes=MAX_INDEX_ANSWER_BYTES)

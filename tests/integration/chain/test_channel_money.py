@@ -6,10 +6,14 @@ from dataclasses import replace
 
 import pytest
 
-from piecework.chain import calls
-from piecework.chain.authorizations import Permit, opening_authorization, sign_opening, sign_permit
-from piecework.chain.errors import TransactionReverted
-from piecework.chain.events import (
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import (
+    Permit,
+    opening_authorization,
+    sign_opening,
+    sign_permit,
+)
+from piecework.chain.contracts.events import (
     BalanceWithdrawn,
     ChannelClosed,
     ChannelFunded,
@@ -24,7 +28,7 @@ from piecework.chain.events import (
     Withdrawn,
     decode_events,
 )
-from piecework.chain.packing import (
+from piecework.chain.contracts.packing import (
     PACKED_GAS,
     PLAIN_GAS,
     estimated_gas,
@@ -32,7 +36,8 @@ from piecework.chain.packing import (
     settlement_batches,
     settlement_calldata,
 )
-from piecework.chain.reader import UNKNOWN_CHANNEL
+from piecework.chain.errors import TransactionReverted
+from piecework.chain.reading.reader import UNKNOWN_CHANNEL
 from piecework_protocol.frames import OpeningAuthorization
 from piecework_protocol.objects import EVERYTHING, Channel, WithdrawPooled
 from piecework_protocol.states import ChannelState

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.events import ClaimSkipped, Settled, decode_events
 from piecework.chain.errors import TransactionReverted
-from piecework.chain.events import ClaimSkipped, Settled, decode_events
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Channel, FundChannel
 from piecework_protocol.states import CHANNEL_TABLE, ChannelEvent, ChannelState, channel_path

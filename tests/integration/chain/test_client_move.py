@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.deploy import deploy
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import ChainError
+from piecework.chain.sending.deploy import deploy
 from piecework.client.config import ClientHome
 from piecework.client.errors import HomeError
 from piecework.client.moving import move

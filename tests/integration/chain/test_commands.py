@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from eth_account import Account
 
-from piecework.chain.deploy import DEFAULT_UNBONDING_DELAY_S
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
+from piecework.chain.sending.deploy import DEFAULT_UNBONDING_DELAY_S
 from piecework.processes import Role
 from piecework_protocol.types import Amount, to_hex
 from tests.support.chain.chains import ETHER, USD, require_anvil, signer

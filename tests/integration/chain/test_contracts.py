@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from piecework.chain import calls
-from piecework.chain.authorizations import Permit, deposit_nonce, sign_permit
-from piecework.chain.errors import TransactionReverted
-from piecework.chain.events import (
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import Permit, deposit_nonce, sign_permit
+from piecework.chain.contracts.events import (
     ChannelClosed,
     ChannelOpened,
     ClaimSkipped,
@@ -15,7 +14,8 @@ from piecework.chain.events import (
     SkipReason,
     decode_events,
 )
-from piecework.chain.reader import ChainReader
+from piecework.chain.errors import TransactionReverted
+from piecework.chain.reading.reader import ChainReader
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import (
     FundChannel,

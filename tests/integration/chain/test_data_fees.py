@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from piecework.chain.calls import send_native
+from piecework.chain.contracts.calls import send_native
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.errors import FeeTooHigh
-from piecework.chain.l1_fees import ARB_GAS_INFO, GAS_PRICE_ORACLE, L1Charge
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.sending.l1_fees import ARB_GAS_INFO, GAS_PRICE_ORACLE, L1Charge
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_protocol.types import Address, to_hex
 from tests.support.chain.chains import ETHER, TestMarket, deployed, signer
 

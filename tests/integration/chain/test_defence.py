@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import pytest
 
 from piecework.base.clock import SystemClock
-from piecework.chain import disputes, evidence_calls
-from piecework.chain.calls import Call
+from piecework.chain.contracts import evidence_calls
+from piecework.chain.contracts.calls import Call
 from piecework.chain.dev.anvil import Anvil
-from piecework.chain.disputes import Challenge, ChallengeOpened
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.fees import FeePolicy
-from piecework.chain.rawtx import SignedTransaction
-from piecework.chain.transactions import Unknown
+from piecework.chain.reading import disputes
+from piecework.chain.reading.disputes import Challenge, ChallengeOpened
+from piecework.chain.sending.fees import FeePolicy
+from piecework.chain.sending.rawtx import SignedTransaction
+from piecework.chain.sending.transactions import Unknown
 from piecework_node import logs
 from piecework_node.disputes.chain import DisputeLink
 from piecework_node.disputes.defence import CHECK, CURSOR, Defence

@@ -9,19 +9,19 @@ from dataclasses import replace
 import pytest
 import rlp  # type: ignore[import-untyped]
 
-from piecework.chain.abi import interface
 from piecework.chain.addresses import FACTORY, FACTORY_CODE, FACTORY_CREATOR, FACTORY_TRANSACTION
 from piecework.chain.artifacts import load_artifact
-from piecework.chain.calls import Call, send_native
-from piecework.chain.deploy import block_of_creation, deploy
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.calls import Call, send_native
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import BadDeployment, RpcRefused, WrongChain
-from piecework.chain.presence import Presence, code_at, places
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.nodes.rpc import HttpRpc
+from piecework.chain.reading.presence import Presence, code_at, places
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.deploy import block_of_creation, deploy
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.types import Address, Amount, Seconds, keccak256, to_hex
 from tests.support.chain.chains import (

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from piecework.chain import disputes
 from piecework.chain.dev.anvil import Anvil
+from piecework.chain.reading import disputes
 from piecework.client.disputes.port import ChainDisputePort
 from piecework.client.disputes.walk import (
     BOND_MARGIN,

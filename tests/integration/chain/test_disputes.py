@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from piecework.chain import calls, disputes, evidence_calls
-from piecework.chain.abi import interface
+from piecework.chain.contracts import calls, evidence_calls
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.evidence_calls import TraceEvidence
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
-from piecework.chain.disputes import ChallengeOpened, DisputeReader
 from piecework.chain.errors import BadDeployment, TransactionReverted
-from piecework.chain.evidence_calls import TraceEvidence
-from piecework.chain.presence import Presence, places
+from piecework.chain.reading import disputes
+from piecework.chain.reading.disputes import ChallengeOpened, DisputeReader
+from piecework.chain.reading.presence import Presence, places
 from piecework_protocol.disputes import (
     ANSWER_SECONDS,
     CHALLENGE_SECONDS,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc
+from piecework.chain.nodes.rpc import HttpRpc
+from piecework.chain.reading.reader import ChainReader
 from piecework_node.daemon.earnings import read_income
 from piecework_node.daemon.running import open_journal
 from piecework_node.journal.records import FundingAuthorized

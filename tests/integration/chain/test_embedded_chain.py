@@ -11,13 +11,13 @@ import pytest
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import ContractCustomError
 
-from piecework.chain import calls
 from piecework.chain.artifacts import load_artifact
+from piecework.chain.contracts import calls
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import ChainError, RpcRefused, TransactionReverted
 from piecework.chain.limits import EMBEDDED_CHAIN_ID, MAX_RPC_BATCH, MAX_RPC_REQUEST_BYTES
-from piecework.chain.rpc import HttpRpc
-from piecework.chain.transactions import Finalized, Pending, TransactionSender, Unknown
+from piecework.chain.nodes.rpc import HttpRpc
+from piecework.chain.sending.transactions import Finalized, Pending, TransactionSender, Unknown
 from piecework_protocol.types import Amount, to_hex
 from tests.support.chain.chains import ETHER, POLL_S, USD, channel_of, claim_of, deployed, signer
 
@@ -196,8 +196,8 @@ async def test_a_malformed_request_gets_an_error_object(
 async def test_a_transaction_without_money_for_gas_is_declined(
     embedded_chain: EmbeddedChain,
 ) -> None:
-    from piecework.chain.fees import Fees
-    from piecework.chain.rawtx import UnsignedTransaction
+    from piecework.chain.sending.fees import Fees
+    from piecework.chain.sending.rawtx import UnsignedTransaction
 
     tx = UnsignedTransaction(
         EMBEDDED_CHAIN_ID, 0, Fees(3 * 10**9, 1), 21_000, OTHER.address, 1, b""

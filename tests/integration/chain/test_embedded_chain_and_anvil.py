@@ -14,16 +14,16 @@ from typing import Any
 import pytest
 import rlp  # type: ignore[import-untyped]
 
-from piecework.chain import calls
-from piecework.chain.authorizations import Permit, sign_permit
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import Permit, sign_permit
+from piecework.chain.contracts.packing import settle_packed
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import TransactionReverted
-from piecework.chain.fees import Fees
 from piecework.chain.limits import EMBEDDED_BLOCK_GAS, EMBEDDED_CHAIN_ID
-from piecework.chain.packing import settle_packed
-from piecework.chain.rawtx import UnsignedTransaction
-from piecework.chain.rpc import HttpRpc
+from piecework.chain.nodes.rpc import HttpRpc
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework_protocol.objects import Registration
 from piecework_protocol.types import Address, Amount, Timestamp, Uint64, Uint256, keccak256, to_hex
 from tests.support.chain.chains import (

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from piecework.base.errors import PieceworkError
-from piecework.chain.calls import Claim, settle
+from piecework.chain.contracts.calls import Claim, settle
 from piecework.client.sdk import PieceworkClient
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Timestamp

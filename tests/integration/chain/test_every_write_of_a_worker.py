@@ -22,7 +22,7 @@ from pathlib import Path
 import pytest
 
 from piecework.base.errors import PieceworkError
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.funds import Funds
 from piecework.client.sdk import PieceworkClient
 from piecework_node.daemon.leaving import LeaveStep

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.calls import submit_funding
+from piecework.chain.contracts.calls import submit_funding
 from piecework.chain.errors import TransactionReverted
-from piecework.chain.reader import UNKNOWN_CHANNEL
+from piecework.chain.reading.reader import UNKNOWN_CHANNEL
 from piecework.client.errors import FeeOverLimit, InsufficientFunds, NoWorkerFits
 from piecework.client.orders import ClosingState
 from piecework_protocol.errors import Reason, Refusal

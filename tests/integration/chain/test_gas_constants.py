@@ -7,12 +7,9 @@ from typing import Any
 
 import pytest
 
-from piecework.chain import calls
-from piecework.chain.calls import Call, Claim
-from piecework.chain.deployment import Deployment
-from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.chain.l1_fees import TRANSACTION_OVERHEAD_BYTES
-from piecework.chain.packing import (
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.calls import Call, Claim
+from piecework.chain.contracts.packing import (
     FIXED_BYTES,
     PACKED_GAS,
     PLAIN_GAS,
@@ -21,6 +18,9 @@ from piecework.chain.packing import (
     Gas,
     settle_packed,
 )
+from piecework.chain.deployment import Deployment
+from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.chain.sending.l1_fees import TRANSACTION_OVERHEAD_BYTES
 from piecework_protocol.types import keccak256
 from tests.support.chain.chains import (
     ETHER,

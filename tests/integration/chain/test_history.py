@@ -9,9 +9,9 @@ from typing import Any
 import apsw
 import pytest
 
-from piecework.chain.calls import Claim, push_payout, settle
+from piecework.chain.contracts.calls import Claim, push_payout, settle
 from piecework.chain.errors import RpcRefused, RpcUnavailable
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.funds import Funds
 from piecework.client.history import History
 from piecework.client.invoice import LineKind

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.authorizations import SignedWithdrawal
+from piecework.chain.contracts.authorizations import SignedWithdrawal
 from piecework.chain.errors import TransactionReverted
 from piecework.client.errors import ClientError, InsufficientFunds
 from piecework.client.journal.records import ChannelRow, ChannelStatus

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
 from piecework.chain.errors import TransactionReverted
-from piecework.chain.reader import RegisteredWorker
+from piecework.chain.reading.reader import RegisteredWorker
 from piecework_node.daemon.registration import owner_warning
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner, sign

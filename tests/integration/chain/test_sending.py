@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import (
     GIFT_WEI,
@@ -30,12 +30,12 @@ from piecework.chain.errors import (
     TransactionReverted,
     WrongChain,
 )
-from piecework.chain.fees import FeePolicy
-from piecework.chain.finality import at_depth
-from piecework.chain.rawtx import SignedTransaction
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc, JsonRpc
-from piecework.chain.transactions import (
+from piecework.chain.nodes.finality import at_depth
+from piecework.chain.nodes.rpc import HttpRpc, JsonRpc
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.fees import FeePolicy
+from piecework.chain.sending.rawtx import SignedTransaction
+from piecework.chain.sending.transactions import (
     Finalized,
     Mined,
     Pending,

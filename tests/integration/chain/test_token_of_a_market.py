@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 
 from piecework.base.amounts import AmountError
-from piecework.chain.calls import Call
-from piecework.chain.deploy import deploy
+from piecework.chain.contracts.calls import Call
 from piecework.chain.errors import BadDeployment, WrongChain
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc
-from piecework.chain.token import read_token
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.nodes.rpc import HttpRpc
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.reading.token import read_token
+from piecework.chain.sending.deploy import deploy
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_node.config import check
 from piecework_protocol.types import Address
 from tests.support.chain.chains import POLL_S, Chain, deployed

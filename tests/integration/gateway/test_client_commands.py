@@ -16,7 +16,7 @@ import aiohttp
 import openai
 import pytest
 
-from piecework.chain.calls import approve, register, submit_funding
+from piecework.chain.contracts.calls import approve, register, submit_funding
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework_protocol import wire
 from piecework_protocol.frames import FundingAuthorization

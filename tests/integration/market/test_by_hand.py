@@ -14,7 +14,7 @@ import pytest
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.demo.market import free_port
 from piecework.processes import ProcessGroup, Role
 from piecework_protocol.types import Address, ChannelId, keccak256, parse_address, parse_hex, to_hex

@@ -16,8 +16,8 @@ import pytest
 from piecework.base.clock import SystemClock
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
-from piecework.chain.disputes import ChallengeOpened
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.disputes import ChallengeOpened
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.disputes.walk import DisputeStage
 from piecework.processes import ProcessGroup, Role
 from piecework_node.daemon.admin import ask_daemon

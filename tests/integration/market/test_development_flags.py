@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.deploy import deploy
 from piecework.chain.dev.anvil import Anvil
+from piecework.chain.sending.deploy import deploy
 from piecework.processes import ProcessGroup
 from tests.support.chain.chains import ETHER, MIN_STAKE, require_anvil
 from tests.support.system.commands import piecework

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from piecework.chain.dev.anvil import Anvil
-from piecework.chain.disputes import ChallengeOpened, is_answer_to
+from piecework.chain.reading.disputes import ChallengeOpened, is_answer_to
 from piecework.client.disputes.walk import DisputeStage
 from piecework_node.daemon.admin import ask_daemon
 from piecework_node.journal.records import TxKind, TxState

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain import calls
-from piecework.chain.calls import Call
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.calls import Call
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import fund_native
 from piecework.chain.errors import ChainError
-from piecework.chain.reader import ChainReader
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.transactions import TransactionSender
 from piecework.client.disputes.walk import DisputeStage
 from piecework.demo.market import free_port
 from piecework.processes import ProcessGroup, Role

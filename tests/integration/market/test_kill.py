@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from piecework.chain.contracts.events import ChannelFunded
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.chain.events import ChannelFunded
 from piecework.client.config import load_config
 from piecework.client.errors import JobInterrupted, NoWorkerFits, WorkerUnreachable
 from piecework.client.jobs.events import CanvasText, JobFinished

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from piecework.chain.calls import Call
+from piecework.chain.contracts.calls import Call
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import ChainError, RpcUnavailable
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import JsonRpc
+from piecework.chain.nodes.rpc import JsonRpc
+from piecework.chain.reading.reader import ChainReader
 from piecework_node import config
 from piecework_node.daemon.leaving import Leaver, LeaveStep
 from piecework_node.daemon.owning import OwnerHands

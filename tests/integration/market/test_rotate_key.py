@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain import calls
-from piecework.chain.calls import Call
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.calls import Call
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import ChainError, TransactionReverted

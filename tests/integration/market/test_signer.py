@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from piecework.base.files import write_private
-from piecework.chain import calls
-from piecework.chain.authorizations import Permit
-from piecework.chain.calls import Call
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.authorizations import Permit
+from piecework.chain.contracts.calls import Call
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import SignerRefuses
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.sending.transactions import TransactionSender
 from piecework.client.config import load_config
 from piecework.client.jobs.events import CanvasText, JobFinished
 from piecework.client.jobs.requests import Generation, TextRequest

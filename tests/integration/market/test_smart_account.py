@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.config import load_config
 from piecework.client.errors import NoWorkerFits

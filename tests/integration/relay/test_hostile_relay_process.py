@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.config import load_config
 from piecework.client.jobs.events import JobEvent
 from piecework.client.journal.store import Store

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from piecework.base.http import HttpLimits, HttpReader, host_of
-from piecework.chain.deploy import deploy
 from piecework.chain.dev.embedded import EmbeddedChain
+from piecework.chain.sending.deploy import deploy
 from piecework.client.errors import JobInterrupted
 from piecework.client.jobs.events import JobEvent
 from piecework.client.sdk import PieceworkClient

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.fees import Fees
-from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import SignedTransaction, UnsignedTransaction
 from piecework_node.journal.records import (
     JournalRecord,
     MetaSet,

@@ -19,8 +19,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from piecework.chain.fees import Fees
-from piecework.chain.rawtx import UnsignedTransaction
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework_node.errors import JournalConflict
 from piecework_node.journal.records import (
     ChannelObserved,

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, Credits
+from piecework.chain.contracts.events import Log
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.events import Log
-from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.reading.disputes import Challenge, ChallengeOpened, ChallengeState, Credits
+from piecework.chain.sending.rawtx import SignedTransaction
 from piecework_node import logs
 from piecework_node.disputes.defence import (
     CHECK,

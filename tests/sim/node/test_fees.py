@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.journal.records import TxKind, TxState
 from piecework_node.settlement.fees import COVER_PERCENT, Errand, FeeSettings, errand_wei
 from piecework_node.settlement.payouts import META, PUSH_GAS

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from piecework.chain.transactions import SignedTransaction
+from piecework.chain.sending.transactions import SignedTransaction
 from piecework_node.journal.records import TxKind
 from tests.support.node.fake_port import FakePort
 from tests.support.node.harness import Client

@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from piecework.chain.calls import Claim
+from piecework.chain.contracts.calls import Claim
 from piecework.chain.errors import FeeTooHigh
-from piecework.chain.rawtx import SignedTransaction
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.rawtx import SignedTransaction
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.journal.records import TxKind, TxState, Worth
 from piecework_node.runtime.credit import BLOCK_S
 from piecework_node.settlement.settler import MAX_IN_FLIGHT

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.reader import ChannelOnChain
+from piecework.chain.reading.reader import ChannelOnChain
 from piecework_node.jobs.healing import Healer, Shown
 from piecework_node.journal.records import ROLLED_BACK
 from piecework_node.journal.sqlite import SqliteJournal

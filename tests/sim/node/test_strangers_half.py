@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from piecework.chain.reader import ChannelOnChain
+from piecework.chain.reading.reader import ChannelOnChain
 from piecework_model.requests import EncodedContent
 from piecework_node.journal.records import JournalRecord
 from piecework_protocol.errors import Reason, Refusal

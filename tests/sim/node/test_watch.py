@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.reader import ChannelOnChain
-from piecework.chain.transactions import GasPrice
+from piecework.chain.reading.reader import ChannelOnChain
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.runtime.faults import CONDITIONS, Code, FaultBoard
 from piecework_node.settlement.policy import settle_wei
 from piecework_node.settlement.settler import CURSOR_OVERLAP_BLOCKS, Settler

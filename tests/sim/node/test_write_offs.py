@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from piecework.chain.errors import FeeTooHigh
-from piecework.chain.rawtx import SignedTransaction
+from piecework.chain.sending.rawtx import SignedTransaction
 from piecework_node.journal.records import Worth
 from piecework_node.runtime.write_offs import written_off
 from piecework_node.settlement.settler import Settler

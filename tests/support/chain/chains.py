@@ -16,8 +16,8 @@ from typing import TypeAlias
 
 import pytest
 
-from piecework.chain.authorizations import SignedDeposit, sign_deposit
-from piecework.chain.calls import (
+from piecework.chain.contracts.authorizations import SignedDeposit, sign_deposit
+from piecework.chain.contracts.calls import (
     Call,
     Claim,
     cancel_withdrawal,
@@ -28,14 +28,14 @@ from piecework.chain.calls import (
     send_native,
     submit_funding,
 )
-from piecework.chain.deploy import deploy
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil, find_anvil
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import AnvilMissing
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc
-from piecework.chain.transactions import Mined, TransactionSender
+from piecework.chain.nodes.rpc import HttpRpc
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.deploy import deploy
+from piecework.chain.sending.transactions import Mined, TransactionSender
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.objects import (

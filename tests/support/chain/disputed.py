@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
-from piecework.chain import calls, disputes
 from piecework.chain.addresses import DisputeTerms
-from piecework.chain.deploy import deploy
-from piecework.chain.evidence_calls import ReceiptEvidence, Subject
-from piecework.chain.reader import ChainReader
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.evidence_calls import ReceiptEvidence, Subject
+from piecework.chain.reading import disputes
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.deploy import deploy
 from piecework_protocol.content import output_digest
 from piecework_protocol.disputes import OpenedLeaf, open_leaf
 from piecework_protocol.eip712 import Domain

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from piecework.base.amounts import Token
+from piecework.chain.contracts.events import EscrowEvent
+from piecework.chain.contracts.records import Block
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.events import EscrowEvent
-from piecework.chain.reader import UNKNOWN_CHANNEL, ChannelOnChain, RegisteredWorker
-from piecework.chain.records import Block
+from piecework.chain.reading.reader import UNKNOWN_CHANNEL, ChannelOnChain, RegisteredWorker
 from piecework.market.explorer.layout import Money
 from piecework.market.server import ExplorerSettings
 from piecework_protocol.eip712 import Domain

@@ -14,10 +14,10 @@ from typing import Any
 import apsw
 
 from piecework.base.clock import Clock
-from piecework.chain.calls import submit_funding
+from piecework.chain.contracts.calls import submit_funding
 from piecework.chain.errors import RpcUnavailable, TransactionReverted
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import JsonRpc
+from piecework.chain.nodes.rpc import JsonRpc
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.config import load_config
 from piecework.client.funds import Funds
 from piecework.client.journal.store import Store

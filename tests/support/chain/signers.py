@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from piecework.base import settings
-from piecework.chain.authorizations import Permit
+from piecework.chain.contracts.authorizations import Permit
 from piecework.chain.deployment import Deployment
 from piecework.signer.book import DailyLimits, LimitBook
 from piecework.signer.config import SignerConfig, SignerHome

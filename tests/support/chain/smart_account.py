@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from piecework.chain.calls import Call
+from piecework.chain.contracts.calls import Call
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.types import Address, Bytes32, PayerSignature, keccak256
 from tests.support.chain.chains import POLL_S, TestMarket

@@ -20,8 +20,8 @@ import apsw
 
 from piecework.base.jsons import loads
 from piecework.chain.deployment import Deployment
-from piecework.chain.reader import ChainReader
-from piecework.chain.refusals import refusal
+from piecework.chain.nodes.refusals import refusal
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.network.transport import WorkerLink
 from piecework_node import config, logs

@@ -12,8 +12,8 @@ from typing import Any
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.anvil import Anvil
 from piecework.chain.dev.faucet import ANVIL_FAUCET_KEY
-from piecework.chain.disputes import ChallengeOpened, DisputeReader
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.disputes import ChallengeOpened, DisputeReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.processes import ProcessGroup
 from piecework_protocol.types import Address, parse_address, to_hex
 from tests.support.chain.chains import USD

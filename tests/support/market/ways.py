@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from piecework.chain.dev.embedded import EmbeddedChain
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.client.config import load_config
 from piecework.client.errors import WorkerUnreachable
 from piecework.client.journal.store import Store

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from piecework.chain.authorizations import opening_authorization
+from piecework.chain.contracts.authorizations import opening_authorization
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.reader import ChannelOnChain
+from piecework.chain.reading.reader import ChannelOnChain
 from piecework_node.journal.records import OneStepFunding
 from piecework_node.runtime.channels import ChannelDepth
 from piecework_protocol.eip712 import Domain, TypedData

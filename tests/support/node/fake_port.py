@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 
-from piecework.chain.calls import Claim
+from piecework.chain.contracts.calls import Claim
 from piecework.chain.errors import (
     FeeTooHigh,
     FeeTooLow,
@@ -21,10 +21,10 @@ from piecework.chain.errors import (
     TransactionReverted,
     WrongChain,
 )
-from piecework.chain.fees import Fees
-from piecework.chain.nonces import NonceCounts, Nonces
-from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
-from piecework.chain.transactions import (
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.nonces import NonceCounts, Nonces
+from piecework.chain.sending.rawtx import SignedTransaction, UnsignedTransaction
+from piecework.chain.sending.transactions import (
     Finalized,
     GasPrice,
     Mined,

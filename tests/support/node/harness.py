@@ -14,7 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from piecework.chain.authorizations import sign_opening
+from piecework.chain.contracts.authorizations import sign_opening
 from piecework_node import logs
 from piecework_node.daemon.offered import offered
 from piecework_node.engine.link import EngineEvent

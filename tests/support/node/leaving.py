@@ -19,8 +19,8 @@ from typing import Any, Final
 
 from piecework.chain.deployment import Deployment
 from piecework.chain.keystore import open_keystore
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc
+from piecework.chain.nodes.rpc import HttpRpc
+from piecework.chain.reading.reader import ChainReader
 from piecework_node import config
 from piecework_node.daemon.leaving import Leaver, LeaveReport
 from piecework_node.daemon.owning import OwnerHands

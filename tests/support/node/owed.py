@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from piecework.chain.calls import Claim
+from piecework.chain.contracts.calls import Claim
 from piecework_node.daemon.running import open_journal
 from piecework_node.journal.records import (
     ChannelObserved,

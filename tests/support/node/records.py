@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from piecework.chain.fees import Fees
-from piecework.chain.rawtx import UnsignedTransaction
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework_node.journal.records import (
     ChannelObserved,
     ChannelSeen,

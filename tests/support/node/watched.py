@@ -16,10 +16,10 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.dev.evm import Evm
 from piecework.chain.dev.evm_rpc import Methods
 from piecework.chain.dev.faucet import EMBEDDED_FAUCET_KEY
-from piecework.chain.fees import FeePolicy
-from piecework.chain.quorum import QuorumRpc
-from piecework.chain.reader import ChainReader
-from piecework.chain.rpc import HttpRpc, JsonRpc
+from piecework.chain.nodes.quorum import QuorumRpc
+from piecework.chain.nodes.rpc import HttpRpc, JsonRpc
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.fees import FeePolicy
 from piecework_node import logs
 from piecework_node.journal.records import ChannelSeen, CloseAgreed, StoredChannel
 from piecework_node.metrics import Metrics

@@ -15,7 +15,7 @@ from eth_account import Account
 
 from piecework.chain.deployment import Deployment
 from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
-from piecework.chain.reader import ChainReader
+from piecework.chain.reading.reader import ChainReader
 from piecework.demo.market import free_port
 from piecework_node.daemon import registration as enrolment
 from piecework_node.home import Home

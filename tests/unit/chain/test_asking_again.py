@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from piecework.chain.calls import Call, approve, mint, send_native
+from piecework.chain.contracts.calls import Call, approve, mint, send_native
 from piecework.chain.errors import (
     ChainError,
     EarlierCallMined,
@@ -19,9 +19,9 @@ from piecework.chain.errors import (
     StuckTransaction,
     TransactionReverted,
 )
-from piecework.chain.quorum import QuorumRpc
-from piecework.chain.rawtx import SignedTransaction
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.nodes.quorum import QuorumRpc
+from piecework.chain.sending.rawtx import SignedTransaction
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_protocol.types import Amount, to_hex
 from tests.support.virtual_time import simulate
 from tests.support.waiting import pass_time

@@ -10,15 +10,21 @@ from typing import Any
 import pytest
 from web3 import Web3
 
-from piecework.chain import calls, disputes
-from piecework.chain.abi import interface
 from piecework.chain.artifacts import CONTRACTS, load_artifact
-from piecework.chain.authorizations import Permit, sign_deposit, sign_opening, sign_permit
-from piecework.chain.calls import Call, Claim
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.authorizations import Permit, sign_deposit, sign_opening, sign_permit
+from piecework.chain.contracts.calls import Call, Claim
+from piecework.chain.contracts.evidence_calls import (
+    PinEvidence,
+    ReceiptEvidence,
+    Subject,
+    TraceEvidence,
+)
+from piecework.chain.contracts.packing import settle_packed
 from piecework.chain.deployment import Deployment
-from piecework.chain.evidence_calls import PinEvidence, ReceiptEvidence, Subject, TraceEvidence
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
-from piecework.chain.packing import settle_packed
+from piecework.chain.reading import disputes
 from piecework_protocol.disputes import OpenedLeaf
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import InvariantBroken

@@ -14,7 +14,6 @@ from eth_account import Account
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework.chain.abi import interface
 from piecework.chain.addresses import (
     FACTORY,
     FACTORY_CODE,
@@ -29,6 +28,7 @@ from piecework.chain.addresses import (
     require_create2,
 )
 from piecework.chain.artifacts import frozen_init_code, load_artifact
+from piecework.chain.contracts.abi import interface
 from piecework.chain.deployment import Deployment, require_file_of_a_development_chain
 from piecework.chain.errors import BadDeployment, WrongChain
 from piecework.chain.limits import EMBEDDED_CHAIN_ID, MAX_MIN_STAKE

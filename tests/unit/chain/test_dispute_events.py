@@ -7,10 +7,15 @@ from dataclasses import astuple, replace
 import pytest
 from eth_abi.abi import encode
 
-from piecework.chain.abi import interface
-from piecework.chain.disputes import Challenge, ChallengeOpened, decode_dispute_events, id_of
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.events import Log
 from piecework.chain.errors import BadAnswer
-from piecework.chain.events import Log
+from piecework.chain.reading.disputes import (
+    Challenge,
+    ChallengeOpened,
+    decode_dispute_events,
+    id_of,
+)
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Digest, keccak256
 
 CONTRACT, OPERATOR, PAYER = (Address(bytes([n]) * 20) for n in (1, 2, 3))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from piecework.chain.abi import interface
 from piecework.chain.addresses import (
     DisputeTerms,
     StakeTerms,
@@ -22,6 +21,7 @@ from piecework.chain.addresses import (
     verifier_init_code,
 )
 from piecework.chain.artifacts import frozen_init_code, load_artifact
+from piecework.chain.contracts.abi import interface
 from piecework.chain.deployment import Deployment, dispute_terms_of
 from piecework.chain.errors import BadDeployment
 from piecework_protocol.types import Address, Amount, Seconds, parse_address

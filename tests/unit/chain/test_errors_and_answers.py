@@ -13,14 +13,8 @@ from eth_abi.abi import encode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework.chain.abi import decode_revert, interface
-from piecework.chain.errors import (
-    BadAnswer,
-    RpcRefused,
-    RpcUnavailable,
-    TransactionReverted,
-)
-from piecework.chain.events import (
+from piecework.chain.contracts.abi import decode_revert, interface
+from piecework.chain.contracts.events import (
     Log,
     SkipReason,
     WithdrawalRequested,
@@ -28,9 +22,15 @@ from piecework.chain.events import (
     skip_reason,
     topic,
 )
+from piecework.chain.errors import (
+    BadAnswer,
+    RpcRefused,
+    RpcUnavailable,
+    TransactionReverted,
+)
 from piecework.chain.limits import MAX_RPC_RESPONSE_BYTES
-from piecework.chain.refusals import Answer, classify
-from piecework.chain.rpc import HttpRpc, data_bytes, host_of, quantity
+from piecework.chain.nodes.refusals import Answer, classify
+from piecework.chain.nodes.rpc import HttpRpc, data_bytes, host_of, quantity
 from piecework_protocol.types import (
     Address,
     Amount,

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.chain.errors import FeeTooHigh, InsufficientGas
-from piecework.chain.fees import (
+from piecework.chain.limits import TIP_FLOOR_WEI
+from piecework.chain.sending.fees import (
     FeeMarket,
     FeePolicy,
     Fees,
@@ -17,7 +18,6 @@ from piecework.chain.fees import (
     gas_limit,
     require_balance,
 )
-from piecework.chain.limits import TIP_FLOOR_WEI
 
 GWEI = 10**9
 POLICY = FeePolicy(max_fee_wei=100 * GWEI, max_priority_fee_wei=5 * GWEI)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from piecework.chain.errors import NonceUnexplained
-from piecework.chain.fees import Fees
-from piecework.chain.nonces import MAX_FOREIGN, NonceCounts, Nonces
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.nonces import MAX_FOREIGN, NonceCounts, Nonces
 
 small = st.integers(0, 40)
 

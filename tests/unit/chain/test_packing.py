@@ -9,12 +9,10 @@ from eth_keys.datatypes import Signature as EthSignature
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework.chain import calls
-from piecework.chain.abi import interface
-from piecework.chain.calls import Claim
-from piecework.chain.deployment import Deployment
-from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
-from piecework.chain.packing import (
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.calls import Claim
+from piecework.chain.contracts.packing import (
     PACKED_GAS,
     PLAIN_GAS,
     ROW_BYTES,
@@ -25,6 +23,8 @@ from piecework.chain.packing import (
     settlement_calldata,
     terms_of,
 )
+from piecework.chain.deployment import Deployment
+from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.objects import Channel, Voucher
 from piecework_protocol.signing import sign

@@ -25,7 +25,7 @@ from piecework.chain.limits import (
     RPC_GRACE_S,
     RPC_REST_S,
 )
-from piecework.chain.quorum import QuorumRpc
+from piecework.chain.nodes.quorum import QuorumRpc
 from piecework_protocol.types import keccak256, to_hex
 from tests.support.virtual_time import simulate
 from tests.support.waiting import pass_time

@@ -15,7 +15,7 @@ from piecework.chain.errors import (
     RpcUnavailable,
     TransactionReverted,
 )
-from piecework.chain.refusals import refusal
+from piecework.chain.nodes.refusals import refusal
 
 # Wordings of public endpoints and of node programs, as they were seen.
 CASES: list[tuple[str, int, str, type[ChainError]]] = [

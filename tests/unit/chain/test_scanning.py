@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from piecework.chain.contracts.events import event_topics, topic
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import (
     AnswerTooLarge,
@@ -20,14 +21,13 @@ from piecework.chain.errors import (
     RpcRefused,
     RpcUnavailable,
 )
-from piecework.chain.events import event_topics, topic
 from piecework.chain.limits import (
     MAX_CHANNELS_PER_LOG_QUERY,
     MAX_LOG_RANGE_BLOCKS,
     MAX_LOG_SEARCH_BLOCKS,
 )
-from piecework.chain.logs import LogSearch, Scanned
-from piecework.chain.reader import ChainReader
+from piecework.chain.nodes.logs import LogSearch, Scanned
+from piecework.chain.reading.reader import ChainReader
 from piecework_protocol.errors import InvariantBroken
 from piecework_protocol.types import Address, Amount, Bytes32, ChannelId, Seconds, to_hex
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from piecework.chain.calls import mint, send_native
+from piecework.chain.contracts.calls import mint, send_native
 from piecework.chain.errors import (
     BadAnswer,
     FeeTooHigh,
@@ -22,18 +22,18 @@ from piecework.chain.errors import (
     StuckTransaction,
     TransactionReverted,
 )
-from piecework.chain.fees import Fees
-from piecework.chain.finality import FINALIZED, Finality, at_depth, finalized_height
-from piecework.chain.l1_fees import (
+from piecework.chain.limits import TIP_FLOOR_WEI
+from piecework.chain.nodes.finality import FINALIZED, Finality, at_depth, finalized_height
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.l1_fees import (
     ARB_GAS_INFO,
     GAS_PRICE_ORACLE,
     TRANSACTION_OVERHEAD_BYTES,
     L1Charge,
     L1Price,
 )
-from piecework.chain.limits import TIP_FLOOR_WEI
-from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
-from piecework.chain.transactions import (
+from piecework.chain.sending.rawtx import SignedTransaction, UnsignedTransaction
+from piecework.chain.sending.transactions import (
     Finalized,
     Pending,
     Superseded,

@@ -12,7 +12,7 @@ from eth_hash.auto import keccak
 from hypothesis import given
 from hypothesis import strategies as st
 
-from piecework.chain.authorizations import (
+from piecework.chain.contracts.authorizations import (
     Permit,
     SignedDeposit,
     deposit_nonce,
@@ -23,8 +23,8 @@ from piecework.chain.authorizations import (
     sign_permit,
 )
 from piecework.chain.errors import BadAnswer
-from piecework.chain.fees import Fees
-from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import SignedTransaction, UnsignedTransaction
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.objects import Channel, Registration, registry_domain

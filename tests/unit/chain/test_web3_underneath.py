@@ -15,9 +15,9 @@ from eth_abi.abi import encode
 from eth_abi.exceptions import EncodingError
 from web3 import AsyncWeb3
 
-from piecework.chain.abi import interface
+from piecework.chain.contracts.abi import interface
 from piecework.chain.errors import BadAnswer, RpcRefused, RpcUnavailable, TransactionReverted
-from piecework.chain.rpc import HttpRpc, web3_over
+from piecework.chain.nodes.rpc import HttpRpc, web3_over
 from piecework_protocol.types import Address, Bytes32, keccak256
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -163,7 +163,9 @@ def test_addresses_are_twenty_bytes_wherever_they_stand() -> None:
 @pytest.mark.process
 def test_web3_is_imported_when_a_node_is_asked_and_not_before() -> None:
     program = (
-        "import sys; from piecework.chain import deploy, reader, rpc, transactions; "
+        "import sys; from piecework.chain.nodes import rpc; "
+        "from piecework.chain.reading import reader; "
+        "from piecework.chain.sending import deploy, transactions; "
         "from piecework.chain.dev import faucet; "
         "print([m for m in ('web3', 'eth_abi', 'eth_account') if m in sys.modules]); "
         "rpc.web3_over(rpc.HttpRpc('http://127.0.0.1:9')); print('web3' in sys.modules)"

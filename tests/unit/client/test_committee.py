@@ -11,10 +11,10 @@ import pytest
 
 from piecework.base.files import FileExists
 from piecework.chain.addresses import DisputeTerms
-from piecework.chain.calls import Call
+from piecework.chain.contracts.calls import Call
+from piecework.chain.contracts.events import Log
 from piecework.chain.deployment import Deployment
-from piecework.chain.disputes import Challenge, ChallengeOpened, ChallengeState, contract_of
-from piecework.chain.events import Log
+from piecework.chain.reading.disputes import Challenge, ChallengeOpened, ChallengeState, contract_of
 from piecework.client.audits.auditor import CanvasReport
 from piecework.client.disputes.committee import (
     CommitteeMember,

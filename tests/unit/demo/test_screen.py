@@ -12,7 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from piecework.base.amounts import Token
-from piecework.chain.events import Log, Settled
+from piecework.chain.contracts.events import Log, Settled
 from piecework.client.jobs.events import (
     CanvasText,
     DraftText,

@@ -14,7 +14,7 @@ import pytest
 from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 
-from piecework.chain.records import ChannelOnChain
+from piecework.chain.contracts.records import ChannelOnChain
 from piecework.market.audits import AuditStore
 from piecework.market.errors import Declined
 from piecework.market.limits import (

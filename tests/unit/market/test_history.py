@@ -13,9 +13,9 @@ import apsw
 import asyncpg
 import pytest
 
+from piecework.chain.contracts.events import ChannelClosed, ChannelOpened, EscrowEvent, Log, Settled
+from piecework.chain.contracts.records import Block
 from piecework.chain.errors import RpcUnavailable
-from piecework.chain.events import ChannelClosed, ChannelOpened, EscrowEvent, Log, Settled
-from piecework.chain.records import Block
 from piecework.market.catalogue import Catalogue
 from piecework.market.history import DAY_S, MarketHistory, SettledDay, SettledSum
 from piecework.market.limits import (

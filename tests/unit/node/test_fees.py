@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain.l1_fees import L1Charge, L1Price
-from piecework.chain.transactions import GasPrice
+from piecework.chain.sending.l1_fees import L1Charge, L1Price
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.settlement.fees import (
     COVER_PERCENT,
     NEEDS,

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
 from piecework.chain.errors import SignerAway, SignerDiffers, SignerRefuses
-from piecework.chain.fees import Fees
-from piecework.chain.rawtx import UnsignedTransaction
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework.signer.remote import RemoteSigner
 from piecework_node import logs
 from piecework_node.metrics import Metrics

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from piecework.chain.deployment import Deployment
-from piecework.chain.reader import RegisteredWorker
+from piecework.chain.reading.reader import RegisteredWorker
 from piecework_node.card_settings import CardSettings
 from piecework_node.daemon.registration import check_asked, check_registered, prepare_home
 from piecework_node.errors import HomeDiffers

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from piecework.chain.calls import Claim
-from piecework.chain.l1_fees import L1Charge, L1Price
-from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
-from piecework.chain.packing import (
+from piecework.chain.contracts.calls import Claim
+from piecework.chain.contracts.packing import (
     FIXED_BYTES,
     PACKED_GAS,
     PLAIN_GAS,
     PLAIN_ROW_BYTES,
     ROW_BYTES,
 )
-from piecework.chain.transactions import GasPrice
+from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
+from piecework.chain.sending.l1_fees import L1Charge, L1Price
+from piecework.chain.sending.transactions import GasPrice
 from piecework_node.journal.records import Worth
 from piecework_node.settlement.policy import (
     SettlementCandidate,

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from piecework.chain import calls
-from piecework.chain.calls import Call
-from piecework.chain.fees import Fees
-from piecework.chain.rawtx import UnsignedTransaction
+from piecework.chain.contracts import calls
+from piecework.chain.contracts.calls import Call
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework.signer import policy
 from piecework.signer.policy import NotSigned, judge_transaction, judge_typed
 from piecework_protocol.eip712 import Domain

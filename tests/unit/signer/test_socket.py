@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from piecework.chain import calls
+from piecework.chain.contracts import calls
 from piecework.chain.errors import SignerAway, SignerDiffers, SignerRefuses
-from piecework.chain.fees import Fees
-from piecework.chain.rawtx import UnsignedTransaction
+from piecework.chain.sending.fees import Fees
+from piecework.chain.sending.rawtx import UnsignedTransaction
 from piecework.signer import policy
 from piecework.signer.limits import MAX_CLIENTS, MAX_FRAME_BYTES
 from piecework.signer.place import socket_path

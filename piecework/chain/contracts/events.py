@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from piecework.chain.abi import interface
+from piecework.chain.contracts.abi import interface
 from piecework.chain.errors import BadAnswer
 from piecework_protocol.errors import invariant
 from piecework_protocol.objects import Channel

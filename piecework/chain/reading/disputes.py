@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from piecework.chain.abi import interface
-from piecework.chain.calls import Call
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.calls import Call
+from piecework.chain.contracts.events import Log
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadAnswer, BadDeployment
-from piecework.chain.events import Log
-from piecework.chain.logs import LogSearch
-from piecework.chain.rpc import JsonRpc, data_bytes, member, quantity
+from piecework.chain.nodes.logs import LogSearch
+from piecework.chain.nodes.rpc import JsonRpc, data_bytes, member, quantity
 from piecework_protocol.disputes import ChallengeStatus, OpenedLeaf
 from piecework_protocol.types import (
     Address,

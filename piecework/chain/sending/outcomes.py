@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from piecework.chain.events import Log
-from piecework.chain.logs import parse_logs
-from piecework.chain.rpc import hash_of, member, quantity
+from piecework.chain.contracts.events import Log
+from piecework.chain.nodes.logs import parse_logs
+from piecework.chain.nodes.rpc import hash_of, member, quantity
 from piecework_protocol.types import Bytes32
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from piecework.chain.errors import BadAnswer, RpcRefused, TransactionReverted
-from piecework.chain.presence import code_at
-from piecework.chain.rpc import JsonRpc, call_object, data_bytes
+from piecework.chain.nodes.rpc import JsonRpc, call_object, data_bytes
+from piecework.chain.reading.presence import code_at
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.signing import recover
 from piecework_protocol.types import MAX_PAYER_SIGNATURE_BYTES, Address, Bytes32
@@ -52,7 +52,7 @@ def _by_key(account: Address, digest: Bytes32, signature: bytes) -> bool:
 async def _accepts(
     rpc: JsonRpc, account: Address, digest: Bytes32, signature: bytes, asker: Address
 ) -> bool:
-    from piecework.chain.codec import encode  # imports web3
+    from piecework.chain.contracts.codec import encode  # imports web3
 
     question = _SELECTOR + encode(("bytes32", "bytes"), (digest, signature))
     request = {**call_object(account, question, sender=asker), "gas": hex(_GAS)}

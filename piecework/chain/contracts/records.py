@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-from piecework.chain.events import SkipReason
+from piecework.chain.contracts.events import SkipReason
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Address, Amount, Bytes32, Seconds, Timestamp, Uint64
 

@@ -11,13 +11,11 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from piecework.base.text import one_line
-from piecework.chain.abi import interface
 from piecework.chain.addresses import require_create2
-from piecework.chain.authorizations import require_separator
-from piecework.chain.calls import Claim
-from piecework.chain.deployment import Deployment
-from piecework.chain.errors import BadAnswer, BadDeployment, TransactionReverted, WrongChain
-from piecework.chain.events import (
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.authorizations import require_separator
+from piecework.chain.contracts.calls import Claim
+from piecework.chain.contracts.events import (
     ChannelOpened,
     EscrowEvent,
     Settled,
@@ -26,16 +24,7 @@ from piecework.chain.events import (
     event_topics,
     skip_reason,
 )
-from piecework.chain.finality import FINALIZED, Finality, finalized_height
-from piecework.chain.limits import (
-    DEFAULT_RPC_TIMEOUT_S,
-    MAX_CHANNELS_PER_LOG_QUERY,
-    MAX_WORKERS_PER_PAGE,
-)
-from piecework.chain.logs import LogSearch
-from piecework.chain.presence import Presence, contracts_of, presence_of
-from piecework.chain.quorum import nodes
-from piecework.chain.records import (
+from piecework.chain.contracts.records import (
     UNKNOWN_CHANNEL,
     Block,
     ChannelOnChain,
@@ -45,7 +34,17 @@ from piecework.chain.records import (
     channel_from,
     worker_from,
 )
-from piecework.chain.rpc import (
+from piecework.chain.deployment import Deployment
+from piecework.chain.errors import BadAnswer, BadDeployment, TransactionReverted, WrongChain
+from piecework.chain.limits import (
+    DEFAULT_RPC_TIMEOUT_S,
+    MAX_CHANNELS_PER_LOG_QUERY,
+    MAX_WORKERS_PER_PAGE,
+)
+from piecework.chain.nodes.finality import FINALIZED, Finality, finalized_height
+from piecework.chain.nodes.logs import LogSearch
+from piecework.chain.nodes.quorum import nodes
+from piecework.chain.nodes.rpc import (
     HttpRpc,
     JsonRpc,
     hash_of,
@@ -53,8 +52,9 @@ from piecework.chain.rpc import (
     quantity,
     web3_over,
 )
-from piecework.chain.signatures import signed_by_account
-from piecework.chain.token import read_token
+from piecework.chain.reading.presence import Presence, contracts_of, presence_of
+from piecework.chain.reading.signatures import signed_by_account
+from piecework.chain.reading.token import read_token
 from piecework_protocol.eip712 import Domain, TypedData
 from piecework_protocol.objects import registry_domain
 from piecework_protocol.types import (

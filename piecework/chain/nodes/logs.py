@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from piecework.chain.contracts.events import Log
 from piecework.chain.errors import (
     AnswerTooLarge,
     BadAnswer,
@@ -20,9 +21,8 @@ from piecework.chain.errors import (
     RpcRefused,
     RpcUnavailable,
 )
-from piecework.chain.events import Log
 from piecework.chain.limits import MAX_LOG_RANGE_BLOCKS, MAX_LOG_SEARCH_BLOCKS
-from piecework.chain.rpc import JsonRpc, address_from, data_bytes, hash_of, member, quantity
+from piecework.chain.nodes.rpc import JsonRpc, address_from, data_bytes, hash_of, member, quantity
 from piecework_protocol.types import Address, to_hex
 
 MAX_LOG_REQUESTS: Final = 10_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from piecework.chain.errors import NoFinality, RpcRefused
-from piecework.chain.rpc import JsonRpc, member, quantity
+from piecework.chain.nodes.rpc import JsonRpc, member, quantity
 
 
 @dataclass(frozen=True, slots=True)

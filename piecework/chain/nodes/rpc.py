@@ -24,7 +24,7 @@ from piecework.chain.limits import (
     RPC_ATTEMPTS,
     RPC_BACKOFF_S,
 )
-from piecework.chain.refusals import refusal
+from piecework.chain.nodes.refusals import refusal
 from piecework_protocol.types import Address, Bytes32, to_hex
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ class HttpRpc:
 def web3_over(rpc: JsonRpc) -> AsyncWeb3[Any]:
     """web3 on top of a node, with the errors of `JsonRpc`. The first use imports web3 (most of a
     second)."""
-    from piecework.chain.provider import over
+    from piecework.chain.nodes.provider import over
 
     return over(rpc)
 

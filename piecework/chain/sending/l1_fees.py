@@ -12,9 +12,9 @@ import enum
 from dataclasses import dataclass
 from typing import Final
 
-from piecework.chain.abi import decode_values
+from piecework.chain.contracts.abi import decode_values
 from piecework.chain.errors import RpcRefused, TransactionReverted
-from piecework.chain.rpc import JsonRpc, call_object, data_bytes
+from piecework.chain.nodes.rpc import JsonRpc, call_object, data_bytes
 from piecework_protocol.types import Address, keccak256, to_hex
 
 GAS_PRICE_ORACLE: Final = Address(bytes.fromhex("420000000000000000000000000000000000000f"))

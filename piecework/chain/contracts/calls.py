@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from piecework.chain.abi import interface
 from piecework.chain.addresses import FACTORY, SALT
-from piecework.chain.authorizations import SignedDeposit, SignedPermit
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.authorizations import SignedDeposit, SignedPermit
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
 from piecework_protocol.errors import invariant

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from piecework.chain.errors import BadAnswer, RpcRefused
-from piecework.chain.fees import FeeMarket
 from piecework.chain.limits import TIP_FLOOR_WEI
-from piecework.chain.rpc import JsonRpc, member, quantity
+from piecework.chain.nodes.rpc import JsonRpc, member, quantity
+from piecework.chain.sending.fees import FeeMarket
 
 _HISTORY_BLOCKS: Final = "0x5"
 _PERCENTILE: Final = 50

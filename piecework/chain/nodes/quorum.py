@@ -44,8 +44,8 @@ from piecework.chain.limits import (
     RPC_GRACE_S,
     RPC_REST_S,
 )
-from piecework.chain.refusals import Answer, classify
-from piecework.chain.rpc import HttpRpc, JsonRpc, data_bytes, member, quantity
+from piecework.chain.nodes.refusals import Answer, classify
+from piecework.chain.nodes.rpc import HttpRpc, JsonRpc, data_bytes, member, quantity
 from piecework_protocol.types import keccak256, to_hex
 
 T = TypeVar("T")

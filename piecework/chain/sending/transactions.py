@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
-from piecework.chain.calls import Call, send_native
+from piecework.chain.contracts.calls import Call, send_native
 from piecework.chain.errors import (
     BadAnswer,
     ChainError,
@@ -32,7 +32,12 @@ from piecework.chain.errors import (
     StuckTransaction,
     TransactionReverted,
 )
-from piecework.chain.fees import (
+from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S, RESEND_S
+from piecework.chain.nodes.finality import FINALIZED, Finality, finalized_height
+from piecework.chain.nodes.refusals import Answer, classify
+from piecework.chain.nodes.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
+from piecework.chain.reading.reader import ChainReader
+from piecework.chain.sending.fees import (
     FeePolicy,
     Fees,
     GasNeed,
@@ -41,16 +46,11 @@ from piecework.chain.fees import (
     gas_limit,
     require_balance,
 )
-from piecework.chain.finality import FINALIZED, Finality, finalized_height
-from piecework.chain.l1_fees import NO_L1, L1Fees, L1Price
-from piecework.chain.limits import DEFAULT_MINING_TIMEOUT_S, DEFAULT_POLL_S, RESEND_S
-from piecework.chain.market import fee_market
-from piecework.chain.nonces import NonceCounts, Nonces
-from piecework.chain.outcomes import Finalized, Mined, Outcome, Pending, Superseded, Unknown
-from piecework.chain.rawtx import SignedTransaction, UnsignedTransaction
-from piecework.chain.reader import ChainReader
-from piecework.chain.refusals import Answer, classify
-from piecework.chain.rpc import JsonRpc, call_object, hash_of, member, quantity, web3_over
+from piecework.chain.sending.gas_price import fee_market
+from piecework.chain.sending.l1_fees import NO_L1, L1Fees, L1Price
+from piecework.chain.sending.nonces import NonceCounts, Nonces
+from piecework.chain.sending.outcomes import Finalized, Mined, Outcome, Pending, Superseded, Unknown
+from piecework.chain.sending.rawtx import SignedTransaction, UnsignedTransaction
 from piecework_protocol.errors import invariant
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Bytes32, to_hex

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from piecework.chain.abi import interface
+from piecework.chain.contracts.abi import interface
 from piecework_protocol.disputes import OpenedLeaf, TraceRule
 from piecework_protocol.objects import Acceptance, Channel, Job, ModelOffer, Offer, Receipt
 from piecework_protocol.types import Address, Bytes32, Signature

@@ -7,9 +7,9 @@ tokens give their symbol as 32 bytes instead of a string.
 from __future__ import annotations
 
 from piecework.base.amounts import MAX_DECIMALS, Token
-from piecework.chain.abi import decode_values, interface
+from piecework.chain.contracts.abi import decode_values, interface
 from piecework.chain.errors import BadAnswer, BadDeployment, RpcRefused, TransactionReverted
-from piecework.chain.rpc import JsonRpc, web3_over
+from piecework.chain.nodes.rpc import JsonRpc, web3_over
 from piecework_protocol.types import Address, to_hex
 
 _ABSENT = (BadAnswer, RpcRefused, TransactionReverted)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from typing import Any, Final
 
-from piecework.chain.abi import decode_revert
+from piecework.chain.contracts.abi import decode_revert
 from piecework.chain.errors import (
     ChainError,
     LogRangeRefused,

@@ -22,20 +22,20 @@ from piecework.chain.addresses import (
     require_create2,
     verifier_init_code,
 )
-from piecework.chain.calls import create, create_by_factory, send_native
+from piecework.chain.contracts.calls import create, create_by_factory, send_native
 from piecework.chain.deployment import Deployment
 from piecework.chain.errors import BadDeployment, RpcRefused, TransactionReverted
-from piecework.chain.fees import FeePolicy
 from piecework.chain.limits import (
     DEFAULT_POLL_S,
     DEVELOPMENT_CHAIN_IDS,
     MAX_UNBONDING_DELAY_S,
     MIN_UNBONDING_DELAY_S,
 )
-from piecework.chain.presence import Presence, code_at, presence_of, presence_of_factory
-from piecework.chain.rpc import HttpRpc, JsonRpc, quantity, web3_over
-from piecework.chain.token import read_token
-from piecework.chain.transactions import TransactionSender
+from piecework.chain.nodes.rpc import HttpRpc, JsonRpc, quantity, web3_over
+from piecework.chain.reading.presence import Presence, code_at, presence_of, presence_of_factory
+from piecework.chain.reading.token import read_token
+from piecework.chain.sending.fees import FeePolicy
+from piecework.chain.sending.transactions import TransactionSender
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Bytes32, Seconds, keccak256, to_hex
 

@@ -14,7 +14,7 @@ from web3 import AsyncWeb3
 from web3.providers.async_base import AsyncJSONBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from piecework.chain.rpc import JsonRpc, data_bytes, hash_of, quantity
+from piecework.chain.nodes.rpc import JsonRpc, data_bytes, hash_of, quantity
 
 # web3's formatters let through what is not of the method's type (null, "-1", true, an object):
 # these do not.

@@ -10,7 +10,7 @@ import rlp  # type: ignore[import-untyped]
 from rlp.codec import consume_length_prefix  # type: ignore[import-untyped]
 from rlp.exceptions import RLPException  # type: ignore[import-untyped]
 
-from piecework.chain.fees import Fees
+from piecework.chain.sending.fees import Fees
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.signing import TRANSACTION_TYPE, AsyncSigner, Signer, recover
 from piecework_protocol.types import ADDRESS_BYTES, Address, Bytes32, Signature, keccak256

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from piecework.chain.addresses import FACTORY, FACTORY_CODE
 from piecework.chain.artifacts import load_artifact
 from piecework.chain.deployment import Deployment
-from piecework.chain.rpc import JsonRpc, data_bytes
+from piecework.chain.nodes.rpc import JsonRpc, data_bytes
 from piecework_protocol.types import Address, to_hex
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from piecework.chain.abi import interface
-from piecework.chain.calls import Call, Claim, settle
+from piecework.chain.contracts.abi import interface
+from piecework.chain.contracts.calls import Call, Claim, settle
 from piecework.chain.deployment import Deployment
 from piecework.chain.limits import MAX_CLAIMS_PER_SETTLE
 from piecework_protocol.errors import invariant

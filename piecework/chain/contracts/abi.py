@@ -131,13 +131,13 @@ def _members(kind: type[Any]) -> tuple[str, ...]:
 def decode_values(types: Sequence[str], data: bytes, what: str) -> tuple[Any, ...]:
     """ABI-decode; addresses become 20 bytes. `BadAnswer` names `what` when the data has another
     shape."""
-    from piecework.chain.codec import decode  # imports web3
+    from piecework.chain.contracts.codec import decode  # imports web3
 
     return decode(types, data, what)
 
 
 def _encode(types: Sequence[str], values: Sequence[Any]) -> bytes:
-    from piecework.chain.codec import encode  # imports web3
+    from piecework.chain.contracts.codec import encode  # imports web3
 
     return encode(types, values)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from piecework.chain.errors import NonceUnexplained
-from piecework.chain.fees import Fees
+from piecework.chain.sending.fees import Fees
 
 MAX_FOREIGN: Final = 64
 """Transactions of another program of ours that may wait, for a tool that keeps no journal. Nodes

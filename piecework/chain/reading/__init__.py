@@ -1,0 +1,1 @@
+"""What the chain says now: channels, workers, disputes, the token, and who signed. Read only."""

@@ -1,0 +1,1 @@
+"""Transactions: what they may cost, which nonce they take, and what became of them."""
