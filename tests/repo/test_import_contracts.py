@@ -38,6 +38,8 @@ VIOLATIONS = [
     ("only piecework.chain talks", "piecework.client.sdk", "web3"),
     ("the engine has no network", "piecework_model.engine.engine", "socket"),
     ("what one command", "piecework.commands._client.move", "piecework.commands._worker.views"),
+    ("rooms of piecework.chain", "piecework.chain.nodes.rpc", "piecework.chain.reading.reader"),
+    ("what the contracts take", "piecework.chain.contracts.calls", "piecework.chain.nodes.rpc"),
     ("rooms of piecework.client", "piecework.client.journal.store", "piecework.client.sdk"),
     ("rooms of piecework_model", "piecework_model.layers.moe", "piecework_model.engine.engine"),
     ("rooms of piecework_node", "piecework_node.home", "piecework_node.daemon.daemon"),
