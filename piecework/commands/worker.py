@@ -14,8 +14,8 @@ from piecework.commands._worker import options as _options
 
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
-    from piecework_node.daemon.check_results import CheckResult
     from piecework_node.home import Home
+    from piecework_node.operations.check_results import CheckResult
 
 app = common.group()
 
@@ -107,8 +107,8 @@ def init(
     Safe to run again: what is there stays. If an option differs from what is there, it changes
     nothing and says what to edit.
     """
-    from piecework_node.daemon.setup import NewStake, set_up_worker
     from piecework_node.home import Home
+    from piecework_node.operations.setup import NewStake, set_up_worker
 
     file = deployment or Path(common.ask("--deployment", "The market's deployment file"))
     token = common.market_token(file)
@@ -201,7 +201,7 @@ def join(
 
 def check_all(place: Home, password: str) -> None:
     """Run every check, and end with exit code 1 if anything fails."""
-    from piecework_node.daemon.checks import Checker
+    from piecework_node.operations.checks import Checker
 
     findings = common.run(Checker(place, password).run())
     _print_findings(findings)
@@ -247,9 +247,9 @@ def check(
     Each line that is not ok has a code and what to do. Exit code 1 if anything fails. `--json` has
     the shape of `linkerd check -o json`.
     """
-    from piecework_node.daemon.check_results import as_linkerd
-    from piecework_node.daemon.checks import Checker
     from piecework_node.home import Home
+    from piecework_node.operations.check_results import as_linkerd
+    from piecework_node.operations.checks import Checker
 
     place = Home(common.home("worker", home))
     if not place.config.is_file() and not place.deployment.is_file():
@@ -518,7 +518,7 @@ def recover(*, home: HomeOption = None, json: Json = False) -> None:
 
     Stop the worker first. Unfinished jobs end, and the next offer gets a number that is free.
     """
-    from piecework_node.daemon.recover import recover as recovered
+    from piecework_node.operations.recover import recover as recovered
 
     steps = common.run(recovered(common.home("worker", home)))
     if json:

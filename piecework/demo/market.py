@@ -19,8 +19,8 @@ from piecework.client.config import ClientHome, load_config
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
 from piecework.processes import ProcessGroup, Role
-from piecework_node.daemon.setup import NewStake, set_up_worker
 from piecework_node.home import Home
+from piecework_node.operations.setup import NewStake, set_up_worker
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Amount, Bytes32, keccak256, to_hex
 

@@ -15,7 +15,7 @@ SHIPPED: frozenset[Name] = frozenset(
     {
         ("piecework.processes", "ProcessGroup"),
         ("piecework.processes", "Role"),
-        ("piecework_node.daemon.updating", "make_environment"),
+        ("piecework_node.operations.updating", "make_environment"),
         ("piecework_node.engine.supervisor", "engine_arguments"),
     }
 )

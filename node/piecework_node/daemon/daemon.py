@@ -31,9 +31,7 @@ from piecework_node.daemon.card_pumps import CardPumps
 from piecework_node.daemon.changing import ChangeReport
 from piecework_node.daemon.console_feed import ConsoleFeed
 from piecework_node.daemon.evidence import answer_of
-from piecework_node.daemon.front import front_of
 from piecework_node.daemon.offered import offered, show_card, with_claims
-from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
 from piecework_node.daemon.ports import Ports
 from piecework_node.daemon.price_watch import follow_market, price_watch
 from piecework_node.daemon.reach import (
@@ -44,8 +42,6 @@ from piecework_node.daemon.reach import (
     look_at,
 )
 from piecework_node.daemon.reconfiguring import Reconfigurer
-from piecework_node.daemon.relays import RelayCredentials, Relays
-from piecework_node.daemon.server import GrpcServer, WorkerServicer
 from piecework_node.daemon.standing import StandingWatch
 from piecework_node.daemon.status import exposure_bound, status_of
 from piecework_node.daemon.surroundings import DiskWatch, IndexWatch
@@ -54,6 +50,10 @@ from piecework_node.engine.supervisor import EngineCommandLine
 from piecework_node.errors import ConfigError, JournalError
 from piecework_node.evidence.expiry import EvidenceExpiry
 from piecework_node.home import Home
+from piecework_node.job_port.front import front_of
+from piecework_node.job_port.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.job_port.relays import RelayCredentials, Relays
+from piecework_node.job_port.server import GrpcServer, WorkerServicer
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates, OfferAddress, OfferEntry, publish
 from piecework_node.jobs.own_test import OwnTests
 from piecework_node.jobs.rollback import last_offer, later, notice, signers_word

@@ -21,8 +21,8 @@ from piecework.base.dialling import Dialled
 from piecework.base.http import HttpError, HttpLimits, HttpStatus, host_of, parse_json
 from piecework.base.listener import bind
 from piecework.base.text import one_line
-from piecework_node.daemon.relays import RelayAway, ask_to_dial
 from piecework_node.home import Home
+from piecework_node.job_port.relays import RelayAway, ask_to_dial
 from piecework_node.jobs.offers import MAX_REASON_CHARACTERS, reason_of
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.times import now

@@ -3,7 +3,7 @@
 Admission runs in four stages. A cheap check spares a job that it refuses an RPC call or a
 tokenization. `IDENTITY` and `TERMS` need only memory. `CHANNEL` needs the chain's word. The last
 stage needs the length of the prompt. Size, rate and parsing are checked earlier, at the edge
-(`daemon.server`, `piecework_protocol.wire`). The only exception that leaves this module is
+(`job_port.server`, `piecework_protocol.wire`). The only exception that leaves this module is
 `Refusal`.
 
 Two rules protect both sides. The price ceiling must cover the worst case: every token and every

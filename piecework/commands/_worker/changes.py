@@ -14,8 +14,8 @@ from piecework.commands import _common as common
 
 if TYPE_CHECKING:
     from piecework_node.daemon.changing import ChangeReport
-    from piecework_node.daemon.owning import OwnerCall
     from piecework_node.home import Home
+    from piecework_node.operations.owning import OwnerCall
     from piecework_protocol.signing import AsyncSigner, LocalSigner
     from piecework_protocol.types import Address
 
@@ -74,7 +74,7 @@ def change(
     It says which settings need a restart. Amounts are numbers of tokens. Lists are divided by
     commas.
     """
-    from piecework_node.daemon.running import change_settings
+    from piecework_node.operations.running import change_settings
 
     texts, dropped = _pairs(words or []), tuple(unset or ())
     if not texts and not dropped:
@@ -190,8 +190,8 @@ async def _move(
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
     from piecework_node.daemon.assembly import connect
-    from piecework_node.daemon.owning import OwnerHands, move_payout, payout_doubt
     from piecework_node.keys.operator import close_operator, keystore_address, open_operator
+    from piecework_node.operations.owning import OwnerHands, move_payout, payout_doubt
     from piecework_protocol.types import address_hex, parse_address
 
     config = settings.load(place.root)

@@ -65,7 +65,7 @@ def _print_table(root: Path, first: str, last: str, *, jobs: bool, chain: bool) 
     import csv
     import sys
 
-    from piecework_node.daemon.earnings import Period, table, with_chain
+    from piecework_node.operations.earnings import Period, table, with_chain
 
     period = common.guard(lambda: Period.parse(first, last))
     if not chain:

@@ -13,8 +13,8 @@ from piecework.commands import _descriptor
 if TYPE_CHECKING:
     from piecework.base.amounts import Token
     from piecework.chain.descriptor import MarketDescriptor
-    from piecework_node.daemon.joining import PriceSuggestion
     from piecework_node.home import Home
+    from piecework_node.operations.joining import PriceSuggestion
 
 MAX_INDEX_ANSWER_BYTES = 8 * 1024 * 1024
 PRICES = (
@@ -45,7 +45,7 @@ class Wishes:
 def accept(home: Home, url: str, fingerprint: str | None) -> MarketDescriptor:
     """Fetch a market's descriptor, and hold it to the pinned one or let a person accept it."""
     from piecework.chain.descriptor import PinnedMarket
-    from piecework_node.daemon import joining
+    from piecework_node.operations import joining
     from piecework_protocol.types import address_hex
 
     wanted = None if fingerprint is None else common.address("--fingerprint", fingerprint)
@@ -79,7 +79,7 @@ def settings_for(
 ) -> dict[str, Any]:
     """The settings of a new home: what was given, then the descriptor, then a suggestion."""
     from piecework_node.config import MAX_RELAYS
-    from piecework_node.daemon.joining import MARKED_USD
+    from piecework_node.operations.joining import MARKED_USD
 
     given = {**wishes.settings, **prices}
     values: dict[str, Any] = {"indexes": market.indexes, "relays": market.relays[:MAX_RELAYS]}
@@ -138,7 +138,7 @@ async def _suggestion(market: MarketDescriptor, rpc: str | None) -> PriceSuggest
     from piecework.base.clock import SystemClock
     from piecework.base.http import HttpLimits, HttpReader
     from piecework.chain.reading.reader import ChainReader
-    from piecework_node.daemon.joining import suggest_prices
+    from piecework_node.operations.joining import suggest_prices
 
     limits = HttpLimits(total_s=10.0, connect_s=5.0, max_bytes=MAX_INDEX_ANSWER_BYTES)
     async with (
@@ -167,7 +167,7 @@ def join(
     """
     import tempfile
 
-    from piecework_node.daemon.setup import NewStake, set_up_worker
+    from piecework_node.operations.setup import NewStake, set_up_worker
 
     market = accept(home, url, wishes.fingerprint)
     prices = given_prices(market, wishes)

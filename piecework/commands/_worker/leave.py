@@ -22,9 +22,9 @@ from piecework.commands._worker.changes import (
 )
 
 if TYPE_CHECKING:
-    from piecework_node.daemon.leaving import LeaveReport, StepReport
-    from piecework_node.daemon.rotation import RotationReport
     from piecework_node.home import Home
+    from piecework_node.operations.leaving import LeaveReport, StepReport
+    from piecework_node.operations.rotation import RotationReport
     from piecework_protocol.signing import AsyncSigner, LocalSigner
     from piecework_protocol.types import Address
 
@@ -90,9 +90,9 @@ async def _leave(
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
     from piecework_node.daemon.assembly import connect
-    from piecework_node.daemon.leaving import Leaver, waiting_times
-    from piecework_node.daemon.owning import OwnerHands
     from piecework_node.keys.operator import close_operator, open_operator
+    from piecework_node.operations.leaving import Leaver, waiting_times
+    from piecework_node.operations.owning import OwnerHands
 
     config = settings.load(place.root)
     deployment = Deployment.load(place.deployment)
@@ -183,8 +183,8 @@ async def _rotate(
     from piecework.chain.deployment import Deployment
     from piecework_node import config as settings
     from piecework_node.daemon.assembly import connect
-    from piecework_node.daemon.owning import OwnerHands
-    from piecework_node.daemon.rotation import Passwords, Rotation
+    from piecework_node.operations.owning import OwnerHands
+    from piecework_node.operations.rotation import Passwords, Rotation
     from piecework_protocol.types import Timestamp
 
     config = settings.load(place.root)

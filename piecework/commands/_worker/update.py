@@ -11,8 +11,8 @@ from piecework.commands import _common as common
 from piecework.commands._worker.changes import HomeOption, place_of
 
 if TYPE_CHECKING:
-    from piecework_node.daemon.updating import Installation, WorkerService
     from piecework_node.home import Home
+    from piecework_node.operations.updating import Installation, WorkerService
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +59,7 @@ def update(
     """
     import os
 
-    from piecework_node.daemon.updating import Updater, UpdateWishes
+    from piecework_node.operations.updating import Updater, UpdateWishes
 
     if bool(unit) == background:
         common.fail("name what runs the worker: --unit NAME, or --background", 2)
@@ -76,7 +76,7 @@ def update(
 def _installation(link: Path | None, wheel: Path) -> Installation:
     import sys
 
-    from piecework_node.daemon.updating import installation_of
+    from piecework_node.operations.updating import installation_of
 
     return common.guard(lambda: installation_of(Path(sys.prefix).resolve(), link, wheel))
 
@@ -84,7 +84,7 @@ def _installation(link: Path | None, wheel: Path) -> Installation:
 def _service(
     unit: str, installation: Installation, place: Home, environment: dict[str, str]
 ) -> WorkerService:
-    from piecework_node.daemon.updating import BackgroundWorker, SystemdUnit
+    from piecework_node.operations.updating import BackgroundWorker, SystemdUnit
 
     if unit:
         return SystemdUnit(unit)

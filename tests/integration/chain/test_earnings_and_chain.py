@@ -11,9 +11,9 @@ from piecework.chain.contracts import calls
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.nodes.rpc import HttpRpc
 from piecework.chain.reading.reader import ChainReader
-from piecework_node.daemon.earnings import read_income
-from piecework_node.daemon.running import open_journal
 from piecework_node.journal.records import FundingAuthorized
+from piecework_node.operations.earnings import read_income
+from piecework_node.operations.running import open_journal
 from piecework_protocol.frames import FundingAuthorization
 from piecework_protocol.objects import Channel, FundChannel
 from piecework_protocol.types import Amount, Timestamp, to_hex

@@ -25,9 +25,9 @@ from piecework.base.errors import PieceworkError
 from piecework.chain.reading.reader import ChainReader
 from piecework.client.funds import Funds
 from piecework.client.sdk import PieceworkClient
-from piecework_node.daemon.leaving import LeaveStep
-from piecework_node.daemon.recover import recover
-from piecework_node.daemon.running import open_journal
+from piecework_node.operations.leaving import LeaveStep
+from piecework_node.operations.recover import recover
+from piecework_node.operations.running import open_journal
 from piecework_protocol.states import ChannelState
 from tests.support.chain.chains import MIN_STAKE, UNBONDING_DELAY_S, USD, TestMarket
 from tests.support.chain.node_proxy import NodeProxy

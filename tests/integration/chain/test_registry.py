@@ -7,7 +7,7 @@ import pytest
 from piecework.chain.contracts import calls
 from piecework.chain.errors import TransactionReverted
 from piecework.chain.reading.reader import RegisteredWorker
-from piecework_node.daemon.registration import owner_warning
+from piecework_node.operations.registration import owner_warning
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner, sign
 from piecework_protocol.types import ZERO_ADDRESS, Signature, Timestamp, Uint64

@@ -14,8 +14,8 @@ from piecework.chain.errors import NodesDisagree, WrongChain
 from piecework.client.config import ClientConfig, ClientHome
 from piecework.client.sdk import PieceworkClient
 from piecework.client.setup import set_up
-from piecework_node.daemon.setup import NewStake, set_up_worker
 from piecework_node.home import Home
+from piecework_node.operations.setup import NewStake, set_up_worker
 from piecework_protocol.types import parse_address, to_hex
 from tests.sim.node.test_lying_nodes import LIARS
 from tests.support.chain.chains import ETHER, USD, TestMarket, deployed, signer

@@ -13,10 +13,10 @@ from piecework.chain.errors import ChainError, RpcUnavailable
 from piecework.chain.nodes.rpc import JsonRpc
 from piecework.chain.reading.reader import ChainReader
 from piecework_node import config
-from piecework_node.daemon.leaving import Leaver, LeaveStep
-from piecework_node.daemon.owning import OwnerHands
-from piecework_node.daemon.running import open_journal
 from piecework_node.journal.records import ChannelObserved, ChannelSeen, MetaSet
+from piecework_node.operations.leaving import Leaver, LeaveStep
+from piecework_node.operations.owning import OwnerHands
+from piecework_node.operations.running import open_journal
 from piecework_node.settlement.payouts import META
 from piecework_protocol.states import ChannelState
 from piecework_protocol.types import Amount, ChannelId, Timestamp, parse_address

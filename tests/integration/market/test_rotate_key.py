@@ -12,12 +12,12 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.chain.errors import ChainError, TransactionReverted
 from piecework_node import config
-from piecework_node.daemon.registration import prepare_home
-from piecework_node.daemon.rotation import RotationReport, is_rotated
 from piecework_node.errors import ConfigError, KeyFileError, NotFunded
 from piecework_node.home import Home
 from piecework_node.keys.operator import keystore_address, load_operator
 from piecework_node.keys.tls import load_tls
+from piecework_node.operations.registration import prepare_home
+from piecework_node.operations.rotation import RotationReport, is_rotated
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import (

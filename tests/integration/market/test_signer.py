@@ -29,12 +29,12 @@ from piecework.demo.market import free_port
 from piecework.signer.remote import RemoteSigner
 from piecework_node import config
 from piecework_node.daemon.admin import ADDRESS_FILE, ask_daemon
-from piecework_node.daemon.checks import Checker
-from piecework_node.daemon.owning import OwnerHands, move_payout
-from piecework_node.daemon.rotation import Passwords, Rotation, is_rotated
-from piecework_node.daemon.setup import NewStake, set_up_worker
 from piecework_node.home import Home
 from piecework_node.keys.operator import is_record, write_record
+from piecework_node.operations.checks import Checker
+from piecework_node.operations.owning import OwnerHands, move_payout
+from piecework_node.operations.rotation import Passwords, Rotation, is_rotated
+from piecework_node.operations.setup import NewStake, set_up_worker
 from piecework_protocol.conversation import Conversation, Message
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Timestamp, Uint256, keccak256, parse_address, to_hex

@@ -16,8 +16,8 @@ from piecework.chain.dev.embedded import EmbeddedChain
 from piecework.client.audits.engine import EngineAuditor
 from piecework.demo.market import free_port
 from piecework.processes import Role
-from piecework_node.daemon.updating import Installation, make_environment, take_wheel
 from piecework_node.engine.link import EngineReady
+from piecework_node.operations.updating import Installation, make_environment, take_wheel
 from piecework_protocol.objects import AuditLevel, AuditOutcome
 from piecework_protocol.types import Address
 from tests.support.chain.chains import deployed

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from piecework.chain.deployment import Deployment
-from piecework_node.daemon.running import drain, is_running
-from piecework_node.daemon.updating import (
+from piecework_node.errors import UpdateRefused
+from piecework_node.home import Home
+from piecework_node.operations.running import drain, is_running
+from piecework_node.operations.updating import (
     BackgroundWorker,
     Installation,
     SystemdUnit,
@@ -22,8 +24,6 @@ from piecework_node.daemon.updating import (
     schema_of,
     take_wheel,
 )
-from piecework_node.errors import UpdateRefused
-from piecework_node.home import Home
 from piecework_protocol.types import Address, Amount, Seconds
 from tests.support.system.commands import piecework
 from tests.support.system.wheels import build_library, build_wheel, digest_of, install

@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from piecework.base.connections import Refused
-from piecework_node.daemon.front import Front, FrontConnection
-from piecework_node.daemon.peers import RELAY_RATE, PeerLimits, Peers
-from piecework_node.daemon.relays import (
+from piecework_node.job_port.front import Front, FrontConnection
+from piecework_node.job_port.peers import RELAY_RATE, PeerLimits, Peers
+from piecework_node.job_port.relays import (
     INCOMING_BURST,
     LINES_BURST,
     RelayAway,

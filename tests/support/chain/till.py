@@ -27,18 +27,18 @@ from piecework.client.network.transport import WorkerLink
 from piecework_node import config, logs
 from piecework_node.daemon.assembly import Components, Foundations, assemble
 from piecework_node.daemon.engines import Engines, KeptCard
-from piecework_node.daemon.leaving import Leaver, LeaveReport
 from piecework_node.daemon.offered import offered
-from piecework_node.daemon.owning import OwnerHands
-from piecework_node.daemon.registration import prepare_home, register
-from piecework_node.daemon.server import WorkerServicer
 from piecework_node.home import Home
+from piecework_node.job_port.server import WorkerServicer
 from piecework_node.jobs.offers import OfferAddress
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import load_operator, secret_of
 from piecework_node.keys.sealing import WrappingSecrets, open_wrapping_secret
 from piecework_node.keys.tls import load_tls
 from piecework_node.metrics import Metrics
+from piecework_node.operations.leaving import Leaver, LeaveReport
+from piecework_node.operations.owning import OwnerHands
+from piecework_node.operations.registration import prepare_home, register
 from piecework_node.runtime.cards import EngineCard
 from piecework_protocol.frames import VoucherAccepted
 from piecework_protocol.objects import Endpoint, Route

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, NoReturn
 import grpc
 from grpc.aio import Metadata
 
-from piecework_node.daemon.server import SERVICE, WorkerServicer
+from piecework_node.job_port.server import SERVICE, WorkerServicer
 from piecework_protocol.types import ChannelId
 
 _EOF = grpc.aio.EOF  # type: ignore[attr-defined]  # missing in the stubs

@@ -29,7 +29,7 @@ from piecework.client.network.reachability import Reachability
 from piecework.client.network.transport import JobStream
 from piecework.client.wallet import Wallet
 from piecework_node import logs
-from piecework_node.daemon.server import WorkerServicer
+from piecework_node.job_port.server import WorkerServicer
 from piecework_node.jobs.healing import Healer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_protocol.frames import Account, GetAccountRequest, ShowReceiptsRequest

@@ -17,8 +17,8 @@ from piecework.relay.limits import RelayLimits
 from piecework.relay.operators import RegisteredOperators, WorkerRegistry, dial_back_server
 from piecework.relay.server import Relay
 from piecework_node import logs
-from piecework_node.daemon.front import Front, FrontLimits
-from piecework_node.daemon.relays import RelayCredentials, Relays
+from piecework_node.job_port.front import Front, FrontLimits
+from piecework_node.job_port.relays import RelayCredentials, Relays
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import FaultBoard
 from piecework_protocol.eip712 import Domain

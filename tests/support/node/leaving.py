@@ -22,11 +22,11 @@ from piecework.chain.keystore import open_keystore
 from piecework.chain.nodes.rpc import HttpRpc
 from piecework.chain.reading.reader import ChainReader
 from piecework_node import config
-from piecework_node.daemon.leaving import Leaver, LeaveReport
-from piecework_node.daemon.owning import OwnerHands
-from piecework_node.daemon.rotation import Passwords, Rotation
 from piecework_node.home import Home
 from piecework_node.keys.operator import load_operator
+from piecework_node.operations.leaving import Leaver, LeaveReport
+from piecework_node.operations.owning import OwnerHands
+from piecework_node.operations.rotation import Passwords, Rotation
 from piecework_protocol.types import Address, Timestamp
 from tests.support.system.worker_process import PASSWORD, POLL_S
 

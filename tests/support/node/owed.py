@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from piecework.chain.contracts.calls import Claim
-from piecework_node.daemon.running import open_journal
 from piecework_node.journal.records import (
     ChannelObserved,
     ChannelSeen,
     FundingAuthorized,
     VoucherApplied,
 )
+from piecework_node.operations.running import open_journal
 from piecework_protocol.frames import FundingAuthorization, PayVoucher
 from piecework_protocol.ledger import WorkerLedger
 from piecework_protocol.merkle import Accumulator

@@ -10,9 +10,9 @@ from piecework.base.clock import SystemClock
 from piecework.base.connections import ConnectionLimits, Refused
 from piecework.base.listener import bind
 from piecework_node import logs
-from piecework_node.daemon.front import Front, FrontLimits
-from piecework_node.daemon.peers import FrontEntrance, PeerLimits, Peers
-from piecework_node.daemon.server import (
+from piecework_node.job_port.front import Front, FrontLimits
+from piecework_node.job_port.peers import FrontEntrance, PeerLimits, Peers
+from piecework_node.job_port.server import (
     TIMES,
     ChannelCloser,
     GrpcServer,

@@ -17,8 +17,8 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.dev.faucet import faucet_signer, fund_native, mint_tokens
 from piecework.chain.reading.reader import ChainReader
 from piecework.demo.market import free_port
-from piecework_node.daemon import registration as enrolment
 from piecework_node.home import Home
+from piecework_node.operations import registration as enrolment
 from piecework_protocol.signing import LocalSigner
 from piecework_protocol.types import Address, Timestamp, keccak256, to_hex
 

@@ -6,7 +6,7 @@ import pytest
 
 from piecework.base.amounts import Token
 from piecework.commands._worker.join import suggested_prices
-from piecework_node.daemon.joining import PriceSuggestion
+from piecework_node.operations.joining import PriceSuggestion
 
 
 @pytest.mark.parametrize("decimals", [0, 6, 18])

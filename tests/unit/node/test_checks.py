@@ -19,8 +19,11 @@ from piecework.chain.deployment import Deployment
 from piecework.demo.market import free_port
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node.card_settings import CardSettings
-from piecework_node.daemon import registration as enrolment
-from piecework_node.daemon.check_results import (
+from piecework_node.home import Home
+from piecework_node.journal.sqlite import SqliteJournal
+from piecework_node.keys.operator import create_keystore, keystore_address
+from piecework_node.operations import registration as enrolment
+from piecework_node.operations.check_results import (
     IN_USE,
     ITEMS,
     NOT_CHECKED,
@@ -28,10 +31,7 @@ from piecework_node.daemon.check_results import (
     Result,
     as_linkerd,
 )
-from piecework_node.daemon.checks import Checker
-from piecework_node.home import Home
-from piecework_node.journal.sqlite import SqliteJournal
-from piecework_node.keys.operator import create_keystore, keystore_address
+from piecework_node.operations.checks import Checker
 from piecework_node.runtime.faults import CONDITIONS, Code, Fault
 from piecework_protocol.types import Address, Amount, Seconds, Timestamp, parse_address
 from tests.support.chain.node_proxy import Kind, NodeProxy

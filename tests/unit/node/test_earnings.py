@@ -12,17 +12,6 @@ import pytest
 
 from piecework.chain.deployment import Deployment
 from piecework_node.daemon.console_feed import EarningsBook
-from piecework_node.daemon.earnings import (
-    DAY_COLUMNS,
-    ChainIncome,
-    EarnedBalance,
-    Period,
-    balance,
-    by_day,
-    by_job,
-    table,
-)
-from piecework_node.daemon.registration import prepare_home
 from piecework_node.errors import ConfigError, JournalLocked
 from piecework_node.home import Home
 from piecework_node.journal.records import (
@@ -36,6 +25,17 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import keystore_address
+from piecework_node.operations.earnings import (
+    DAY_COLUMNS,
+    ChainIncome,
+    EarnedBalance,
+    Period,
+    balance,
+    by_day,
+    by_job,
+    table,
+)
+from piecework_node.operations.registration import prepare_home
 from piecework_protocol.frames import LeafRef
 from piecework_protocol.types import (
     Address,

@@ -23,8 +23,8 @@ from bench.hostile_http2 import (
     request_headers,
 )
 from piecework.base.connections import ConnectionLimits, Refused, parse_networks
-from piecework_node.daemon.peers import PeerLimits
-from piecework_node.daemon.server import StreamTimes
+from piecework_node.job_port.peers import PeerLimits
+from piecework_node.job_port.server import StreamTimes
 from piecework_protocol.limits import MAX_FRAME_BYTES
 from piecework_protocol.relaying import server_name
 from tests.support.network.http_attackers import RawConnection

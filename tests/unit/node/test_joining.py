@@ -11,8 +11,8 @@ from piecework.chain.deployment import Deployment
 from piecework.chain.descriptor import MarketDescriptor
 from piecework.commands._worker.join import Wishes, settings_for
 from piecework_node import config
-from piecework_node.daemon.joining import follow
 from piecework_node.home import Home
+from piecework_node.operations.joining import follow
 from piecework_protocol.types import Address, Amount, Seconds
 
 PAYOUT = "0x" + "f1" * 20

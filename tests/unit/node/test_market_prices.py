@@ -10,7 +10,7 @@ import pytest
 
 from piecework.base.http import HttpUnreachable
 from piecework.chain.errors import RpcUnavailable
-from piecework_node.daemon.joining import suggest_prices
+from piecework_node.operations.joining import suggest_prices
 from piecework_node.pricing.costs import (
     ENOUGH_CANVASES,
     ENOUGH_TOKENS,

@@ -9,13 +9,13 @@ import pytest
 
 from piecework_model.checkpoint.manifest import bundled_checkpoint_path
 from piecework_node import config
-from piecework_node.daemon import registration as enrolment
 from piecework_node.daemon.assembly import build
 from piecework_node.daemon.engines import checkpoint_of
 from piecework_node.errors import ConfigError, ModelNotPulled, ModelStoreError
 from piecework_node.home import Home
 from piecework_node.models.name import HubFile, ModelName, is_commit
 from piecework_node.models.store import ModelStore, checkpoint_folder, default_store, is_model_name
+from piecework_node.operations import registration as enrolment
 from piecework_protocol.types import Timestamp
 from tests.unit.node.test_checks import NOWHERE
 

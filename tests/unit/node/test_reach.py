@@ -12,8 +12,8 @@ from piecework.base.errors import PieceworkError
 from piecework.base.http import HttpStatus, HttpUnreachable
 from piecework_node import logs
 from piecework_node.daemon.reach import Onlooker, ReachWatch, Sight
-from piecework_node.daemon.relays import RelayAway
 from piecework_node.daemon.standing import StandingWatch
+from piecework_node.job_port.relays import RelayAway
 from piecework_node.metrics import Metrics
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_protocol.dialling import decode_dial, dial_domain

@@ -11,9 +11,9 @@ import pytest
 from piecework.chain.deployment import Deployment
 from piecework.chain.reading.reader import RegisteredWorker
 from piecework_node.card_settings import CardSettings
-from piecework_node.daemon.registration import check_asked, check_registered, prepare_home
 from piecework_node.errors import HomeDiffers
 from piecework_node.home import Home
+from piecework_node.operations.registration import check_asked, check_registered, prepare_home
 from piecework_protocol.types import Address, Amount, Seconds, Timestamp, to_hex
 
 PAYOUT = "0x000000000000000000000000000000000000bEEF"

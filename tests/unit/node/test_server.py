@@ -11,8 +11,8 @@ from google.rpc import error_details_pb2  # type: ignore[import-untyped]
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
-from piecework_node.daemon.peers import PeerLimits
-from piecework_node.daemon.server import MAX_MESSAGE_BYTES, MAX_UNARY_BYTES, StreamSink
+from piecework_node.job_port.peers import PeerLimits
+from piecework_node.job_port.server import MAX_MESSAGE_BYTES, MAX_UNARY_BYTES, StreamSink
 from piecework_protocol.frames import (
     CloseChannelRequest,
     Draft,

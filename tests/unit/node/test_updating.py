@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from piecework_node.daemon.updating import (
+from piecework_node.errors import UpdateRefused
+from piecework_node.home import Home
+from piecework_node.operations.updating import (
     MARK,
     PREVIOUS,
     Installation,
@@ -20,8 +22,6 @@ from piecework_node.daemon.updating import (
     UpdateWishes,
     installation_of,
 )
-from piecework_node.errors import UpdateRefused
-from piecework_node.home import Home
 from tests.support.system.wheels import build_wheel, digest_of
 
 

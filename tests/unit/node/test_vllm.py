@@ -680,7 +680,7 @@ async def test_nothing_is_answered_before_the_start() -> None:
 def test_a_worker_before_vllm_needs_no_torch() -> None:
     program = (
         "import sys; sys.modules['torch'] = None; "
-        "import piecework_node.daemon.daemon, piecework_node.daemon.checks, "
+        "import piecework_node.daemon.daemon, piecework_node.operations.checks, "
         "piecework_node.vllm.link; "
         "from piecework_model.text.chat import encode_prompt; "
         "from tests.support.protocol.conversations import said; "

@@ -16,7 +16,7 @@ from piecework.base.connections import ConnectionLimits
 from piecework.base.dialling import Dialler
 from piecework.relay.limits import JOINS_BURST
 from piecework.relay.metrics import metrics_application
-from piecework_node.daemon.relays import RelayAway, ask_to_dial
+from piecework_node.job_port.relays import RelayAway, ask_to_dial
 from piecework_protocol.dialling import MAX_DIAL_BYTES, DialRequest, dial_domain, encode_dial
 from piecework_protocol.eip712 import Domain
 from piecework_protocol.objects import Endpoint, Route

@@ -8,10 +8,10 @@ import pytest
 
 from piecework.chain.errors import SignerAway
 from piecework.signer.remote import RemoteSigner
-from piecework_node.daemon.recover import recover
-from piecework_node.daemon.registration import prepare_home
 from piecework_node.home import Home
 from piecework_node.journal.sqlite import SqliteJournal
+from piecework_node.operations.recover import recover
+from piecework_node.operations.registration import prepare_home
 from piecework_protocol.types import Timestamp, Uint64, to_hex
 from tests.support.chain.signers import KEY, MARKET, PAYOUT, serving
 from tests.unit.signer.test_statements import NOW, OFFER

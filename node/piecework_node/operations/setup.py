@@ -16,11 +16,11 @@ from piecework.signer.place import socket_path
 from piecework.signer.remote import signer_at
 from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
-from piecework_node.daemon import registration
 from piecework_node.daemon.assembly import connect
-from piecework_node.daemon.registration import RegistrationStep
 from piecework_node.home import Home
 from piecework_node.keys.operator import close_operator, open_operator
+from piecework_node.operations import registration
+from piecework_node.operations.registration import RegistrationStep
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import Address, Amount, Timestamp, address_hex
 

@@ -1,9 +1,9 @@
 """The worker's gRPC server. It moves bytes: we parse them, and errors are translated only here.
 
-Limits come first. `daemon.front` bounds connections and bytes, `daemon.peers` streams and rates. To
-gRPC every method is a stream, because it hands a unary method its message only when that is whole,
-without a deadline and before anything was counted. A peer sees a typed refusal or a bare INTERNAL.
-It never sees a traceback or an echo of what it sent.
+Limits come first. `job_port.front` bounds connections and bytes, `job_port.peers` streams and
+rates. To gRPC every method is a stream, because it hands a unary method its message only when that
+is whole, without a deadline and before anything was counted. A peer sees a typed refusal or a bare
+INTERNAL. It never sees a traceback or an echo of what it sent.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from grpc_status import rpc_status
 
 from piecework.base.clock import Clock
 from piecework.base.rates import Rate, RateLimiter
-from piecework_node.daemon.front import Front
-from piecework_node.daemon.peers import Abuse, Entrance, Visit
+from piecework_node.job_port.front import Front
+from piecework_node.job_port.peers import Abuse, Entrance, Visit
 from piecework_node.jobs.healing import Healer
 from piecework_node.jobs.offers import OfferBoard
 from piecework_node.jobs.worker import Worker

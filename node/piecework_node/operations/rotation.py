@@ -27,9 +27,6 @@ from piecework.signer.place import socket_path
 from piecework.signer.remote import signer_at
 from piecework_node import config as settings
 from piecework_node.config import WorkerConfig
-from piecework_node.daemon import registration
-from piecework_node.daemon.leaving import Leaver, LeaveStep, StepReport, Watcher, unwatched
-from piecework_node.daemon.owning import OwnerCall, OwnerHands
 from piecework_node.errors import ConfigError
 from piecework_node.home import Home
 from piecework_node.keys.operator import (
@@ -41,6 +38,9 @@ from piecework_node.keys.operator import (
     write_record,
 )
 from piecework_node.keys.tls import create_tls
+from piecework_node.operations import registration
+from piecework_node.operations.leaving import Leaver, LeaveStep, StepReport, Watcher, unwatched
+from piecework_node.operations.owning import OwnerCall, OwnerHands
 from piecework_protocol.objects import Registration
 from piecework_protocol.signing import AsyncSigner
 from piecework_protocol.types import (

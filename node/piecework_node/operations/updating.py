@@ -28,9 +28,9 @@ from urllib.parse import quote
 from piecework.base.files import SYSTEM_DISK, shown
 from piecework.base.text import one_line
 from piecework_node.daemon.admin import ask_daemon
-from piecework_node.daemon.running import drain
 from piecework_node.errors import AdminError, UpdateRefused
 from piecework_node.home import Home
+from piecework_node.operations.running import drain
 
 WHEEL_NAME: Final = re.compile(r"piecework-(?P<version>[0-9][\w.+!]*)(-[^-]+){3,4}\.whl")
 DIGEST: Final = re.compile(r"[0-9a-fA-F]{64}")

@@ -9,7 +9,7 @@ Bounds: connections in total, of one address and a second (`piecework.base.conne
 for the first byte; bytes a second of an address that has never paid; and the bytes that have
 arrived and do not make a whole message yet, over all connections.
 
-What comes through a relay (`daemon.relays`) is a connection like any other. The address that the
+What comes through a relay (`job_port.relays`) is a connection like any other. The address that the
 relay names counts within that relay, and a relay has a bound for all that it brings.
 """
 

@@ -20,8 +20,8 @@ from piecework.base.errors import PieceworkError
 from piecework.base.rates import Rate, RateLimiter
 from piecework.base.text import one_line
 from piecework.chain.errors import SignerError
-from piecework_node.daemon.front import Front, FrontConnection
 from piecework_node.endpoints import split_endpoint
+from piecework_node.job_port.front import Front, FrontConnection
 from piecework_node.runtime.faults import Code, FaultBoard
 from piecework_node.times import now
 from piecework_protocol.dialling import MAX_DIAL_BYTES

@@ -26,7 +26,6 @@ from piecework_node.card_settings import FIRST_CARD
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.admin import ask_daemon
 from piecework_node.daemon.assembly import connect
-from piecework_node.daemon.check_results import CheckResult, Result
 from piecework_node.daemon.engines import checkpoint_of, vllm_settings
 from piecework_node.daemon.owners import machine_senses, owner_rules
 from piecework_node.daemon.reach import (
@@ -38,7 +37,6 @@ from piecework_node.daemon.reach import (
     Sight,
     answering,
 )
-from piecework_node.daemon.relays import RelayAway, RelayCredentials, RelayDeclines, RelayLink
 from piecework_node.daemon.standing import REGISTERED_ADDRESS, REGISTRATION, StandingWatch
 from piecework_node.daemon.surroundings import (
     CLOCK,
@@ -51,6 +49,7 @@ from piecework_node.disputes.leaves import jobs_of_others
 from piecework_node.endpoints import split_endpoint
 from piecework_node.errors import AdminError, ConfigError, JournalLocked
 from piecework_node.home import Home
+from piecework_node.job_port.relays import RelayAway, RelayCredentials, RelayDeclines, RelayLink
 from piecework_node.jobs.offers import PUBLISH_LIMITS, Dates
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.keys.operator import (
@@ -62,6 +61,7 @@ from piecework_node.keys.operator import (
 )
 from piecework_node.keys.tls import load_tls
 from piecework_node.metrics import Metrics
+from piecework_node.operations.check_results import CheckResult, Result
 from piecework_node.owner.causes import describe_heat
 from piecework_node.owner.watch import check_rules
 from piecework_node.runtime.faults import Code, Fault, FaultBoard, Stops, code_of

@@ -21,7 +21,7 @@ from typing import Final, Protocol
 from piecework.base.clock import Clock
 from piecework.base.errors import PieceworkError
 from piecework.base.rates import Rate, RateLimiter
-from piecework_node.daemon.front import Front, FrontConnection
+from piecework_node.job_port.front import Front, FrontConnection
 from piecework_protocol.errors import Reason, Refusal
 from piecework_protocol.types import ChannelId
 

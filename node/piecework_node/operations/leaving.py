@@ -24,8 +24,6 @@ from piecework.chain.sending.transactions import TransactionSender, WouldDo
 from piecework_node import logs
 from piecework_node.config import WorkerConfig
 from piecework_node.daemon.assembly import operator_terms
-from piecework_node.daemon.owning import OwnerCall, OwnerHands
-from piecework_node.daemon.running import drain, is_running, open_journal
 from piecework_node.home import Home
 from piecework_node.jobs.offers import (
     PUBLISH_LIMITS,
@@ -42,6 +40,8 @@ from piecework_node.journal.records import (
 )
 from piecework_node.journal.sqlite import SqliteJournal
 from piecework_node.metrics import Metrics
+from piecework_node.operations.owning import OwnerCall, OwnerHands
+from piecework_node.operations.running import drain, is_running, open_journal
 from piecework_node.runtime.channels import as_seen, is_possible, observation
 from piecework_node.runtime.funding import usable_funding
 from piecework_node.settlement.payouts import META
