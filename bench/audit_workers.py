@@ -277,14 +277,14 @@ def _has_free(canvas: ServedCanvas) -> bool:
 def forged(run: Run, honest: LoadedModel) -> Run:
     """Run another model, then compute the fingerprints with the right one, step by step.
 
-    One batched pass of the right model is all that it costs.
+    One batched pass of the right model is all that it costs. No score looks at log-probabilities.
     """
     forced = ForcedPass(honest)
 
     def forge(canvas: ServedCanvas) -> ServedCanvas:
         opened = canvas.opened(honest.limits)
         seen = forced.figures(canvas.request, opened)
-        apart = np.stack([seen.entropy, seen.log_probability, seen.gap], axis=-1)
+        apart = np.stack([seen.entropy, np.zeros_like(seen.gap), seen.gap], axis=-1)
         prints = [step.fingerprint - apart[index] for index, step in enumerate(opened)]
         records = tuple(
             replace(record, fingerprint=numbers.astype("<f2").tobytes())

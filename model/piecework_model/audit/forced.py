@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,11 +44,9 @@ Flags = npt.NDArray[np.bool_]
 class CanvasFigures:
     """The auditor's numbers beside the worker's. All are [S, C].
 
-    entropy, log_probability, gap: the worker's less the auditor's, as in the fingerprint (nats, and
-        scaled logits).
+    entropy, gap: the worker's less the auditor's, as in the fingerprint (nats, and scaled logits).
     level: the auditor's entropy in nats. Errors grow with it.
-    known: whether the sampled token is known, because it was accepted. Elsewhere the
-        log-probability is that of the token which the auditor samples, often the same.
+    known: whether the sampled token is known, because it was accepted.
     distance: of an accepted position's uniform to the interval that its token has in the auditor's
         cumulative distribution. 0 inside of it. NaN where the token is not known.
     deficit: by how much the auditor's logit of the worker's argmax is below the auditor's largest.
@@ -59,7 +57,6 @@ class CanvasFigures:
     """
 
     entropy: Floats
-    log_probability: Floats
     gap: Floats
     level: Floats
     known: Flags
@@ -203,32 +200,34 @@ class ForcedPass:
         return _compared(steps, scores[0].cpu().numpy(), scores[1], free, rows.temperatures[::size])
 
     def _scored(self, states: Tensor, rows: _Rows) -> tuple[Tensor, Tensor]:
-        """Compute a tile's numbers [P, 5], as `_compared` takes them, and soft embeddings
+        """Compute a tile's numbers [P, 4], as `_compared` takes them, and soft embeddings
         [P, H].
+
+        The sampler's formulas without a draw: an accepted token is known, and no score asks what
+        would be drawn elsewhere. Its order of operations is the engine's own, and is not needed.
         """
-        device = self._device
-        temperatures, uniforms, tokens, known, argmax = rows.on(device)
+        temperatures, uniforms, tokens, known, argmax = rows.on(self._device)
         raw = self._head(states)
-        output = sampler.sample(raw, temperatures, self._cap, uniforms)
-        if not bool(torch.isfinite(output.entropy).all()):
-            raise NonFiniteError
-        exact = output.probabilities
-        if exact.dtype is not torch.float32:  # those are rounded
-            logits = torch.tanh(raw.to(torch.float32) / self._cap) * self._cap
-            exact = torch.softmax(logits / temperatures[:, None], dim=-1)
-        asked = torch.where(known, tokens, output.sampled)
+        least, most = torch.aminmax(raw, dim=-1)
+        if not bool((torch.isfinite(least) & torch.isfinite(most)).all()):
+            raise NonFiniteError  # tanh would hide an infinity
+        logits = raw.to(torch.float32).div(self._cap).tanh_()
+        logits.mul_((self._cap / temperatures)[:, None])
+        exact = torch.softmax(logits, dim=-1)
+        seen = exact
+        if raw.dtype is not torch.float32:  # as the worker rounds them
+            seen = logits.to(raw.dtype).softmax(dim=-1, dtype=torch.float32).to(raw.dtype)
+        largest, place = logits.max(-1)
+        expected = torch.linalg.vecdot(exact, logits)
+        deficit = largest - _at(logits, argmax)
+        second = logits.scatter_(-1, place[:, None], -torch.inf).amax(-1)
         distance = torch.full_like(uniforms, torch.nan)
         # One position in fifteen: each is accepted once in all steps, and the sums cost much.
         distance[known] = _distance(exact[known], tokens[known], uniforms[known])
-        own, most = _at(exact, asked), _at(exact, output.argmax)
-        numbers = (
-            output.entropy,
-            own.clamp_min(_TINY).log(),
-            output.gap,
-            (most / _at(exact, argmax).clamp_min(_TINY)).log(),
-            distance,
-        )
-        soft = self._soft_product(output.probabilities) * self._scale
+        # The logarithm of the sum is the largest logit less its log-probability.
+        entropy = largest - _at(exact, place).log() - expected
+        numbers = entropy, largest - second, deficit, distance
+        soft = self._soft_product(seen) * self._scale
         return torch.stack([number.to(torch.float64) for number in numbers], dim=-1), soft
 
 
@@ -279,10 +278,6 @@ def _rows(
     )
 
 
-_TINY: Final = 1e-30
-"""A probability. Smaller ones count as this, so that a logarithm is finite."""
-
-
 def _at(values: Tensor, columns: Tensor) -> Tensor:
     """Take one value [P] of each row [P, V]."""
     return values.gather(1, columns[:, None])[:, 0]
@@ -307,9 +302,9 @@ def _compared(
     free: Flags,
     temperature: Floats,
 ) -> CanvasFigures:
-    """Put the worker's numbers beside the auditor's [S, C, 5] and soft embeddings [S, C, H]."""
+    """Put the worker's numbers beside the auditor's [S, C, 4] and soft embeddings [S, C, H]."""
     opened = [step.opened for step in steps]
-    entropy, log_probability, gap, deficit, distance = np.moveaxis(numbers, -1, 0)
+    entropy, gap, deficit, distance = np.moveaxis(numbers, -1, 0)
     prints = np.stack([step.fingerprint for step in opened])
     accepted = np.stack([step.accepted for step in opened]) & free
     shown = [
@@ -317,7 +312,6 @@ def _compared(
     ]
     return CanvasFigures(
         entropy=(prints[..., 0] - entropy).astype(np.float32),
-        log_probability=(prints[..., 1] - log_probability).astype(np.float32),
         gap=(prints[..., 2] - gap).astype(np.float32),
         level=entropy.astype(np.float32),
         known=accepted,

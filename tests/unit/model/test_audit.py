@@ -24,7 +24,7 @@ from piecework_model.audit.scores import (
     scores,
 )
 from piecework_model.checkpoint.loading import LoadedModel, load
-from piecework_model.errors import InvalidRequestError, OpeningError
+from piecework_model.errors import InvalidRequestError, NonFiniteError, OpeningError
 from piecework_model.requests import HOLE, GenerationRequest, ReadSlot
 from piecework_protocol.errors import MalformedInput
 from piecework_protocol.objects import Kind
@@ -286,6 +286,32 @@ def test_a_soft_embedding_that_is_not_the_model_s_is_far(
     found = scores(forced.figures(canvas.request, opened)).soft
     honest = scores(figures(forced, bundled, canvas)).soft
     assert found is not None and honest is not None and found > 10 * honest + 0.01
+
+
+def test_an_auditor_that_rounds_as_the_worker_did_is_nearer_than_another(
+    forced: ForcedPass, bundled: LoadedModel, requests: list[GenerationRequest]
+) -> None:
+    loaded = load(device="cpu", dtype="bfloat16")
+    alike = ForcedPass(loaded)
+    for canvas in serve(loaded, requests[:1]):
+        near, far = figures(alike, loaded, canvas), figures(forced, bundled, canvas)
+        assert np.abs(near.gap).mean() < 0.8 * np.abs(far.gap).mean()
+        assert np.nanmean(near.soft) < 0.8 * np.nanmean(far.soft)
+        assert np.nanmax(near.distance, initial=0) < 0.05
+
+
+def test_a_logit_that_is_infinite_gives_no_numbers(shown: list[ServedCanvas]) -> None:
+    """The cap on logits would hide it."""
+    canvas, loaded = shown[0], load(device="cpu", dtype="float32")
+    opened = canvas.opened(loaded.limits)
+    known = set(canvas.request.prompt_ids).union(*(step.before.tolist() for step in opened))
+    unused = max(set(range(loaded.limits.vocab_size)) - known)
+    weight = loaded.model.lm_head.weight
+    with torch.no_grad():
+        weight[unused] = 0
+        weight[unused, 0] = torch.finfo(torch.float32).max
+    with pytest.raises(NonFiniteError):
+        ForcedPass(loaded).figures(canvas.request, opened)
 
 
 # Openings
